@@ -1,0 +1,45 @@
+# Everything runs from a virtual environment that the first target makes; python3 (3.11 or newer), git and make are enough.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export UV_COMPILE_BYTECODE := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+UV := uv==0.13.9
+
+.PHONY: setup reproduce snakemake record test lint lock ui clean
+
+setup: .venv/installed                    ## install the locked environment
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vpd needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(UV)
+	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes --quiet requirements.lock
+	.venv/bin/python -m pip install --quiet $(UV)
+	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation --quiet --editable .
+	touch $@
+
+reproduce: setup                          ## every table and figure, with DVC
+	dvc repro
+
+snakemake: setup                          ## the same with Snakemake, on all cores
+	snakemake --cores all
+
+record: setup                             ## tell DVC about results that Snakemake made
+	dvc commit --force --quiet
+
+test: setup                               ## all tests, the smoke scale by both orchestrators included
+	sh tests/system-packages.sh
+	pytest -n 2 --dist loadfile
+
+lint: setup                               ## style of code and workflow
+	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && snakemake --lint
+
+lock: setup                               ## pin all dependencies anew
+	uv pip compile pyproject.toml --extra test --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
+
+ui: setup                                 ## open the MLflow UI on the local runs
+	mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+clean:                                    ## remove everything that the workflow made
+	rm -rf data checkpoints results/*/runs .vpd logs .snakemake

@@ -1,0 +1,199 @@
+"""The ``vpd`` command: one subcommand per stage of the workflow. It parses, calls and writes; paths come from the caller.
+
+Heavy packages are imported inside the commands, so that ``vpd --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+
+from vpd.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 for a mistake the user can cure, 130 when interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except UserError as mistake:
+        print(f"vpd: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vpd: interrupted; run the same command again to go on from the last saved state", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"vpd: the disk is full while writing {error.filename or 'a file'}; free some space", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="vpd", description=__doc__.split(":")[0], allow_abbrev=False)
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = _command(commands, "show", _show, "print an experiment's resolved spec, or the matrix")
+    command.add_argument("name", nargs="?", help="experiment; without it the matrix is listed")
+    _params(command)
+
+    command = _command(commands, "data", _data, "draw a dataset of the miniature world, or check a real one")
+    command.add_argument("name", help="dataset, as in params.yaml")
+    _params(command, protocol=False)
+    _paths(command, "out", "timing")
+
+    command = _command(commands, "pretrain", _pretrain, "pre-train the small Stable Diffusion")
+    _params(command, protocol=False)
+    _paths(command, "data", "out", "state", "timing")
+
+    command = _command(commands, "checkpoint", _checkpoint, "take or check one Stable Diffusion checkpoint")
+    command.add_argument("name", help="checkpoint, as in params.yaml")
+    _params(command, protocol=False)
+    _paths(command, "pretraining", "out", "timing")
+
+    command = _command(commands, "train", _train, "train one experiment, all its seeds")
+    command.add_argument("name", help="experiment, as in params.yaml")
+    command.add_argument("--live", metavar="URI", default=os.environ.get("VPD_LIVE"), help="MLflow server to log to live")
+    _params(command)
+    _paths(command, "data", "checkpoint", "runs", "spec", "history", "state", "timing")
+
+    command = _command(commands, "evaluate", _evaluate, "measure one experiment, all its seeds")
+    command.add_argument("name", help="experiment, for the progress display")
+    _paths(command, "spec", "data", "checkpoint", "runs", "metrics", "panels", "state", "timing")
+
+    command = _command(commands, "report", _report, "write every table and figure beside the paper's numbers")
+    _params(command)
+    _paths(command, "results", "pretraining", "previews", "out")
+
+    command = _command(commands, "track", _track, "log all results to MLflow, without duplicates")
+    _params(command)
+    _paths(command, "results")
+    command.add_argument("--out", type=Path, help="JSON summary to write")
+    command.add_argument("--uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), help="MLflow store")
+    command.add_argument("--if-reachable", action="store_true", help="succeed with a note when the server is down")
+    return top
+
+
+def _version() -> str:
+    from vpd import __version__
+
+    return __version__
+
+
+def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    command.set_defaults(run=run)
+    return command
+
+
+def _params(command: argparse.ArgumentParser, protocol: bool = True) -> None:
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters (default: %(default)s)")
+    command.add_argument("--scale", help="instead of the file's own")
+    command.set_defaults(protocol=None)
+    if protocol:
+        command.add_argument("--protocol", help="instead of the file's own")
+
+
+def _paths(command: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        command.add_argument(f"--{name}", type=Path, required=True, metavar="PATH")
+
+
+def _load(options: argparse.Namespace):
+    from vpd.params import load_params
+
+    return load_params(options.params, options.scale, options.protocol)
+
+
+def _show(options: argparse.Namespace) -> None:
+    params = _load(options)
+    if options.name:
+        print(params.resolve(options.name).model_dump_json(indent=1))
+        return
+    for name, line in params.experiments.items():
+        print(f"{name:20} {line.task:13} {line.variant or line.dataset:9} {line.checkpoint:8} {line.schedule}")
+
+
+def _timed(path: Path, stage: str, name: str, started: float, **more) -> None:
+    """Record how long a stage took: ``{"stage", "name", "seconds", "peak_mb", ...}``."""
+    import resource
+
+    from vpd.files import write_json
+
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    seconds = round(time.monotonic() - started, 2)
+    write_json(path, {"stage": stage, "name": name, "seconds": seconds, "peak_mb": round(peak), **more})
+
+
+def _data(options: argparse.Namespace) -> None:
+    started, spec = time.monotonic(), _load(options).dataset(options.name)
+    from vpd.data import prepare
+
+    prepare(options.name, spec, options.out)
+    _timed(options.timing, "data", options.name, started)
+    print(f"{options.name} is ready; look at {options.out / 'preview.png'}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    started, spec = time.monotonic(), _load(options).pretraining
+    from vpd.checkpoints.pretrain import pretrain
+
+    pretrain(spec, options.data, options.out, options.state)
+    _timed(options.timing, "pretrain", "pretraining", started, steps=max(spec.milestones.values(), default=0))
+
+
+def _checkpoint(options: argparse.Namespace) -> None:
+    started, spec = time.monotonic(), _load(options).checkpoint(options.name)
+    from vpd.checkpoints.assemble import assemble
+
+    assemble(options.name, spec, options.pretraining, options.out)
+    _timed(options.timing, "checkpoint", options.name, started)
+
+
+def _train(options: argparse.Namespace) -> None:
+    started, spec = time.monotonic(), _load(options).resolve(options.name)
+    from vpd.jobs import train_seeds
+
+    steps = train_seeds(spec, options)
+    _timed(options.timing, "train", options.name, started, steps=steps, seeds=len(spec.seeds))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from vpd.spec import load_spec
+
+    started, spec = time.monotonic(), load_spec(options.spec)
+    from vpd.jobs import evaluate_seeds
+
+    evaluate_seeds(spec, options)
+    _timed(options.timing, "evaluate", options.name, started, seeds=len(spec.seeds))
+
+
+def _report(options: argparse.Namespace) -> None:
+    params = _load(options)
+    from vpd.report.write import write_report
+
+    previews = {name: options.previews / name / "preview.png" for name in params.datasets}
+    write_report(params, options.results, options.pretraining, previews, options.out)
+    print(f"the report is {options.out / 'REPORT.md'}")
+
+
+def _track(options: argparse.Namespace) -> None:
+    params = _load(options)
+    from vpd.tracking import sync
+
+    summary = sync(options.results, params, options.uri, strict=not options.if_reachable)
+    print(summary)
+    if options.out:
+        from vpd.files import write_json
+
+        write_json(options.out, summary.as_dict())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

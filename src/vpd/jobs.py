@@ -1,0 +1,114 @@
+"""What one workflow job does with the seeds of its experiment: side by side where cores allow, then gathered."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from vpd.files import atomic_path, read_json, sha256, write_json, write_text
+from vpd.spec import Spec
+
+PR_SET_PDEATHSIG = 1
+
+
+def available_threads() -> int:
+    """CPU threads this job may use: OMP_NUM_THREADS where set (Snakemake sets it per job), else all of the process's."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
+
+
+def workers(spec: Spec) -> int:
+    """Seeds to run at once; one unless the spec fixes the threads of each."""
+    threads = spec.training.threads
+    return max(1, min(len(spec.seeds), available_threads() // threads)) if threads else 1
+
+
+def side_by_side(function: Callable[..., Any], jobs: Sequence[tuple], count: int) -> list[Any]:
+    """Call ``function(*job)`` for every job, ``count`` at a time in processes of their own; results in order."""
+    if count == 1:
+        return [function(*job) for job in jobs]
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the parent dies, so that no orphan goes on writing."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def use_threads(spec: Spec) -> None:
+    """Fix torch's CPU threads to the spec's, since their number changes the last bits of sums."""
+    import torch
+
+    if spec.training.threads:
+        torch.set_num_threads(spec.training.threads)
+
+
+def train_seeds(spec: Spec, options: argparse.Namespace) -> int:
+    """Train every seed of ``spec``; write histories, run manifest and spec; return the steps of one seed."""
+    runs: Path = options.runs
+    jobs = [
+        (spec, seed, options.data, options.checkpoint, runs / f"seed{seed}", options.state / f"seed{seed}", options.live)
+        for seed in spec.seeds
+    ]
+    side_by_side(_train_seed, jobs, workers(spec))
+    manifests = {f"seed{seed}": read_json(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds}
+    write_json(
+        runs / "manifest.json",
+        {
+            "spec": spec.digest(),
+            "data": sha256(options.data / "manifest.json"),
+            "checkpoint": sha256(options.checkpoint / "manifest.json"),
+            "seeds": manifests,
+        },
+    )
+    gather_history(runs, spec.seeds, options.history)
+    write_text(options.spec, spec.model_dump_json(indent=1) + "\n")
+    return next(iter(manifests.values()))["steps"]
+
+
+def _train_seed(spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, state: Path, live: str | None) -> None:
+    use_threads(spec)
+    from vpd.training import train
+
+    observers = []
+    if live:
+        from vpd.tracking import Live
+
+        observers.append(Live(live, spec, seed))
+    train(spec, seed, data, checkpoint, out, state, observers)
+
+
+def gather_history(runs: Path, seeds: Sequence[int], out: Path) -> None:
+    """Join the seeds' histories into one CSV with the seed as its first column."""
+    with atomic_path(out) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for position, seed in enumerate(seeds):
+            with open(runs / f"seed{seed}" / "history.csv", newline="") as history:
+                header, *rows = csv.reader(history)
+            if position == 0:
+                writer.writerow(["seed", *header])
+            writer.writerows([seed, *row] for row in rows)
+
+
+def evaluate_seeds(spec: Spec, options: argparse.Namespace) -> None:
+    """Measure every seed and milestone of ``spec``; write the metrics and the panels."""
+    use_threads(spec)
+    from vpd.evaluation import evaluate
+
+    evaluate(
+        spec, options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state
+    )

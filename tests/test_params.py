@@ -1,0 +1,150 @@
+"""params.yaml resolves to specs, and every mistake in it ends in one sentence that names the key and the cure."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vpd.errors import UserError
+from vpd.params import load_params, merge
+
+ROOT = Path(__file__).parent.parent
+SCALES = ("smoke", "mini", "paper")
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """A function that writes a changed copy of params.yaml and returns its path."""
+
+    def edit(change):
+        document = yaml.safe_load((ROOT / "params.yaml").read_text())
+        change(document)
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    return edit
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("protocol", ["official", "paper"])
+def test_every_experiment_resolves(scale, protocol):
+    params = load_params(ROOT / "params.yaml", scale, protocol)
+    specs = [params.resolve(name) for name in params.experiments]
+    assert len({spec.digest() for spec in specs}) == len(specs)
+
+
+def test_paper_scale_has_the_papers_numbers():
+    spec = load_params(ROOT / "params.yaml", "paper").resolve("seg-full")
+    assert (spec.training.steps, spec.training.batch_size, spec.training.optimizer.lr) == (80000, 16, 8e-5)
+    assert spec.training.schedule.warmup * 80000 == 1500
+    assert load_params(ROOT / "params.yaml", "paper").resolve("seg-fast").training.schedule.warmup * 8000 == 150
+    depth = load_params(ROOT / "params.yaml", "paper").resolve("depth-full").training
+    assert depth.optimizer.lr * depth.schedule.min_ratio == pytest.approx(3e-5)
+    assert depth.epochs * depth.schedule.peak == pytest.approx(12)
+
+
+def test_protocols_differ_where_fidelity_says():
+    official, paper = (load_params(ROOT / "params.yaml", "paper", name).resolve("seg-full") for name in ("official", "paper"))
+    assert (official.model.timestep, paper.model.timestep) == (1, 0)
+    assert (official.training.loss.average, paper.training.loss.average) == ("all-pixels", "valid-pixels")
+    assert (len(official.training.optimizer.lr_rules), len(paper.training.optimizer.lr_rules)) == (2, 1)
+
+
+def test_table5_rows_differ_only_in_what_they_ablate():
+    params = load_params(ROOT / "params.yaml", "mini")
+    full, mid = params.resolve("seg-fast"), params.resolve("seg-mid")
+    assert mid.model.attention.places == ("mid",)
+    # seg-fast also measures multi-scale, for Table 2; training is the same.
+    assert mid.training == full.training
+    assert mid.model.model_copy(update={"attention": full.model.attention}) == full.model
+
+
+def test_merge_replaces_lists_and_keeps_neighbours():
+    base = {"a": {"x": [1, 2], "y": 1}, "b": 1}
+    assert merge(base, {"a": {"x": [3]}}) == {"a": {"x": [3], "y": 1}, "b": 1}
+    assert base["a"]["x"] == [1, 2]
+
+
+def _set(path, value):
+    def change(document):
+        *parents, last = path
+        for key in parents:
+            document = document[key]
+        document[last] = value
+
+    return change
+
+
+MISTAKES = {
+    "misspelt section": (_set(["protcols"], {}), r"params\.yaml: protcols is not a known key; did you mean 'protocols'"),
+    "misspelt key of a line": (_set(["experiments", "seg-up", "schedul"], "x"), r"experiments\.seg-up\.schedul is not .* 'schedule'"),
+    "misspelt model key": (
+        _set(["experiments", "seg-up", "model"], {"attention": {"plases": ["up"]}}),
+        r"experiments\.seg-up: model\.attention\.plases is not a known key; did you mean 'places'",
+    ),
+    "misspelt key of a scale": (
+        _set(["scales", "mini", "tasks", "depth", "training", "batchsize"], 1),
+        r"experiments\.depth-full: training\.batchsize is not a known key; did you mean 'batch_size'",
+    ),
+    "missing checkpoint": (
+        _set(["experiments", "seg-up", "checkpoint"], "sd-1-6"),
+        r"experiments\.seg-up: unknown checkpoint 'sd-1-6'; did you mean 'sd-1-[1-5]'",
+    ),
+    "missing dataset": (_set(["experiments", "depth-fast", "dataset"], "nyu"), r"unknown dataset 'nyu'; did you mean 'nyuv2'"),
+    "missing schedule": (_set(["experiments", "depth-fast", "schedule"], "fats"), r"unknown schedule 'fats'; did you mean 'fast'"),
+    "missing seeds": (_set(["experiments", "depth-fast", "seeds"], "claim"), r"unknown seeds 'claim'; did you mean 'claims'"),
+    "unknown scale": (_set(["scale"], "minni"), r"unknown scale 'minni'; did you mean 'mini'"),
+    "unknown protocol": (_set(["protocol"], "offical"), r"unknown protocol 'offical'; did you mean 'official'"),
+    "unknown place": (
+        _set(["experiments", "seg-up", "model", "attention", "places"], ["upp"]),
+        r"model\.attention\.places\.0: .*'down', 'mid' or 'up'.*found 'upp'",
+    ),
+    "wrong type": (_set(["scales", "mini", "datasets", "ade20k", "draw", "training"], "many"), r"draw\.training: .*found 'many'"),
+    "steps and epochs": (
+        _set(["scales", "mini", "tasks", "depth", "training", "steps"], 5),
+        r"training needs either steps or epochs, found steps=5 and epochs=6",
+    ),
+    "milestone nobody trains": (_set(["scales", "mini", "pretraining", "milestones"], {"sd-1-1": 5}), r"unknown pre-training milestone 'sd-1-2'"),
+    "scale's schedule nobody has": (
+        _set(["scales", "mini", "tasks", "depth", "schedules"], {"quick": {}}),
+        r"scales\.mini\.tasks\.depth\.schedules: unknown schedule 'quick'",
+    ),
+    "table names no experiment": (
+        lambda document: document["tables"]["table1"]["rows"][0].update(experiment="seg-fulll"),
+        r"unknown experiment 'seg-fulll'; did you mean 'seg-full'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_sentence(edited, mistake):
+    change, sentence = MISTAKES[mistake]
+    path = edited(change)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_key_written_twice_is_refused(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text + "\nscale: smoke\n")
+    with pytest.raises(UserError, match="the key 'scale' stands twice"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_command_line_says_it_without_a_traceback(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    done = subprocess.run([sys.executable, "-m", "vpd", "show", "seg-fst"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vpd: params.yaml: unknown experiment 'seg-fst'; did you mean 'seg-fast'?")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from vpd.cli import parser; parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pandas", "mlflow", "diffusers", "transformers", "numpy", "pydantic"} & set(loaded)

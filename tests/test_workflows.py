@@ -1,0 +1,91 @@
+"""dvc.yaml and the Snakefile describe the same graph: the same commands, outputs and inputs."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from vpd.params import load_params
+
+ROOT = Path(__file__).parent.parent
+CODE = re.compile(r"^src/vpd/")
+
+
+@pytest.fixture(scope="module")
+def dvc_stages():
+    """Command -> (name, outputs, inputs) of every DVC stage, at the scale that params.yaml names."""
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        return {
+            " ".join(stage.cmd.split()): (
+                stage.addressing,
+                {out.def_path for out in stage.outs},
+                {dep.def_path for dep in stage.deps if dep.def_path != "params.yaml"},
+            )
+            for stage in repo.index.stages
+        }
+
+
+@pytest.fixture(scope="module")
+def snakemake_jobs():
+    """Command -> (rule, outputs, inputs) of every Snakemake job, without its log."""
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+    with (
+        contextlib.chdir(ROOT),
+        SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=ROOT / "Snakefile")
+        workflow.dag(dag_settings=DAGSettings(forceall=True)).printrulegraph()
+        jobs = [job for job in workflow._workflow.dag.jobs if job.shellcmd]
+        return {
+            " ".join(job.shellcmd.split(" 2>&1 ")[0].split()): (job.rule.name, set(map(str, job.output)), set(map(str, job.input)))
+            for job in jobs
+        }
+
+
+def covered(path, declared):
+    """Whether a declared file or folder holds ``path``."""
+    return any(path == whole or path.startswith(whole + "/") for whole in declared)
+
+
+def test_same_commands(dvc_stages, snakemake_jobs):
+    assert set(dvc_stages) == set(snakemake_jobs)
+
+
+def test_stage_names_are_rule_names(dvc_stages, snakemake_jobs):
+    assert {cmd: name.split("@")[0] for cmd, (name, _, _) in dvc_stages.items()} == {
+        cmd: rule for cmd, (rule, _, _) in snakemake_jobs.items()
+    }
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["outputs", "inputs"])
+def test_same_files(dvc_stages, snakemake_jobs, which):
+    """Each of Snakemake's files lies in one that DVC declares, and each of DVC's holds one of Snakemake's."""
+    for command, stage in dvc_stages.items():
+        job = snakemake_jobs[command]
+        assert [path for path in sorted(job[which]) if not covered(path, stage[which])] == [], f"not in dvc.yaml: {command}"
+        assert [path for path in sorted(stage[which]) if not any(covered(file, {path}) for file in job[which])] == [], (
+            f"not in the Snakefile: {command}"
+        )
+
+
+def test_both_hold_the_whole_matrix(dvc_stages):
+    params = load_params(ROOT / "params.yaml")
+    names = {name for name, _, _ in dvc_stages.values()}
+    wanted = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in params.experiments}
+    wanted |= {f"data@{name}" for name in params.datasets} | {f"checkpoint@{name}" for name in params.checkpoints}
+    assert names == wanted | {"pretrain", "report", "track"}
+
+
+def test_code_that_a_stage_runs_reruns_it(dvc_stages):
+    """A stage depends on the packages its command imports; the report's code never retrains anything."""
+    for name, _, inputs in dvc_stages.values():
+        code = {path for path in inputs if CODE.match(path)}
+        assert code, name
+        assert ("src/vpd/report" in code) == (name == "report")

@@ -1,0 +1,43 @@
+rule pretrain:
+    input:
+        data=f"data/{SCALE}/{PARAMS.pretraining.dataset}/manifest.json",
+        code=code("checkpoints"),
+    output:
+        manifest=f"checkpoints/{SCALE}/pretraining/manifest.json",
+        timing=f"results/{SCALE}/timing/pretrain/pretraining.json",
+    log:
+        f"logs/{SCALE}/pretrain.log",
+    conda:
+        "../../environment.yml"
+    threads: PARAMS.pretraining.threads
+    params:
+        scale=SCALE,
+        data=lambda wildcards, input: folder(input.data),
+        out=lambda wildcards, output: folder(output.manifest),
+        state=f".vpd/{SCALE}/pretrain",
+        spec=PARAMS.pretraining.model_dump_json(),
+    shell:
+        "vpd pretrain --scale {params.scale} --data {params.data} --out {params.out}"
+        " --state {params.state} --timing {output.timing} 2>&1 | tee {log}"
+
+
+rule checkpoint:
+    input:
+        pretraining=rules.pretrain.output.manifest,
+        code=code("checkpoints"),
+    output:
+        manifest=f"checkpoints/{SCALE}/{{checkpoint}}/manifest.json",
+        timing=f"results/{SCALE}/timing/checkpoint/{{checkpoint}}.json",
+    log:
+        f"logs/{SCALE}/checkpoint/{{checkpoint}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        scale=SCALE,
+        pretraining=lambda wildcards, input: folder(input.pretraining),
+        out=lambda wildcards, output: folder(output.manifest),
+        spec=lambda wildcards: PARAMS.checkpoint(wildcards.checkpoint).model_dump_json(),
+    shell:
+        "vpd checkpoint {wildcards.checkpoint} --scale {params.scale} --pretraining {params.pretraining}"
+        " --out {params.out} --timing {output.timing} 2>&1 | tee {log}"

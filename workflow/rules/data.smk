@@ -1,0 +1,18 @@
+rule data:
+    input:
+        code("data"),
+    output:
+        manifest=f"data/{SCALE}/{{dataset}}/manifest.json",
+        preview=f"data/{SCALE}/{{dataset}}/preview.png",
+        timing=f"results/{SCALE}/timing/data/{{dataset}}.json",
+    log:
+        f"logs/{SCALE}/data/{{dataset}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        scale=SCALE,
+        out=lambda wildcards, output: folder(output.manifest),
+        spec=lambda wildcards: PARAMS.dataset(wildcards.dataset).model_dump_json(),
+    shell:
+        "vpd data {wildcards.dataset} --scale {params.scale} --out {params.out} --timing {output.timing} 2>&1 | tee {log}"

@@ -1,0 +1,27 @@
+rule evaluate:
+    input:
+        spec=f"results/{SCALE}/specs/{{name}}.json",
+        data=lambda wildcards: f"data/{SCALE}/{SPECS[wildcards.name].dataset}/manifest.json",
+        checkpoint=lambda wildcards: f"checkpoints/{SCALE}/{SPECS[wildcards.name].checkpoint}/manifest.json",
+        runs=f"results/{SCALE}/runs/{{name}}/manifest.json",
+        code=code("data", "models", "evaluation"),
+    output:
+        metrics=f"results/{SCALE}/metrics/{{name}}.json",
+        predictions=f"results/{SCALE}/panels/{{name}}/predictions.png",
+        timing=f"results/{SCALE}/timing/evaluate/{{name}}.json",
+    log:
+        f"logs/{SCALE}/evaluate/{{name}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        data=lambda wildcards, input: folder(input.data),
+        checkpoint=lambda wildcards, input: folder(input.checkpoint),
+        runs=lambda wildcards, input: folder(input.runs),
+        panels=lambda wildcards, output: folder(output.predictions),
+        state=f".vpd/{SCALE}/evaluate/{{name}}",
+    shell:
+        "vpd evaluate {wildcards.name} --spec {input.spec} --data {params.data}"
+        " --checkpoint {params.checkpoint} --runs {params.runs}"
+        " --metrics {output.metrics} --panels {params.panels}"
+        " --state {params.state} --timing {output.timing} 2>&1 | tee {log}"

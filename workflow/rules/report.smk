@@ -1,0 +1,59 @@
+rule report:
+    input:
+        metrics=per_experiment(rules.evaluate.output.metrics),
+        predictions=per_experiment(rules.evaluate.output.predictions),
+        history=per_experiment(rules.train.output.history),
+        timing=per_experiment(rules.train.output.timing)
+        + per_experiment(rules.evaluate.output.timing),
+        pretraining=rules.pretrain.output.manifest,
+        previews=expand(rules.data.output.preview, dataset=PARAMS.datasets),
+        code=code("report"),
+    output:
+        report=f"results/{SCALE}/REPORT.md",
+        cells=f"results/{SCALE}/tables/cells.csv",
+        figure3=f"results/{SCALE}/figures/figure3.svg",
+    log:
+        f"logs/{SCALE}/report.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        scale=SCALE,
+        protocol=PROTOCOL,
+        results=lambda wildcards, output: folder(output.report),
+        pretraining=lambda wildcards, input: folder(input.pretraining),
+        previews=lambda wildcards, input: folder(folder(input.previews[0])),
+        layout=[
+            PARAMS.document.model_dump_json(
+                include={"experiments", "tables", "figures", "tolerances"}
+            )
+        ],
+    shell:
+        "vpd report --scale {params.scale} --protocol {params.protocol} --results {params.results} --pretraining {params.pretraining}"
+        " --previews {params.previews} --out {params.results} 2>&1 | tee {log}"
+
+
+rule track:
+    input:
+        specs=per_experiment(rules.train.output.spec),
+        metrics=per_experiment(rules.evaluate.output.metrics),
+        history=per_experiment(rules.train.output.history),
+        predictions=per_experiment(rules.evaluate.output.predictions),
+        report=rules.report.output.report,
+        cells=rules.report.output.cells,
+        figure3=rules.report.output.figure3,
+        code=code("tracking"),
+    output:
+        summary=f".vpd/{SCALE}/tracked.json",
+    log:
+        f"logs/{SCALE}/track.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        scale=SCALE,
+        protocol=PROTOCOL,
+        results=lambda wildcards, input: folder(input.report),
+    shell:
+        "vpd track --scale {params.scale} --protocol {params.protocol} --results {params.results} --if-reachable"
+        " --out {output.summary} 2>&1 | tee {log}"
