@@ -48,7 +48,9 @@ def test_paper_scale_has_the_papers_numbers():
 
 
 def test_protocols_differ_where_fidelity_says():
-    official, paper = (load_params(ROOT / "params.yaml", "paper", name).resolve("seg-full") for name in ("official", "paper"))
+    official, paper = (
+        load_params(ROOT / "params.yaml", "paper", name).resolve("seg-full") for name in ("official", "paper")
+    )
     assert (official.model.timestep, paper.model.timestep) == (1, 0)
     assert (official.training.loss.average, paper.training.loss.average) == ("all-pixels", "valid-pixels")
     assert (len(official.training.optimizer.lr_rules), len(paper.training.optimizer.lr_rules)) == (2, 1)
@@ -80,8 +82,14 @@ def _set(path, value):
 
 
 MISTAKES = {
-    "misspelt section": (_set(["protcols"], {}), r"params\.yaml: protcols is not a known key; did you mean 'protocols'"),
-    "misspelt key of a line": (_set(["experiments", "seg-up", "schedul"], "x"), r"experiments\.seg-up\.schedul is not .* 'schedule'"),
+    "misspelt section": (
+        _set(["protcols"], {}),
+        r"params\.yaml: protcols is not a known key; did you mean 'protocols'",
+    ),
+    "misspelt key of a line": (
+        _set(["experiments", "seg-up", "schedul"], "x"),
+        r"experiments\.seg-up\.schedul is not .* 'schedule'",
+    ),
     "misspelt model key": (
         _set(["experiments", "seg-up", "model"], {"attention": {"plases": ["up"]}}),
         r"experiments\.seg-up: model\.attention\.plases is not a known key; did you mean 'places'",
@@ -94,21 +102,36 @@ MISTAKES = {
         _set(["experiments", "seg-up", "checkpoint"], "sd-1-6"),
         r"experiments\.seg-up: unknown checkpoint 'sd-1-6'; did you mean 'sd-1-[1-5]'",
     ),
-    "missing dataset": (_set(["experiments", "depth-fast", "dataset"], "nyu"), r"unknown dataset 'nyu'; did you mean 'nyuv2'"),
-    "missing schedule": (_set(["experiments", "depth-fast", "schedule"], "fats"), r"unknown schedule 'fats'; did you mean 'fast'"),
-    "missing seeds": (_set(["experiments", "depth-fast", "seeds"], "claim"), r"unknown seeds 'claim'; did you mean 'claims'"),
+    "missing dataset": (
+        _set(["experiments", "depth-fast", "dataset"], "nyu"),
+        r"unknown dataset 'nyu'; did you mean 'nyuv2'",
+    ),
+    "missing schedule": (
+        _set(["experiments", "depth-fast", "schedule"], "fats"),
+        r"unknown schedule 'fats'; did you mean 'fast'",
+    ),
+    "missing seeds": (
+        _set(["experiments", "depth-fast", "seeds"], "claim"),
+        r"unknown seeds 'claim'; did you mean 'claims'",
+    ),
     "unknown scale": (_set(["scale"], "minni"), r"unknown scale 'minni'; did you mean 'mini'"),
     "unknown protocol": (_set(["protocol"], "offical"), r"unknown protocol 'offical'; did you mean 'official'"),
     "unknown place": (
         _set(["experiments", "seg-up", "model", "attention", "places"], ["upp"]),
         r"model\.attention\.places\.0: .*'down', 'mid' or 'up'.*found 'upp'",
     ),
-    "wrong type": (_set(["scales", "mini", "datasets", "ade20k", "draw", "training"], "many"), r"draw\.training: .*found 'many'"),
+    "wrong type": (
+        _set(["scales", "mini", "datasets", "ade20k", "draw", "training"], "many"),
+        r"draw\.training: .*found 'many'",
+    ),
     "steps and epochs": (
         _set(["scales", "mini", "tasks", "depth", "training", "steps"], 5),
         r"training needs either steps or epochs, found steps=5 and epochs=6",
     ),
-    "milestone nobody trains": (_set(["scales", "mini", "pretraining", "milestones"], {"sd-1-1": 5}), r"unknown pre-training milestone 'sd-1-2'"),
+    "milestone nobody trains": (
+        _set(["scales", "mini", "pretraining", "milestones"], {"sd-1-1": 5}),
+        r"unknown pre-training milestone 'sd-1-2'",
+    ),
     "scale's schedule nobody has": (
         _set(["scales", "mini", "tasks", "depth", "schedules"], {"quick": {}}),
         r"scales\.mini\.tasks\.depth\.schedules: unknown schedule 'quick'",
@@ -138,7 +161,9 @@ def test_key_written_twice_is_refused(tmp_path):
 
 def test_command_line_says_it_without_a_traceback(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    done = subprocess.run([sys.executable, "-m", "vpd", "show", "seg-fst"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "vpd", "show", "seg-fst"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("vpd: params.yaml: unknown experiment 'seg-fst'; did you mean 'seg-fast'?")
     assert done.stderr.count("\n") == 1

@@ -44,7 +44,11 @@ def snakemake_jobs():
         workflow.dag(dag_settings=DAGSettings(forceall=True)).printrulegraph()
         jobs = [job for job in workflow._workflow.dag.jobs if job.shellcmd]
         return {
-            " ".join(job.shellcmd.split(" 2>&1 ")[0].split()): (job.rule.name, set(map(str, job.output)), set(map(str, job.input)))
+            " ".join(job.shellcmd.split(" 2>&1 ")[0].split()): (
+                job.rule.name,
+                set(map(str, job.output)),
+                set(map(str, job.input)),
+            )
             for job in jobs
         }
 
@@ -69,7 +73,9 @@ def test_same_files(dvc_stages, snakemake_jobs, which):
     """Each of Snakemake's files lies in one that DVC declares, and each of DVC's holds one of Snakemake's."""
     for command, stage in dvc_stages.items():
         job = snakemake_jobs[command]
-        assert [path for path in sorted(job[which]) if not covered(path, stage[which])] == [], f"not in dvc.yaml: {command}"
+        assert [path for path in sorted(job[which]) if not covered(path, stage[which])] == [], (
+            f"not in dvc.yaml: {command}"
+        )
         assert [path for path in sorted(stage[which]) if not any(covered(file, {path}) for file in job[which])] == [], (
             f"not in the Snakefile: {command}"
         )

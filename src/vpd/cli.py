@@ -17,6 +17,7 @@ from vpd.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for a mistake the user can cure, 130 when interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises at import time against parts not used here
     options = parser().parse_args(arguments)
     try:
         return options.run(options) or 0
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vpd: interrupted; run the same command again to go on from the last saved state", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        sys.stdout = None  # the reader, such as head, has gone; nothing is left to flush
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -59,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "train", _train, "train one experiment, all its seeds")
     command.add_argument("name", help="experiment, as in params.yaml")
-    command.add_argument("--live", metavar="URI", default=os.environ.get("VPD_LIVE"), help="MLflow server to log to live")
+    command.add_argument(
+        "--live", metavar="URI", default=os.environ.get("VPD_LIVE"), help="MLflow server to log to live"
+    )
     _params(command)
     _paths(command, "data", "checkpoint", "runs", "spec", "history", "state", "timing")
 
@@ -74,8 +80,12 @@ def parser() -> argparse.ArgumentParser:
     command = _command(commands, "track", _track, "log all results to MLflow, without duplicates")
     _params(command)
     _paths(command, "results")
+    command.add_argument("--data", type=Path, help="folder of the scale's datasets, for their digests")
+    command.add_argument("--checkpoints", type=Path, help="folder of the scale's checkpoints, for their digests")
     command.add_argument("--out", type=Path, help="JSON summary to write")
-    command.add_argument("--uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), help="MLflow store")
+    command.add_argument(
+        "--uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), help="MLflow store"
+    )
     command.add_argument("--if-reachable", action="store_true", help="succeed with a note when the server is down")
     return top
 
@@ -93,7 +103,9 @@ def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
 
 
 def _params(command: argparse.ArgumentParser, protocol: bool = True) -> None:
-    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters (default: %(default)s)")
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="the parameters (default: %(default)s)"
+    )
     command.add_argument("--scale", help="instead of the file's own")
     command.set_defaults(protocol=None)
     if protocol:
@@ -185,13 +197,18 @@ def _report(options: argparse.Namespace) -> None:
 
 def _track(options: argparse.Namespace) -> None:
     params = _load(options)
-    from vpd.tracking import sync
+    from vpd.files import write_json
+    from vpd.tracking import compare_links, manifest_digests, sync, ui_command
 
-    summary = sync(options.results, params, options.uri, strict=not options.if_reachable)
+    digests = manifest_digests(options.data, options.checkpoints) if options.data and options.checkpoints else {}
+    summary = sync(options.results, params, options.uri, digests=digests, strict=not options.if_reachable)
     print(summary)
+    if not summary.missed:
+        command = ui_command(options.uri)
+        print(f"open the runs with: {command}" if command else f"the runs are at {options.uri}")
+        for table, link in compare_links(options.uri, params).items():
+            print(f"  {table} side by side: {link}")
     if options.out:
-        from vpd.files import write_json
-
         write_json(options.out, summary.as_dict())
 
 

@@ -28,7 +28,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or fix the permissions") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or fix the permissions"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -45,7 +47,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or fix the permissions") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or fix the permissions"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -69,7 +73,9 @@ def read_json(path: str | Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that makes it first") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and run the stage that makes it again") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); delete it and run the stage that makes it again"
+        ) from None
 
 
 def sha256(path: str | Path) -> str:

@@ -61,7 +61,15 @@ def train_seeds(spec: Spec, options: argparse.Namespace) -> int:
     """Train every seed of ``spec``; write histories, run manifest and spec; return the steps of one seed."""
     runs: Path = options.runs
     jobs = [
-        (spec, seed, options.data, options.checkpoint, runs / f"seed{seed}", options.state / f"seed{seed}", options.live)
+        (
+            spec,
+            seed,
+            options.data,
+            options.checkpoint,
+            runs / f"seed{seed}",
+            options.state / f"seed{seed}",
+            options.live,
+        )
         for seed in spec.seeds
     ]
     side_by_side(_train_seed, jobs, workers(spec))
@@ -109,6 +117,4 @@ def evaluate_seeds(spec: Spec, options: argparse.Namespace) -> None:
     use_threads(spec)
     from vpd.evaluation import evaluate
 
-    evaluate(
-        spec, options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state
-    )
+    evaluate(spec, options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state)

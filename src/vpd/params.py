@@ -160,7 +160,9 @@ def load_params(path: str | Path = "params.yaml", scale: str | None = None, prot
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run vpd in the project's folder or name the file with --params") from None
+        raise UserError(
+            f"{path} does not exist; run vpd in the project's folder or name the file with --params"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from None
     if not isinstance(raw, dict):

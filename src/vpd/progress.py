@@ -25,7 +25,8 @@ class Progress:
 
     def __init__(self, total: int, label: str, unit: str = "it", done: int = 0) -> None:
         self.total, self.label, self.unit, self.count = total, label, unit, done
-        self.first, self.start, self.last = done, time.monotonic(), 0.0
+        self.first, self.start = done, time.monotonic()
+        self.last = self.start
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm

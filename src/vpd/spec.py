@@ -295,7 +295,9 @@ class TrainingSpec(Frozen):
     @model_validator(mode="after")
     def _one_length(self):
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"training needs either steps or epochs, found steps={self.steps} and epochs={self.epochs}")
+            raise ValueError(
+                f"training needs either steps or epochs, found steps={self.steps} and epochs={self.epochs}"
+            )
         if "final" not in self.milestones or self.milestones["final"] != 1.0:
             raise ValueError("training.milestones needs an entry final: 1.0")
         return self

@@ -1,0 +1,139 @@
+"""The training loop that the phases of pre-training share: resumable to the bit, and silent about what is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from vpd.checkpoints.ema import EMA
+from vpd.errors import UserError
+from vpd.files import atomic_path
+from vpd.progress import Progress
+
+Observer = Callable[[str, int, float], None]
+"""Called with phase, steps done and loss after every step, once a state due at that step is on disk."""
+
+
+def seed_of(*key: object) -> int:
+    """A 63-bit seed that depends on ``key`` and nothing else."""
+    text = "/".join(map(str, key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator_of(*key: object) -> Generator:
+    """A CPU generator seeded by ``key``."""
+    return Generator().manual_seed(seed_of(*key))
+
+
+@contextlib.contextmanager
+def initialised_by(*key: object) -> Iterator[None]:
+    """Weights made in the block depend on ``key`` alone; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*key))
+        yield
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Torch computes with ``count`` threads in the block, since another number gives other last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and how often phases keep their resumable states, and the seed that all their randomness comes from."""
+
+    folder: Path
+    seed: int
+    save_every: int
+    device: torch.device
+    observers: tuple[Observer, ...] = ()
+
+
+@dataclass
+class Phase:
+    """One model on its way through ``steps`` optimizer steps of AdamW with a linear warm-up.
+
+    Randomness of step s comes from a generator seeded by (seed, phase, s), so that model, optimizer, average and step
+    are the whole state, and a run that is resumed makes the same bits as one that never stopped.
+    """
+
+    name: str
+    model: nn.Module
+    steps: int
+    lr: float
+    warmup: int = 0
+    ema: EMA | None = None
+
+    def train(
+        self,
+        place: Workplace,
+        loss_of: Callable[[Generator], Tensor],
+        after: Callable[[int], None] = lambda step: None,
+    ) -> list[float]:
+        """Train from the last state in ``place`` to the end and return the loss of every step.
+
+        ``loss_of`` draws its batch from the generator; ``after`` is called with the steps done, before a state is kept.
+        """
+        self.model.to(place.device).train()
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
+        losses = self._resume(place, optimizer)
+        progress = Progress(self.steps, f"pre-training {self.name}", "steps", len(losses))
+        for step in range(len(losses), self.steps):
+            losses.append(self._step(step, optimizer, loss_of(generator_of(place.seed, self.name, step))))
+            after(step + 1)
+            if (step + 1) % place.save_every == 0 or step + 1 == self.steps:
+                self._save(place, optimizer, losses)
+            progress.advance(note=f"loss {losses[-1]:.4f}")
+            for observer in place.observers:
+                observer(self.name, step + 1, losses[-1])
+        progress.close()
+        self.model.eval()
+        return losses
+
+    def _step(self, step: int, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            message = f"the loss of pre-training phase '{self.name}' is {value} at step {step + 1}"
+            raise UserError(f"{message}; lower pretraining.{self.name}.lr or look at the captions dataset")
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, (step + 1) / max(self.warmup, 1))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step)
+        return value
+
+    def _save(self, place: Workplace, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "ema": self.ema.weights if self.ema is not None else {},
+            "losses": torch.tensor(losses, dtype=torch.float64),
+        }
+        with atomic_path(place.folder / f"{self.name}.pt") as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self, place: Workplace, optimizer: torch.optim.Optimizer) -> list[float]:
+        path = place.folder / f"{self.name}.pt"
+        if not path.exists():
+            return []
+        state = torch.load(path, map_location=place.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.weights = state["ema"]
+        return state["losses"].tolist()

@@ -1,0 +1,70 @@
+"""Stable Diffusion pipeline folders, written and drawn from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from vpd.checkpoints.denoiser import build_scheduler
+from vpd.files import atomic_folder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Loading and saving models shows no progress bars within the block."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def save_pipeline(
+    folder: Path, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> None:
+    """Write ``folder``, complete or not at all, so that ``StableDiffusionPipeline.from_pretrained`` loads it."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    with quiet(), atomic_folder(folder) as temporary:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+
+
+def draw(
+    folder: Path, prompts: tuple[str, ...], size: tuple[int, int], steps: int, guidance: float, seed: int
+) -> list[np.ndarray]:
+    """One uint8 (H,W,3) picture per prompt; the same seed gives every folder the same initial noise."""
+    with quiet():
+        pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    height, width = size
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
+    pictures = pipeline(
+        list(prompts),
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=generators,
+        output_type="np",
+    ).images
+    return [(picture * 255).round().astype(np.uint8) for picture in pictures]

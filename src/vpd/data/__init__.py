@@ -1,0 +1,40 @@
+"""Datasets: prepared on disk in the real layouts, read as samples. torch is imported only when a reader is built."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpd.errors import pick
+
+if TYPE_CHECKING:
+    from vpd.data.dataset import Dataset
+    from vpd.spec import DatasetSpec, Spec
+
+READERS = {
+    "segmentation": ("vpd.data.ade20k", "ADE20K"),
+    "referring": ("vpd.data.refcoco", "RefCOCO"),
+    "depth": ("vpd.data.nyuv2", "NYUv2"),
+}
+"""Task -> module and class of its reader."""
+
+
+def prepare(name: str, spec: DatasetSpec, out: Path) -> None:
+    """Draw the dataset, or verify and link it, into ``out``; preview.png and manifest.json come last."""
+    from vpd.data.preparing import prepare as run
+
+    run(name, spec, out)
+
+
+def verify(root: Path, spec: DatasetSpec) -> None:
+    """UserError unless ``root`` still holds exactly what its manifest says."""
+    from vpd.data.manifest import verify as run
+
+    run(root, spec)
+
+
+def build_dataset(spec: Spec, root: Path, split: str, seed: int = 0) -> Dataset:
+    """The reader of ``spec.task`` over the dataset folder ``root``; ``split`` is ``train`` or ``val``."""
+    module, name = pick(spec.task, READERS, "task")
+    return getattr(importlib.import_module(module), name)(spec, Path(root), split, seed)

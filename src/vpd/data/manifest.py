@@ -1,0 +1,98 @@
+"""manifest.json: what a dataset folder holds, and whether it still holds exactly that."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from vpd.data.layouts import LAYOUTS
+from vpd.data.world import VERSION
+from vpd.errors import UserError
+from vpd.files import read_json, sha256
+from vpd.progress import track
+from vpd.spec import DatasetSpec
+
+MANIFEST = "manifest.json"
+PREVIEW = "preview.png"
+AGAIN = "remove the folder and prepare the dataset again"
+
+
+def origin(spec: DatasetSpec) -> dict:
+    """What decides the dataset's bytes: its spec and, if drawn, the version of the drawn world."""
+    return {"layout": spec.layout, "spec": spec.digest(), "world": VERSION if spec.source == "drawn" else None}
+
+
+def describe(root: Path, spec: DatasetSpec) -> dict:
+    """The manifest of what lies in ``root`` now, every file read and checked."""
+    check_contents(root, spec)
+    counts = LAYOUTS[spec.layout].counts(root)
+    check_counts(root, spec, counts)
+    members = sorted(LAYOUTS[spec.layout].members(root))
+    checksums = {name: sha256(root / name) for name in track(members, len(members), f"hashing {root.name}", "files")}
+    return {
+        **origin(spec),
+        "counts": counts,
+        "files": len(checksums),
+        "digest": _digest(checksums),
+        "checksums": checksums,
+    }
+
+
+def _digest(checksums: dict[str, str]) -> str:
+    """One SHA-256 over all (path, SHA-256) lines, in the order and format of ``sha256sum``."""
+    lines = "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def check_contents(root: Path, spec: DatasetSpec) -> None:
+    """UserError naming the first file that is unreadable or does not fit its counterpart."""
+    layout = LAYOUTS[spec.layout]
+    checks = layout.checks(root)
+    for arguments in track(checks, len(checks), f"checking {root.name}", "samples"):
+        layout.check(*arguments)
+
+
+def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
+    """UserError naming the first count that is not the expected one."""
+    for key, expected in spec.expect.items():
+        if counts.get(key) != expected:
+            known = ", ".join(f"{name} {count}" for name, count in counts.items())
+            found = counts.get(key, "no")
+            raise UserError(
+                f"{root} has {found} {key}, expected {expected} (counted: {known}); fetch the whole dataset"
+            )
+
+
+def verify(root: Path, spec: DatasetSpec) -> None:
+    """UserError unless ``root`` holds exactly what its manifest says, made from ``spec``, and all of it is sound."""
+    manifest = read_json(root / MANIFEST)
+    if {key: manifest.get(key) for key in origin(spec)} != origin(spec):
+        raise UserError(f"{root / MANIFEST} was made from other settings than the ones given; {AGAIN}")
+    checksums = manifest["checksums"]
+    for name in track(sorted(checksums), len(checksums), f"verifying {root.name}", "files"):
+        if not (root / name).is_file():
+            raise UserError(f"{root / name} is missing, but {MANIFEST} lists it; {AGAIN}")
+        if sha256(root / name) != checksums[name]:
+            raise UserError(f"{root / name} was changed after {MANIFEST} was written; {AGAIN}")
+    for name in sorted(LAYOUTS[spec.layout].members(root)):
+        if name not in checksums:
+            raise UserError(f"{root / name} is extra: {MANIFEST} does not list it; remove it, or {AGAIN}")
+    if (manifest["files"], manifest["digest"]) != (len(checksums), _digest(checksums)):
+        raise UserError(f"{root / MANIFEST} contradicts itself; {AGAIN}")
+    counts = LAYOUTS[spec.layout].counts(root)
+    if counts != manifest["counts"]:
+        raise UserError(f"{root / MANIFEST} gives the counts {manifest['counts']}, found {counts}; {AGAIN}")
+    check_counts(root, spec, counts)
+    check_contents(root, spec)
+
+
+def is_current(root: Path, spec: DatasetSpec) -> bool:
+    """Whether ``root`` was completed from this very spec and still has all its files (existence only)."""
+    try:
+        manifest = read_json(root / MANIFEST)
+        if not (root / PREVIEW).is_file() or {key: manifest.get(key) for key in origin(spec)} != origin(spec):
+            return False
+        members = set(LAYOUTS[spec.layout].members(root))
+        return members == set(manifest["checksums"]) and all((root / name).is_file() for name in members)
+    except (UserError, AttributeError, KeyError, TypeError):
+        return False

@@ -1,0 +1,106 @@
+"""``attention.png``: where the U-Net's cross-attention looks for each word, laid over the image (Figure 5)."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from vpd.evaluation.drawing import LINE, Sheet, caption, pixels, show
+from vpd.evaluation.inference import Predict
+from vpd.evaluation.segmentation import IGNORED
+from vpd.evaluation.windows import SlidingWindow, resize, scaled_image
+from vpd.spec import ReferringSpec, SegmentationSpec, Spec
+
+WORDS = 10
+Word = tuple[str, Tensor]
+"""A word and its attention map (H, W) at the size of the image."""
+
+
+def records_attention(spec: Spec) -> bool:
+    """Return whether the model records attention maps that belong to words: its classes' names or an expression's."""
+    return bool(spec.model.attention.places) and spec.model.prompt.strategy in ("class-names", "expression")
+
+
+def attention_of(model: nn.Module) -> Predict:
+    """Return ``model``'s attention (B, L, H, W) as a function of a batch: the mean over levels at the input's size."""
+    device = next(model.parameters()).device
+
+    def predict(batch: dict) -> Tensor:
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        levels = [maps.float() for maps in model.features(moved).attention if maps is not None]
+        size = batch["image"].shape[-2:]
+        return sum(F.interpolate(maps, size, mode="bilinear", align_corners=False) for maps in levels).cpu() / len(
+            levels
+        )
+
+    return predict
+
+
+def class_words(sample: dict, attention: Predict, spec: SegmentationSpec, classes: list[str]) -> list[Word]:
+    """Return the classes of the image's ground truth, largest first, with their maps over all windows."""
+    image = scaled_image(sample["image"], spec.evaluation, 1.0)
+    window = SlidingWindow(image, spec.evaluation.crop, spec.evaluation.stride)
+    for corner in window.corners:
+        key = f"{sample['id']}/1.0/{corner[0]},{corner[1]}/plain"
+        batch = {"image": window.window(corner)[None], "id": [sample["id"]], "key": [key]}
+        window.add(corner, attention(batch)[0])
+    maps = resize(window.mean(), *sample["image"].shape[-2:])
+    areas = sample["label"][sample["label"] != IGNORED].bincount(minlength=len(classes))
+    order = areas.argsort(descending=True, stable=True)
+    return [(classes[index], maps[index]) for index in order[: int((areas > 0).sum())].tolist()]
+
+
+def sentence_words(sample: dict, attention: Predict, tokenizer: CLIPTokenizer, length: int) -> list[Word]:
+    """Return the words of the expression in order, each with the mean map of its tokens."""
+    batch = {
+        "image": sample["image"][None],
+        "text": [sample["text"]],
+        "id": [sample["id"]],
+        "key": [sample["image_id"]],
+    }
+    maps = attention(batch)[0]
+    ids = tokenizer(sample["text"], truncation=True, max_length=length).input_ids
+    words, places = [], []
+    for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)[1:-1], start=1):  # without [BOS] and [EOS]
+        places.append(place)
+        if token.endswith("</w>"):
+            words.append((tokenizer.decode([ids[place] for place in places]).strip(), maps[places].mean(0)))
+            places = []
+    return words
+
+
+def overlay(image: Tensor, attention: Tensor) -> np.ndarray:
+    """Return the dimmed image with the map on it as heat, from the map's least to its greatest value."""
+    low, high = attention.min(), attention.max()
+    heat = ((attention - low) / (high - low).clamp(min=1e-12)).numpy()
+    grey = np.repeat(pixels(image).mean(-1, keepdims=True), 3, -1)
+    strength = 0.1 + 0.7 * heat[..., None]
+    return (1 - strength) * 0.6 * grey + strength * mpl.colormaps["inferno"](heat)[..., :3]
+
+
+def draw_attention(spec: Spec, model: nn.Module, samples: list[dict], classes: list[str]) -> Sheet:
+    """Return a sheet with one row per sample: the image, then one overlay per word."""
+    attention = attention_of(model)
+    if isinstance(spec, ReferringSpec):
+        length = spec.model.prompt.length
+        rows = [sentence_words(sample, attention, model.text.tokenizer, length) for sample in samples]
+    else:
+        rows = [class_words(sample, attention, spec, classes) for sample in samples]
+    return attention_sheet(
+        f"{spec.name}: cross-attention of each word, least to most", samples, [words[:WORDS] for words in rows]
+    )
+
+
+def attention_sheet(title: str, samples: list[dict], rows: list[list[Word]]) -> Sheet:
+    """Return the sheet of ``samples`` with each one's ``words``."""
+    shapes = [[tuple(s["image"].shape[-2:])] * (1 + len(words)) for s, words in zip(samples, rows, strict=True)]
+    sheet = Sheet(shapes, title, [0.1 + LINE] * len(rows), cell=1.4)
+    for cells, sample, words in zip(sheet.cells, samples, rows, strict=True):
+        show(cells[0], pixels(sample["image"]))
+        for axes, (word, attention) in zip(cells[1:], words, strict=True):
+            show(axes, overlay(sample["image"], attention))
+            caption(axes, word)
+    return sheet

@@ -1,0 +1,160 @@
+"""Attention processors of the U-Net: fused self-attention, and cross-attention that can record its maps.
+
+Maps are recorded only where an experiment uses them: chosen by module name, hence for inputs of any size.
+A recorder belongs to one forward pass and travels through it as an argument.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from vpd.errors import UserError
+from vpd.spec import AttentionSpec
+
+PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
+
+
+class Recorder:
+    """Collects the cross-attention maps of one forward pass."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, list[Tensor]] = {}
+        self._open = True
+
+    def add(self, level: int, maps: Tensor) -> None:
+        """Keep one layer's maps (batch, pixels, tokens), unless the pass is over.
+
+        Gradient checkpointing runs layers again during backward; those calls change nothing.
+        """
+        if self._open:
+            self._maps.setdefault(level, []).append(maps)
+
+    def collect(self, sizes: list[torch.Size]) -> list[Tensor | None]:
+        """End the pass: the mean over each level's layers (batch, tokens, h, w), or None; ``sizes`` are the (h, w)."""
+        self._open = False
+        layers = [self._maps.pop(level, None) for level in range(len(sizes))]
+        return [
+            None if maps is None else torch.stack(maps).mean(0).transpose(1, 2).unflatten(2, tuple(size))
+            for maps, size in zip(layers, sizes, strict=True)
+        ]
+
+
+class SelfAttention:
+    """Self-attention through ``scaled_dot_product_attention``; nothing is recorded."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        recorder: Recorder | None = None,
+    ) -> Tensor:
+        """Attend from every pixel (batch, pixels, channels) to every pixel."""
+        return _fused(attn, hidden_states, hidden_states)
+
+
+class CrossAttention:
+    """Attention to the text, recording its maps at ``level`` unless that is None.
+
+    Recorded maps are softmax probabilities averaged over heads; ``detached`` maps carry no gradient (S14).
+    """
+
+    def __init__(self, level: int | None, detached: bool) -> None:
+        self.level, self.detached = level, detached
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        recorder: Recorder | None = None,
+    ) -> Tensor:
+        """Attend from every pixel (batch, pixels, channels) to the context (batch, tokens, width)."""
+        if self.level is not None:
+            return self._recorded(attn, hidden_states, encoder_hidden_states, recorder)
+        if encoder_hidden_states.shape[1] == 1:
+            return _one_token(attn, hidden_states, encoder_hidden_states)
+        return _fused(attn, hidden_states, encoder_hidden_states)
+
+    def _recorded(self, attn: Attention, pixels: Tensor, context: Tensor, recorder: Recorder) -> Tensor:
+        query, key, value = _split(attn, attn.to_q(pixels)), _split(attn, attn.to_k(context)), attn.to_v(context)
+        maps = torch.softmax(query @ key.transpose(-1, -2) * attn.scale, dim=-1)
+        recorder.add(self.level, (maps.detach() if self.detached else maps).mean(dim=1))
+        value = _split(attn, value)
+        return _merge(attn, maps.to(value.dtype) @ value)
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """Identity of the first input that gives all others a gradient of exact zeros instead of none.
+
+    So weight decay acts on them as in the released code, and distributed training finds no unused parameter.
+    """
+
+    @staticmethod
+    def forward(ctx, output: Tensor, *unused: Tensor) -> Tensor:
+        ctx.unused = [(tensor.shape, tensor.dtype) for tensor in unused]
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(gradient.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.unused)
+
+
+def _one_token(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
+    """With one token the softmax is 1 at every pixel, whatever the query: the result is the projected value."""
+    value = attn.to_out[1](attn.to_out[0](attn.to_v(context))).expand(-1, pixels.shape[1], -1)
+    return _ZeroGradient.apply(value, pixels, attn.to_q.weight, attn.to_k.weight)
+
+
+def _fused(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
+    query, key, value = attn.to_q(pixels), attn.to_k(context), attn.to_v(context)
+    return _merge(attn, F.scaled_dot_product_attention(*(_split(attn, x) for x in (query, key, value))))
+
+
+def _split(attn: Attention, x: Tensor) -> Tensor:
+    """(batch, n, heads * d) -> (batch, heads, n, d)."""
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _merge(attn: Attention, x: Tensor) -> Tensor:
+    """(batch, heads, n, d) -> the layer's output (batch, n, channels)."""
+    return attn.to_out[1](attn.to_out[0](x.transpose(1, 2).flatten(2)))
+
+
+def locate(name: str, levels: int) -> tuple[str, int]:
+    """Place (down, mid, up) and level (0 = finest) of a U-Net module; the middle block is at the coarsest (S7)."""
+    block, index = name.split(".")[:2]
+    place = PLACES[block]
+    if place == "mid":
+        return place, levels - 1
+    return place, int(index) if place == "down" else levels - 1 - int(index)
+
+
+def set_processors(unet: UNet2DConditionModel, spec: AttentionSpec) -> list[int]:
+    """Give every attention layer its processor and return the levels whose maps are recorded.
+
+    Level i has 1 / 2**i of the latent side and is recorded if that is at most ``spec.limit``.
+    Raises UserError if a place that the spec names records nothing.
+    """
+    levels, found = len(unet.up_blocks), set()
+    for name, module in unet.named_modules():
+        if name.endswith(".attn1"):
+            module.set_processor(SelfAttention())
+        elif name.endswith(".attn2"):
+            place, level = locate(name, levels)
+            recorded = place in spec.places and 0.5**level <= spec.limit
+            module.set_processor(CrossAttention(level if recorded else None, spec.gradient == "detached"))
+            found |= {(place, level)} if recorded else set()
+    for place in spec.places:
+        if place not in {p for p, _ in found}:
+            raise UserError(
+                f"model.attention records no map at '{place}': no cross-attention layer there is within "
+                f"limit={spec.limit} of the latent side; raise the limit or remove '{place}' from places"
+            )
+    return sorted({level for _, level in found})

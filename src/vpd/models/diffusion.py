@@ -1,0 +1,142 @@
+"""The diffusion backbone: a frozen VAE encoder and a U-Net walked block by block for its features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from vpd.errors import UserError
+from vpd.models.attention import Recorder, set_processors
+from vpd.models.features import LatentCache
+from vpd.spec import AttentionSpec
+
+
+class FrozenEncoder(nn.Module):
+    """The VAE's encoder: images in [-1, 1] to latents, the posterior's mode times ``scale`` (S2)."""
+
+    def __init__(self, vae: AutoencoderKL, scale: float) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv, self.scale = vae.encoder, vae.quant_conv, scale
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, keys: list[str] | None = None, cache: LatentCache | None = None) -> Tensor:
+        """Encode (batch, 3, H, W) to (batch, latent channels, H / factor, W / factor).
+
+        Images with keys are encoded one at a time and looked up in ``cache``.
+        """
+        if keys is None or cache is None:
+            return self._encode(images)
+        size = tuple(images.shape[-2:])
+        latents = [
+            cache.get((key, size), lambda image=image: self._encode(image[None]))
+            for key, image in zip(keys, images, strict=True)
+        ]
+        return torch.cat([latent.to(images.device) for latent in latents])
+
+    def _encode(self, images: Tensor) -> Tensor:
+        mean, _ = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        return mean * self.scale
+
+
+class FeatureUNet(nn.Module):
+    """Stable Diffusion's U-Net without its output layer; parameter names are those of diffusers.
+
+    ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.recorded = set_processors(unet, spec)
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
+        self.down_blocks, self.mid_block, self.up_blocks = unet.down_blocks, unet.mid_block, unet.up_blocks
+        self.channels = list(unet.config.block_out_channels)
+        self.context_width = unet.config.cross_attention_dim
+
+    def forward(self, latents: Tensor, timestep: int, context: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Return feature maps and attention maps per level, fine to coarse.
+
+        ``latents`` (batch, 4, h, w), ``context`` (batch, tokens, width). The feature of a level is the output of the
+        last but one block, before the last block and the upsampler; at the finest level that of the last (S4).
+        """
+        recorder = Recorder()
+        text = {"encoder_hidden_states": context, "cross_attention_kwargs": {"recorder": recorder}}
+        time = self._time(latents, timestep)
+        hidden, skips = self._down(self.conv_in(latents), time, text)
+        hidden = self.mid_block(hidden, time, **text)
+        maps = []
+        for block in self.up_blocks:
+            hidden, feature = self._up(block, hidden, skips, time, text)
+            maps.insert(0, feature)
+        return maps, recorder.collect([feature.shape[-2:] for feature in maps])
+
+    def _time(self, latents: Tensor, timestep: int) -> Tensor:
+        steps = torch.full((len(latents),), timestep, device=latents.device)
+        return self.time_embedding(self.time_proj(steps).to(latents.dtype))
+
+    def _down(self, hidden: Tensor, time: Tensor, text: dict) -> tuple[Tensor, list[Tensor]]:
+        skips = [hidden]
+        for block in self.down_blocks:
+            hidden, outputs = block(hidden, time, **(text if _attends(block) else {}))
+            skips += outputs
+        return hidden, skips
+
+    def _up(
+        self, block: nn.Module, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict
+    ) -> tuple[Tensor, Tensor]:
+        """Run one level, using up its ``skips``; return the input of the next level and this level's feature."""
+        attentions = block.attentions if _attends(block) else [None] * len(block.resnets)
+        outputs = []
+        for resnet, attention in zip(block.resnets, attentions, strict=True):
+            hidden = self._residual(resnet, torch.cat([hidden, skips.pop()], dim=1), time)
+            if attention is not None:
+                hidden = attention(hidden, **text, return_dict=False)[0]
+            outputs.append(hidden)
+        if block.upsamplers is None:
+            return hidden, hidden
+        # The next skip's size: twice this level's, or one pixel less where an odd size was halved.
+        return block.upsamplers[0](hidden, skips[-1].shape[-2:]), outputs[-2]
+
+    def _residual(self, resnet: nn.Module, hidden: Tensor, time: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return recompute(resnet, hidden, time, use_reentrant=False)
+        return resnet(hidden, time)
+
+
+def _attends(block: nn.Module) -> bool:
+    return getattr(block, "has_cross_attention", False)
+
+
+def load_encoder(checkpoint: Path, scale: float) -> FrozenEncoder:
+    """Load the VAE encoder of a diffusers pipeline folder; the decoder is dropped."""
+    vae = AutoencoderKL.from_pretrained(component(checkpoint, "vae"), local_files_only=True)
+    return FrozenEncoder(vae.float(), scale)
+
+
+def load_unet(checkpoint: Path, weights: str) -> UNet2DConditionModel:
+    """Load the U-Net of a diffusers pipeline folder, with its weights or (``random``) freshly initialised ones."""
+    folder = component(checkpoint, "unet")
+    if weights == "random":
+        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, local_files_only=True))
+    return UNet2DConditionModel.from_pretrained(folder, local_files_only=True).float()
+
+
+def component(checkpoint: Path, name: str) -> Path:
+    """Folder of one part of a pipeline; UserError if it is not there."""
+    folder = Path(checkpoint) / name
+    if not folder.is_dir():
+        raise UserError(f"{checkpoint} has no folder {name}/; make or fetch this Stable Diffusion checkpoint first")
+    return folder

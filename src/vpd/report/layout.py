@@ -1,0 +1,211 @@
+"""What the report shows where: which experiment and metric fill which cell of the paper's tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, PositiveInt, model_validator
+
+from vpd.errors import UserError, nearest, pick
+from vpd.report.reported import ReportedTable, Scalar, load_reported
+from vpd.spec import Frozen
+
+if TYPE_CHECKING:
+    from vpd.params import Params
+
+__all__ = ["FigureSpec", "TableRow", "TableSpec", "check_layout", "load_reported", "report_files"]
+
+Reference = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
+"""``milestone.metric``, such as ``final.miou_ss``."""
+LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
+PICTURES = (".svg", ".png")
+
+
+class TableRow(Frozen):
+    """One row of the paper that this project runs itself."""
+
+    match: dict[str, Scalar] = Field(min_length=1)
+    """Selects the row of reported.yaml: all these keys are equal."""
+    label: str
+    experiment: str | None = None
+    """The experiment that fills every measured column ..."""
+    experiments: dict[str, str] = Field(default_factory=dict)
+    """... or one experiment per column."""
+    tolerances: dict[str, float] = Field(default_factory=dict)
+    """Bands by column, in place of the table's and the general ones."""
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.experiment is None) == (not self.experiments):
+            raise ValueError(f"row '{self.label}' needs either experiment or experiments")
+        return self
+
+    def source(self, column: str) -> str | None:
+        """The experiment that fills ``column``, if any does."""
+        return self.experiment or self.experiments.get(column)
+
+
+class TableSpec(Frozen):
+    """One table: measured columns and rows; every other number of it is quoted from the paper."""
+
+    title: str | None = None
+    columns: dict[str, Reference] = Field(min_length=1)
+    """Column of reported.yaml -> ``milestone.metric``."""
+    rows: tuple[TableRow, ...]
+    tolerances: dict[str, float] = Field(default_factory=dict)
+    """Bands by column, in place of the general ones by metric."""
+
+
+class FigureSpec(Frozen):
+    """One figure, of one of four kinds: a trend, dots of a table's rows, prediction panels, or an attention panel."""
+
+    metric: Reference | None = None
+    points: dict[str, str] = Field(default_factory=dict)
+    """Trend: point -> experiment, drawn against the pre-training steps of the experiment's checkpoint."""
+    steps: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Trend: pre-training steps by checkpoint id where the scale pre-trains nothing itself."""
+    table: str | None = None
+    """Dots: the table whose measured rows are drawn, one panel per measured column."""
+    panels: tuple[str, ...] = ()
+    """Experiments whose prediction panels are shown."""
+    panel: str | None = None
+    """Experiment whose attention panel is shown."""
+
+    @model_validator(mode="after")
+    def _one_kind(self):
+        kinds = [name for name in ("points", "table", "panels", "panel") if getattr(self, name)]
+        if len(kinds) != 1:
+            raise ValueError(f"a figure needs exactly one of points, table, panels and panel, found {kinds or 'none'}")
+        if bool(self.points) != bool(self.metric):
+            raise ValueError("a figure needs both points and metric, or neither")
+        return self
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the report draws this figure itself; panels are drawn by the evaluation."""
+        return bool(self.points or self.table)
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """All experiments that the figure names."""
+        return (*self.points.values(), *self.panels, *filter(None, (self.panel,)))
+
+
+def check_layout(
+    tables: Mapping[str, TableSpec],
+    reported: Mapping[str, ReportedTable],
+    experiments: Iterable[str],
+    figures: Mapping[str, FigureSpec] | None = None,
+    tolerances: Mapping[str, float] | None = None,
+) -> None:
+    """Check that tables and figures name known tables, columns, rows, experiments and, if given, tolerances.
+
+    Raises UserError at the first row that matches no or several reported rows, and at the first unknown name.
+    """
+    known = dict.fromkeys(experiments)
+    for name, table in tables.items():
+        source = pick(name, dict(reported), "table of the paper", "tables")
+        for column in table.columns:
+            pick(column, dict.fromkeys(source.columns), "column", f"tables.{name}.columns")
+        _check_rows(name, table, source, known)
+        if tolerances is not None:
+            _check_bands(name, table, tolerances)
+    for name, figure in (figures or {}).items():
+        for experiment in figure.experiments:
+            pick(experiment, known, "experiment", f"figures.{name}")
+        if figure.table is not None:
+            pick(figure.table, dict(tables), "table", f"figures.{name}")
+        if figure.metric is not None and tolerances is not None:
+            metric_band(figure.metric, tolerances, f"figures.{name}.metric")
+
+
+def _check_bands(name: str, table: TableSpec, tolerances: Mapping[str, float]) -> None:
+    for row in table.rows:
+        for column in filter(row.source, table.columns):
+            band(name, table, row, column, tolerances)
+
+
+def band(name: str, table: TableSpec, row: TableRow, column: str, tolerances: Mapping[str, float]) -> float:
+    """Half-width of a ``reproduced`` verdict: the row's, else the table's, else the metric's; UserError without any."""
+    for own in (row.tolerances, table.tolerances):
+        if column in own:
+            return own[column]
+    return metric_band(table.columns[column], tolerances, f"tables.{name}.columns.{column}")
+
+
+def metric_band(reference: str, tolerances: Mapping[str, float], where: str) -> float:
+    """The general half-width for the metric of ``milestone.metric``."""
+    return pick(reference.partition(".")[2], dict(tolerances), "metric in tolerances", where)
+
+
+def _check_rows(name: str, table: TableSpec, source: ReportedTable, experiments: dict[str, None]) -> None:
+    claimed: dict[int, str] = {}
+    for row in table.rows:
+        where = f"tables.{name}, row '{row.label}'"
+        for column in (*row.experiments, *row.tolerances):
+            pick(column, dict(table.columns), "measured column", where)
+        for experiment in filter(None, (row.experiment, *row.experiments.values())):
+            pick(experiment, experiments, "experiment", where)
+        index = matched_row(row, source, where)
+        if index in claimed:
+            raise UserError(f"{where}: matches the row that '{claimed[index]}' already fills; remove one of them")
+        claimed[index] = row.label
+    _check_labels(name, [claimed.get(index) or source.label(index) for index in range(len(source.rows))])
+
+
+def matched_row(row: TableRow, source: ReportedTable, where: str) -> int:
+    """Index of the one reported row that ``row`` selects; UserError for none or several."""
+    for key in row.match:
+        pick(key, dict.fromkeys(key for reported in source.rows for key in reported), "key of a row", where)
+    found = source.matching(row.match)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        labels = "; ".join(source.label(index) for index in found)
+        raise UserError(f"{where}: matches {len(found)} rows of the paper ({labels}); add a key that tells them apart")
+    wanted = _text(row.match, row.match)
+    raise UserError(f"{where}: no row of the paper has {wanted}; {nearest(wanted, _texts(row.match, source))}")
+
+
+def _texts(keys: Iterable[str], source: ReportedTable) -> set[str]:
+    return {_text(keys, reported) for reported in source.rows}
+
+
+def _text(keys: Iterable[str], row: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{key}={row.get(key)}" for key in keys)
+
+
+def _check_labels(name: str, labels: list[str]) -> None:
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"tables.{name}: two rows would be called '{label}'; give one of them another label")
+
+
+def report_files(params: Params, previews: Iterable[str]) -> list[str]:
+    """Every file that ``write_report`` makes, relative to its output folder, in a fixed order.
+
+    The list depends on params and the names of the dataset previews only, never on which results exist.
+    """
+    names = [f"tables/{name}{suffix}" for name in table_names(params, load_reported()) for suffix in (".md", ".csv")]
+    drawn = [name for name, figure in params.figures.items() if figure.drawn]
+    drawn += [f"training-{task}" for task in tasks(params)]
+    pictures = [f"data-{name}.png" for name in previews]
+    if params.pretraining.milestones:
+        drawn.append("pretraining-loss")
+        pictures.append("pretraining-samples.png")
+    figures = [f"{name}{suffix}" for name in drawn for suffix in PICTURES] + pictures
+    return ["tables/cells.csv", *names, *(f"figures/{figure}" for figure in figures), "REPORT.md"]
+
+
+def table_names(params: Params, reported: Mapping[str, ReportedTable]) -> list[str]:
+    """Tables of the report in the paper's order; those with only quoted numbers too."""
+    return [name for name in reported if name not in params.figures or name in params.tables]
+
+
+def tasks(params: Params) -> dict[str, list[str]]:
+    """Experiments of the matrix by task, in the order of the matrix."""
+    names: dict[str, list[str]] = {}
+    for name in params.experiments:
+        names.setdefault(params.resolve(name).task, []).append(name)
+    return names

@@ -1,0 +1,128 @@
+"""The sections of REPORT.md; each function returns markdown and reads nothing but what it is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from vpd.report.cells import PROVENANCES, Cell, counts
+from vpd.report.claims import Finding
+from vpd.report.layout import FigureSpec
+from vpd.report.names import ordinal
+
+STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate")
+
+
+class Links:
+    """Links from REPORT.md in ``out`` to files, relative, and plain words where there is no file."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def _address(self, path: Path) -> str:
+        return quote(Path(os.path.relpath(path, self.out)).as_posix(), safe="/+")
+
+    def link(self, text: str, path: Path) -> str:
+        """A link, or a dash if the file does not exist."""
+        return f"[{text}]({self._address(path)})" if path.is_file() else "–"
+
+    def image(self, text: str, path: Path) -> str:
+        """An image with its caption, or a line that says that it is missing."""
+        if not path.is_file():
+            return f"*{text}: not run.*\n"
+        return f"![{text}]({self._address(path)})\n\n*{text}*\n"
+
+    def figure(self, text: str, path: Path) -> str:
+        """A drawn figure: the PNG is shown, the SVG of the same name linked."""
+        vector = self.link("SVG", path.with_suffix(".svg"))
+        return f"![{text}]({self._address(path)})\n\n*{text}* ({vector})\n"
+
+
+def plural(count: int, word: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def summary(scale: str, protocol: str, comparable: bool, cells: Sequence[Cell]) -> str:
+    """Title, what was run, and how many numbers come from where."""
+    found = counts(cells, "provenance")
+    origins = ", ".join(f"{found[name]} {name}" for name in PROVENANCES if name in found)
+    verdicts = counts([cell for cell in cells if cell.values], "verdict")
+    words = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items()))
+    held = (
+        "The paper's absolute numbers can be expected at this scale, so each measured number gets a verdict."
+        if comparable
+        else "The paper's absolute numbers cannot be expected at this scale: they stand beside the measured ones for "
+        "orientation, and what can be compared is which of two rows is ahead."
+    )
+    return (
+        "# VPD reproduced: Unleashing Text-to-Image Diffusion Models for Visual Perception (ICCV 2023)\n\n"
+        f"Scale `{scale}`, protocol `{protocol}`. {held}\n\n"
+        f"The report has {plural(len(cells), 'numeric cell')}: {origins}. "
+        + (f"Verdicts on the measured ones: {words}. " if words else "")
+        + "All of them, one line each, are in [tables/cells.csv](tables/cells.csv). "
+        "`±` is the sample standard deviation over seeds.\n"
+    )
+
+
+def findings(found: Iterable[Finding]) -> str:
+    """Computed sentences as a list, each with its outcome in front."""
+    lines = [f"- {item.title}: **{item.outcome}**. {item.sentence}" for item in found]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def panels(name: str, figure: FigureSpec, links: Links, folder: Path) -> str:
+    """Prediction panels of several experiments, or the attention panel of one."""
+    if figure.panel:
+        text = "cross-attention maps by word over the image"
+        return links.image(f"{ordinal(name)}, `{figure.panel}`: {text}", folder / figure.panel / "attention.png")
+    text = "image, ground truth, prediction"
+    parts = [
+        links.image(f"{ordinal(name)}, `{run}`: {text}", folder / run / "predictions.png") for run in figure.panels
+    ]
+    return "\n".join(parts)
+
+
+def times(timings: pd.DataFrame) -> str:
+    """Wall time by stage, with the total; jobs may have run side by side."""
+    if timings.empty:
+        return "No timings were recorded.\n"
+    order = {stage: index for index, stage in enumerate(STAGES)}
+    stages = sorted(set(timings["stage"]), key=lambda stage: (order.get(stage, len(order)), stage))
+    lines = ["| stage | jobs | total | longest job | peak memory |", "|---|---:|---:|---:|---:|"]
+    lines += [_time_line(stage, timings[timings["stage"] == stage]) for stage in stages]
+    lines.append(_time_line("**all**", timings))
+    return "\n".join(lines) + "\n\nTotals add up the jobs; jobs that ran side by side took less on the clock.\n"
+
+
+def _time_line(stage: str, jobs: pd.DataFrame) -> str:
+    longest = jobs.loc[jobs["seconds"].idxmax()]
+    memory = pd.to_numeric(jobs["peak_mb"]).max()
+    peak = "–" if pd.isna(memory) else f"{memory:.0f} MB"
+    total, most = duration(jobs["seconds"].sum()), duration(longest["seconds"])
+    return f"| {stage} | {len(jobs)} | {total} | {most} ({longest['name']}) | {peak} |"
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``3.5 min`` or ``2.1 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def sources(experiments: Mapping[str, str], cells: Sequence[Cell], links: Links, results: Path) -> str:
+    """Each experiment (name -> task) with the cells it fills and links to its spec, metrics and panels."""
+    lines = ["| experiment | task | fills | spec | metrics | predictions |", "|---|---|---|---|---|---|"]
+    for name, task in experiments.items():
+        filled = dict.fromkeys(ordinal(cell.table) for cell in cells if cell.experiment == name)
+        files = (
+            links.link("spec", results / "specs" / f"{name}.json"),
+            links.link("metrics", results / "metrics" / f"{name}.json"),
+            links.link("panels", results / "panels" / name / "predictions.png"),
+        )
+        lines.append(f"| `{name}` | {task} | {', '.join(filled) or '–'} | {' | '.join(files)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,96 @@
+"""The paper's tables, in its own row order and shape: measured, the paper's number, and the difference."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from vpd.report.cells import Cell, number
+from vpd.report.claims import signed, spread
+from vpd.report.layout import TableSpec
+from vpd.report.names import heading, ordinal
+from vpd.report.reported import ReportedTable, Scalar
+
+Grid = dict[tuple[str, str], Cell]
+
+
+def grid(cells: Sequence[Cell], table: str) -> Grid:
+    """The cells of one table by row and column."""
+    return {(cell.row, cell.column): cell for cell in cells if cell.table == table}
+
+
+def row_names(cells: Grid) -> list[str]:
+    """Rows in the paper's order."""
+    return list(dict.fromkeys(row for row, _ in cells))
+
+
+def origin(cells: Sequence[Cell]) -> str:
+    """Where a row's numbers come from: ``measured, 3 seeds``, ``quoted`` or ``not run``."""
+    measured = [cell for cell in cells if cell.values]
+    if measured:
+        count = max(len(cell.values) for cell in measured)
+        return f"{measured[0].provenance}, {count} seed{'s' if count > 1 else ''}"
+    return "not run" if any(cell.provenance == "missing" for cell in cells) else "quoted"
+
+
+def markdown_table(name: str, table: TableSpec | None, source: ReportedTable, cells: Sequence[Cell]) -> str:
+    """One table as markdown: measured numbers bold above the paper's, quoted numbers plain."""
+    here = grid(cells, name)
+    heads = ["row", *map(heading, source.columns), "source"]
+    lines = [_line(heads), _line(["---", *["---:"] * len(source.columns), "---"])]
+    for row in row_names(here):
+        ours = [cell for (label, _), cell in here.items() if label == row]
+        own = any(cell.provenance != "quoted" for cell in ours)
+        texts = [_markdown(here.get((row, column)), source.decimals(column), own) for column in source.columns]
+        lines.append(_line([f"**{_escape(row)}**" if own else _escape(row), *texts, origin(ours)]))
+    title = f"{ordinal(name)}. {(table and table.title) or source.title}"
+    return f"### {title}\n\n" + "\n".join(lines) + "\n"
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(texts) + " |"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _markdown(cell: Cell | None, decimals: int, own: bool) -> str:
+    """A cell; a number that the paper gives for a row run here but that is no result of it reads ``paper 80000``."""
+    if cell is None:
+        return "–"
+    paper = "" if cell.paper is None else f"paper {cell.paper:.{decimals}f}"
+    if cell.provenance == "quoted":
+        return paper if own else paper.removeprefix("paper ")
+    if not cell.values:
+        return "<br>".join(filter(None, ("not run", paper)))
+    text = f"**{spread(cell, decimals)}**"
+    return f"{text}<br>{paper} ({signed(cell.difference, decimals)})" if paper else text
+
+
+def csv_table(name: str, source: ReportedTable, cells: Sequence[Cell]) -> str:
+    """One table as CSV: the row, its properties in the paper, and per column value, sd, paper and difference."""
+    here = grid(cells, name)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    parts = [f"{column}{part}" for column in source.columns for part in ("", "_sd", "_paper", "_difference")]
+    keys = [key for key in source.keys if key != "note"]
+    writer.writerow(["row", *keys, *parts, "source"])
+    for row, reported in zip(row_names(here), source.rows, strict=True):
+        numbers = [text for column in source.columns for text in _numbers(here.get((row, column)))]
+        ours = [cell for (label, _), cell in here.items() if label == row]
+        writer.writerow([row, *(_plain(reported.get(key)) for key in keys), *numbers, origin(ours)])
+    return buffer.getvalue()
+
+
+def _plain(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _numbers(cell: Cell | None) -> tuple[str, str, str, str]:
+    if cell is None:
+        return ("", "", "", "")
+    return number(cell.value), number(cell.sd), number(cell.paper), number(cell.difference)

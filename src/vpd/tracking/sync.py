@@ -1,0 +1,158 @@
+"""Bring an MLflow store in line with the result files: one run per experiment and seed, and one of the report."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpd.progress import Progress
+from vpd.tracking.records import Point, Record, collect
+from vpd.tracking.store import Unavailable, connected, experiment_id, experiment_name, shown, writing
+from vpd.tracking.tags import HASH, KEY, UNKNOWN
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+METRICS_PER_BATCH, PARAMS_PER_BATCH, RUNS_PER_PAGE = 500, 100, 500
+
+
+@dataclass
+class Summary:
+    """What one synchronisation did, in runs; ``unfinished`` counts experiments without final results."""
+
+    uri: str
+    experiment: str
+    added: int = 0
+    replaced: int = 0
+    kept: int = 0
+    missed: int = 0
+    unfinished: int = 0
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        text = f"MLflow experiment {self.experiment} at {self.uri}: "
+        text += f"{self.added} runs added, {self.replaced} replaced, {self.kept} kept"
+        text += f", {self.missed} not logged" if self.missed else ""
+        return text + (f"; {self.unfinished} experiments have no final results yet" if self.unfinished else "")
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The state that was reached, equal on every machine and for every repetition."""
+        logged = self.added + self.replaced + self.kept
+        return {"experiment": self.experiment, "runs": logged, "missed": self.missed, "unfinished": self.unfinished}
+
+
+def sync(
+    results: Path,
+    params: Any,
+    uri: str,
+    extra_tags: Mapping[str, str] | None = None,
+    *,
+    digests: Mapping[str, str] | None = None,
+    strict: bool = True,
+) -> Summary:
+    """Log every finished run under ``results`` that the store at ``uri`` does not show as it is now.
+
+    A run that is there with the same content stays, any other of the same key (older results, a killed attempt, live
+    logging) is deleted once its successor is complete, so that sending again never duplicates. Runs of other keys are
+    left alone. ``digests`` is that of ``manifest_digests``. An unavailable store raises Unavailable (a UserError) when
+    ``strict``, else it is reported in one line.
+    """
+    records, unfinished = collect(Path(results), params, digests or {}, extra_tags or {})
+    summary = Summary(shown(uri), experiment_name(params.scale), missed=len(records), unfinished=unfinished)
+    try:
+        with connected(uri) as client, writing(uri):
+            _sync(client, experiment_id(client, uri, params.scale), records, summary)
+    except Unavailable as error:
+        if strict:
+            raise
+        reason = str(error).partition(";")[0]
+        print(f"{reason}; {summary.missed} runs are not logged yet; run 'vpd track' later", file=sys.stderr, flush=True)
+    return summary
+
+
+def _sync(client: MlflowClient, experiment: str, records: list[Record], summary: Summary) -> None:
+    present: dict[str, list[Run]] = {}
+    for run in tracked_runs(client, experiment):
+        present.setdefault(run.data.tags[KEY], []).append(run)
+    progress = Progress(len(records), "MLflow", "runs")
+    for record in records:
+        _place(client, experiment, record, present.get(record.key, []), summary)
+        summary.missed -= 1
+        progress.advance(note=record.name)
+    progress.close()
+
+
+def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> Iterator[Run]:
+    """All runs of an MLflow experiment that this project logged and that meet ``condition``."""
+    token = None
+    while token != "":
+        page = client.search_runs([experiment], condition, max_results=RUNS_PER_PAGE, page_token=token)
+        yield from (run for run in page if KEY in run.data.tags)
+        token = page.token or ""
+
+
+def _place(client: MlflowClient, experiment: str, record: Record, present: list[Run], summary: Summary) -> None:
+    digest = record.digest()
+    same = [run for run in present if run.info.status == "FINISHED" and run.data.tags.get(HASH) == digest]
+    if same:
+        _refresh_tags(client, same[0], record.tags)
+        summary.kept += 1
+    else:
+        _log(client, experiment, record, digest)
+        summary.replaced += bool(present)
+        summary.added += not present
+    for run in present:
+        if run not in same[:1]:
+            client.delete_run(run.info.run_id)
+
+
+def _refresh_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
+    """Follow renamed rows and newly known digests; the commit stays that of the first logging."""
+    for name, value in tags.items():
+        if name != "git_commit" and value not in (UNKNOWN, run.data.tags.get(name)):
+            client.set_tag(run.info.run_id, name, value)
+
+
+def _log(client: MlflowClient, experiment: str, record: Record, digest: str) -> None:
+    """Log a new run; only the status FINISHED, set last, makes it count."""
+    run = client.create_run(experiment, run_name=record.name, tags={**record.tags, HASH: digest}).info.run_id
+    log_params(client, run, record.params)
+    for points in chunks(record.points, METRICS_PER_BATCH):
+        client.log_batch(run, metrics=as_metrics(points))
+    for name, path in record.artifacts.items():
+        folder = name.rpartition("/")[0]
+        client.log_artifact(run, str(path), folder or None)
+    for path in record.tables:
+        client.log_table(run, _columns(path), f"tables/{path.stem}.json")
+    client.set_terminated(run)
+
+
+def log_params(client: MlflowClient, run: str, params: Mapping[str, str]) -> None:
+    """Send parameters in as few requests as MLflow allows."""
+    from mlflow.entities import Param
+
+    for items in chunks(list(params.items()), PARAMS_PER_BATCH):
+        client.log_batch(run, params=[Param(name, value) for name, value in items])
+
+
+def as_metrics(points: Iterable[Point]) -> list[Metric]:
+    """Points as MLflow's metric entities."""
+    from mlflow.entities import Metric
+
+    return [Metric(point.name, point.value, point.timestamp, point.step) for point in points]
+
+
+def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """``items`` in pieces of at most ``size``."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _columns(path: Path) -> dict[str, list[str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    return {name: [row[index] for row in rows] for index, name in enumerate(header)}

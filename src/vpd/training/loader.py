@@ -1,0 +1,132 @@
+"""Batches by position: step n sees the same samples whether a run was interrupted or not, with any worker count."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vpd.errors import UserError
+from vpd.spec import TrainingSpec
+
+Position = tuple[int, int]
+"""(index in the dataset, epoch)"""
+
+
+@lru_cache(maxsize=2)
+def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """Permutation of ``length`` samples drawn from (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples each step sees, and which of them this process takes; ``plan_batches`` makes checked ones."""
+
+    length: int
+    batch_size: int
+    accumulate: int
+    drop_last: bool
+    seed: int
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that one pass over the dataset gives."""
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+    def batch(self, step: int) -> list[Position]:
+        """The effective batch of a 0-based step, over all processes."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = epoch_order(self.length, self.seed, epoch)
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return [(int(index), epoch) for index in chosen]
+
+    def shares(self, step: int) -> list[list[Position]]:
+        """The micro-batches of a step that this process computes; a short last batch has smaller ones."""
+        batch = self.batch(step)
+        side = -(-len(batch) // self.accumulate)
+        micros = [batch[start : start + side] for start in range(0, len(batch), side)]
+        return [micro[self.rank :: self.processes] for micro in micros]
+
+    def total_steps(self, training: TrainingSpec) -> int:
+        """Steps of the whole training."""
+        return training.steps or training.epochs * self.steps_per_epoch
+
+
+def plan_batches(training: TrainingSpec, length: int, seed: int, rank: int = 0, processes: int = 1) -> Plan:
+    """Plan the batches of a training run; UserError where the batch does not fit the dataset or its division."""
+    size, accumulate = training.batch_size, training.accumulate
+    if length < size:
+        raise UserError(
+            f"training.batch_size is {size} but the dataset has {length} samples; "
+            f"use a batch of at most {length} or a larger dataset"
+        )
+    if size % (accumulate * processes):
+        raise UserError(
+            f"training.batch_size {size} cannot be divided into accumulate {accumulate} x {processes} processes; "
+            "make it a multiple of both"
+        )
+    rest = length % size
+    if processes > 1 and not training.drop_last and rest % (accumulate * processes):
+        raise UserError(
+            f"the last batch of an epoch has {rest} samples, which accumulate {accumulate} x {processes} processes "
+            "cannot share; set training.drop_last to true"
+        )
+    return Plan(length, size, accumulate, training.drop_last, seed, rank, processes)
+
+
+def micro_batches(
+    dataset: object, plan: Plan, start: int, stop: int, workers: int = 0, pin: bool = False
+) -> Iterator[dict]:
+    """Yield this process's micro-batches of steps ``start`` to ``stop``, in order."""
+    loader = DataLoader(
+        _Samples(dataset),
+        batch_sampler=(share for step in range(start, stop) for share in plan.shares(step)),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator(),  # the loader draws a number: not from the global state
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def collate(samples: list[dict | UserError]) -> dict | UserError:
+    """Stack tensors and list everything else; a sample that is an error stands for the whole batch."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {
+        name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in columns.items()
+    }
+
+
+class _Samples(Dataset):
+    """A project dataset as torch's loader wants it: keyed by position, usable in worker processes."""
+
+    def __init__(self, dataset: object) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, position: Position) -> dict | UserError:
+        index, epoch = position
+        try:
+            return self.dataset.sample(index, epoch)
+        except UserError as error:
+            return error  # raised in a worker, it would arrive wrapped in a page of traceback
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Let the training process finish its step after a signal that was sent to all processes."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,174 @@
+"""The resumable state of a training run: complete files in a folder of their own, the newest two kept.
+
+The folder is no output of any stage, so that no orchestrator deletes it when a job fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn, optim
+
+from vpd.errors import UserError
+from vpd.files import atomic_path, sha256
+
+KEPT_STATES = 2
+
+
+@dataclass
+class Journal:
+    """What a run has done so far, apart from its weights."""
+
+    step: int = 0
+    """Finished steps."""
+    seconds: float = 0.0
+    """Time spent, over all attempts."""
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last log."""
+    rows: list[dict] = field(default_factory=list)
+    """The history."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Milestones kept so far and the SHA-256 of their files."""
+
+
+def state_folder(state: Path, keys: dict[str, str | int]) -> Path:
+    """Folder of the run with these keys; another spec, seed, dataset or checkpoint has another one."""
+    key = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
+    others = [path.name for path in sorted(state.glob("*")) if path.is_dir() and path.name != key]
+    if others:
+        _say(f"{state} also holds progress made with other settings ({', '.join(others)}), which this run cannot use")
+    return state / key
+
+
+# ------------------------------------------------------------------------------------------------------------ save, load
+def save_state(folder: Path, journal: Journal, model: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Write everything a later process needs to go on from ``journal.step`` to the bit."""
+    content = {
+        "journal": asdict(journal),
+        "model": model.trained_state(),
+        "optimizer": optimizer.state_dict(),
+        "random": random_state(),
+    }
+    with _writing(folder / f"step-{journal.step:09d}.pt") as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+    for old in _states(folder)[KEPT_STATES:]:
+        old.unlink()
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> Journal:
+    """Restore the newest undamaged state and return its journal; an empty one if there is none.
+
+    A damaged file (cut short, or a milestone of it gone) is reported in one line and the one before is tried.
+    """
+    for path in _states(folder):
+        content = _read_state(path)
+        if content is not None:
+            _restore(path, content, model, optimizer)
+            _say(f"going on after step {content['journal']['step']} ({path})")
+            return Journal(**content["journal"])
+    return Journal()
+
+
+def _read_state(path: Path) -> dict | None:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for name, digest in content["journal"]["weights"].items():
+            if sha256(weights_path(path.parent, name)) != digest:
+                raise ValueError(f"{name}.safetensors is not the file it was saved with")
+    except Exception as error:  # damage has no type of its own: zip, pickle and key errors all occur
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _say(f"{path} is damaged ({reason}); going back to the state before it, or to the start")
+        return None
+    return content
+
+
+def _restore(path: Path, content: dict, model: nn.Module, optimizer: optim.Optimizer) -> None:
+    try:
+        model.load_trained_state(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (UserError, RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} does not fit this version's model ({reason}); delete {path.parent} to start again"
+        ) from error
+    restore_random_state(content["random"])
+
+
+def _states(folder: Path) -> list[Path]:
+    """State files, newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- weights
+def weights_path(folder: Path, milestone: str) -> Path:
+    """Where a milestone's weights wait until the run is finished."""
+    return folder / f"{milestone}.safetensors"
+
+
+def keep_weights(folder: Path, milestone: str, model: nn.Module, keys: dict[str, str | int], step: int) -> str:
+    """Keep the model's weights as a milestone and return their SHA-256; UserError if any is not finite."""
+    tensors = model.trained_state()
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"{name} is not finite after step {step}; lower training.optimizer.lr and train again")
+    # One metadata entry: safetensors writes several in random order, and equal runs would differ in their bytes.
+    metadata = {"vpd": json.dumps({**keys, "milestone": milestone, "step": step}, sort_keys=True)}
+    with _writing(weights_path(folder, milestone)) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    return sha256(weights_path(folder, milestone))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """``atomic_path`` that also knows how torch and safetensors say that the disk is full."""
+    with atomic_path(path) as temporary:
+        try:
+            yield temporary
+        except (RuntimeError, SafetensorError) as error:
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
+
+
+# ------------------------------------------------------------------------------------------------------------ randomness
+def seed_all(*numbers: int) -> None:
+    """Seed Python, NumPy and torch (every device) from the numbers, such as (seed, step)."""
+    value = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def random_state() -> dict:
+    """State of every global random generator, in types that ``torch.load(weights_only=True)`` accepts."""
+    name, words, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, words.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(saved: dict) -> None:
+    """Undo everything drawn since ``random_state``; devices that are not there any more are left out."""
+    random.setstate(saved["python"])
+    name, words, *rest = saved["numpy"]
+    np.random.set_state((name, np.array(words, dtype=np.uint32), *rest))
+    torch.set_rng_state(saved["torch"])
+    for device, value in enumerate(saved["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(value, device)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,208 @@
+"""Small datasets, models and specs with known answers for the evaluation tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vpd.evaluation.run import evaluate_model
+from vpd.files import sha256, write_json
+from vpd.spec import TASKS, Spec
+
+CLASSES = ["wall", "floor", "ball", "box", "lamp"]
+SHAPES = {"segmentation": (40, 56), "referring": (32, 32), "depth": (32, 48)}
+MODEL = {
+    "unet": "pretrained",
+    "timestep": 1,
+    "latent_scale": 1.0,
+    "attention": {"places": ["down", "up"], "limit": 0.5, "gradient": "detached"},
+    "adapter": {"enabled": True, "gamma": 1e-4},
+    "head": {"kind": "semantic-fpn", "channels": 8},
+}
+TRAINING = {
+    "steps": 10,
+    "batch_size": 2,
+    "optimizer": {"lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.0},
+    "schedule": {"kind": "constant"},
+    "loss": {"kind": "cross-entropy"},
+    "milestones": {"half": 0.5, "final": 1.0},
+    "log_every": 1,
+    "save_every": 1,
+}
+TASK = {
+    "segmentation": {
+        "data": {
+            "short_side": 32,
+            "long_side": 128,
+            "ratio_range": [0.5, 2.0],
+            "crop": 32,
+            "max_class_share": 0.75,
+            "flip": 0.5,
+            "photometric": True,
+        },
+        "evaluation": {
+            "short_side": 32,
+            "long_side": 128,
+            "crop": 32,
+            "stride": 21,
+            "ratios": [1.0, 1.25],
+            "multi_scale": True,
+            "batch_size": 4,
+            "panels": 2,
+        },
+    },
+    "referring": {
+        "data": {"size": 32},
+        "evaluation": {"size": 32, "thresholds": [0.5, 0.6, 0.7, 0.8, 0.9], "batch_size": 4, "panels": 2},
+    },
+    "depth": {
+        "data": {
+            "crop": 32,
+            "flip": 0.5,
+            "photometric": 0.5,
+            "cutdepth": 0.25,
+            "cutdepth_width": 0.75,
+            "cutdepth_values": "ramp",
+            "min_depth": 1e-3,
+            "max_depth": 10.0,
+        },
+        "evaluation": {
+            "window": 32,
+            "windows": 2,
+            "flip": True,
+            "crop": [2, 30, 3, 45],
+            "min_depth": 1e-3,
+            "max_depth": 10.0,
+            "batch_size": 4,
+            "panels": 2,
+        },
+    },
+}
+STRATEGY = {"segmentation": "class-names", "referring": "expression", "depth": "scene"}
+
+
+def make_spec(task: str, evaluation: dict | None = None, **changes) -> Spec:
+    """A small spec of ``task``; ``evaluation`` and ``changes`` replace settings."""
+    settings = TASK[task]
+    prompt = {"strategy": STRATEGY[task], "templates": "single", "length": 12}
+    value = {
+        "name": f"{task}-small",
+        "scale": "smoke",
+        "protocol": "official",
+        "schedule": "fast",
+        "task": task,
+        "dataset": "drawn",
+        "checkpoint": "sd-1-5",
+        "seeds": [0, 1],
+        "model": {**MODEL, "prompt": prompt},
+        "training": TRAINING,
+        "data": settings["data"],
+        "evaluation": {**settings["evaluation"], **(evaluation or {})},
+        **changes,
+    }
+    return TASKS[task].model_validate(value)
+
+
+class Drawings:
+    """Coloured rectangles on a wall and a floor, with the answers that each task asks for."""
+
+    def __init__(self, task: str, count: int = 5) -> None:
+        self.task, self.count = task, count
+        self.classes = {"segmentation": CLASSES, "referring": [], "depth": ["kitchen", "living_room"]}[task]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def labels(self, index: int) -> Tensor:
+        height, width = SHAPES[self.task]
+        labels = torch.zeros(height, width, dtype=torch.int64)
+        labels[height // 2 :] = 1
+        for number in (2, 3, 4)[: 1 + index % 3]:
+            top, left = (5 * number + 3 * index) % (height - 10), (11 * number + 7 * index) % (width - 12)
+            labels[top : top + 10, left : left + 12] = number
+        return labels
+
+    def sample(self, index: int, epoch: int = 0) -> dict:
+        labels = self.labels(index)
+        colours = torch.tensor([[200, 190, 180], [120, 80, 40], [220, 30, 30], [30, 60, 220], [250, 240, 90]])
+        image = colours[labels].permute(2, 0, 1).to(torch.uint8)
+        sample = {"id": f"drawing-{index}", "image": image}
+        if self.task == "segmentation":
+            labels[0] = 255
+            return {**sample, "label": labels}
+        sample["image"] = image.float() / 127.5 - 1
+        if self.task == "referring":
+            text = "the red ball" if index % 2 else "the red ball that lies on the brown floor"
+            return {**sample, "image_id": f"image-{index // 2}", "text": text, "label": (labels == 2).long()}
+        depth = 1.0 + labels.float() + torch.linspace(0, 1, labels.shape[1])
+        depth[0] = 0
+        return {**sample, "depth": depth, "class_id": torch.tensor(index % 2)}
+
+
+class SmallModel(nn.Module):
+    """One convolution at a coarse stride per task, with the interface of the real models."""
+
+    def __init__(self, task: str, classes: int = len(CLASSES)) -> None:
+        super().__init__()
+        self.task = task
+        outputs = {"segmentation": classes, "referring": 2, "depth": 1}[task]
+        self.head = nn.Conv2d(3, outputs, 3, padding=1)
+        self.keys: list[list[str]] = []
+
+    def forward(self, batch: dict) -> Tensor:
+        self.keys.append(batch["key"])
+        size = batch["image"].shape[-2:]
+        if self.task == "segmentation":
+            return self.head(F.avg_pool2d(batch["image"], 4))
+        maps = self.head(batch["image"])
+        return maps if self.task == "referring" else 10 * F.avg_pool2d(maps, 5, 1, 2).sigmoid().reshape(-1, 1, *size)
+
+    def features(self, batch: dict):
+        tokens = len(CLASSES) if self.task == "segmentation" else 12
+        coarse = F.avg_pool2d(batch["image"], 4).mean(1, keepdim=True)
+        shifts = [coarse.roll(shift, -1) for shift in range(tokens)]
+        attention = [None, torch.cat(shifts, 1).softmax(1), F.avg_pool2d(torch.cat(shifts, 1), 2).softmax(1)]
+        return type("Features", (), {"attention": attention})()
+
+    def trained_state(self) -> dict[str, Tensor]:
+        return {name: value.contiguous() for name, value in self.state_dict().items()}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        self.load_state_dict(state)
+
+
+def write_runs(spec: Spec, folder: Path) -> None:
+    """Write runs with random weights as training does."""
+    for seed in spec.seeds:
+        run = folder / f"seed{seed}"
+        run.mkdir(parents=True)
+        files = {}
+        for number, milestone in enumerate(spec.training.milestones):
+            torch.manual_seed(10 * seed + number)
+            path = run / f"{milestone}.safetensors"
+            save_file(SmallModel(spec.task).trained_state(), path)
+            files[path.name] = sha256(path)
+        steps = {"steps": 10, "milestones": {"half": 5, "final": 10}}
+        write_json(run / "manifest.json", {"spec": spec.digest(), "seed": seed, **steps, "files": files})
+
+
+class Experiment:
+    """Runs (written if they are not there), places and a way to evaluate one small experiment without attention."""
+
+    def __init__(self, folder: Path, task: str = "referring") -> None:
+        spec = make_spec(task)
+        silent = spec.model.attention.model_copy(update={"places": ()})
+        self.spec = spec.model_copy(update={"model": spec.model.model_copy(update={"attention": silent})})
+        self.folder, self.model, self.data = folder, SmallModel(task), Drawings(task)
+        if not (folder / "runs").exists():
+            write_runs(self.spec, folder / "runs")
+
+    def evaluate(self, name: str = "out") -> bytes:
+        out = self.folder / name
+        places = (self.folder / "runs", out / "metrics.json", out / "panels", self.folder / "state")
+        evaluate_model(self.spec, self.model, self.data, *places)
+        return (out / "metrics.json").read_bytes()

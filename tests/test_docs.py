@@ -1,0 +1,244 @@
+"""The documentation keeps up with the specs, params.yaml and the code; nothing is run."""
+
+import ast
+import re
+import types
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from vpd.params import Document, Experiment, Scale, load_params
+from vpd.report.layout import TableRow, TableSpec
+from vpd.spec import TASKS, CheckpointSpec, DatasetSpec, PretrainingSpec
+
+ROOT = Path(__file__).parent.parent
+FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))
+ID = re.compile(r"(?<![\w-])[SGRD]\d{1,2}(?![\w-])")
+"""S1 or D12, but not A32, SD-1-5, R2D or G-Ref."""
+KEY = re.compile(r"(?:model|data|training|evaluation)(?:\.[a-z_]+)+")
+SHOWN = {"segmentation": "seg-full", "referring": "refcoco-full", "depth": "depth-full"}
+"""The experiments whose values docs/params.md shows."""
+ABSENT = "–"
+
+
+# --------------------------------------------------------------------------------------------------------------- readers
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def tables(text):
+    """Every table of a page: its rows, each a dict by column heading."""
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        heads, _, *rows = map(cells, block.splitlines())
+        yield [dict(zip(heads, row, strict=True)) for row in rows]
+
+
+def code(text):
+    """What stands in single backticks."""
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def models_in(annotation):
+    """The model classes inside an annotation such as ``tuple[LearningRateRule, ...]`` or ``TextSpec | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in models_in(inner)]
+
+
+def fields(model, prefix=""):
+    """Dotted keys of a model and of all models inside it, with their annotations."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, field.annotation
+        for inner in models_in(field.annotation):
+            yield from fields(inner, f"{prefix}{name}.")
+
+
+def holds_names(annotation):
+    """Whether the field is a mapping with keys of the user's choice."""
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return any(typing.get_origin(part) is dict for part in parts)
+
+
+TASK_FIELDS = {task: dict(fields(model)) for task, model in TASKS.items()}
+
+
+def known(key, task):
+    """Whether a task's spec has the key; below a mapping, any name is one."""
+    *parent, _ = key.split(".")
+    return key in TASK_FIELDS[task] or holds_names(TASK_FIELDS[task].get(".".join(parent)))
+
+
+def looked_up(spec, key):
+    for part in key.split("."):
+        spec = spec[part]
+    return spec
+
+
+def comments_and_docstrings():
+    """(where, text) of params.yaml's comments, and of the docstrings and comments under src/vpd."""
+    for number, line in enumerate((ROOT / "params.yaml").read_text(encoding="utf-8").splitlines(), 1):
+        yield f"params.yaml:{number}", line.partition("#")[2]
+    for path in sorted((ROOT / "src" / "vpd").rglob("*.py")):
+        source, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+        for node in ast.walk(ast.parse(source)):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                yield f"{name}:{node.lineno}", node.value.value
+        for number, line in enumerate(source.splitlines(), 1):
+            if line.lstrip().startswith("#"):
+                yield f"{name}:{number}", line
+
+
+@pytest.fixture(scope="module")
+def paper_scale():
+    """Resolved experiments at paper scale: protocol -> name -> spec as plain data."""
+    found = {}
+    for protocol in ("official", "paper"):
+        params = load_params(ROOT / "params.yaml", "paper", protocol)
+        found[protocol] = {name: params.resolve(name).model_dump(mode="json") for name in params.experiments}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- fidelity.md
+def fidelity_rows():
+    return {row["id"]: row for table in tables(FIDELITY) for row in table if "id" in row}
+
+
+def test_ids_have_one_row_each_and_no_gaps():
+    ids = [row["id"] for table in tables(FIDELITY) for row in table if "id" in row]
+    assert ids == [
+        f"{letter}{n}" for letter, last in zip("SGRD", (14, 12, 12, 19), strict=True) for n in range(1, last + 1)
+    ]
+    assert all(row["here"] and row["the released code"] and row["the paper"] for row in fidelity_rows().values())
+
+
+def test_every_id_in_use_is_explained():
+    rows = fidelity_rows()
+    used = [(found, where) for where, text in comments_and_docstrings() for found in ID.findall(text)]
+    assert len(used) > 50
+    assert [f"{found} in {where}" for found, where in used if found not in rows] == []
+
+
+def test_ids_mentioned_in_the_pages_are_explained():
+    assert set(ID.findall(FIDELITY + PARAMS)) <= set(fidelity_rows())
+
+
+def test_settings_in_fidelity_exist():
+    """A row of one task may only name settings of that task."""
+    tasks = {"S": list(TASKS), "G": ["segmentation"], "R": ["referring"], "D": ["depth"]}
+    named = [
+        (row["id"], key[0])
+        for row in fidelity_rows().values()
+        for span in code(row["here"])
+        if (key := KEY.match(span))
+    ]
+    assert len(named) > 60
+    assert [(found, key) for found, key in named if not any(known(key, task) for task in tasks[found[0]])] == []
+    everywhere = [key[0] for span in code(FIDELITY) if (key := KEY.match(span))]
+    assert [key for key in everywhere if not any(known(key, task) for task in TASKS)] == []
+
+
+def test_values_in_fidelity_are_those_of_the_default_protocol(paper_scale):
+    """Each `key: value` is the value of at least one experiment of that task."""
+    letters = {"segmentation": "SG", "referring": "SR", "depth": "SD"}
+    wrong = []
+    for name, row in fidelity_rows().items():
+        specs = [spec for spec in paper_scale["official"].values() if name[0] in letters[spec["task"]]]
+        for key, _, value in (span.partition(": ") for span in code(row["here"]) if KEY.match(span) and ": " in span):
+            values = [looked_up(spec, key) for spec in specs if known(key, spec["task"])]
+            if yaml.safe_load(value) not in values:
+                wrong.append(f"{name}: {key} is never {value}")
+    assert wrong == []
+
+
+def test_bands_are_those_of_params_yaml():
+    document = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    bands, rows = document["tolerances"], document["tables"]["table4"]["rows"]
+    fast = next(row for row in rows if row["experiment"] == "depth-fast")
+    expected = [
+        [bands["miou_ss"]],
+        [bands["oiou"]],
+        [document["tables"]["table3"]["tolerances"]["refcocog"]],
+        [bands["rmse"]],
+        [fast["tolerances"]["rmse"]],
+        [bands[metric] for metric in ("delta1", "delta2", "delta3", "rel", "log10")],
+    ]
+    (shown,) = (table for table in tables(FIDELITY) if "band" in table[0])
+    assert [[float(number) for number in re.findall(r"[\d.]+", row["band"])] for row in shown] == expected
+    assert bands["miou_ms"] == bands["miou_ss"]
+
+
+# ------------------------------------------------------------------------------------------------------------ params.md
+PREFIXED = {
+    **{f"{task}: ": (model, "") for task, model in TASKS.items()},
+    "dataset: ": (DatasetSpec, "datasets.<name>."),
+    "checkpoint: ": (CheckpointSpec, "checkpoints.<name>."),
+    "pretraining: ": (PretrainingSpec, "pretraining."),
+}
+
+
+def settings(model, prefix):
+    """Keys of a model without those that only group others, such as ``model.head``."""
+    return [
+        key
+        for key, annotation in fields(model, prefix)
+        if typing.get_origin(annotation) is tuple or not models_in(annotation)
+    ]
+
+
+@pytest.mark.parametrize("what", PREFIXED)
+def test_every_field_has_a_row(what):
+    model, prefix = PREFIXED[what]
+    listed = {code(row["key"])[0] for table in tables(PARAMS) for row in table if code(row.get("key", ""))}
+    assert sorted(set(settings(model, prefix)) - listed) == []
+
+
+def test_no_row_is_about_a_field_that_is_gone():
+    exists = {key for model, prefix in PREFIXED.values() for key, _ in fields(model, prefix)}
+    listed = [code(row["key"])[0] for table in tables(PARAMS) for row in table if {"key", "type"} <= row.keys()]
+    assert [key for key in listed if key not in exists] == []
+    assert len(listed) == len(set(listed))
+
+
+def test_values_shown_are_those_of_params_yaml(paper_scale):
+    wrong, seen = [], 0
+    for row in (row for table in tables(PARAMS) for row in table if row.keys() >= SHOWN.keys() | {"key"}):
+        key = code(row["key"])[0]
+        for task, name in SHOWN.items():
+            seen += 1
+            if not known(key, task) or row[task] == ABSENT:
+                fits = not known(key, task) and row[task] == ABSENT
+            elif row[task] == "by protocol":
+                fits = looked_up(paper_scale["official"][name], key) != looked_up(paper_scale["paper"][name], key)
+            else:
+                fits = yaml.safe_load(row[task].strip("`")) == looked_up(paper_scale["official"][name], key)
+            if not fits:
+                wrong.append(f"{key} of {task} is not {row[task]}")
+    assert wrong == []
+    assert seen > 150
+
+
+@pytest.mark.parametrize("model", [Document, Scale, Experiment, TableSpec, TableRow])
+def test_keys_around_the_specs_are_mentioned(model):
+    words = set(re.findall(r"[a-z_]+", " ".join([*code(PARAMS), *re.findall(r"```.*?```", PARAMS, re.DOTALL)])))
+    assert sorted(set(model.model_fields) - words) == []
+
+
+# ----------------------------------------------------------------------------------------------------------- both pages
+@pytest.mark.parametrize("page", ["fidelity.md", "params.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if target and not (ROOT / "docs" / target).exists()] == []
+
+
+def test_experiments_named_in_the_pages_exist():
+    names = set(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["experiments"])
+    named = {span for span in code(FIDELITY + PARAMS) if re.fullmatch(r"(seg|refcoco\w*|depth)-[a-z0-9-]+", span)}
+    assert named - names - {"depth-decoder"} == set()

@@ -1,0 +1,381 @@
+"""Scores against independent implementations, and whole evaluations: resumable, refused, reproducible."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import confusion_matrix
+from torch import Tensor, nn
+from torchmetrics import JaccardIndex
+
+from evaluation_fakes import CLASSES, Drawings, Experiment, SmallModel, make_spec
+from vpd.errors import UserError
+from vpd.evaluation.depth import DepthScores, depth_errors, evaluate_depth, scored_pixels
+from vpd.evaluation.referring import ReferringScores, evaluate_referring
+from vpd.evaluation.run import check_run, state_key
+from vpd.evaluation.segmentation import SegmentationScores, evaluate_segmentation
+from vpd.files import read_json, sha256, write_json
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def random_labels(count: int = 6, classes: int = 5) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of (truth with some ignored pixels, prediction that is often right)."""
+    pairs = []
+    for _ in range(count):
+        truth = torch.randint(classes, (13, 17))
+        prediction = torch.where(torch.rand(13, 17) < 0.6, truth, torch.randint(classes, (13, 17)))
+        pairs.append((truth.masked_fill(torch.rand(13, 17) < 0.1, 255), prediction))
+    return pairs
+
+
+# --------------------------------------------------------------------------------------------------------- segmentation
+def test_confusion_is_sklearns():
+    pairs, scores = random_labels(), SegmentationScores(5)
+    for truth, prediction in pairs:
+        scores.add(truth, prediction)
+    truth = torch.cat([truth.flatten() for truth, _ in pairs])
+    prediction = torch.cat([prediction.flatten() for _, prediction in pairs])
+    counted = truth != 255
+    assert np.array_equal(scores.confusion, confusion_matrix(truth[counted], prediction[counted], labels=range(5)))
+
+
+def test_miou_is_torchmetrics():
+    pairs, scores = random_labels(), SegmentationScores(5)
+    reference = JaccardIndex("multiclass", num_classes=5, average="macro", ignore_index=255)
+    for truth, prediction in pairs:
+        scores.add(truth, prediction)
+        reference.update(prediction, truth)
+    assert dict(scores.values("ss"))["miou_ss"] == pytest.approx(100 * reference.compute().item(), rel=1e-5)
+
+
+def test_segmentation_scores_by_hand():
+    """Truth 0 0 1 1 | ignored; prediction 0 1 1 1 | 0: IoU 1/2 and 2/3, recall 1/2 and 1, 3 of 4 pixels right."""
+    scores = SegmentationScores(2)
+    scores.add(torch.tensor([[0, 0, 1, 1, 255]]), torch.tensor([[0, 1, 1, 1, 0]]))
+    values = dict(scores.values("ss"))
+    assert values == pytest.approx({"miou_ss": 100 * (1 / 2 + 2 / 3) / 2, "macc_ss": 75.0, "aacc_ss": 75.0})
+
+
+def test_classes_without_pixels_are_nan_and_left_out_but_false_alarms_count_as_zero():
+    scores = SegmentationScores(4)
+    scores.add(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 1, 2]]))
+    iou = scores.iou().tolist()
+    assert iou[:3] == [1.0, 0.5, 0.0]
+    assert math.isnan(iou[3])
+    recall = scores.recall().tolist()
+    assert recall[:2] == [1.0, 0.5]
+    assert all(map(math.isnan, recall[2:]))
+    assert dict(scores.values("ss")) == pytest.approx({"miou_ss": 50.0, "macc_ss": 75.0, "aacc_ss": 75.0})
+
+
+def test_a_split_without_labels_is_refused():
+    with pytest.raises(UserError, match="no pixel of the validation split is labelled"):
+        dict(SegmentationScores(3).values("ss"))
+
+
+def truth_model(task: str):
+    """A network that knows the drawings: it recognises classes by colour."""
+    colours = torch.tensor([[200, 190, 180], [120, 80, 40], [220, 30, 30], [30, 60, 220], [250, 240, 90]]) / 127.5 - 1
+
+    def predict(batch: dict) -> Tensor:
+        distance = (batch["image"][:, None] - colours.view(1, 5, 3, 1, 1)).square().sum(2)
+        if task == "referring":
+            return torch.stack([distance[:, [0, 1, 3, 4]].amin(1), distance[:, 2]], 1) * -1
+        return -50 * distance
+
+    return predict
+
+
+def test_a_network_that_sees_the_classes_scores_100_percent():
+    drawings, spec = Drawings("segmentation"), make_spec("segmentation", {"short_side": 40, "long_side": 160})
+    samples = (drawings.sample(index) for index in range(5))
+    values = dict(evaluate_segmentation(truth_model("segmentation"), samples, spec, len(CLASSES)))
+    assert values["miou_ss"] == pytest.approx(100.0)
+    assert values["aacc_ss"] == pytest.approx(100.0)
+    assert list(values) == ["miou_ss", "macc_ss", "aacc_ss", "miou_ms"]
+
+
+def test_single_scale_evaluation_has_no_multi_scale_score():
+    drawings, spec = Drawings("segmentation"), make_spec("segmentation", {"multi_scale": False})
+    samples = (drawings.sample(index) for index in range(2))
+    values = dict(evaluate_segmentation(truth_model("segmentation"), samples, spec, len(CLASSES)))
+    assert list(values) == ["miou_ss", "macc_ss", "aacc_ss"]
+
+
+# ----------------------------------------------------------------------------------------------------------- referring
+def test_referring_scores_by_hand():
+    """IoUs 1/2, 1 and 0 with unions 4, 8 and 4: overall 10/16, mean 1/2."""
+    scores = ReferringScores()
+    for truth, prediction in (([1, 1, 1, 1], [1, 1, 0, 0]), ([1] * 8, [1] * 8), ([1, 1, 0, 0], [0, 0, 1, 1])):
+        scores.add(torch.tensor([truth]).bool(), torch.tensor([prediction]).bool())
+    values = dict(scores.values(THRESHOLDS))
+    expected = {"oiou": 62.5, "miou": 50.0, "p50": 200 / 3, "p60": 100 / 3, "p70": 100 / 3, "p80": 100 / 3}
+    assert values == pytest.approx({**expected, "p90": 100 / 3})
+
+
+def test_overall_iou_is_torchmetrics_and_mean_iou_its_mean_over_sentences():
+    scores, overall, each = ReferringScores(), JaccardIndex("binary"), []
+    for _ in range(7):
+        truth, prediction = torch.rand(9, 11) < 0.4, torch.rand(9, 11) < 0.5
+        scores.add(truth, prediction)
+        overall.update(prediction, truth)
+        each.append(JaccardIndex("binary")(prediction, truth).item())
+    values = dict(scores.values(THRESHOLDS))
+    assert values["oiou"] == pytest.approx(100 * overall.compute().item(), rel=1e-5)
+    assert values["miou"] == pytest.approx(100 * np.mean(each), rel=1e-5)
+
+
+def test_two_empty_masks_count_as_zero():
+    scores = ReferringScores()
+    scores.add(torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool))
+    assert dict(scores.values(THRESHOLDS))["miou"] == 0.0
+
+
+def test_every_sentence_is_scored_once():
+    drawings, spec = Drawings("referring", 7), make_spec("referring")
+    asked = []
+
+    def predict(batch: dict) -> Tensor:
+        asked.extend(batch["id"])
+        return truth_model("referring")(batch)
+
+    values = dict(evaluate_referring(predict, (drawings.sample(index) for index in range(7)), spec, 0))
+    assert asked == [f"drawing-{index}" for index in range(7)]
+    assert values["oiou"] == values["miou"] == values["p90"] == 100.0
+    assert "oiou_native" not in values
+
+
+def test_masks_at_the_original_size_are_scored_where_samples_carry_them():
+    """The right half of the image at 32x32 and at 50x80: exact at both sizes."""
+    drawings, spec = Drawings("referring", 3), make_spec("referring")
+
+    def right_half(height: int, width: int) -> Tensor:
+        return (torch.arange(width) >= width // 2).long().expand(height, width)
+
+    def predict(batch: dict) -> Tensor:
+        half = right_half(32, 32).float().expand(len(batch["image"]), 1, 32, 32)
+        return torch.cat([0.5 - half, half - 0.5], 1)
+
+    samples = [
+        {**drawings.sample(i), "label": right_half(32, 32), "native_label": right_half(50, 80)} for i in range(3)
+    ]
+    values = dict(evaluate_referring(predict, samples, spec, 0))
+    assert values["oiou"] == 100.0
+    assert values["oiou_native"] == 100.0
+
+
+# --------------------------------------------------------------------------------------------------------------- depth
+def test_depth_errors_by_hand():
+    truth, prediction = torch.tensor([1.0, 2.0, 4.0, 10.0]), torch.tensor([1.2, 1.4, 4.0, 5.1])
+    expected = {
+        "rmse": math.sqrt((0.2**2 + 0.6**2 + 0 + 4.9**2) / 4),
+        "delta1": 0.5,  # ratios 1.2, 1.43, 1, 1.96; bounds 1.25, 1.5625, 1.953
+        "delta2": 0.75,
+        "delta3": 0.75,
+        "rel": (0.2 + 0.3 + 0 + 0.49) / 4,
+        "log10": (math.log10(1.2) + math.log10(2 / 1.4) + math.log10(10 / 5.1)) / 4,
+    }
+    assert depth_errors(truth, prediction) == pytest.approx(expected, rel=1e-6)
+
+
+def test_scored_depths_lie_inside_the_crop_and_strictly_between_the_limits():
+    settings = make_spec("depth", {"crop": [1, 3, 2, 5], "min_depth": 0.5, "max_depth": 8.0}).evaluation
+    depth = torch.full((4, 6), 2.0)
+    depth[1, 2], depth[1, 3], depth[2, 4] = 0.5, 8.0, 7.9
+    expected = torch.zeros(4, 6, dtype=torch.bool)
+    expected[1, 4] = expected[2, 2:5] = True
+    assert torch.equal(scored_pixels(depth, settings), expected)
+
+
+def test_every_image_counts_the_same_and_predictions_are_clamped():
+    """One image with one valid pixel and one with many: a mean of image errors, not of pixels."""
+    settings = make_spec("depth", {"crop": [0, 4, 0, 4], "max_depth": 8.0}).evaluation
+    scores = DepthScores(settings)
+    lone = torch.zeros(4, 4)
+    lone[0, 0] = 5.0
+    scores.add("a", lone, torch.full((4, 4), 99.0))  # clamped to 8: error 3
+    scores.add("b", torch.full((4, 4), 2.0), torch.full((4, 4), -1.0))  # clamped to 0.001: error 1.999
+    values = dict(scores.values())
+    assert values["rmse"] == pytest.approx((3.0 + 1.999) / 2, rel=1e-6)
+    assert values["rel"] == pytest.approx((3 / 5 + 1.999 / 2) / 2, rel=1e-6)
+
+
+def test_an_image_without_valid_depth_is_named():
+    with pytest.raises(UserError, match="sample bathroom_3 has no depth between"):
+        DepthScores(make_spec("depth").evaluation).add("bathroom_3", torch.zeros(32, 48), torch.ones(32, 48))
+
+
+def test_a_network_that_returns_the_depth_has_no_error():
+    drawings, spec = Drawings("depth"), make_spec("depth")
+    samples = []
+    for index in range(3):
+        sample = drawings.sample(index)
+        samples.append({**sample, "depth": sample["image"][0] + 1.5})
+    values = dict(evaluate_depth(lambda batch: batch["image"][:, :1] + 1.5, samples, spec, 0))
+    assert values["rmse"] == pytest.approx(0.0, abs=1e-6)
+    assert [values[f"delta{power}"] for power in (1, 2, 3)] == [1.0, 1.0, 1.0]
+
+
+# --------------------------------------------------------------------------------------------------------- whole runs
+@pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])
+def test_metrics_hold_every_seed_and_milestone(tmp_path, task):
+    experiment = Experiment(tmp_path, task)
+    value = json.loads(experiment.evaluate())
+    assert {name: value[name] for name in value if name != "results"} == {
+        "experiment": f"{task}-small",
+        "scale": "smoke",
+        "task": task,
+        "dataset": "drawn",
+        "variant": None,
+        "spec": experiment.spec.digest(),
+    }
+    found = [(result["seed"], result["milestone"], result["step"]) for result in value["results"]]
+    assert found == [(0, "half", 5), (0, "final", 10), (1, "half", 5), (1, "final", 10)]
+    numbers = [number for result in value["results"] for number in result["metrics"].values()]
+    assert all(math.isfinite(number) and number == round(number, 6) for number in numbers)
+    assert (tmp_path / "out/panels/predictions.png").exists()
+    assert not list((tmp_path / "state").iterdir())
+
+
+def test_each_result_is_that_of_its_own_weights(tmp_path):
+    experiment = Experiment(tmp_path, "depth")
+    value = json.loads(experiment.evaluate())
+    for result in value["results"]:
+        path = tmp_path / f"runs/seed{result['seed']}/{result['milestone']}.safetensors"
+        model = SmallModel("depth")
+        model.load_state_dict(load_file(path))
+        samples = (experiment.data.sample(index) for index in range(5))
+        with torch.inference_mode():
+            expected = dict(evaluate_depth(model, samples, experiment.spec, 0))
+        assert result["metrics"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluating_twice_gives_the_same_bytes(tmp_path):
+    experiment = Experiment(tmp_path)
+    assert experiment.evaluate("one") == experiment.evaluate("two")
+    panels = [(tmp_path / name / "panels/predictions.png").read_bytes() for name in ("one", "two")]
+    assert panels[0] == panels[1]
+
+
+def evaluate_slowly(folder: Path) -> None:
+    """Half a second per batch, so that there is time to be killed."""
+    experiment = Experiment(folder)
+    forward = experiment.model.forward
+    experiment.model.forward = lambda batch: time.sleep(0.5) or forward(batch)
+    experiment.evaluate()
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped_and_ends_with_the_same_bytes(tmp_path):
+    whole = Experiment(tmp_path / "whole").evaluate()
+    experiment = Experiment(tmp_path / "killed")
+    victim = multiprocessing.get_context("fork").Process(target=evaluate_slowly, args=(tmp_path / "killed",))
+    victim.start()
+
+    def partial() -> list[Path]:
+        return sorted((tmp_path / "killed/state").glob("*/seed*.json"))
+
+    while len(partial()) < 2 and victim.is_alive():
+        time.sleep(0.05)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+    finished = partial()
+    assert 2 <= len(finished) < 4
+    assert not (tmp_path / "killed/out/metrics.json").exists()
+
+    asked = []
+    forward = experiment.model.forward
+    experiment.model.forward = lambda batch: asked.append(batch["id"]) or forward(batch)
+    assert experiment.evaluate() == whole
+    batches = 2  # of five sentences, four at a time
+    panels = 1
+    assert len(asked) == (4 - len(finished)) * batches + panels
+
+
+def test_results_of_other_runs_are_not_taken_up(tmp_path):
+    """New weights give another key, so what an interrupted evaluation of the old ones left behind is not used."""
+    experiment = Experiment(tmp_path)
+    old = tmp_path / "state" / state_key(experiment.spec, tmp_path / "runs")
+    wrong = {"seed": 0, "milestone": "half", "step": 5, "metrics": {"oiou": -1.0, "miou": -1.0}}
+    write_json(old / "seed0-half.json", wrong)
+    path = tmp_path / "runs/seed0/half.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    manifest = read_json(path.parent / "manifest.json")
+    write_json(path.parent / "manifest.json", {**manifest, "files": {**manifest["files"], path.name: sha256(path)}})
+    assert json.loads(experiment.evaluate())["results"][0]["metrics"]["oiou"] >= 0
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+def test_a_run_trained_with_another_spec_is_refused(tmp_path):
+    experiment = Experiment(tmp_path)
+    keys = {"spec": experiment.spec.digest(), "seed": 0}
+    check_run(tmp_path / "runs/seed0", keys, "referring-small")
+    other = experiment.spec.model_copy(update={"name": "another"}).digest()
+    message = f"seed0 was trained with another spec .{keys['spec']}, now {other}.; run train for referring-small again"
+    with pytest.raises(UserError, match=message):
+        check_run(tmp_path / "runs/seed0", {**keys, "spec": other}, "referring-small")
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"seed7/manifest\.json does not exist"):
+        check_run(tmp_path / "seed7", {}, "referring-small")
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed", "exchanged"])
+def test_damaged_weights_are_refused(tmp_path, damage):
+    experiment = Experiment(tmp_path)
+    path = tmp_path / "runs/seed1/half.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes((tmp_path / "runs/seed0/half.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"seed1/half\.safetensors is missing or not the file .* run train again"):
+        experiment.evaluate()
+    assert not (tmp_path / "out/metrics.json").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_predictions_that_are_not_finite_name_the_experiment_and_the_sample(tmp_path, value):
+    experiment = Experiment(tmp_path)
+    forward = experiment.model.forward
+
+    def broken(batch: dict) -> Tensor:
+        output = forward(batch)
+        for row, name in enumerate(batch["id"]):
+            if name == "drawing-3":
+                output[row, 0, 5, 5] = value
+        return output
+
+    experiment.model.forward = broken
+    with pytest.raises(UserError, match="referring-small: the prediction for sample drawing-3 is not finite"):
+        experiment.evaluate()
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    experiment = Experiment(tmp_path)
+    experiment.data = Drawings("referring", 0)
+    with pytest.raises(UserError, match="the validation split of drawn is empty"):
+        experiment.evaluate()
+
+
+def test_weights_are_evaluated_in_evaluation_mode(tmp_path):
+    """Dropout that stayed on would change the metrics from one evaluation to the next."""
+    experiment = Experiment(tmp_path)
+    experiment.model.head.register_forward_hook(
+        lambda module, _, output: nn.functional.dropout(output, 0.5, module.training)
+    )
+    experiment.model.train()
+    assert experiment.evaluate("one") == experiment.evaluate("two")

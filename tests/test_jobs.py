@@ -1,0 +1,94 @@
+"""Seeds run side by side where cores allow; their errors reach the caller and no orphan outlives it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vpd.errors import UserError
+from vpd.jobs import gather_history, side_by_side, workers
+from vpd.params import load_params
+
+ROOT = Path(__file__).parent.parent
+
+
+def whoami(number):
+    return number * number, os.getpid()
+
+
+def stumble(number):
+    if number == 1:
+        raise UserError("seed 1 stumbled; pick it up")
+    return number
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_results_come_in_order(count):
+    results = side_by_side(whoami, [(3,), (1,), (2,)], count)
+    assert [square for square, _ in results] == [9, 1, 4]
+    assert (os.getpid() in {pid for _, pid in results}) == (count == 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_seeds_mistake_reaches_the_caller(count):
+    with pytest.raises(UserError, match="seed 1 stumbled"):
+        side_by_side(stumble, [(0,), (1,)], count)
+
+
+def test_no_orphan_outlives_a_killed_job(tmp_path):
+    code = (
+        "import os, sys, time\n"
+        "from vpd.jobs import side_by_side\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from sleeper import sleep\n"
+        "if __name__ == '__main__': side_by_side(sleep, [(sys.argv[1], 0), (sys.argv[1], 1)], 2)\n"
+    )
+    (tmp_path / "sleeper.py").write_text(
+        "import os, pathlib, time\n"
+        "def sleep(folder, k):\n"
+        "    pathlib.Path(folder, f'pid{k}').write_text(str(os.getpid()))\n"
+        "    time.sleep(120)\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "main.py", tmp_path], env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    deadline = time.monotonic() + 60
+    files = [tmp_path / "pid0", tmp_path / "pid1"]
+    while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = [int(file.read_text()) for file in files]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, children))
+
+
+def alive(pid):
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_follow_the_cores_given(monkeypatch):
+    spec = load_params(ROOT / "params.yaml", "mini").resolve("seg-fast")
+    assert (len(spec.seeds), spec.training.threads) == (3, 1)
+    for given, wanted in (("1", 1), ("2", 2), ("8", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert workers(spec) == wanted
+    assert workers(load_params(ROOT / "params.yaml", "paper").resolve("seg-fast")) == 1
+
+
+def test_histories_are_joined_with_the_seed_in_front(tmp_path):
+    for seed, loss in ((0, 1.5), (7, 2.5)):
+        (tmp_path / f"seed{seed}").mkdir()
+        (tmp_path / f"seed{seed}" / "history.csv").write_text(f"step,loss\n1,{loss}\n")
+    gather_history(tmp_path, (0, 7), tmp_path / "all.csv")
+    assert (tmp_path / "all.csv").read_text() == "seed,step,loss\n0,1,1.5\n7,1,2.5\n"

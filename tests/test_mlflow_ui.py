@@ -1,0 +1,92 @@
+"""The MLflow UI, in a real browser, lists the runs and shows Table 5's seven rows side by side."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_results
+from vpd.tracking import compare_links, sync
+
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=2400,1800",
+]
+PATIENCE = 90
+SAME_LINE = """
+const middle = box => (box.top + box.bottom) / 2, label = arguments[0].getBoundingClientRect(), cells = new Map();
+for (let table = arguments[0]; table && cells.size < 2; table = table.parentElement)
+  for (const element of table.querySelectorAll("*")) {
+    const box = element.getBoundingClientRect(), text = element.textContent.trim();
+    if (!element.children.length && text && box.left >= label.right && Math.abs(middle(box) - middle(label)) < 10)
+      cells.set(box.left, text);
+  }
+return [...cells].sort((a, b) => a[0] - b[0]).map(cell => cell[1]);
+"""
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    for name, path in programs.items():
+        if path is None:
+            pytest.fail(f"{name} is not installed; run 'apt-get install -y chromium chromium-driver' (Debian)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs["chromium"]
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'browser'}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(programs["chromedriver"]))
+    yield driver
+    driver.quit()
+
+
+def wait_for(driver: webdriver.Chrome, condition: Callable[[str], bool]) -> str:
+    """The page's visible text, once ``condition`` holds for it."""
+
+    def text(driver: webdriver.Chrome) -> str | bool:
+        found = driver.execute_script("return document.body.innerText")
+        return found if condition(found) else False
+
+    return WebDriverWait(driver, PATIENCE, 0.2).until(text)
+
+
+def line(driver: webdriver.Chrome, xpath: str) -> list[str]:
+    """What stands to the right of a label, at its height, from left to right."""
+    return driver.execute_script(SAME_LINE, driver.find_element(By.XPATH, xpath))
+
+
+def test_the_ui_lists_the_runs_and_compares_the_rows_of_table_5(browser, tmp_path):
+    params = table5()
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    sync(write_results(tmp_path / "results", params), params, store)
+    names = [f"{name}/seed{seed}" for name in params.experiments for seed in SEEDS]
+    with mlflow_server(tmp_path, free_port(), store) as uri:
+        browser.get(f"{uri}/#/experiments/1/runs")
+        listed = wait_for(browser, lambda text: all(name in text for name in names))
+        assert {"vpd-mini", "report", *names} <= set(listed.split("\n"))
+
+        browser.get(compare_links(uri, params)["table5"])
+        wait_for(browser, lambda text: "Comparing 7 Runs" in text and "final/miou_ss" in text and "vpd.key" in text)
+        browser.save_screenshot(str(tmp_path / "compare.png"))
+        assert line(browser, "//th[.='Run Name:']") == [f"{name}/seed0" for name in params.experiments]
+        assert line(browser, "//th[.='table5']") == [row.label for row in params.tables["table5"].rows]
+        for milestone in ("half", "final"):
+            values = [f"{miou(params, name, 0, milestone):.4g}" for name in params.experiments]
+            assert line(browser, f"//a[normalize-space(.)='{milestone}/miou_ss']") == values
+        places = ["none", "none", "none", "mid", "down", "up", "down, up"]
+        assert line(browser, "//th[.='model.attention.places']") == places

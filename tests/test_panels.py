@@ -1,0 +1,198 @@
+"""Panels: what is drawn, where, and with which bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from evaluation_fakes import CLASSES, Drawings, SmallModel, make_spec
+from vpd.checkpoints.tokenizer import train_tokenizer
+from vpd.evaluation.attention import (
+    attention_of,
+    class_words,
+    draw_attention,
+    overlay,
+    records_attention,
+    sentence_words,
+)
+from vpd.evaluation.drawing import palette, pixels, spread
+from vpd.evaluation.panels import coloured, draw_panels, legend_classes, masked
+from vpd.evaluation.run import predictor
+
+METRICS = {
+    "segmentation": {"miou_ss": 31.4, "miou_ms": 33.3},
+    "referring": {"oiou": 55.5, "miou": 50.1},
+    "depth": {"rmse": 0.512, "delta1": 0.871},
+}
+
+
+def model_for(task: str) -> SmallModel:
+    """A small model; for expressions with a real tokenizer that splits words into pieces."""
+    model = SmallModel(task)
+    if task == "referring":
+        model.text = torch.nn.Module()
+        model.text.tokenizer = train_tokenizer(["the red ball on the floor"] * 3, 520, 12)
+    return model
+
+
+def draw(task: str, folder) -> None:
+    spec, model = make_spec(task), model_for(task)
+    if task == "depth":
+        silent = spec.model.attention.model_copy(update={"places": ()})
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"attention": silent})})
+    with torch.inference_mode():
+        draw_panels(spec, model, predictor(spec, model), Drawings(task), METRICS[task], folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("segmentation", ["attention.png", "predictions.png"]),
+        ("referring", ["attention.png", "predictions.png"]),
+        ("depth", ["predictions.png"]),
+    ],
+)
+def test_panels_are_the_same_bytes_every_time_and_say_nothing_about_software(tmp_path, task, names):
+    torch.manual_seed(0)
+    draw(task, tmp_path / "one")
+    torch.manual_seed(0)
+    draw(task, tmp_path / "two")
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        with Image.open(tmp_path / "one" / name) as picture:
+            assert min(picture.size) > 250
+            assert not {"Software", "Creation Time"} & set(picture.info)
+
+
+def test_small_images_are_enlarged_without_smoothing(tmp_path):
+    """Every pixel inside the first picture has one of the drawing's own colours, apart from the cell's frame."""
+    draw("segmentation", tmp_path)
+    with Image.open(tmp_path / "predictions.png") as picture:
+        shown = np.asarray(picture.convert("RGB"))
+    wall = np.abs(shown.astype(int) - [200, 190, 180]).sum(-1) == 0
+    rows, columns = np.nonzero(wall)
+    cell = shown[rows.min() : rows.max(), columns.min() : columns.min() + 300].reshape(-1, 3)
+    own = {
+        tuple(color) for color in pixels(Drawings("segmentation").sample(1)["image"]).reshape(-1, 3).round(4).tolist()
+    }
+    scaled = {tuple((np.array(color) * 255).round().astype(int)) for color in own}
+    assert {tuple(color) for color in np.unique(cell, axis=0).tolist()} <= {tuple(map(int, color)) for color in scaled}
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+def test_the_first_twenty_classes_and_all_150_have_colours_of_their_own():
+    assert len(np.unique(palette(20).round(3), axis=0)) == 20
+    assert len(np.unique(palette(150).round(3), axis=0)) == 150
+    assert np.array_equal(palette(150)[:5], palette(5))
+
+
+def test_ignored_pixels_get_the_colour_of_no_class():
+    labels = torch.tensor([[0, 4, 255]])
+    picture = coloured(labels, palette(5))
+    assert np.array_equal(picture[0, :2], palette(5)[[0, 4]])
+    assert not (palette(5) == picture[0, 2]).all(1).any()
+
+
+def test_the_legend_lists_what_is_shown_largest_first():
+    maps = [torch.tensor([[0, 0, 3, 255]]), torch.tensor([[3, 3, 1, 255]])]
+    assert legend_classes(maps, 5) == [3, 0, 1]
+
+
+def test_masks_tint_exactly_their_pixels():
+    image = torch.zeros(3, 4, 4)
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[1, 2] = True
+    picture = masked(image, mask)
+    tinted = picture[..., 0] - picture[..., 2] > 0.2
+    assert np.array_equal(tinted, mask.numpy())
+
+
+@pytest.mark.parametrize(("count", "wanted", "expected"), [(100, 4, [12, 37, 62, 87]), (3, 4, [0, 1, 2]), (5, 1, [2])])
+def test_panel_samples_are_spread_over_the_split(count, wanted, expected):
+    assert spread(count, wanted) == expected
+
+
+def test_images_in_bytes_and_in_plus_minus_one_show_the_same():
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
+    assert np.allclose(pixels(image), pixels(image.float() / 127.5 - 1), atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
+@pytest.mark.parametrize(
+    ("task", "places", "strategy", "expected"),
+    [
+        ("segmentation", ("up",), "class-names", True),
+        ("segmentation", (), "class-names", False),
+        ("segmentation", ("up",), "empty", False),
+        ("referring", ("up",), "expression", True),
+        ("depth", ("up",), "scene", False),
+    ],
+)
+def test_attention_is_shown_where_maps_belong_to_words(task, places, strategy, expected):
+    spec = make_spec(task)
+    model = spec.model.model_copy(
+        update={
+            "attention": spec.model.attention.model_copy(update={"places": places}),
+            "prompt": spec.model.prompt.model_copy(update={"strategy": strategy}),
+        }
+    )
+    assert records_attention(spec.model_copy(update={"model": model})) is expected
+
+
+def test_attention_is_the_mean_of_the_enlarged_levels():
+    model, batch = SmallModel("segmentation"), {"image": torch.rand(2, 3, 32, 32)}
+    _, fine, coarse = model.features(batch).attention
+    expected = (F.interpolate(fine, (32, 32), mode="bilinear") + F.interpolate(coarse, (32, 32), mode="bilinear")) / 2
+    assert torch.allclose(attention_of(model)(batch), expected, atol=1e-6)
+
+
+def test_class_words_are_the_classes_in_the_image_with_their_own_maps():
+    """An attention that is exactly one over the pixels of a class's colour, seen through several windows."""
+    spec = make_spec("segmentation", {"short_side": 40, "long_side": 160})
+    sample = Drawings("segmentation").sample(1)
+
+    def attention(batch: dict) -> torch.Tensor:
+        red = batch["image"][:, :1] > batch["image"][:, 1:2] + 0.8
+        return torch.cat([(red == (index == 2)).float() for index in range(len(CLASSES))], 1)
+
+    words = dict(class_words(sample, attention, spec, CLASSES))
+    present = [CLASSES[index] for index in sample["label"].unique().tolist() if index != 255]
+    assert sorted(words) == sorted(present)
+    assert torch.equal(words["ball"] > 0.5, sample["image"][0] > sample["image"][1].int() + 100)
+    sizes = [int((sample["label"] == CLASSES.index(word)).sum()) for word in words]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_words_of_a_sentence_average_the_maps_of_their_pieces():
+    tokenizer = model_for("referring").text.tokenizer
+    sample = {**Drawings("referring").sample(0), "text": "the cat"}
+    maps = torch.arange(12.0).view(1, 12, 1, 1).expand(1, 12, 4, 4)
+    pieces = tokenizer.tokenize("the cat")
+    assert len(pieces) > 2
+    first = next(i for i, piece in enumerate(pieces) if piece.endswith("</w>")) + 1
+    words = sentence_words(sample, lambda batch: maps, tokenizer, 12)
+    assert [word for word, _ in words] == ["the", "cat"]
+    means = [word[1][0, 0].item() for word in words]
+    assert means == pytest.approx([np.mean(range(1, first + 1)), np.mean(range(first + 1, len(pieces) + 1))])
+
+
+def test_the_brightest_overlay_is_where_attention_is():
+    attention = torch.zeros(8, 8)
+    attention[2, 5] = 1.0
+    heat = overlay(torch.zeros(3, 8, 8), attention).sum(-1)
+    assert np.unravel_index(heat.argmax(), heat.shape) == (2, 5)
+
+
+def test_a_flat_map_is_drawn_without_dividing_by_zero():
+    assert np.isfinite(overlay(torch.zeros(3, 8, 8), torch.full((8, 8), 0.2))).all()
+
+
+def test_a_sentence_with_many_words_and_one_with_few_share_a_sheet(tmp_path):
+    spec, model, drawings = make_spec("referring"), model_for("referring"), Drawings("referring")
+    samples = [drawings.sample(0), drawings.sample(1)]
+    draw_attention(spec, model, samples, []).save(tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").stat().st_size > 10_000

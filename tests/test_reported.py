@@ -1,0 +1,86 @@
+"""reported.yaml against numbers typed from the paper by hand, and its own bookkeeping."""
+
+import pytest
+
+from vpd.report.reported import load_reported
+
+TYPED = [
+    ("table1", {"method": "VPD"}, "miou_ss", 53.7),
+    ("table1", {"method": "VPD"}, "miou_ms", 54.6),
+    ("table1", {"method": "VPD"}, "gflops", 891),
+    ("table1", {"method": "ConvNeXt-XL"}, "miou_ms", 54.0),
+    ("table2", {"method": "VPD-A32"}, "miou_ss_4k", 43.1),
+    ("table2", {"method": "VPD-A32"}, "miou_ms_8k", 49.5),
+    ("table2", {"method": "VPD-A64"}, "miou_ms_4k", 44.7),
+    ("table2", {"method": "DINO-ViT-B/8"}, "miou_ss_8k", 40.8),
+    ("table3", {"method": "VPD", "schedule": "default"}, "refcoco", 73.25),
+    ("table3", {"method": "VPD", "schedule": "default"}, "refcoco+", 62.69),
+    ("table3", {"method": "VPD", "schedule": "default"}, "refcocog", 61.96),
+    ("table3", {"method": "VPD", "schedule": "fast-1-epoch"}, "refcoco", 63.04),
+    ("table3", {"method": "LAVT", "schedule": "default"}, "refcocog", 61.24),
+    ("table3-released", {"dataset": "refcoco"}, "oiou", 73.46),
+    ("table4", {"method": "VPD", "schedule": "default"}, "rmse", 0.254),
+    ("table4", {"method": "VPD", "schedule": "default"}, "delta1", 0.964),
+    ("table4", {"method": "VPD", "schedule": "default"}, "log10", 0.030),
+    ("table4", {"method": "VPD", "schedule": "fast-1-epoch"}, "rmse", 0.349),
+    ("table4", {"method": "SwinV2-L", "schedule": "fast-1-epoch"}, "rmse", 0.381),
+    ("table5", {"text_prompt": False}, "miou_8k", 46.9),
+    ("table5", {"text_prompt": True, "text_adapter": False}, "miou_4k", 42.0),
+    ("table5", {"cross_attn": "mid"}, "miou_8k", 47.8),
+    ("table5", {"cross_attn": "up+down"}, "miou_8k", 48.7),
+    ("table6", {"backbone": "SAM"}, "rmse", 0.317),
+    ("table6", {"backbone": "BLIP"}, "rmse", 0.368),
+    ("figure3", {"checkpoint": "SD-1-5"}, "miou_8k", 48.7),
+]
+
+
+@pytest.mark.parametrize(("table", "match", "column", "value"), TYPED)
+def test_number_is_the_paper_s(table, match, column, value):
+    source = load_reported()[table]
+    (index,) = source.matching(match)
+    assert source.rows[index][column] == value
+
+
+@pytest.mark.parametrize("name", load_reported())
+def test_rows_have_their_own_labels(name):
+    source = load_reported()[name]
+    labels = [source.label(index) for index in range(len(source.rows))]
+    assert len(set(labels)) == len(labels)
+
+
+def test_shape_of_the_paper():
+    shape = {name: (len(table.rows), len(table.columns)) for name, table in load_reported().items()}
+    assert shape == {
+        "table1": (6, 5),
+        "table2": (7, 4),
+        "table3": (9, 3),
+        "table3-released": (3, 7),
+        "table4": (13, 6),
+        "table5": (7, 2),
+        "table6": (3, 1),
+        "figure3": (1, 1),
+    }
+
+
+def test_numbers_that_the_paper_prints_twice_agree():
+    tables = load_reported()
+    full = tables["table5"].rows[tables["table5"].matching({"cross_attn": "up+down"})[0]]
+    a32 = tables["table2"].rows[tables["table2"].matching({"method": "VPD-A32"})[0]]
+    depth = tables["table4"].rows[tables["table4"].matching({"method": "VPD", "schedule": "default"})[0]]
+    extractor = tables["table6"].rows[tables["table6"].matching({"backbone": "SD-1-5"})[0]]
+    assert (full["miou_4k"], full["miou_8k"]) == (a32["miou_ss_4k"], a32["miou_ss_8k"])
+    assert tables["figure3"].rows[0]["miou_8k"] == full["miou_8k"]
+    assert depth["rmse"] == extractor["rmse"]
+
+
+def test_released_weights_are_a_little_ahead_of_the_paper():
+    tables = load_reported()
+    for row in tables["table3-released"].rows:
+        index = tables["table3"].matching({"method": "VPD", "schedule": "default"})[0]
+        assert 0 < row["oiou"] - tables["table3"].rows[index][row["dataset"]] < 1.5
+
+
+def test_decimals_follow_the_print():
+    tables = load_reported()
+    found = [tables["table1"].decimals(column) for column in ("iters", "miou_ss")]
+    assert [*found, tables["table3"].decimals("refcoco"), tables["table4"].decimals("rmse")] == [0, 1, 2, 3]

@@ -1,0 +1,165 @@
+"""The whole of `smoke`, run by DVC and by Snakemake from clean copies of the project, as a user would run it."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from vpd.params import load_params
+
+ROOT = Path(__file__).parent.parent
+CELLS = Path("results/smoke/tables/cells.csv")
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI")},
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
+
+
+def copy_of_project(folder: Path) -> Path:
+    """The tracked files (and new ones git does not ignore) in a git repository of their own, at the smoke scale."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("results/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    params = folder / "params.yaml"
+    params.write_text(re.sub(r"(?m)^scale: \w+", "scale: smoke", params.read_text()))
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def run(command: str, folder: Path, succeed: bool = True) -> str:
+    """Run a shell command in ``folder``; its whole output."""
+    done = subprocess.run(command, shell=True, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode == 0) == succeed, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def by_dvc(tmp_path_factory):
+    """A project that `dvc repro` has run through."""
+    folder = copy_of_project(tmp_path_factory.mktemp("dvc"))
+    run("dvc repro", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def by_snakemake(tmp_path_factory):
+    """A project that `snakemake` has run through, killed with SIGKILL in the middle and started again."""
+    folder = copy_of_project(tmp_path_factory.mktemp("snakemake"))
+    engine = subprocess.Popen(
+        ["snakemake", "--cores", "2"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 600
+    while len(list(folder.glob("results/smoke/metrics/*.json"))) < 3 and time.monotonic() < deadline:
+        assert engine.poll() is None, "snakemake ended by itself"
+        time.sleep(0.5)
+    os.killpg(engine.pid, signal.SIGKILL)
+    engine.wait()
+    run("snakemake --unlock", folder)
+    run("snakemake --cores 2", folder)
+    return folder
+
+
+def cells(folder):
+    """The tidy table of a project."""
+    return pd.read_csv(folder / CELLS)
+
+
+def test_every_experiment_is_measured(by_dvc):
+    frame = cells(by_dvc)
+    measured = frame[frame.provenance == "measured"]
+    shown = {name for value in measured.experiment for name in str(value).split()}
+    assert shown == set(load_params(ROOT / "params.yaml").experiments)
+    assert measured.value.notna().all()
+    assert "missing" not in set(frame[frame.experiment.notna()].provenance)
+
+
+def test_snakemake_interrupted_gives_the_same_cells_as_dvc(by_dvc, by_snakemake):
+    """Equal to the bit: each job runs on a fixed number of threads in both."""
+    assert_frame_equal(cells(by_dvc), cells(by_snakemake), check_exact=True)
+
+
+def test_second_dvc_repro_does_nothing(by_dvc):
+    assert "up to date" in run("dvc repro", by_dvc)
+
+
+def test_second_snakemake_does_nothing(by_snakemake):
+    assert "Nothing to be done" in run("snakemake -n", by_snakemake)
+
+
+def test_dvc_takes_over_what_snakemake_made(by_snakemake):
+    run("dvc commit --force --quiet", by_snakemake)
+    assert "up to date" in run("dvc repro", by_snakemake)
+    assert "Nothing to be done" in run("snakemake -n", by_snakemake)
+
+
+def test_edited_experiment_reruns_alone(by_dvc, by_snakemake):
+    for folder in (by_dvc, by_snakemake):
+        params = folder / "params.yaml"
+        text = params.read_text()
+        line = next(line for line in text.splitlines() if line.strip().startswith("seg-mid:"))
+        try:
+            params.write_text(text.replace(line, line.replace("places: [mid]", "places: [mid, up]")))
+            changed = run("dvc repro --dry", by_dvc) if folder is by_dvc else run("snakemake -n", by_snakemake)
+        finally:
+            params.write_text(text)
+        names = set(re.findall(r"vpd (?:train|evaluate) (\S+)", changed)) or set(re.findall(r"name=(\S+)", changed))
+        assert names == {"seg-mid"}, changed
+        assert "pretrain" not in set(re.findall(r"^(?:rule |Running stage ')(\w+)", changed, flags=re.M))
+
+
+def test_all_runs_are_in_mlflow(by_dvc):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{by_dvc / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("vpd-smoke")
+    names = [found.info.run_name for found in client.search_runs([experiment.experiment_id], max_results=1000)]
+    params = load_params(ROOT / "params.yaml", "smoke")
+    wanted = {f"{name}/seed{seed}" for name in params.experiments for seed in params.resolve(name).seeds}
+    assert wanted <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_a_failed_job_fails_the_whole_and_leaves_no_output(by_dvc, tmp_path):
+    """A truncated image ends `vpd train` with code 2 and one sentence; neither weights nor a manifest appear."""
+    data = shutil.copytree(by_dvc / "data/smoke/ade20k", tmp_path / "ade20k")
+    for image in sorted((data / "ADEChallengeData2016/images/training").iterdir()):
+        whole = image.read_bytes()
+        image.unlink()
+        image.write_bytes(whole[: len(whole) // 2])
+    done = subprocess.run(
+        f"vpd train seg-fast --data {data} --checkpoint checkpoints/smoke/sd-1-5 --runs {tmp_path}/runs"
+        f" --spec {tmp_path}/spec.json --history {tmp_path}/history.csv --state {tmp_path}/state --timing {tmp_path}/timing.json",
+        shell=True,
+        cwd=by_dvc,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("vpd: ")
+    assert "ADE_train_" in sentence
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/**/*.safetensors"))
+    assert not (tmp_path / "runs" / "manifest.json").exists()

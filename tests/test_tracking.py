@@ -1,0 +1,387 @@
+"""The MLflow store shows exactly the finished results, whatever happened before: repetition, kills, dead servers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mlflow import MlflowClient
+
+from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
+from vpd.errors import UserError
+from vpd.tracking import Live, compare_links, compare_url, manifest_digests, places, sync, table_runs, ui_command
+from vpd.tracking.records import flatten, metric_name
+from vpd.tracking.store import connected, shown
+
+RUNS = 7 * len(SEEDS) + 1  # and the report
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tracking_world import table5
+from vpd.tracking import sync
+{before}
+print(sync(Path({results!r}), table5(), {uri!r}).as_dict())
+"""
+KILLED_IN_A_RUN = """
+import os, signal
+from mlflow import MlflowClient
+real, calls = MlflowClient.log_artifact, []
+def log_artifact(*given):
+    calls.append(given)
+    if len(calls) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*given)
+MlflowClient.log_artifact = log_artifact
+"""
+
+
+@pytest.fixture(scope="module")
+def params() -> SimpleNamespace:
+    return table5()
+
+
+@pytest.fixture
+def results(tmp_path: Path, params) -> Path:
+    return write_results(tmp_path / "results", params)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with connected(f"sqlite:///{path}") as client:
+        client.search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_store: Path) -> str:
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+def shown_runs(uri: str) -> dict[str, list]:
+    """All runs that the UI would list, by name."""
+    client, runs = MlflowClient(uri), {}
+    for run in client.search_runs([client.get_experiment_by_name("vpd-mini").experiment_id], max_results=1000):
+        runs.setdefault(run.info.run_name, []).append(run)
+    return runs
+
+
+def assert_complete(uri: str, params: SimpleNamespace) -> None:
+    """Every run once, finished, with all its points."""
+    runs = shown_runs(uri)
+    assert set(runs) == {f"{name}/seed{seed}" for name in params.experiments for seed in SEEDS} | {"report"}
+    assert [len(same) for same in runs.values()] == [1] * RUNS
+    assert {run.info.status for (run,) in runs.values()} == {"FINISHED"}
+    (last,) = runs["seg-fast/seed2"]
+    assert last.data.metrics["final/miou_ss"] == miou(params, "seg-fast", 2, "final")
+    assert len(MlflowClient(uri).get_metric_history(last.info.run_id, "train/loss")) == len(STEPS)
+
+
+def start(results: Path, uri: str, before: str = "") -> subprocess.Popen:
+    script = SCRIPT.format(tests=str(Path(__file__).parent), results=str(results), uri=uri, before=before)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ contents
+def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, params):
+    digests = {"data/ade20k": "d" * 16, "checkpoints/sd-1-5": "c" * 16}
+    summary = sync(results, params, uri, {"machine": "laptop"}, digests=digests)
+    assert (summary.added, summary.missed, summary.unfinished) == (RUNS, 0, 0)
+    assert_complete(uri, params)
+    client, (run,) = MlflowClient(uri), shown_runs(uri)["seg-mid/seed0"]
+    spec = params.resolve("seg-mid")
+
+    assert run.data.params["model.attention.places"] == "mid"
+    assert run.data.params["training.optimizer.betas"] == "0.9, 0.999"
+    assert float(run.data.params["training.optimizer.lr"]) == spec.training.optimizer.lr
+    assert max(map(len, run.data.params.values())) <= 500
+
+    rows = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert rows == [(step, pytest.approx(3 / step)) for step in STEPS]
+    finals = [miou(params, "seg-mid", seed, "final") for seed in SEEDS]
+    assert run.data.metrics["final/miou_ss"] == finals[0]
+    assert run.data.metrics["final/miou_ss_mean"] == pytest.approx(sum(finals) / 3)
+    assert run.data.metrics["final/miou_ss_sd"] == pytest.approx(statistics.stdev(finals))
+    assert run.data.metrics["half/miou_ss"] == miou(params, "seg-mid", 0, "half")
+    (half,) = client.get_metric_history(run.info.run_id, "half/miou_ss")
+    assert half.step == 80
+
+    tags = {"table": "table5", "row": "table5: + mid attention", "table5": "+ mid attention", "scale": "mini"}
+    tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "machine": "laptop", "git_commit": "unknown"}
+    tags |= {"data_digest": "d" * 16, "checkpoint_digest": "c" * 16, "vpd.key": "mini/official/seg-mid/seed0"}
+    assert tags.items() <= run.data.tags.items()
+
+    panel = client.download_artifacts(run.info.run_id, "panels/predictions.png")
+    assert Path(panel).read_bytes() == (results / "panels/seg-mid/predictions.png").read_bytes()
+    (other,) = shown_runs(uri)["seg-mid/seed1"]
+    assert not client.list_artifacts(other.info.run_id, "panels")
+
+
+def test_the_report_is_a_run_with_files_tables_and_measured_cells(results, uri):
+    sync(results, table5(experiments=1), uri)
+    client, (run,) = MlflowClient(uri), shown_runs(uri)["report"]
+    assert run.data.metrics == {"table5/plus mid attention/miou_8k": 33.25}
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["REPORT.md", "figures", "tables"]
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "tables/cells.json")).read_text())
+    assert [row[table["columns"].index("provenance")] for row in table["data"]] == ["measured", "quoted"]
+
+
+def test_a_commit_and_the_manifest_of_the_run_are_recorded(results, uri):
+    params = table5(experiments=2)
+    (results / "runs/seg-empty").mkdir(parents=True)
+    manifest = {"spec": params.resolve("seg-empty").digest(), "data": "own data", "checkpoint": "own checkpoint"}
+    (results / "runs/seg-empty/manifest.json").write_text(json.dumps(manifest))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(results)]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    sync(results, params, uri, digests={"data/ade20k": "given"})
+    first, second = (shown_runs(uri)[f"{name}/seed0"][0].data.tags for name in params.experiments)
+    assert first["git_commit"] == second["git_commit"] == commit
+    assert (first["data_digest"], first["checkpoint_digest"]) == ("own data", "own checkpoint")
+    assert (second["data_digest"], second["checkpoint_digest"]) == ("given", "unknown")
+
+
+def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(results, uri):
+    (results / "metrics/seg-empty.json").unlink()
+    spec = json.loads((results / "specs/seg-prompt.json").read_text())
+    spec["training"]["steps"] = 999
+    (results / "specs/seg-prompt.json").write_text(json.dumps(spec))
+    summary = sync(results, table5(experiments=3), uri)
+    assert "2 experiments have no final results yet" in str(summary)
+    assert set(shown_runs(uri)) == {"report", *(f"seg-adapter/seed{seed}" for seed in SEEDS)}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("metrics/seg-mid.json", '{"results": []}', "seg-mid.json has no key 'spec'"),
+        ("metrics/seg-mid.json", '{"spec": "SPEC", "results": [{"seed": 0}]}', "seg-mid.json is not a metrics file"),
+        ("metrics/seg-mid.json", '{"results"', "seg-mid.json is not valid JSON"),
+        ("history/seg-mid.csv", "seed,step,loss\n0,5,abc\n", "seg-mid.csv is damaged"),
+        ("history/seg-mid.csv", "step,loss\n5,1\n", "seg-mid.csv is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_sentence(results, uri, params, file, text, said):
+    (results / file).write_text(text.replace("SPEC", params.resolve("seg-mid").digest()))
+    with pytest.raises(UserError, match=said):
+        sync(results, params, uri)
+
+
+def test_names_and_values_fit_mlflow():
+    value = {"a": {"b": [1, 2.5], "c": None, "d": True, "e": []}, "f": "x" * 600, "g": [{"h": 1}]}
+    flat = flatten(value)
+    assert flat.pop("f") == "x" * 499 + "…"
+    assert flat == {"a.b": "1, 2.5", "a.c": "null", "a.d": "true", "a.e": "none", "g": '{"h": 1}'}
+    assert metric_name("refcoco+") == "refcocoplus"
+    assert metric_name("+ up (a/b)") == "plus up -a-b-"
+
+
+def test_places_follow_the_matrix():
+    row = SimpleNamespace(label="VPD", experiment=None, experiments={"refcoco": "a", "refcoco+": "b"})
+    plain = SimpleNamespace(label="fast", experiment="a")
+    trend = SimpleNamespace(points={"sd-1-5": "a"})
+    tables = {"table3": SimpleNamespace(rows=[row]), "table5": SimpleNamespace(rows=[plain])}
+    layout = SimpleNamespace(tables=tables, figures={"figure3": trend})
+    assert places(layout, "a") == [("table3", "VPD"), ("table5", "fast"), ("figure3", "sd-1-5")]
+    assert places(layout, "b") == [("table3", "VPD")]
+    assert places(layout, "c") == []
+
+
+def test_manifest_digests_name_datasets_and_checkpoints(tmp_path):
+    (tmp_path / "data/ade20k").mkdir(parents=True)
+    (tmp_path / "data/ade20k/manifest.json").write_text("{}\n")
+    found = manifest_digests(tmp_path / "data", tmp_path / "checkpoints")
+    assert found == {"data/ade20k": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"}
+
+
+# ---------------------------------------------------------------------------------------------------------- repetition
+def test_a_second_sync_keeps_every_run_and_every_row(results, uri, params):
+    sync(results, params, uri)
+    first = shown_runs(uri)
+    summary = sync(results, params, uri, digests={"data/ade20k": "now known"})
+    second = shown_runs(uri)
+    assert (summary.kept, summary.added, summary.replaced) == (RUNS, 0, 0)
+    assert {name: run.info.run_id for name, (run,) in second.items()} == {n: r.info.run_id for n, (r,) in first.items()}
+    assert second["seg-up/seed1"][0].data.tags["data_digest"] == "now known"
+    assert_complete(uri, params)
+    sync(results, params, uri)
+    assert shown_runs(uri)["seg-up/seed1"][0].data.tags["data_digest"] == "now known"
+
+
+def test_new_results_replace_the_runs_of_their_experiment_alone(results, uri, params):
+    sync(results, params, uri)
+    before = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
+    metrics = json.loads((results / "metrics/seg-down.json").read_text())
+    metrics["results"][1]["metrics"]["miou_ss"] = 77.5
+    (results / "metrics/seg-down.json").write_text(json.dumps(metrics))
+    summary = sync(results, params, uri)
+    after = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
+    assert (summary.replaced, summary.kept, summary.added) == (len(SEEDS), RUNS - len(SEEDS), 0)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {f"seg-down/seed{seed}" for seed in SEEDS}  # their means and deviations changed too
+    assert shown_runs(uri)["seg-down/seed0"][0].data.metrics["final/miou_ss"] == 77.5
+    assert_complete(uri, params)
+
+
+def test_after_a_kill_in_the_middle_a_sync_completes_without_duplicates(results, uri, params):
+    process = start(results, uri, KILLED_IN_A_RUN)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    statuses = [run.info.status for runs in shown_runs(uri).values() for run in runs]
+    assert statuses.count("RUNNING") == 1
+    finished = statuses.count("FINISHED")
+    assert 0 < finished < RUNS
+    summary = sync(results, params, uri)
+    assert (summary.kept, summary.replaced, summary.added) == (finished, 1, RUNS - finished - 1)
+    assert_complete(uri, params)
+
+
+def test_processes_that_start_at_once_share_one_new_database(results, tmp_path, params):
+    new = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    processes = [start(results, new) for _ in range(2)]
+    for process in processes:
+        said, failed = process.communicate()
+        assert process.returncode == 0, failed
+        assert said == f"{{'experiment': 'vpd-mini', 'runs': {RUNS}, 'missed': 0, 'unfinished': 0}}\n"
+    assert_complete(new, params)
+
+
+def test_an_mlflow_experiment_deleted_by_hand_is_restored(results, uri):
+    params = table5(experiments=1)
+    sync(results, params, uri)
+    client = MlflowClient(uri)
+    client.delete_experiment(client.get_experiment_by_name("vpd-mini").experiment_id)
+    sync(results, params, uri)
+    assert set(shown_runs(uri)) == {"report", *(f"seg-empty/seed{seed}" for seed in SEEDS)}
+
+
+# --------------------------------------------------------------------------------------------------------- dead servers
+@pytest.mark.parametrize("uri", ["mlruns", "htp://localhost:5000", "sqlite:///", "sqlite:///:memory:"])
+def test_a_uri_that_names_no_store_is_refused(results, params, uri):
+    with pytest.raises(UserError, match=r"names no (store|file)"):
+        sync(results, params, uri)
+
+
+def test_passwords_are_not_shown():
+    assert shown("postgresql://me:secret@host/db") == "postgresql://host/db"
+    assert shown("sqlite:///a@b.db") == "sqlite:///a@b.db"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{}", "postgresql://u:p@127.0.0.1:{}/db"])
+def test_a_dead_server_is_one_sentence_and_fails_only_when_strict(results, params, capsys, address):
+    uri = address.format(free_port())
+    with pytest.raises(UserError, match="is unreachable"):
+        sync(results, params, uri)
+    summary = sync(results, params, uri, strict=False)
+    assert summary.as_dict() == {"experiment": "vpd-mini", "runs": 0, "missed": RUNS, "unfinished": 0}
+    assert capsys.readouterr().err == (
+        f"MLflow at {shown(uri)} is unreachable; {RUNS} runs are not logged yet; run 'vpd track' later\n"
+    )
+
+
+def test_a_damaged_database_is_one_sentence(results, params, tmp_path):
+    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
+    with pytest.raises(UserError, match="refused: "):
+        sync(results, params, f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_server_that_comes_late_gets_what_it_missed(results, params, tmp_path):
+    port = free_port()
+    dead = f"http://127.0.0.1:{port}"
+    spec = params.resolve("seg-up")
+    with Live(dead, spec, 0) as live:
+        live(5, {"loss": 0.6})
+    assert live.dropped == 1
+    assert sync(results, params, dead, strict=False).missed == RUNS
+    with mlflow_server(tmp_path, port, f"sqlite:///{tmp_path / 'server.db'}") as uri:
+        with Live(uri, spec, 0) as live:
+            live(5, {"loss": 0.6})
+        assert live.dropped == 0
+        assert list(shown_runs(uri)) == ["seg-up/seed0"]
+        summary = sync(results, params, uri)
+        assert (summary.added, summary.replaced) == (RUNS - 1, 1)
+        assert_complete(uri, params)
+        assert sync(results, params, uri).kept == RUNS
+        panels = MlflowClient(uri).list_artifacts(shown_runs(uri)["seg-up/seed0"][0].info.run_id, "panels")
+        assert [panel.path for panel in panels] == ["panels/predictions.png"]
+
+
+# --------------------------------------------------------------------------------------------------------- live logging
+def test_live_logging_drops_everything_when_the_server_is_dead(params, capsys):
+    uri = f"http://127.0.0.1:{free_port()}"
+    with Live(uri, params.resolve("seg-up"), 0) as live:
+        for step in range(300):
+            live(step, {"loss": 1.0, "lr": 0.1})
+    assert live.dropped == 600
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"live logging of seg-up/seed0 stopped: MLflow at {uri} is unreachable" in said
+
+
+def test_live_logging_never_waits_for_a_server_that_does_not_answer(params):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        live = Live(f"http://127.0.0.1:{silent.getsockname()[1]}", params.resolve("seg-up"), 0, capacity=4)
+        for step in range(2000):
+            live(step, {"loss": 1.0})
+        assert live.dropped >= 2000 - 500 - 4  # one request's worth waits in the thread, four in the queue
+        live.close()
+        assert live.dropped == 2000
+
+
+def test_live_logging_survives_a_bad_uri(params, capsys):
+    with Live("mlruns", params.resolve("seg-up"), 0) as live:
+        live(5, {"loss": 1.0})
+    assert live.dropped == 1
+    assert "names no store" in capsys.readouterr().err
+
+
+def test_a_training_that_logs_nothing_leaves_no_run(uri, params):
+    with Live(uri, params.resolve("seg-up"), 0):
+        pass
+    assert MlflowClient(uri).get_experiment_by_name("vpd-mini") is None
+
+
+def test_a_resumed_training_continues_its_live_run_and_sync_replaces_it(results, uri, params):
+    spec = params.resolve("seg-up")
+    for steps in (range(5, 55, 5), range(30, 105, 5)):  # interrupted at 50, resumed from the state of step 25
+        with Live(uri, spec, 1) as live:
+            for step in steps:
+                live(step, {"loss": 1 / step, "lr": 0.1})
+    ((name, (run,)),) = shown_runs(uri).items()
+    points = MlflowClient(uri).get_metric_history(run.info.run_id, "train/loss")
+    assert (name, run.info.status, live.dropped) == ("seg-up/seed1", "FINISHED", 0)
+    assert [point.step for point in points] == list(range(5, 105, 5))
+    assert run.data.params["model.attention.places"] == "up"
+    assert table_runs(uri, params, "table5") == []  # no final metrics yet
+    summary = sync(results, params, uri)
+    assert (summary.replaced, summary.added) == (1, RUNS - 1)
+    assert_complete(uri, params)
+
+
+# -------------------------------------------------------------------------------------------------------------- links
+def test_links_open_the_rows_of_a_table_in_the_papers_order(results, uri, params):
+    sync(results, params, uri)
+    rows = table_runs(uri, params, "table5")
+    assert [label for label, _ in rows] == [row.label for row in params.tables["table5"].rows]
+    names = {run.info.run_id: name for name, (run,) in shown_runs(uri).items()}
+    assert [names[run] for _, run in rows] == [f"{name}/seed0" for name in params.experiments]
+    assert [names[run] for _, run in table_runs(uri, params, "table5", seed=2)][-1] == "seg-fast/seed2"
+    with pytest.raises(UserError, match="unknown table 'table55'; did you mean 'table5'"):
+        table_runs(uri, params, "table55")
+    link = compare_links(uri, params)["table5"]
+    assert link.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22" + rows[0][1])
+    assert compare_url("https://host/mlflow/", "1", ["a", "b"]) == (
+        "https://host/mlflow/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D"
+    )
+    assert ui_command(uri) == f"mlflow server --backend-store-uri {uri} --workers 1"
+    assert ui_command("https://host") is None

@@ -1,0 +1,470 @@
+"""The drawn world: same bytes everywhere, honest geometry, and words that mean exactly one thing."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+import vpd.data.drawing
+from vpd.data import prepare, verify
+from vpd.data.drawing.jobs import list_jobs, scene_seed
+from vpd.data.drawing.polygons import polygons
+from vpd.data.images import read_depth, read_image, read_labels
+from vpd.data.layouts import ade20k, captions, nyuv2, refcoco
+from vpd.data.world.classes import CLASSES, COLOURS, LABELS, THINGS
+from vpd.data.world.dice import Dice
+from vpd.data.world.language import captions as say
+from vpd.data.world.render import FOCAL, render
+from vpd.data.world.rooms import KINDS
+from vpd.data.world.scene import CONTENT, draw_scene
+from vpd.errors import UserError
+from vpd.files import read_json
+from vpd.spec import DatasetSpec
+
+SIZE = (80, 64)
+DRAW = {
+    "captions": {"train": 6},
+    "ade20k": {"training": 6, "validation": 3},
+    "nyuv2": {"train": 7, "test": 3},
+    "refcoco": {"train": 10, "val": 3, "testA": 3, "testB": 3},
+}
+# Changes only together with vpd.data.world.VERSION.
+PINNED_SCENES = "to be pinned"
+PINNED_TEXTS = "to be pinned"
+
+
+def drawn(layout: str, seed: int = 0, **changes) -> DatasetSpec:
+    return DatasetSpec(layout=layout, source="drawn", seed=seed, draw=DRAW[layout], size=SIZE, **changes)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    for layout in DRAW:
+        prepare(layout, drawn(layout), root / layout)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list:
+    return [draw_scene(seed, *SIZE) for seed in range(40)]
+
+
+# ------------------------------------------------------------------------------------------------------------ same bytes
+def test_scenes_equal_the_pinned_ones(scenes):
+    digest = hashlib.sha256()
+    for scene in scenes[:12]:
+        picture = scene.picture
+        for array in (picture.image, picture.labels, picture.instances, picture.depth):
+            digest.update(array.tobytes())
+    assert digest.hexdigest()[:16] == PINNED_SCENES
+
+
+def test_texts_equal_the_pinned_ones(world):
+    texts = [(world / "captions/captions.json").read_text()]
+    texts += [(world / "nyuv2/train_list.txt").read_text(), (world / "ade20k" / ade20k.CLASS_FILE).read_text()]
+    texts += [json.dumps(refcoco.load_refs(refcoco.refs_path(world / "refcoco", name))) for name in refcoco.VARIANTS]
+    assert hashlib.sha256("".join(texts).encode()).hexdigest()[:16] == PINNED_TEXTS
+
+
+def test_drawing_twice_and_in_two_processes_gives_the_same_files(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(vpd.data.drawing, "WORTH_A_POOL", 0)
+    for layout in ("nyuv2", "refcoco"):
+        prepare(layout, drawn(layout), tmp_path / layout)
+        assert read_json(tmp_path / layout / "manifest.json") == read_json(world / layout / "manifest.json")
+        assert (tmp_path / layout / "preview.png").read_bytes() == (world / layout / "preview.png").read_bytes()
+
+
+def test_another_dataset_seed_changes_every_image(world, tmp_path):
+    for layout in DRAW:
+        prepare(layout, drawn(layout, seed=1), tmp_path / layout)
+        old, new = (read_json(root / layout / "manifest.json")["checksums"] for root in (world, tmp_path))
+        images = [name for name in old if name.endswith(".jpg")]
+        assert not {old[name] for name in images} & set(new.values())
+
+
+def test_no_two_images_of_any_datasets_share_a_scene_seed():
+    seeds = []
+    for layout, seed in itertools.product(DRAW, (0, 1, 2)):
+        draw = {split: 3000 for split in DRAW[layout]}
+        spec = DatasetSpec(layout=layout, source="drawn", seed=seed, draw=draw, size=SIZE)
+        seeds += [job.seed for job in list_jobs(spec, Path())]
+    assert len(seeds) == 3 * 9 * 3000 == len(set(seeds))
+    assert scene_seed(drawn("ade20k"), "validation", 5) not in {scene_seed(drawn("ade20k"), "training", i) for i in range(99)}
+
+
+def test_streams_of_different_seeds_differ():
+    first = {Dice(seed, stream).bits.integers(1 << 62) for seed in range(50) for stream in range(4)}
+    assert len(first) == 200
+
+
+# -------------------------------------------------------------------------------------------------------------- geometry
+def test_taking_a_thing_away_uncovers_only_what_is_behind_it(scenes):
+    for scene in scenes[:10]:
+        full = scene.picture
+        for index in range(len(scene.things)):
+            others = scene.things[:index] + scene.things[index + 1 :]
+            rest = render(scene.room, others, *SIZE, Dice(scene.seed, 1))
+            covered = full.instances == index
+            # Pixels on an outline may change hands, since four rays vote.
+            assert (rest.depth[covered] > full.depth[covered] - 0.05).mean() > 0.99
+            outside = ~covered & (full.instances >= 0)
+            same = rest.instances[outside] == full.instances[outside] - (full.instances[outside] > index)
+            assert same.mean() > 0.97
+
+
+def test_depth_puts_floor_pixels_on_the_floor(scenes):
+    for scene in scenes:
+        floor = np.isin(scene.picture.labels, (LABELS["floor"], LABELS["rug"]))
+        rows = np.nonzero(floor)[0]
+        cosine, sine = scene.room.camera.pitch
+        focal = FOCAL * max(SIZE)
+        for offset, compare in ((-0.26, np.less_equal), (0.26, np.greater_equal)):
+            up = (SIZE[1] / 2 - (rows + 0.5 + offset)) / focal
+            height = scene.room.camera.place[1] + scene.picture.depth[floor] * (up * cosine - sine)
+            assert compare(-height, 1e-9).all() or compare(height, 1e-9).any()
+            assert np.abs(height).max() < 0.06
+
+
+def test_depth_is_metric_and_inside_the_room(scenes):
+    for scene in scenes:
+        room, depth = scene.room, scene.picture.depth
+        assert depth.min() > 0.5
+        assert depth.max() < min(10.0, room.depth + room.width)
+
+
+def test_nearer_things_are_larger():
+    scene = draw_scene(3, *SIZE)
+    thing = next(thing for thing in scene.things if thing.model.size)
+    widths = []
+    for away in (2.0, 3.0):
+        x, y, z = scene.room.camera.place
+        sine, cosine = scene.room.camera.yaw[1], scene.room.camera.yaw[0]
+        old = thing.solids[0].centre
+        moved = [s.placed(x + sine * away - old[0], 0.0, z + cosine * away - old[2], 0) for s in thing.solids]
+        lone = type(thing)(thing.model, tuple(moved), thing.area)
+        mask = render(scene.room, [lone], *SIZE, Dice(0, 1)).instances == 0
+        widths.append(mask.any(axis=0).sum())
+    assert widths[0] / widths[1] == pytest.approx(1.5, abs=0.25)
+
+
+def test_a_scene_has_learnable_contents(scenes):
+    counts = [len(scene.instances) for scene in scenes]
+    areas = [instance.area for scene in scenes for instance in scene.instances]
+    assert 3 <= np.median(counts) <= 6
+    assert np.mean(np.array(areas) >= 36) > 0.9
+    shown = np.unique(np.concatenate([np.unique(scene.picture.labels) for scene in scenes]))
+    assert shown.tolist() == list(range(len(CLASSES) + 1))
+    assert {scene.room.kind for scene in scenes} == set(KINDS)
+    assert set(KINDS) <= set(nyuv2.SCENES)
+
+
+def test_colour_alone_does_not_tell_the_class(scenes):
+    seen: dict[str, set[str]] = {}
+    for scene in scenes:
+        for instance in scene.instances:
+            seen.setdefault(instance.colour, set()).add(instance.name)
+    for colour in ("red", "blue", "green", "yellow", "brown", "white"):
+        assert len(seen[colour]) >= 3
+
+
+def test_instances_agree_with_the_class_map(scenes):
+    for scene in scenes:
+        assert (scene.picture.instances < len(scene.things)).all()
+        for instance in scene.instances:
+            mask = scene.mask(instance)
+            assert mask.sum() == instance.area
+            assert (scene.picture.labels[mask] == LABELS[instance.name]).all()
+            x, y, width, height = instance.box
+            assert mask[y : y + height, x : x + width].sum() == instance.area
+
+
+def test_the_same_seed_shows_the_same_room_at_any_size():
+    small, large = draw_scene(11, 64, 48), draw_scene(11, 128, 96)
+    assert small.things == large.things
+    shrunk = large.picture.labels[::2, ::2]
+    assert (shrunk == small.picture.labels).mean() > 0.93
+
+
+# -------------------------------------------------------------------------------------------------------------- polygons
+def test_polygons_rasterise_to_the_mask_with_holes_and_parts():
+    dice = np.random.default_rng(0)
+    masks = [dice.random((17, 23)) < share for share in (0.05, 0.3, 0.6, 0.95) for _ in range(10)]
+    ring = np.zeros((17, 23), bool)
+    ring[3:12, 4:15], ring[5:9, 6:11] = True, False
+    for mask in [*masks, ring, np.ones((17, 23), bool)]:
+        codes = coco_mask.merge(coco_mask.frPyObjects(polygons(mask), 17, 23))
+        assert (coco_mask.decode(codes) == mask).all()
+
+
+def test_a_rectangle_is_one_polygon_of_four_corners():
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 1:7] = True
+    assert sorted(np.reshape(polygons(mask), (-1, 2)).tolist()) == [[1, 2], [1, 5], [7, 2], [7, 5]]
+
+
+# ----------------------------------------------------------------------------------------------------------- on disk
+def test_ade20k_files_show_the_scenes_and_alternate_in_shape(world):
+    root = world / "ade20k"
+    spec = drawn("ade20k")
+    sizes = []
+    for index, (image_path, label_path) in enumerate(ade20k.pairs(root, "training")):
+        image, labels = read_image(image_path), read_labels(label_path, len(CLASSES))
+        sizes.append(image.shape[:2])
+        picture = draw_scene(scene_seed(spec, "training", index), labels.shape[1], labels.shape[0]).picture
+        assert (labels == picture.labels).all()
+        assert np.abs(image.astype(int) - picture.image).mean() < 4.0
+    assert sizes == [(64, 80), (80, 64)] * 3
+    assert image_path.name == "ADE_train_00000006.jpg"
+
+
+def test_object_info_is_in_the_real_format(world):
+    lines = (world / "ade20k" / ade20k.CLASS_FILE).read_text().splitlines()
+    assert lines[0].split("\t") == ["Idx", "Ratio", "Train", "Val", "Stuff", "Name"]
+    names = ade20k.class_names(world / "ade20k")
+    assert names[4] == ("door", "double door")
+    assert len(names) == len(CLASSES) == len(lines) - 1
+    assert sum(float(line.split("\t")[1]) for line in lines[1:]) <= 1.001
+
+
+def test_nyu_lists_lead_to_millimetres(world):
+    root, spec = world / "nyuv2", drawn("nyuv2")
+    train = nyuv2.frames(root, "train")
+    line = (root / "train_list.txt").read_text().splitlines()[6]
+    assert re.fullmatch(r"/(\w+_0002)/rgb_00002\.jpg /\1/sync_depth_00002\.png 64\.0000", line)
+    assert not (root / "test_list.txt").read_text().startswith("/")
+    assert [frame.scene for frame in train[:5]] == [train[0].scene] * 5
+    for split, share in (("train", 0.85), ("test", 1.0)):
+        for index, frame in enumerate(nyuv2.frames(root, split)):
+            kind = frame.scene.rsplit("_", 1)[0] if split == "train" else frame.scene
+            true = draw_scene(scene_seed(spec, split, index), *SIZE, kind=kind).picture.depth
+            depth = read_depth(frame.depth)
+            valid = depth > 0
+            assert share <= valid.mean() <= (0.999 if split == "train" else 1.0)
+            assert np.abs(depth - true)[valid].max() <= 0.000501
+
+
+def test_references_point_at_their_pixels(world):
+    root, spec = world / "refcoco", drawn("refcoco")
+    jobs = list_jobs(spec, root)
+    for variant in refcoco.VARIANTS:
+        for split in {ref["split"] for ref in refcoco.load_refs(refcoco.refs_path(root, variant))}:
+            for reference in refcoco.references(root, variant, split):
+                scene = draw_scene(jobs[reference.image_id - 1].seed, *SIZE)
+                masks = [scene.mask(instance) for instance in scene.instances]
+                assert sum((refcoco.object_mask(reference) == mask).all() for mask in masks) == 1
+
+
+def test_references_have_the_real_schema(world):
+    root = world / "refcoco"
+    for variant, file, splits in (
+        ("refcoco", "refs(unc).p", {"train", "val", "testA", "testB"}),
+        ("refcoco+", "refs(unc).p", {"train", "val", "testA", "testB"}),
+        ("refcocog", "refs(umd).p", {"train", "val", "test"}),
+    ):
+        refs = pickle.loads((root / variant / file).read_bytes())
+        coco = read_json(root / variant / "instances.json")
+        annotations = {annotation["id"]: annotation for annotation in coco["annotations"]}
+        assert {ref["split"] for ref in refs} == splits
+        for ref in refs:
+            keys = {"ref_id", "ann_id", "category_id", "image_id", "file_name", "split", "sentences", "sent_ids"}
+            assert set(ref) == keys
+            assert all(set(sentence) == {"tokens", "raw", "sent_id", "sent"} for sentence in ref["sentences"])
+            assert [sentence["sent_id"] for sentence in ref["sentences"]] == ref["sent_ids"]
+            annotation = annotations[ref["ann_id"]]
+            assert (annotation["image_id"], annotation["category_id"]) == (ref["image_id"], ref["category_id"])
+        ids = [number for ref in refs for number in ref["sent_ids"]]
+        assert len(ids) == len(set(ids))
+        assert {"images", "annotations", "categories", "info", "licenses"} == set(coco)
+
+
+def test_the_three_variants_share_their_images(world):
+    root = world / "refcoco"
+    lists = [read_json(root / variant / "instances.json")["images"] for variant in refcoco.VARIANTS]
+    assert lists[0] == lists[1] == lists[2]
+
+
+# ------------------------------------------------------------------------------------------------------------- language
+LEFT, RIGHT = {"left", "leftmost"}, {"right", "rightmost"}
+FRONT, BACK = {"front", "closest"}, {"back", "farthest"}
+MIDDLE = {"middle", "center"}
+POSITION_WORDS = LEFT | RIGHT | FRONT | BACK | MIDDLE | {"behind", "farther", "near", "next", "top", "bottom"}
+RELATION = re.compile(r"(to the left of|on the left of|to the right of|on the right of|in front of|behind|farther away than) the ")
+
+
+def looks_like(words: set[str], instance) -> bool:
+    """A reader of its own, which shares nothing with the writer: every attribute word must be true."""
+    said_colours, said_names = words & set(COLOURS), words & set(THINGS)
+    sizes, striped = words & {"small", "large"}, "striped" in words
+    return (
+        said_colours <= {instance.colour}
+        and said_names <= {instance.name}
+        and sizes <= {instance.size}
+        and (not striped or instance.pattern == "striped")
+    )
+
+
+def understood(sentence: str, instances) -> list:
+    """All instances that the sentence can mean."""
+    for kind in KINDS:
+        sentence = re.sub(rf" (in|in this picture of) (the|an|a) {kind.replace('_', ' ')}$", "", sentence)
+    parts = RELATION.split(sentence)
+    words = set(parts[0].split())
+    found = [one for one in instances if looks_like(words, one)]
+    if len(parts) == 3:
+        anchors = [one for one in instances if looks_like(set(parts[2].split()), one)]
+        assert len(anchors) == 1, sentence
+        key = {"left": lambda o: -o.across, "right": lambda o: o.across, "front": lambda o: -o.distance}
+        word = next((word for word in key if word in parts[1]), None)
+        measure = key[word] if word else (lambda o: o.distance)
+        return [one for one in found if measure(one) > measure(anchors[0])]
+    for group, choose in (
+        (LEFT, lambda: [min(found, key=lambda o: o.across)]),
+        (RIGHT, lambda: [max(found, key=lambda o: o.across)]),
+        (FRONT, lambda: [min(found, key=lambda o: o.distance)]),
+        (BACK, lambda: [max(found, key=lambda o: o.distance)]),
+        (MIDDLE, lambda: sorted(found, key=lambda o: o.across)[len(found) // 2 :][:1]),
+    ):
+        if words & group:
+            return choose()
+    return found
+
+
+def sentences_of(root: Path, variant: str):
+    """Scene, annotated instance and sentence of everything in a variant."""
+    jobs = list_jobs(drawn("refcoco"), root)
+    for ref in refcoco.load_refs(refcoco.refs_path(root, variant)):
+        scene = draw_scene(jobs[ref["image_id"] - 1].seed, *SIZE)
+        target = next(one for one in scene.instances if one.index == ref["ann_id"] - ref["image_id"] * 100 - 1)
+        for sentence in ref["sentences"]:
+            yield scene, target, sentence["sent"]
+
+
+@pytest.mark.parametrize("variant", refcoco.VARIANTS)
+def test_every_expression_means_its_object_alone(world, variant):
+    checked = 0
+    for scene, target, sentence in sentences_of(world / "refcoco", variant):
+        assert understood(sentence, scene.instances) == [target], sentence
+        checked += 1
+    assert checked > 60
+
+
+def test_refcoco_plus_has_no_position_words_and_the_others_do(world):
+    said = {variant: {w for *_, s in sentences_of(world / "refcoco", variant) for w in s.split()} for variant in refcoco.VARIANTS}
+    assert not said["refcoco+"] & POSITION_WORDS
+    assert said["refcoco"] & POSITION_WORDS
+    assert said["refcocog"] & POSITION_WORDS
+
+
+def test_refcocog_sentences_are_the_long_ones(world):
+    mean = {v: np.mean([len(s.split()) for *_, s in sentences_of(world / "refcoco", v)]) for v in refcoco.VARIANTS}
+    assert mean["refcocog"] > 2 * mean["refcoco"]
+
+
+def test_test_a_holds_toys_and_test_b_furniture(world):
+    toys = {LABELS[name] for name in ("ball", "box", "cone")}
+    for variant in ("refcoco", "refcoco+"):
+        refs = refcoco.load_refs(refcoco.refs_path(world / "refcoco", variant))
+        assert all((ref["category_id"] in toys) == (ref["split"] == "testA") for ref in refs if ref["split"][:4] == "test")
+
+
+def test_captions_tell_the_truth(scenes):
+    for scene in scenes:
+        names = {one.name for one in scene.instances}
+        openings = {opening.name for opening in scene.room.openings}
+        for caption in itertools.islice(say(scene), 30):
+            words = set(re.findall(r"\w+", caption))
+            assert words & set(THINGS) <= names
+            assert words & {"window", "door", "rug"} <= openings
+            for colour, name in re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(THINGS)})", caption):
+                assert any((one.colour, one.name) == (colour, name) for one in scene.instances)
+
+
+def test_captions_use_many_wordings(world, scenes):
+    texts = {text for scene in scenes for text in itertools.islice(say(scene), 10)}
+    assert len(texts) > 200
+    assert all("photo" in text or "a" in text.split()[0] for text in texts)
+    assert [entry["file"] for entry in captions.entries(world / "captions")] == [f"images/{i:06d}.jpg" for i in range(6)]
+
+
+# ----------------------------------------------------------------------------------------------- preparing and verifying
+def test_manifests_verify_and_prepare_again_changes_nothing(world):
+    for layout in DRAW:
+        verify(world / layout, drawn(layout))
+        before = {path: path.stat().st_mtime_ns for path in (world / layout).rglob("*")}
+        prepare(layout, drawn(layout), world / layout)
+        assert before == {path: path.stat().st_mtime_ns for path in (world / layout).rglob("*")}
+
+
+def test_a_changed_spec_is_drawn_anew(tmp_path):
+    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 2}, size=(48, 48))
+    prepare("captions", spec, tmp_path / "c")
+    prepare("captions", spec.model_copy(update={"draw": {"train": 3}}), tmp_path / "c")
+    assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 3}
+    with pytest.raises(UserError, match="other settings"):
+        verify(tmp_path / "c", spec)
+
+
+def test_a_lost_image_is_drawn_again(tmp_path):
+    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 2}, size=(48, 48))
+    prepare("captions", spec, tmp_path / "c")
+    lost = tmp_path / "c/images/000001.jpg"
+    before = lost.read_bytes()
+    lost.unlink()
+    prepare("captions", spec, tmp_path / "c")
+    assert lost.read_bytes() == before
+
+
+def test_an_empty_dataset_is_prepared_too(tmp_path):
+    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 0}, size=(64, 64))
+    prepare("captions", spec, tmp_path / "c")
+    assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 0}
+    assert (tmp_path / "c/preview.png").is_file()
+
+
+def test_a_killed_preparation_leaves_nothing_and_is_completed(tmp_path):
+    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 40}, size=(96, 96))
+    code = f"from pathlib import Path\nfrom vpd.data import prepare\nfrom vpd.spec import DatasetSpec\n"
+    code += f"prepare('c', DatasetSpec.model_validate_json({spec.model_dump_json()!r}), Path({str(tmp_path / 'c')!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(tmp_path.rglob("*.jpg"))) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "c").exists()
+    prepare("c", spec, tmp_path / "c")
+    prepare("c", spec, tmp_path / "clean")
+    assert read_json(tmp_path / "c/manifest.json") == read_json(tmp_path / "clean/manifest.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "clean"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"draw": {"trainn": 3}}, "unknown split 'trainn'; did you mean 'train'"),
+        ({"size": None}, r"has no size; give it as size: \[width, height\]"),
+        ({"seed": -1}, "seed -1 is negative"),
+        ({"expect": {"train": 7}}, "has 6 train, expected 7"),
+    ],
+)
+def test_impossible_drawings_end_in_one_sentence(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prepare("captions", drawn("captions").model_copy(update=changes), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_content_stream_is_the_documented_one():
+    assert draw_scene(5, *SIZE, kind="office").room.kind == "office"
+    assert draw_scene(5, *SIZE).room.kind == Dice(5, CONTENT).pick(sorted(KINDS))

@@ -1,0 +1,113 @@
+"""Synthetic results of Table 5 (seven experiments, three seeds) and a real MLflow server, for the tracking tests."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+from PIL import Image
+
+from vpd.params import load_params
+
+SEEDS = (0, 1, 2)
+STEPS = range(5, 161, 5)
+
+
+def table5(experiments: int = 7) -> SimpleNamespace:
+    """The project's own parameters, cut down to (the first) experiments of Table 5."""
+    params = load_params(Path(__file__).parents[1] / "params.yaml", scale="mini", protocol="official")
+    table = params.tables["table5"]
+    names = [row.experiment for row in table.rows][:experiments]
+    cut = {"scale": "mini", "protocol": "official", "tables": {"table5": table}, "figures": {}, "experiments": names}
+    return SimpleNamespace(**cut, resolve=params.resolve)
+
+
+def miou(params: SimpleNamespace, experiment: str, seed: int, milestone: str) -> float:
+    """The invented mIoU, different for every run and milestone."""
+    return round(30 + 1.12 * params.experiments.index(experiment) + 0.25 * seed - 5 * (milestone == "half"), 6)
+
+
+def write_results(folder: Path, params: SimpleNamespace) -> Path:
+    """Files as the training, evaluation and report stages leave them."""
+    for name in params.experiments:
+        _write_experiment(folder, params, name)
+    (folder / "REPORT.md").write_text("# The paper in miniature\n")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "figure3.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>\n")
+    (folder / "tables").mkdir()
+    with open(folder / "tables" / "cells.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["table", "row", "column", "value", "sd", "seeds", "paper", "provenance", "verdict", "experiment"]
+        )
+        writer.writerow(["table5", "+ mid attention", "miou_8k", 33.25, 0.25, 3, 47.8, "measured", "", "seg-mid"])
+        writer.writerow(["table5", "another", "miou_8k", "", "", "", 47.1, "quoted", "", ""])
+    return folder
+
+
+def _write_experiment(folder: Path, params: SimpleNamespace, name: str) -> None:
+    spec = params.resolve(name)
+    for kind in ("specs", "metrics", "history", f"panels/{name}"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    (folder / "specs" / f"{name}.json").write_text(spec.model_dump_json(indent=1))
+    results = [
+        {
+            "seed": seed,
+            "milestone": milestone,
+            "step": step,
+            "metrics": {"miou_ss": miou(params, name, seed, milestone)},
+        }
+        for seed in SEEDS
+        for milestone, step in (("half", 80), ("final", 160))
+    ]
+    metrics = {"experiment": name, "scale": "mini", "task": spec.task, "spec": spec.digest(), "results": results}
+    (folder / "metrics" / f"{name}.json").write_text(json.dumps(metrics))
+    with open(folder / "history" / f"{name}.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "step", "epoch", "loss", "lr", "lr_unet"])
+        writer.writerows([seed, step, step // 50, 3 / step + seed, 1e-3, 1e-4] for seed in SEEDS for step in STEPS)
+    Image.new("RGB", (48, 32), (200, 80, 40)).save(folder / "panels" / name / "predictions.png")
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int, store: str) -> Iterator[str]:
+    """A real ``mlflow server`` in a process group of its own, stopped at the end; yields its address."""
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", store, "--artifacts-destination", (folder / "artifacts").as_uri()]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_until_healthy(server, uri, folder / "server.log")
+        yield uri
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _wait_until_healthy(server: subprocess.Popen, uri: str, log: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"mlflow server did not start:\n{log.read_text()[-2000:]}")
