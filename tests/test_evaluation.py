@@ -22,9 +22,10 @@ from evaluation_fakes import CLASSES, Drawings, Experiment, SmallModel, make_spe
 from vpd.errors import UserError
 from vpd.evaluation.depth import DepthScores, depth_errors, evaluate_depth, scored_pixels
 from vpd.evaluation.referring import ReferringScores, evaluate_referring
-from vpd.evaluation.run import check_run, state_key
+from vpd.evaluation.run import check_run, load_samples, state_key
 from vpd.evaluation.segmentation import SegmentationScores, evaluate_segmentation
 from vpd.files import read_json, sha256, write_json
+from vpd.progress import Progress
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -379,3 +380,27 @@ def test_weights_are_evaluated_in_evaluation_mode(tmp_path):
     )
     experiment.model.train()
     assert experiment.evaluate("one") == experiment.evaluate("two")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_sample_is_reported_in_one_sentence_from_any_process(tmp_path, workers):
+    experiment = Experiment(tmp_path)
+    experiment.data.sample = refuse
+    progress = Progress(5, "test")
+    with pytest.raises(UserError, match=r"^image 0 is damaged$"):
+        list(load_samples(experiment.data, workers, progress, ""))
+
+
+def refuse(index: int) -> dict:
+    raise UserError(f"image {index} is damaged")
+
+
+def test_samples_and_their_native_labels_do_not_depend_on_the_number_of_workers():
+    drawings = Drawings("referring")
+    drawings.native_label = lambda index: drawings.labels(index)[:7]
+    alone, together = (list(load_samples(drawings, workers, Progress(5, "test"), "")) for workers in (0, 2))
+    assert [sample["id"] for sample in together] == [f"drawing-{index}" for index in range(5)]
+    for one, other, index in zip(alone, together, range(5), strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["native_label"], drawings.labels(index)[:7])
+        assert torch.equal(one["native_label"], other["native_label"])

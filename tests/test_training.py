@@ -178,7 +178,7 @@ def test_two_processes_equal_one(tmp_path):
         port = server.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     two = tmp_path / "two"
-    processes = [start(two, plain=True, environment={**common, "RANK": r, "LOCAL_RANK": r}) for r in ("0", "1")]
+    processes = [start(two, plain=True, **common, RANK=r, LOCAL_RANK=r) for r in ("0", "1")]
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
@@ -317,6 +317,23 @@ def test_a_signal_ends_the_step_saves_the_state_and_exits_non_zero(uninterrupted
     rest = Samples()
     run(tmp_path, dataset=rest)
     assert len(rest.seen) == 4 * (12 - step)
+    assert digests(tmp_path) == digests(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_loader_workers_too_changes_nothing(uninterrupted, tmp_path, number):
+    """As Slurm and a terminal send it: to every process of the group."""
+    process = start(tmp_path, delay=0.05, workers=2)
+    while len(states(tmp_path)) < 1 and process.is_alive():
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    process.join(60)
+    assert process.exitcode == {signal.SIGTERM: 143, signal.SIGINT: 1}[number]
+    saved = torch.load(states(tmp_path)[-1], weights_only=True)["journal"]["step"]
+    assert saved < 12
+    rest = Samples()
+    run(tmp_path, dataset=rest)
+    assert len(rest.seen) == 4 * (12 - saved)
     assert digests(tmp_path) == digests(uninterrupted)
 
 

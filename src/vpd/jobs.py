@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import ctypes
 import os
@@ -92,12 +93,13 @@ def _train_seed(spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, 
     use_threads(spec)
     from vpd.training import train
 
-    observers = []
-    if live:
-        from vpd.tracking import Live
+    with contextlib.ExitStack() as stack:
+        observers = []
+        if live:
+            from vpd.tracking import Live
 
-        observers.append(Live(live, spec, seed))
-    train(spec, seed, data, checkpoint, out, state, observers)
+            observers.append(stack.enter_context(Live(live, spec, seed)))
+        train(spec, seed, data, checkpoint, out, state, observers)
 
 
 def gather_history(runs: Path, seeds: Sequence[int], out: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from vpd.checkpoints.captions import Captions
-from vpd.checkpoints.loop import Phase, Workplace, initialised_by
+from vpd.checkpoints.loop import Phase, Workplace, initialised_by, rise_and_fall
 from vpd.progress import track
 from vpd.spec import AutoencoderSpec
 
@@ -51,7 +51,7 @@ def train_autoencoder(spec: AutoencoderSpec, captions: Captions, place: Workplac
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + spec.kl_weight * divergence
 
-    losses = Phase("autoencoder", model, spec.steps, spec.lr).train(place, loss_of)
+    losses = Phase("autoencoder", model, spec.steps, spec.lr, rise_and_fall(spec.steps)).train(place, loss_of)
     return model, losses
 
 

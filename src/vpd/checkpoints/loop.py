@@ -51,6 +51,17 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def constant_after(warmup: int) -> Callable[[int], float]:
+    """Learning-rate factor that rises linearly to 1 within ``warmup`` steps and stays there."""
+    return lambda step: min(1.0, (step + 1) / max(warmup, 1))
+
+
+def rise_and_fall(steps: int) -> Callable[[int], float]:
+    """Learning-rate factor that rises linearly to 1 within a tenth of ``steps`` and falls linearly to 0 at the end."""
+    rise = max(steps // 10, 1)
+    return lambda step: min((step + 1) / rise, (steps - step) / max(steps - rise + 1, 1), 1.0)
+
+
 @dataclass(frozen=True)
 class Workplace:
     """Where and how often phases keep their resumable states, and the seed that all their randomness comes from."""
@@ -64,7 +75,7 @@ class Workplace:
 
 @dataclass
 class Phase:
-    """One model on its way through ``steps`` optimizer steps of AdamW with a linear warm-up.
+    """One model on its way through ``steps`` optimizer steps of AdamW at ``lr`` times ``factor(step)``.
 
     Randomness of step s comes from a generator seeded by (seed, phase, s), so that model, optimizer, average and step
     are the whole state, and a run that is resumed makes the same bits as one that never stopped.
@@ -74,7 +85,7 @@ class Phase:
     model: nn.Module
     steps: int
     lr: float
-    warmup: int = 0
+    factor: Callable[[int], float]
     ema: EMA | None = None
 
     def train(
@@ -109,7 +120,7 @@ class Phase:
             message = f"the loss of pre-training phase '{self.name}' is {value} at step {step + 1}"
             raise UserError(f"{message}; lower pretraining.{self.name}.lr or look at the captions dataset")
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, (step + 1) / max(self.warmup, 1))
+            group["lr"] = self.lr * self.factor(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

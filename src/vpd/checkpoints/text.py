@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from vpd.checkpoints.captions import Captions
-from vpd.checkpoints.loop import Phase, Workplace, initialised_by
+from vpd.checkpoints.loop import Phase, Workplace, initialised_by, rise_and_fall
 from vpd.checkpoints.tokenizer import encode
 from vpd.spec import TextSpec
 
@@ -58,7 +58,7 @@ def train_clip(
         logits = _logits(model, captions.pixels(captions.image_of[pair]), tokens[text], place)
         return contrastive_loss(logits, (text[:, None] == text[None]).to(place.device))
 
-    losses = Phase("text", model, spec.steps, spec.lr).train(place, loss_of)
+    losses = Phase("text", model, spec.steps, spec.lr, rise_and_fall(spec.steps)).train(place, loss_of)
     return model, losses
 
 

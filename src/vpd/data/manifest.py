@@ -22,13 +22,13 @@ def origin(spec: DatasetSpec) -> dict:
     return {"layout": spec.layout, "spec": spec.digest(), "world": VERSION if spec.source == "drawn" else None}
 
 
-def describe(root: Path, spec: DatasetSpec) -> dict:
+def describe(root: Path, spec: DatasetSpec, name: str) -> dict:
     """The manifest of what lies in ``root`` now, every file read and checked."""
-    check_contents(root, spec)
+    check_contents(root, spec, name)
     counts = LAYOUTS[spec.layout].counts(root)
     check_counts(root, spec, counts)
     members = sorted(LAYOUTS[spec.layout].members(root))
-    checksums = {name: sha256(root / name) for name in track(members, len(members), f"hashing {root.name}", "files")}
+    checksums = {file: sha256(root / file) for file in track(members, len(members), f"hashing {name}", "files")}
     return {
         **origin(spec),
         "counts": counts,
@@ -44,11 +44,11 @@ def _digest(checksums: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def check_contents(root: Path, spec: DatasetSpec) -> None:
+def check_contents(root: Path, spec: DatasetSpec, name: str) -> None:
     """UserError naming the first file that is unreadable or does not fit its counterpart."""
     layout = LAYOUTS[spec.layout]
     checks = layout.checks(root)
-    for arguments in track(checks, len(checks), f"checking {root.name}", "samples"):
+    for arguments in track(checks, len(checks), f"checking {name}", "samples"):
         layout.check(*arguments)
 
 
@@ -83,7 +83,7 @@ def verify(root: Path, spec: DatasetSpec) -> None:
     if counts != manifest["counts"]:
         raise UserError(f"{root / MANIFEST} gives the counts {manifest['counts']}, found {counts}; {AGAIN}")
     check_counts(root, spec, counts)
-    check_contents(root, spec)
+    check_contents(root, spec, root.name)
 
 
 def is_current(root: Path, spec: DatasetSpec) -> bool:

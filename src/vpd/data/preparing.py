@@ -25,25 +25,30 @@ def prepare(name: str, spec: DatasetSpec, out: Path) -> None:
     with atomic_folder(out) as folder:
         if spec.source == "drawn":
             draw_dataset(spec, folder)
+            manifest = describe(folder, spec, name)
         else:
-            _link(name, spec, folder)
-        manifest = describe(folder, spec)
+            source = _source(name, spec)
+            manifest = describe(source, spec, name)  # there, so that errors name files the user knows
+            _link(source, spec, folder)
         write_preview(folder, spec.layout, folder / PREVIEW)
         write_json(folder / MANIFEST, manifest)
 
 
-def _link(name: str, spec: DatasetSpec, folder: Path) -> None:
-    """Link the layout's files and folders that lie at ``spec.path``."""
+def _source(name: str, spec: DatasetSpec) -> Path:
+    """The folder in which the dataset lies; UserError if nothing of it is there."""
     if spec.path is None:
         raise UserError(f"dataset '{name}' has source folder but no path; say where it lies")
     source = Path(spec.path)
-    tops = LAYOUTS[spec.layout].TOPS
+    tops = ", ".join(LAYOUTS[spec.layout].TOPS)
     if not source.is_dir():
-        raise UserError(f"dataset '{name}': {source} does not exist; put {', '.join(tops)} there, or change its path")
-    found = [top for top in tops if (source / top).exists()]
-    if not found:
-        raise UserError(
-            f"dataset '{name}': {source} holds none of {', '.join(tops)}; put them there, or change its path"
-        )
-    for top in found:
-        (folder / top).symlink_to((source / top).resolve())
+        raise UserError(f"dataset '{name}': {source} does not exist; put {tops} there, or change its path")
+    if not any((source / top).exists() for top in LAYOUTS[spec.layout].TOPS):
+        raise UserError(f"dataset '{name}': {source} holds none of {tops}; put them there, or change its path")
+    return source
+
+
+def _link(source: Path, spec: DatasetSpec, folder: Path) -> None:
+    """Link the layout's files and folders."""
+    for top in LAYOUTS[spec.layout].TOPS:
+        if (source / top).exists():
+            (folder / top).symlink_to((source / top).resolve())

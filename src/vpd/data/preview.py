@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import textwrap
 from collections.abc import Iterator
 from itertools import islice
@@ -22,17 +23,18 @@ GAP, LINE_HEIGHT, FONT_SIZE, LETTER = 8, 16, 12, 6.4
 PAPER, INK = (250, 250, 248), (40, 40, 44)
 MARK = (255, 60, 40)
 NO_CLASS = (0, 0, 0)
+GOLDEN = 0.618034
 Sample = tuple[list[ndarray], list[str]]
 """Images side by side and the lines of text under them."""
 
 
 def palette(classes: int) -> ndarray:
-    """(classes + 1, 3) uint8: black for no class, then colours well apart, by interleaving the bits of the label."""
-    colours = np.zeros((classes + 1, 3), np.uint8)
-    for label in range(1, classes + 1):
-        for bit in range(8):
-            colours[label, bit % 3] |= ((label >> bit) & 1) << (7 - bit // 3)
-    return np.where(np.arange(classes + 1)[:, None] > 0, colours // 2 + 64, colours).astype(np.uint8)
+    """(classes + 1, 3) uint8: black for no class, then hues a golden section apart at three brightnesses."""
+    colours = [NO_CLASS]
+    for label in range(classes):
+        hue, value = label * GOLDEN % 1.0, (0.95, 0.78, 0.6)[label % 3]
+        colours.append(tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.55, value)))
+    return np.array(colours, np.uint8)
 
 
 def colour_depth(depth: ndarray, nearest: float, farthest: float) -> ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vpd.data.dataset import Dataset, image_tensor, label_tensor
 from vpd.data.images import check_pair, read_image
 from vpd.data.layouts import refcoco
-from vpd.data.transforms import normalise, resize_image, resize_labels
+from vpd.data.transforms import normalise, resize_square
 from vpd.errors import UserError
 from vpd.spec import ReferringSpec
 
@@ -41,10 +41,11 @@ class RefCOCO(Dataset):
             reference = self.references[number]
         image, mask = read_image(reference.image), refcoco.object_mask(reference)
         check_pair(image, reference.image, mask, Path(f"mask of reference {reference.ref_id}"))
+        image, mask = resize_square(image, mask, self.size)
         sent_id, text = reference.sentences[chosen]
         return {
-            "image": image_tensor(normalise(resize_image(image, self.size, self.size))),
-            "label": label_tensor(resize_labels(mask, self.size, self.size)),
+            "image": image_tensor(normalise(image)),
+            "label": label_tensor(mask),
             "text": text,
             "image_id": str(reference.image_id),
             "id": f"{reference.ref_id}-{sent_id}",

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy import ndarray
 from numpy.random import Generator
+from PIL import Image
 
 from vpd.data.images import MILLIMETRES
 from vpd.spec import DepthData, SegmentationData
@@ -26,13 +27,19 @@ def normalise(image: ndarray) -> ndarray:
 
 
 def resize_image(image: ndarray, height: int, width: int) -> ndarray:
-    """Bilinear."""
+    """Bilinear, without smoothing."""
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def resize_labels(labels: ndarray, height: int, width: int) -> ndarray:
     """Nearest neighbour."""
     return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def resize_square(image: ndarray, mask: ndarray, side: int) -> tuple[ndarray, ndarray]:
+    """Image (smoothed bilinear) and mask (nearest) to ``side`` squared, as Pillow resizes; the aspect is not kept (R2)."""
+    pairs = ((image, Image.Resampling.BILINEAR), (mask, Image.Resampling.NEAREST))
+    return tuple(np.array(Image.fromarray(values).resize((side, side), method)) for values, method in pairs)
 
 
 def resized_size(height: int, width: int, short: int, long: int, ratio: float = 1.0) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
@@ -32,9 +33,8 @@ def attention_of(model: nn.Module) -> Predict:
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         levels = [maps.float() for maps in model.features(moved).attention if maps is not None]
         size = batch["image"].shape[-2:]
-        return sum(F.interpolate(maps, size, mode="bilinear", align_corners=False) for maps in levels).cpu() / len(
-            levels
-        )
+        enlarged = [F.interpolate(maps, size, mode="bilinear", align_corners=False) for maps in levels]
+        return torch.stack(enlarged).mean(0).cpu()
 
     return predict
 

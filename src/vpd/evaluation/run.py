@@ -124,16 +124,21 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict:
-        sample = self.dataset.sample(index)
-        if hasattr(self.dataset, "native_label"):
-            sample["native_label"] = self.dataset.native_label(index)
+    def __getitem__(self, index: int) -> dict | UserError:
+        try:
+            sample = self.dataset.sample(index)
+            if hasattr(self.dataset, "native_label"):
+                sample["native_label"] = self.dataset.native_label(index)
+        except UserError as error:
+            return error  # raised in a worker, it would arrive wrapped in a page of traceback
         return sample
 
 
 def load_samples(dataset, workers: int, progress: Progress, note: str) -> Iterator[dict]:
     """Yield every sample once, in order, decoded in ``workers`` processes, and count it on ``progress``."""
     for sample in DataLoader(Samples(dataset), batch_size=None, num_workers=workers):
+        if isinstance(sample, UserError):
+            raise sample
         yield sample
         progress.advance(note=note)
 

@@ -23,7 +23,7 @@ def _bilinear(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def _norm_relu_conv(inputs: int, outputs: int) -> nn.Sequential:
+def _conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
     """Convolution without bias, batch norm, ReLU."""
     layers = {"conv": _conv(inputs, outputs, 3, bias=False), "bn": nn.BatchNorm2d(outputs), "relu": nn.ReLU()}
     return nn.Sequential(OrderedDict(layers))
@@ -66,7 +66,7 @@ class SemanticFPN(nn.Module):
     def _scale_head(level: int, width: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for _ in range(max(1, level)):
-            block = _norm_relu_conv(width, width)
+            block = _conv_norm_relu(width, width)
             nn.init.kaiming_normal_(block.conv.weight, mode="fan_out", nonlinearity="relu")
             layers.append(block)
             if level:
@@ -88,7 +88,7 @@ class Fuse(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.mix = nn.Sequential(_norm_relu_conv(inputs, width), _norm_relu_conv(width, width))
+        self.mix = nn.Sequential(_conv_norm_relu(inputs, width), _conv_norm_relu(width, width))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """(batch, c, h, w) and (batch, d, H, W) -> (batch, width, H, W)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,8 @@ from vpd.spec import TrainingSpec
 
 Position = tuple[int, int]
 """(index in the dataset, epoch)"""
+GRACE = 20
+"""Seconds that a worker process goes on after SIGTERM; Slurm waits 30 before it kills."""
 
 
 @lru_cache(maxsize=2)
@@ -84,7 +86,7 @@ def plan_batches(training: TrainingSpec, length: int, seed: int, rank: int = 0, 
 
 def micro_batches(
     dataset: object, plan: Plan, start: int, stop: int, workers: int = 0, pin: bool = False
-) -> Iterator[dict]:
+) -> Generator[dict]:
     """Yield this process's micro-batches of steps ``start`` to ``stop``, in order."""
     loader = DataLoader(
         _Samples(dataset),
@@ -92,7 +94,9 @@ def micro_batches(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_outlive_the_step,
+        # A fork server would die of a signal to the process group, and its workers with it.
+        multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # the loader draws a number: not from the global state
     )
     for batch in loader:
@@ -126,7 +130,7 @@ class _Samples(Dataset):
             return error  # raised in a worker, it would arrive wrapped in a page of traceback
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """Let the training process finish its step after a signal that was sent to all processes."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_the_step(worker: int) -> None:
+    """Let the training process finish its step after a signal that went to every process, then end without it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))

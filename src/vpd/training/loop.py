@@ -61,7 +61,9 @@ def fit(
         journal = load_state(folder, model, optimizer)
         parallel, optimizer = accelerator.prepare(model, optimizer)
         pin = accelerator.device.type == "cuda"
-        batches = micro_batches(dataset, plan, journal.step, total, training.workers, pin)
+        batches = stack.enter_context(
+            contextlib.closing(micro_batches(dataset, plan, journal.step, total, training.workers, pin))
+        )
         signals = stack.enter_context(deferred_signals())
         watch = stack.enter_context(Observers(observers if lead else ()))
         progress = Progress(total, run, unit="step", done=journal.step) if lead else None

@@ -84,7 +84,9 @@ def finish(root: Path, jobs: list[Job], facts: list[dict]) -> None:
     for variant, file in FILES.items():
         write_text(root / variant / "instances.json", text)
         with atomic_path(root / variant / file) as path:
-            path.write_bytes(pickle.dumps(_refs(variant, jobs, facts), protocol=PICKLE_PROTOCOL))
+            # Equal texts must not be one object, or the pickle would tell which process they came from.
+            refs = json.loads(json.dumps(_refs(variant, jobs, facts)))
+            path.write_bytes(pickle.dumps(refs, protocol=PICKLE_PROTOCOL))
 
 
 def _refs(variant: str, jobs: list[Job], facts: list[dict]) -> list[dict]:

@@ -202,7 +202,7 @@ def captions(scene: Scene) -> Iterator[str]:
     stuff = sorted({o.name for o in scene.room.openings if o.name != "picture"} | {"wall", "floor", "ceiling"})
     while True:
         form = dice.count(0, 9)
-        named = [str(Head("", "", one.colour, one.name)) for one in dice.shuffled(seen)]
+        named = [_name(dice, one) for one in dice.shuffled(seen)]
         listed = [f"{article(name)} {name}" for name in named]
         if form == 0 or not seen:
             yield dice.pick((f"a photo of {place}", f"a photo of the {kind}", f"{place}"))
@@ -223,6 +223,12 @@ def captions(scene: Scene) -> Iterator[str]:
             yield f"a photo of {place} with {_series(listed[:3])}"
 
 
+def _name(dice: Dice, instance: Instance) -> str:
+    """Colour and noun, now and then with size and pattern."""
+    full = dice.chance(0.4)
+    return str(Head(instance.size if full else "", instance.pattern if full else "", instance.colour, instance.name))
+
+
 def _series(parts: list[str]) -> str:
     """``a, b and c``."""
     return " and ".join(([", ".join(parts[:-1])] if len(parts) > 1 else []) + parts[-1:])
@@ -232,5 +238,5 @@ def _relation(dice: Dice, seen: list[Instance]) -> str:
     """Two things and how the first stands to the second."""
     one, other = dice.shuffled(seen)[:2]
     relation = max(RELATIONS, key=lambda name: RELATIONS[name](one, other))
-    names = [str(Head("", "", thing.colour, thing.name)) for thing in (one, other)]
+    names = [_name(dice, thing) for thing in (one, other)]
     return f"{article(names[0])} {names[0]} {relation} {article(names[1])} {names[1]}"

@@ -1,0 +1,489 @@
+"""Readers on the real layouts: what samples hold, what they depend on, and what bad files end in."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from vpd.data import build_dataset, prepare, verify
+from vpd.data.layouts import ade20k, nyuv2, refcoco
+from vpd.errors import UserError
+from vpd.files import read_json, write_json
+from vpd.params import load_params
+from vpd.spec import DatasetSpec, Spec
+
+SPECS = {
+    "captions": DatasetSpec(layout="captions", source="drawn", draw={"train": 3}, size=(64, 64)),
+    "ade20k": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 6, "validation": 3}, size=(88, 64)),
+    "nyuv2": DatasetSpec(layout="nyuv2", source="drawn", draw={"train": 6, "test": 3}, size=(96, 64)),
+    "refcoco": DatasetSpec(
+        layout="refcoco", source="drawn", draw={"train": 6, "val": 3, "testA": 2, "testB": 2}, size=(80, 64)
+    ),
+}
+DATASETS = {"segmentation": "ade20k", "referring": "refcoco", "depth": "nyuv2"}
+TRAIN_IMAGE = "ADEChallengeData2016/images/training/ADE_train_00000002.jpg"
+TRAIN_LABEL = "ADEChallengeData2016/annotations/training/ADE_train_00000002.png"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("drawn")
+    for name, spec in SPECS.items():
+        prepare(name, spec, root / name)
+    return root
+
+
+@pytest.fixture
+def copy(drawn, tmp_path):
+    """A private copy of one drawn dataset, to be damaged."""
+
+    def make(name: str) -> Path:
+        shutil.copytree(drawn / name, tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def specs() -> dict[str, Spec]:
+    params = load_params(Path(__file__).parent.parent / "params.yaml", scale="smoke")
+    first = {line.task: name for name, line in reversed(params.experiments.items())}
+    return {task: params.resolve(name) for task, name in first.items()}
+
+
+def with_data(spec: Spec, **changes) -> Spec:
+    return spec.model_copy(update={"data": spec.data.model_copy(update=changes)})
+
+
+def with_class_source(spec: Spec, source: str) -> Spec:
+    prompt = spec.model.prompt.model_copy(update={"class_source": source})
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"prompt": prompt})})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# -------------------------------------------------------------------------------------------------------------- samples
+def test_segmentation_samples(drawn, specs):
+    train = build_dataset(specs["segmentation"], drawn / "ade20k", "train")
+    val = build_dataset(specs["segmentation"], drawn / "ade20k", "val")
+    assert (len(train), len(val)) == (6, 3)
+    assert train.classes[:2] == ["wall", "floor"]
+    assert ("door", "double door") in train.synonyms
+    side = specs["segmentation"].data.crop
+    for index in range(6):
+        sample = train.sample(index)
+        assert (sample["image"].dtype, sample["image"].shape) == (torch.float32, (3, side, side))
+        assert (sample["label"].dtype, sample["label"].shape) == (torch.int64, (side, side))
+        assert sample["image"].abs().max() <= 1.0
+    assert [tuple(val.sample(index)["image"].shape) for index in range(3)] == [(3, 64, 88), (3, 88, 64), (3, 64, 88)]
+    sample = val.sample(0)
+    stored = np.array(
+        Image.open(drawn / "ade20k/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png")
+    ).astype(int)
+    assert sample["id"] == "ADE_val_00000001"
+    assert sample["image"].dtype == torch.uint8
+    assert (sample["label"].numpy() == np.where(stored == 0, 255, stored - 1)).all()
+
+
+def test_depth_samples(drawn, specs):
+    train = build_dataset(specs["depth"], drawn / "nyuv2", "train")
+    val = build_dataset(specs["depth"], drawn / "nyuv2", "val")
+    assert (len(train), len(val)) == (6, 3)
+    assert train.classes == sorted(train.classes) == list(nyuv2.SCENES)
+    assert len(train.classes) == 27
+    side = specs["depth"].data.crop
+    sample = train.sample(1)
+    assert (sample["image"].dtype, sample["image"].shape) == (torch.float32, (3, side, side))
+    assert (sample["depth"].dtype, sample["depth"].shape) == (torch.float32, (side, side))
+    assert (sample["class_id"].dtype, sample["class_id"].shape) == (torch.int64, ())
+    sample = val.sample(0)
+    assert sample["image"].shape == (3, 64, 96)
+    assert sample["depth"].shape == (64, 96)
+    assert 0.5 < sample["depth"].min() < sample["depth"].max() < 10.0
+
+
+def test_depth_out_of_range_is_invalid(drawn, specs):
+    spec = with_data(specs["depth"], min_depth=2.5, max_depth=4.0)
+    depth = build_dataset(spec, drawn / "nyuv2", "val").sample(0)["depth"]
+    whole = build_dataset(specs["depth"], drawn / "nyuv2", "val").sample(0)["depth"]
+    inside = (whole >= 2.5) & (whole <= 4.0)
+    assert 0 < inside.sum() < inside.numel()
+    assert torch.equal(depth, torch.where(inside, whole, 0.0))
+
+
+@pytest.mark.parametrize("variant", refcoco.VARIANTS)
+def test_referring_samples(drawn, specs, variant):
+    spec = specs["referring"].model_copy(update={"variant": variant})
+    train, val = (build_dataset(spec, drawn / "refcoco", split) for split in ("train", "val"))
+    counts = read_json(drawn / "refcoco/manifest.json")["counts"]
+    assert len(train) == counts[f"{variant}/train/objects"]
+    assert len(val) == counts[f"{variant}/val"] > counts[f"{variant}/val/objects"]
+    assert train.classes == []
+    side = spec.data.size
+    for dataset in (train, val):
+        for index in range(len(dataset)):
+            sample = dataset.sample(index)
+            assert (sample["image"].dtype, sample["image"].shape) == (torch.float32, (3, side, side))
+            assert (sample["label"].dtype, sample["label"].shape) == (torch.int64, (side, side))
+            assert set(sample["label"].unique().tolist()) == {0, 1}
+            assert sample["text"]
+    assert len({val.sample(index)["id"] for index in range(len(val))}) == len(val)
+    assert val.native_label(0).shape == (64, 80)
+    share = [float(x.float().mean()) for x in (val.native_label(0), val.sample(0)["label"])]
+    assert share[0] == pytest.approx(share[1], rel=0.1)
+
+
+def test_referring_training_uses_all_sentences_over_epochs(drawn, specs):
+    train = build_dataset(specs["referring"], drawn / "refcoco", "train")
+    index = next(i for i, reference in enumerate(train.references) if len(reference.sentences) > 1)
+    said = {train.sample(index, epoch)["text"] for epoch in range(30)}
+    assert said == {text for _, text in train.references[index].sentences}
+
+
+@pytest.mark.parametrize("task", DATASETS)
+def test_augmentation_depends_on_seed_epoch_and_index_only(drawn, specs, task):
+    root = drawn / DATASETS[task]
+    one, two = (build_dataset(specs[task], root, "train", seed=3) for _ in range(2))
+    other = build_dataset(specs[task], root, "train", seed=4)
+    np.random.seed(1)
+    forward = [one.sample(index, 1) for index in range(4)]
+    torch.manual_seed(9)
+    backward = [two.sample(index, 1) for index in reversed(range(4))][::-1]
+    for a, b in zip(forward, backward, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
+    assert not same(forward, [one.sample(index, 2) for index in range(4)])
+    assert not same(forward, [other.sample(index, 1) for index in range(4)])
+
+
+def same(one: list[dict], two: list[dict]) -> bool:
+    return all(
+        torch.equal(a["image"], b["image"]) and a.get("text") == b.get("text") for a, b in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("task", DATASETS)
+def test_validation_is_never_augmented(drawn, specs, task):
+    one, two = (build_dataset(specs[task], drawn / DATASETS[task], "val", seed=seed) for seed in (0, 1))
+    assert same([one.sample(0, 0)], [two.sample(0, 5)])
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, vpd.data, vpd.data.preparing; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "False"
+
+
+# --------------------------------------------------------------------------------------------------------- scene classes
+@pytest.mark.parametrize(
+    ("folder", "first", "exact"),
+    [
+        ("kitchen_0028a", "kitchen", "kitchen"),
+        ("office_kitchen_0001", "kitchen", "office_kitchen"),
+        ("study_room_0005b", "study", "study_room"),
+        ("nyu_office_0", "office", "office"),
+        ("home_office_0004", "home_office", "home_office"),
+        ("living_room", "living_room", "living_room"),
+    ],
+)
+def test_scene_class_of_a_folder(folder, first, exact):
+    assert nyuv2.SCENES[nyuv2.scene_class(folder, "first-match")] == first
+    assert nyuv2.SCENES[nyuv2.scene_class(folder, "exact")] == exact
+    assert nyuv2.scene_class(folder, "mean") == -1
+
+
+def test_the_first_match_is_that_of_the_released_order():
+    released = [
+        "printer_room bathroom living_room study conference_room study_room kitchen home_office bedroom dinette playroom",
+        "indoor_balcony laundry_room basement excercise_room foyer home_storage cafe furniture_store office_kitchen",
+        "student_lounge dining_room reception_room computer_lab classroom office bookstore",
+    ]
+    order = " ".join(released).split()
+    assert sorted(order) == list(nyuv2.SCENES)
+    for folder in [*(f"{name}_0001" for name in order), "nyu_office_1"]:
+        expected = next(name for name in order if name in folder)
+        assert nyuv2.SCENES[nyuv2.scene_class(folder, "first-match")] == expected
+
+
+def test_class_source_reaches_the_samples(drawn, specs):
+    assert build_dataset(with_class_source(specs["depth"], "mean"), drawn / "nyuv2", "val").sample(0)["class_id"] == -1
+    dataset = build_dataset(with_class_source(specs["depth"], "exact"), drawn / "nyuv2", "val")
+    for index in range(3):
+        sample = dataset.sample(index)
+        assert dataset.classes[sample["class_id"]] == sample["id"].split("/")[0]
+
+
+def test_an_unknown_scene_folder_is_named(copy, specs):
+    root = copy("nyuv2")
+    first = nyuv2.frames(root, "test")[0].scene
+    (root / "test_list.txt").write_text((root / "test_list.txt").read_text().replace(f"{first}/", "garage/"))
+    with pytest.raises(UserError, match="'garage' names none of the 27 scene classes"):
+        build_dataset(specs["depth"], root, "val")
+
+
+# ------------------------------------------------------------------------------------------------------------ references
+class Attack:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_runs_code_is_refused(copy, specs, tmp_path):
+    root, trap = copy("refcoco"), tmp_path / "trap"
+    path = root / "refcoco/refs(unc).p"
+    path.write_bytes(pickle.dumps([Attack(trap)]))
+    with pytest.raises(UserError, match=r"refs\(unc\)\.p was refused: it wants to load pathlib"):
+        build_dataset(specs["referring"], root, "val")
+    assert not trap.exists()
+    pickle.loads(path.read_bytes())
+    assert trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("refs", "complaint"),
+    [
+        (b"not a pickle", "does not hold references"),
+        (pickle.dumps([{"ref_id": 1}]), "KeyError: 'ann_id'"),
+        (
+            pickle.dumps([{"ref_id": 1, "ann_id": 1, "image_id": "x", "split": "val", "sentences": []}]),
+            "id that is no number",
+        ),
+        (pickle.dumps([{"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": []}]), "has no sentence"),
+    ],
+)
+def test_damaged_references_end_in_one_sentence(copy, specs, refs, complaint):
+    root = copy("refcoco")
+    (root / "refcoco/refs(unc).p").write_bytes(refs)
+    with pytest.raises(UserError, match=complaint):
+        build_dataset(specs["referring"], root, "val")
+
+
+def test_python_2_pickles_load(tmp_path):
+    path = tmp_path / "refs(unc).p"
+    # What cPickle of Python 2 wrote for [{'ref_id': 1, 'ann_id': 2, 'image_id': 3, 'split': 'val', 'sentences': [...]}].
+    text = b"(lp1\n(dp2\nS'ref_id'\nI1\nsS'ann_id'\nI2\nsS'image_id'\nI3\nsS'split'\nS'val'\ns"
+    text += b"S'sentences'\n(lp3\n(dp4\nS'sent_id'\nI7\nsS'sent'\nVred ball\nsasa."
+    path.write_bytes(text)
+    (ref,) = refcoco.load_refs(path)
+    assert (ref["split"], ref["sentences"][0]["sent"]) == ("val", "red ball")
+
+
+def test_missing_variants_and_splits_name_those_that_exist(copy, specs):
+    root = copy("refcoco")
+    shutil.rmtree(root / "refcoco+")
+    with pytest.raises(UserError, match=r"no RefCOCO variant 'refcoco\+'; .*\(known: refcoco, refcocog\)"):
+        build_dataset(specs["referring"].model_copy(update={"variant": "refcoco+"}), root, "val")
+    with pytest.raises(UserError, match=r"unknown split 'testA'; .*\(known: test, train, val\)"):
+        build_dataset(specs["referring"].model_copy(update={"variant": "refcocog"}), root, "testA")
+    with pytest.raises(UserError, match=r"unknown split 'validation'; \(known: train, val\)"):
+        build_dataset(specs["segmentation"], root, "validation")
+
+
+def test_masks_from_run_lengths_equal_masks_from_polygons(copy, specs):
+    root = copy("refcoco")
+    index = root / "refcoco/instances.json"
+    plain = build_dataset(specs["referring"], root, "val")
+    expected = [plain.native_label(i) for i in range(len(plain))]
+    for compressed in (True, False):
+        coco = json.loads((root / "refcoco+/instances.json").read_text())
+        for annotation in coco["annotations"]:
+            codes = coco_mask.merge(coco_mask.frPyObjects(annotation["segmentation"], 64, 80))
+            counts = codes["counts"].decode() if compressed else run_lengths(coco_mask.decode(codes))
+            annotation["segmentation"] = {"size": [64, 80], "counts": counts}
+        index.write_text(json.dumps(coco))
+        dataset = build_dataset(specs["referring"], root, "val")
+        assert all(torch.equal(dataset.native_label(i), expected[i]) for i in range(len(expected)))
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """Uncompressed COCO run lengths: columns first, zeros first."""
+    values = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(values)) + 1
+    lengths = np.diff(np.concatenate(([0], edges, [values.size]))).tolist()
+    return [0, *lengths] if values[0] else lengths
+
+
+def test_a_reference_to_nowhere_is_named(copy, specs):
+    root = copy("refcoco")
+    coco = read_json(root / "refcoco/instances.json")
+    (root / "refcoco/instances.json").write_text(json.dumps({**coco, "annotations": []}))
+    with pytest.raises(UserError, match=r"instances\.json lacks id \d+, which reference \d+ needs"):
+        build_dataset(specs["referring"], root, "val")
+
+
+# ------------------------------------------------------------------------------------------------------------- bad files
+def test_a_truncated_image_is_named_by_reader_and_verification(copy, specs):
+    root = copy("ade20k")
+    truncate(root / TRAIN_IMAGE)
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.jpg cannot be read as an image \(.*truncated"):
+        build_dataset(specs["segmentation"], root, "train").sample(1)
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.jpg was changed after manifest\.json"):
+        verify(root, SPECS["ade20k"])
+
+
+@pytest.mark.parametrize("name", ["sync_depth_00002.png", "rgb_00002.jpg"])
+def test_truncated_depth_frames_are_named(copy, specs, name):
+    root = copy("nyuv2")
+    frame = nyuv2.frames(root, "train")[1]
+    truncate(frame.image.parent / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        build_dataset(specs["depth"], root, "train").sample(1)
+
+
+def test_a_label_of_another_size_is_named(copy, specs):
+    root = copy("ade20k")
+    Image.fromarray(np.ones((10, 12), np.uint8)).save(root / TRAIN_LABEL)
+    with pytest.raises(
+        UserError, match=r"ADE_train_00000002\.png and ADE_train_00000002\.jpg differ in size \(12x10 and 64x88\)"
+    ):
+        build_dataset(specs["segmentation"], root, "train").sample(1)
+
+
+def test_a_label_without_class_is_named(copy, specs):
+    root = copy("ade20k")
+    labels = np.array(Image.open(root / TRAIN_LABEL))
+    labels[0, 0] = 151
+    Image.fromarray(labels).save(root / TRAIN_LABEL)
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png has label 151, but there are only 16 classes"):
+        build_dataset(specs["segmentation"], root, "train").sample(1)
+
+
+def test_a_colour_label_map_is_refused(copy, specs):
+    root = copy("ade20k")
+    Image.open(root / TRAIN_LABEL).convert("RGB").save(root / TRAIN_LABEL)
+    with pytest.raises(UserError, match="is not a label map: found uint8"):
+        build_dataset(specs["segmentation"], root, "train").sample(1)
+
+
+def test_a_missing_counterpart_is_named(copy, specs):
+    root = copy("ade20k")
+    (root / TRAIN_LABEL).unlink()
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png is missing, but its counterpart exists"):
+        build_dataset(specs["segmentation"], root, "train")
+
+
+def test_too_small_frames_name_the_crop(drawn, specs):
+    with pytest.raises(UserError, match=r"rgb_00001\.jpg is 96x64, too small for data\.crop 80"):
+        build_dataset(with_data(specs["depth"], crop=80), drawn / "nyuv2", "train").sample(0)
+
+
+@pytest.mark.parametrize(
+    "line", ["kitchen/rgb.jpg 518.8", "rgb.jpg depth.png 518.8", "../a/rgb.jpg a/d.png 1", "a/r.jpg a/d.png x"]
+)
+def test_a_bad_list_line_is_named(copy, specs, line):
+    root = copy("nyuv2")
+    with (root / "test_list.txt").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"test_list\.txt, line 4: expected"):
+        build_dataset(specs["depth"], root, "val")
+
+
+def test_a_missing_dataset_says_what_is_needed(tmp_path, specs):
+    for task, needed in (
+        ("segmentation", "objectInfo150"),
+        ("depth", "test_list.txt"),
+        ("referring", "no RefCOCO variant"),
+    ):
+        with pytest.raises(UserError, match=needed):
+            build_dataset(specs[task], tmp_path, "val")
+
+
+def test_bad_class_files_are_refused(copy):
+    root = copy("ade20k")
+    path = root / ade20k.CLASS_FILE
+    path.write_text(path.read_text().replace("\n3\t", "\n5\t", 1))
+    with pytest.raises(UserError, match="expected tab-separated Idx 3"):
+        ade20k.class_names(root)
+
+
+# ---------------------------------------------------------------------------------------------------------- verification
+def test_verification_names_missing_extra_and_changed_files(copy):
+    root = copy("ade20k")
+    label, image = root / TRAIN_LABEL, root / TRAIN_IMAGE
+    kept = image.read_bytes(), label.read_bytes()
+    image.unlink()
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.jpg is missing, but manifest\.json lists it"):
+        verify(root, SPECS["ade20k"])
+    image.write_bytes(kept[0])
+    Image.fromarray(np.zeros((88, 64), np.uint8)).save(label)
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed"):
+        verify(root, SPECS["ade20k"])
+    label.write_bytes(kept[1])
+    verify(root, SPECS["ade20k"])
+    shutil.copy(image, image.with_name("extra.jpg"))
+    shutil.copy(label, label.with_name("extra.png"))
+    with pytest.raises(UserError, match=r"extra\.png is extra"):
+        verify(root, SPECS["ade20k"])
+
+
+def test_verification_finds_a_manifest_that_was_edited(copy):
+    root = copy("captions")
+    manifest = read_json(root / "manifest.json")
+    for changes, complaint in (
+        ({"counts": {"train": 4}}, "gives the counts {'train': 4}, found {'train': 3}"),
+        ({"digest": "0"}, "contradicts itself"),
+        ({"spec": "0"}, "made from other settings"),
+    ):
+        write_json(root / "manifest.json", {**manifest, **changes})
+        with pytest.raises(UserError, match=complaint):
+            verify(root, SPECS["captions"])
+
+
+# ------------------------------------------------------------------------------------------------------- folder datasets
+@pytest.mark.parametrize("name", SPECS)
+def test_a_folder_dataset_is_linked_checked_and_read(drawn, tmp_path, name):
+    counts = read_json(drawn / name / "manifest.json")["counts"]
+    spec = DatasetSpec(layout=SPECS[name].layout, source="folder", path=str(drawn / name), expect=counts)
+    out = tmp_path / "data" / name
+    prepare(name, spec, out)
+    assert any(path.is_symlink() for path in out.iterdir())
+    verify(out, spec)
+    assert read_json(out / "manifest.json")["checksums"] == read_json(drawn / name / "manifest.json")["checksums"]
+    before = (out / "manifest.json").stat().st_mtime_ns
+    prepare(name, spec, out)
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda root: truncate(root / TRAIN_IMAGE), r"00000002\.jpg cannot be read"),
+        (lambda root: (root / TRAIN_LABEL).unlink(), r"00000002\.png is missing"),
+        (lambda root: Image.new("L", (5, 5)).save(root / TRAIN_LABEL), "differ in size"),
+        (lambda root: Image.new("L", (64, 88), 99).save(root / TRAIN_LABEL), "has label 99"),
+        (lambda root: shutil.rmtree(root / "ADEChallengeData2016"), "holds none of ADEChallengeData2016"),
+        (shutil.rmtree, "does not exist; put ADEChallengeData2016 there"),
+    ],
+)
+def test_a_bad_folder_dataset_leaves_nothing(copy, tmp_path, damage, complaint):
+    root = copy("ade20k")
+    damage(root)
+    spec = DatasetSpec(layout="ade20k", source="folder", path=str(root))
+    with pytest.raises(UserError, match=complaint):
+        prepare("ade20k", spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_dataset_with_other_counts_is_refused(drawn, tmp_path):
+    spec = DatasetSpec(layout="refcoco", source="folder", path=str(drawn / "refcoco"), expect={"refcoco/val": 10834})
+    with pytest.raises(UserError, match=r"has \d+ refcoco/val, expected 10834"):
+        prepare("refcoco", spec, tmp_path / "out")
+
+
+def test_a_folder_dataset_without_path_says_so(tmp_path):
+    with pytest.raises(UserError, match="dataset 'ade20k' has source folder but no path"):
+        prepare("ade20k", DatasetSpec(layout="ade20k", source="folder"), tmp_path / "out")

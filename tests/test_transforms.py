@@ -1,0 +1,278 @@
+"""Transforms against hand values and the rules of the toolboxes they stand for."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from vpd.data import transforms
+from vpd.data.transforms import (
+    augment_depth,
+    augment_segmentation,
+    cut_depth,
+    distort,
+    draw_window,
+    normalise,
+    pad,
+    random_crop,
+    reduce_zero_label,
+    resize_image,
+    resize_labels,
+    resize_square,
+    resized_size,
+)
+from vpd.spec import DepthData, SegmentationData
+
+SEGMENTATION = SegmentationData(
+    short_side=64, long_side=256, ratio_range=(0.5, 2.0), crop=64, max_class_share=0.75, flip=0.5, photometric=True
+)
+DEPTH = DepthData(
+    crop=48,
+    flip=0.0,
+    photometric=0.0,
+    cutdepth=0.0,
+    cutdepth_width=0.75,
+    cutdepth_values="wrapped",
+    min_depth=1e-3,
+    max_depth=10.0,
+)
+
+
+def dice(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return dice(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+@pytest.mark.parametrize(
+    ("height", "width", "ratio", "expected"),
+    [
+        (512, 683, 1.0, (512, 683)),  # already at size
+        (500, 2100, 1.0, (488, 2048)),  # the long side limits: 500 * 2048 / 2100 = 487.6
+        (512, 683, 0.5, (256, 342)),  # 341.5 rounds up
+        (683, 512, 1.125, (768, 576)),  # 768.4
+        (100, 300, 2.0, (1024, 3072)),
+        (300, 400, 1.001, (512, 683)),  # int(512 * 1.001) is 512
+    ],
+)
+def test_resized_size_follows_mmsegmentation(height, width, ratio, expected):
+    assert resized_size(height, width, 512, 2048, ratio) == expected
+
+
+def test_image_is_interpolated_and_labels_are_picked():
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[:, 1] = 100
+    assert resize_image(image, 2, 4)[0, :, 0].tolist() == [0, 25, 75, 100]
+    labels = np.array([[1, 7], [200, 255]], np.uint8)
+    assert resize_labels(labels, 4, 4).tolist() == np.repeat(np.repeat(labels, 2, 0), 2, 1).tolist()
+
+
+def test_square_resize_smooths_the_image_and_picks_mask_pixels():
+    image = np.zeros((4, 8, 3), np.uint8)
+    image[:, ::2] = 200
+    mask = np.zeros((4, 8), np.uint8)
+    mask[:, 5:] = 1
+    small, label = resize_square(image, mask, 4)
+    assert small.shape == (4, 4, 3)
+    assert np.abs(small[:, 1:3].astype(int) - 100).max() <= 1  # two columns share a pixel: their mean
+    assert label.tolist() == [[0, 0, 1, 1]] * 4  # the pixel under each new centre: columns 1, 3, 5, 7
+
+
+def test_normalise_maps_bytes_to_plus_minus_one():
+    values = normalise(np.array([[[0, 51, 255]]], np.uint8))
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, [[[-1.0, -0.6, 1.0]]], rtol=1e-6)
+
+
+def test_zero_label_becomes_ignored():
+    assert reduce_zero_label(np.array([[0, 1, 2, 150]], np.uint8)).tolist() == [[255, 0, 1, 149]]
+
+
+def test_padding_goes_to_the_bottom_and_right():
+    padded = pad(np.ones((2, 3, 3), np.float32), 4, 0.0)
+    assert padded.shape == (4, 4, 3)
+    assert padded[:2, :3].min() == 1.0
+    assert padded[2:].max() == padded[:, 3:].max() == 0.0
+    assert pad(np.ones((2, 4), np.uint8), 4, 255)[2:].tolist() == [[255] * 4] * 2
+
+
+def test_windows_reach_every_offset_and_stay_inside():
+    offsets = {(w[0].start, w[1].start) for w in (draw_window((6, 5), 4, dice(seed)) for seed in range(200))}
+    assert offsets == {(top, left) for top in range(3) for left in range(2)}
+    window = draw_window((3, 9), 4, dice())
+    assert np.zeros((3, 9))[window].shape == (3, 4)
+
+
+# ----------------------------------------------------------------------------------------------------------------- crop
+def test_crops_hold_no_class_above_the_limit_where_that_is_possible():
+    labels = np.zeros((64, 256), np.uint8)
+    labels[:, 120:] = 1
+    free = [share_of_largest(labels[random_crop(labels, 64, 1.0, dice(seed))]) for seed in range(200)]
+    limited = [share_of_largest(labels[random_crop(labels, 64, 0.75, dice(seed))]) for seed in range(200)]
+    assert np.mean(np.array(free) >= 0.75) > 0.6
+    # One of 64 + 1 draws in 193 offsets fits, eleven draws each: (1 - 31/193)^11 = 0.15 remain.
+    assert np.mean(np.array(limited) >= 0.75) == pytest.approx(0.15, abs=0.08)
+
+
+def share_of_largest(labels: np.ndarray) -> float:
+    return np.bincount(labels.ravel()).max() / labels.size
+
+
+class CountingDice:
+    """A generator that counts its draws and always returns offset zero."""
+
+    draws = 0
+
+    def integers(self, high: int) -> int:
+        self.draws += 1
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "windows"),
+    [
+        (np.zeros((8, 8), np.uint8), 11),  # a single class: one draw and ten more
+        (np.repeat([[0, 1]], 8, 0).repeat(4, 1).astype(np.uint8), 1),  # half and half
+        (np.repeat([[0, 255]], 8, 0).repeat(4, 1).astype(np.uint8), 11),  # ignored pixels are no second class
+        (np.repeat([[0, 0, 0, 1]], 8, 0).repeat(2, 1).astype(np.uint8), 11),  # exactly three quarters is too much
+    ],
+)
+def test_number_of_redraws(labels, windows):
+    counting = CountingDice()
+    random_crop(labels, 8, 0.75, counting)
+    assert counting.draws == 2 * windows
+
+
+def test_segmentation_pipeline_keeps_pixels_and_labels_together():
+    labels = np.zeros((70, 90), np.uint8)
+    labels[20:50, 30:60], labels[:, :10] = 1, 255
+    image = np.where((labels == 1)[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
+    data = SEGMENTATION.model_copy(update={"photometric": False})
+    for seed in range(30):
+        x, y = augment_segmentation(image, labels, data, dice(seed))
+        assert x.shape == (64, 64, 3)
+        assert y.shape == (64, 64)
+        known = (y != 255) & (np.abs(x[..., 0]) > 0.99)
+        assert ((x[..., 0] > 0) == (y == 1))[known].all()
+
+
+def test_segmentation_pads_after_normalising():
+    data = SEGMENTATION.model_copy(update={"ratio_range": (0.5, 0.5), "photometric": False})
+    x, y = augment_segmentation(np.full((64, 64, 3), 255, np.uint8), np.ones((64, 64), np.uint8), data, dice())
+    assert (x[:32, :32] == 1.0).all()
+    assert (x[32:] == 0.0).all()
+    assert (y[:32, :32] == 1).all()
+    assert (y[:, 32:] == 255).all()
+
+
+# ---------------------------------------------------------------------------------------------------------- photometric
+def test_distortion_is_one_of_the_chains_of_its_parts():
+    image = np.full((4, 4, 3), (200, 100, 50), np.uint8)
+    hue, saturation, value = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[0, 0].astype(int)
+    seen = []
+    for seed in range(400):
+        result = distort(image, dice(seed))
+        assert (result == result[0, 0]).all()
+        seen.append(cv2.cvtColor(np.ascontiguousarray(result), cv2.COLOR_RGB2HSV)[0, 0].astype(int))
+    seen = np.array(seen)
+    unchanged = (seen == (hue, saturation, value)).all(axis=1).mean()
+    assert unchanged == pytest.approx(1 / 16, abs=0.04)
+    turn = (seen[:, 0] - hue + 90) % 180 - 90
+    assert np.abs(turn).max() <= 22  # 18, and what rounding to bytes adds
+    assert turn.min() < -12
+    assert turn.max() > 12
+
+
+def test_distortion_keeps_gray_gray():
+    image = np.repeat(noise(16, 16)[..., :1], 3, axis=2)
+    for seed in range(30):
+        result = distort(image, dice(seed)).astype(int)
+        assert np.ptp(result, axis=2).max() == 0
+
+
+def test_brightness_is_clipped_and_truncated():
+    values = np.array([[10, 100, 250]], np.uint8)
+    assert transforms._scale(values, 1.0, -30.5).tolist() == [[0, 69, 219]]
+    assert transforms._scale(values, 1.5, 0.0).tolist() == [[15, 150, 255]]
+
+
+# ---------------------------------------------------------------------------------------------------------------- depth
+def ramp_depth(height: int = 48, width: int = 64) -> np.ndarray:
+    return np.linspace(0.5, 9.5, height * width, dtype=np.float32).reshape(height, width)
+
+
+def test_cutdepth_pastes_millimetres_modulo_256():
+    image, depth = noise(48, 64), ramp_depth()
+    result = cut_depth(image, depth, DEPTH, dice(1))
+    columns = np.nonzero((result != image).any(axis=(0, 2)))[0]
+    assert len(columns)
+    assert (np.diff(columns) == 1).all()
+    wrapped = np.rint(depth.astype(np.float64) * 1000).astype(int) % 256
+    assert (result[:, columns] == wrapped[:, columns, None]).all()
+    untouched = np.delete(np.arange(64), columns)
+    assert (result[:, untouched] == image[:, untouched]).all()
+
+
+def test_cutdepth_ramp_is_depth_over_the_largest_depth():
+    data = DEPTH.model_copy(update={"cutdepth_values": "ramp"})
+    image, depth = noise(48, 64), ramp_depth()
+    result = cut_depth(image, depth, data, dice(1))
+    columns = (result != image).any(axis=(0, 2))
+    np.testing.assert_allclose(result[:, columns, 0], depth[:, columns] / 10.0 * 255.0, atol=1.0)
+
+
+def test_cutdepth_strips_are_at_most_the_given_share_wide():
+    image, depth = np.full((4, 400, 3), 255, np.uint8), np.zeros((4, 400), np.float32)
+    data = DEPTH.model_copy(update={"cutdepth_width": 0.5})
+    widths = [(cut_depth(image, depth, data, dice(seed))[0, :, 0] == 0).sum() for seed in range(300)]
+    assert min(widths) >= 1
+    assert 150 < max(widths) <= 200
+    # Uniform start a and share b: E[(1 - a) b / 2] = 1/8 of the width.
+    assert np.mean(widths) == pytest.approx(50, abs=6)
+
+
+def test_probabilities_of_the_depth_pipeline():
+    image, depth = noise(48, 64), ramp_depth()
+    unchanged = [
+        not (augment(image, depth, seed, cutdepth=0.25) - normalise(image[:, :48])).any() for seed in range(300)
+    ]
+    assert np.mean(unchanged) == pytest.approx(0.75 / 17, abs=0.04)  # one of 17 windows, without CutDepth
+    flipped = []
+    for seed in range(200):
+        _, moved = augment_depth(image, depth, DEPTH.model_copy(update={"flip": 0.5}), dice(seed))
+        flipped.append(moved[0, 0] > moved[0, -1])
+    assert np.mean(flipped) == pytest.approx(0.5, abs=0.1)
+
+
+def augment(image: np.ndarray, depth: np.ndarray, seed: int, **changes) -> np.ndarray:
+    return augment_depth(image, depth, DEPTH.model_copy(update=changes), dice(seed))[0]
+
+
+def test_depth_moves_with_the_image():
+    depth = ramp_depth()
+    image = np.repeat((depth * 25).astype(np.uint8)[..., None], 3, axis=2)
+    for seed in range(20):
+        x, d = augment_depth(image, depth, DEPTH.model_copy(update={"flip": 0.5}), dice(seed))
+        np.testing.assert_allclose((x[..., 0] * 127.5 + 127.5), np.floor(d * 25), atol=1e-3)
+
+
+def test_colour_changes_keep_the_range_and_leave_depth_alone():
+    image, depth = noise(48, 48), ramp_depth(48, 48)
+    for seed in range(20):
+        x, d = augment_depth(image, depth, DEPTH.model_copy(update={"photometric": 1.0}), dice(seed))
+        assert np.abs(x).max() <= 1.0
+        assert (d == depth).all()
+        assert (x != normalise(image)).mean() > 0.5
+
+
+def test_inputs_are_never_written_to():
+    image, depth, labels = noise(48, 64), ramp_depth(), dice(1).integers(0, 3, (48, 64), dtype=np.uint8)
+    for array in (image, depth, labels):
+        array.setflags(write=False)
+    for seed in range(10):
+        augment(image, depth, seed, cutdepth=1.0, photometric=1.0, flip=0.5)
+        augment_segmentation(image, labels, SEGMENTATION, dice(seed))
