@@ -18,11 +18,12 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from pretraining_fakes import SPEC, draw_captions
-from vpd.checkpoints.autoencoder import encode_images, scaling_factor
+from vpd.checkpoints.autoencoder import build_autoencoder, encode_images, scaling_factor
 from vpd.checkpoints.captions import load_captions
 from vpd.checkpoints.denoiser import Encoded, build_scheduler
 from vpd.checkpoints.ema import EMA
-from vpd.checkpoints.loop import Workplace, generator_of
+from vpd.checkpoints.loop import Workplace, constant_after, generator_of, rise_and_fall
+from vpd.checkpoints.pooling import initialise_as_pooling
 from vpd.checkpoints.pretrain import pretrain
 from vpd.checkpoints.text import contrastive_loss
 from vpd.checkpoints.tokenizer import encode, train_tokenizer
@@ -127,6 +128,36 @@ def test_captions_are_dropped_at_the_given_rate(dropout, low, high):
 
 def test_scaling_factor_is_one_over_the_standard_deviation():
     assert scaling_factor(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0])) == pytest.approx(1 / math.sqrt(2))
+
+
+@torch.no_grad()
+def test_fresh_autoencoder_encodes_the_pooled_colours():
+    torch.manual_seed(0)
+    model = build_autoencoder(SPEC.autoencoder.model_copy(update={"channels": (8, 16, 32)}), (32, 32)).eval()
+    initialise_as_pooling(model)
+    images = nn.functional.interpolate(torch.rand(8, 3, 4, 4) * 2 - 1, size=(32, 32), mode="bilinear")
+    pooled = nn.functional.avg_pool2d(images, 4)
+    latents = model.encode(images).latent_dist.mean
+    decoded = nn.functional.avg_pool2d(model.decode(latents).sample, 4)
+    for colour in range(3):
+        for made in (latents[:, colour], decoded[:, colour]):
+            correlation = [
+                torch.corrcoef(torch.stack([made[i].ravel(), pooled[i, colour].ravel()]))[0, 1] for i in range(8)
+            ]
+            assert min(correlation) > 0.95
+
+
+def test_pooling_start_needs_six_channels():
+    spec = SPEC.autoencoder.model_copy(update={"channels": (4, 16)})
+    with pytest.raises(UserError, match=r"autoencoder\.channels has a level of 4; give each at least 6"):
+        initialise_as_pooling(build_autoencoder(spec, (32, 32)))
+
+
+def test_learning_rate_factors():
+    assert [constant_after(4)(step) for step in (0, 1, 3, 100)] == [0.25, 0.5, 1.0, 1.0]
+    factor = rise_and_fall(20)
+    assert [factor(step) for step in (0, 1, 19)] == pytest.approx([0.5, 1.0, 1 / 19])
+    assert all(factor(step) > factor(step + 1) for step in range(2, 19))
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from test_reproduce import ENVIRONMENT, by_dvc  # noqa: F401
 
 ROOT = Path(__file__).parent.parent

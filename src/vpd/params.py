@@ -118,6 +118,10 @@ class Params:
         """Half-widths of a ``reproduced`` verdict by metric."""
         return self.document.tolerances
 
+    def layout(self) -> str:
+        """What the report and the tracking read, as JSON: a change of it reruns them and nothing else."""
+        return self.document.model_dump_json(include={"experiments", "tables", "figures", "tolerances"})
+
     def dataset(self, name: str) -> DatasetSpec:
         """The dataset ``name`` at this scale."""
         return pick(name, self.datasets, "dataset", f"{self.source}: scales.{self.scale}.datasets")

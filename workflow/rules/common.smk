@@ -37,9 +37,3 @@ def code(*packages):
 def per_experiment(pattern):
     """One file of every experiment in the matrix."""
     return expand(pattern, name=PARAMS.experiments)
-
-
-# What the report and the tracking read of params.yaml; a change of it reruns them and nothing else.
-LAYOUT = PARAMS.document.model_dump_json(
-    include={"experiments", "tables", "figures", "tolerances"}
-)

@@ -9,7 +9,7 @@ rule data:
         f"logs/{SCALE}/data/{{dataset}}.log",
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: 2
     params:
         scale=SCALE,
         out=lambda wildcards, output: folder(output.manifest),

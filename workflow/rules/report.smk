@@ -23,7 +23,7 @@ rule report:
         results=lambda wildcards, output: folder(output.report),
         pretraining=lambda wildcards, input: folder(input.pretraining),
         previews=lambda wildcards, input: folder(folder(input.previews[0])),
-        layout=LAYOUT,
+        layout=PARAMS.layout(),
     shell:
         "vpd report --scale {params.scale} --protocol {params.protocol} --results {params.results} --pretraining {params.pretraining}"
         " --previews {params.previews} --out {params.results} 2>&1 | tee {log}"
@@ -50,7 +50,7 @@ rule track:
         scale=SCALE,
         protocol=PROTOCOL,
         results=lambda wildcards, input: folder(input.report),
-        layout=LAYOUT,
+        layout=PARAMS.layout(),
     shell:
         "vpd track --scale {params.scale} --protocol {params.protocol} --results {params.results} --if-reachable"
         " --out {output.summary} 2>&1 | tee {log}"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vpd.checkpoints.captions import Captions
 from vpd.checkpoints.loop import Phase, Workplace, initialised_by, rise_and_fall
+from vpd.checkpoints.pooling import initialise_as_pooling
 from vpd.progress import track
 from vpd.spec import AutoencoderSpec
 
@@ -41,6 +42,7 @@ def train_autoencoder(spec: AutoencoderSpec, captions: Captions, place: Workplac
     """
     with initialised_by(place.seed, "autoencoder"):
         model = build_autoencoder(spec, captions.size)
+    initialise_as_pooling(model)
 
     def loss_of(generator: Generator) -> Tensor:
         index = torch.randint(len(captions.images), (spec.batch_size,), generator=generator)

@@ -99,7 +99,7 @@ class Phase:
         ``loss_of`` draws its batch from the generator; ``after`` is called with the steps done, before a state is kept.
         """
         self.model.to(place.device).train()
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, fused=True)
         losses = self._resume(place, optimizer)
         progress = Progress(self.steps, f"pre-training {self.name}", "steps", len(losses))
         for step in range(len(losses), self.steps):
