@@ -39,7 +39,7 @@ lock: setup                               ## pin all dependencies anew
 	uv pip compile pyproject.toml --extra test --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
 
 ui: setup                                 ## open the MLflow UI on the local runs
-	mlflow ui --backend-store-uri sqlite:///mlflow.db
+	mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1
 
 clean:                                    ## remove everything that the workflow made
 	rm -rf data checkpoints results/*/runs .vpd logs .snakemake

@@ -18,3 +18,8 @@ torch.use_deterministic_algorithms(True)
 def _seeded() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long end-to-end file goes first, so that the short ones run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_reproduce.py")

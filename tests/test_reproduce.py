@@ -16,6 +16,7 @@ from pandas.testing import assert_frame_equal
 from vpd.params import load_params
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 CELLS = Path("results/smoke/tables/cells.csv")
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI")},
@@ -51,9 +52,9 @@ def run(command: str, folder: Path, succeed: bool = True) -> str:
 
 @pytest.fixture(scope="session")
 def by_dvc(tmp_path_factory):
-    """A project that `dvc repro` has run through."""
+    """A project in which a newcomer typed `make reproduce`: environment, and everything by DVC."""
     folder = copy_of_project(tmp_path_factory.mktemp("dvc"))
-    run("dvc repro", folder)
+    run("make reproduce", folder)
     return folder
 
 
@@ -163,3 +164,31 @@ def test_a_failed_job_fails_the_whole_and_leaves_no_output(by_dvc, tmp_path):
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/**/*.safetensors"))
     assert not (tmp_path / "runs" / "manifest.json").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- README
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", README, flags=re.S)
+    for line in block.splitlines()
+    if line.split("#")[0].strip()
+]
+RUN_BY_FIXTURES = {"make reproduce", "snakemake --cores 2"}
+THIS_VERY_RUN = {"make test"}
+SERVERS = {"make ui"}  # started for real in test_mlflow_ui.py
+ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
+def test_command_of_the_readme_works(command, by_dvc):
+    run(command.replace("mini", "smoke"), by_dvc)
+
+
+@pytest.mark.parametrize("command", sorted(ELSEWHERE))
+def test_command_run_elsewhere_is_in_the_readme(command):
+    assert command in COMMANDS
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target

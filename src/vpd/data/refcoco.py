@@ -32,7 +32,7 @@ class RefCOCO(Dataset):
         return len(self.references) if self.training else len(self.sentences)
 
     def sample(self, index: int, epoch: int = 0) -> dict:
-        """image, label (1 = the object), text, image_id, id."""
+        """image, label (1 = the object), text, image_id, key, id."""
         if self.training:
             reference = self.references[index]
             chosen = int(self.generator(index, epoch).integers(len(reference.sentences)))
@@ -48,6 +48,7 @@ class RefCOCO(Dataset):
             "label": label_tensor(mask),
             "text": text,
             "image_id": str(reference.image_id),
+            "key": str(reference.image_id),  # never augmented, so the frozen encoder need see each image only once
             "id": f"{reference.ref_id}-{sent_id}",
         }
 

@@ -19,6 +19,8 @@ from vpd.files import atomic_path, write_text
 FILES = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
 MOST_SENTENCES = {"refcoco": 3, "refcoco+": 3, "refcocog": 2}
 MOST_THINGS = 100
+LEAST_SHARE = 0.05
+"""Of the image that a referred thing covers; the games behind the real sets asked for things of that size too."""
 UMD_SPLITS = {"train": "train", "val": "val", "testA": "test", "testB": "test"}
 PICKLE_PROTOCOL = 2
 
@@ -31,8 +33,9 @@ def draw_one(job: Job) -> dict:
     image = {"id": job.number + 1, "file_name": name, "width": job.size[0], "height": job.size[1], "license": 0}
     annotations = [_annotation(scene, instance, job.number + 1) for instance in scene.instances]
     dice, sentences = scene.dice(), {variant: {} for variant in FILES}
+    least = LEAST_SHARE * job.size[0] * job.size[1]
     for target in referable(scene):
-        if (job.split == "testA" and not target.toy) or (job.split == "testB" and target.toy):
+        if target.area < least or (job.split == "testA" and not target.toy) or (job.split == "testB" and target.toy):
             continue
         for variant in FILES:
             found = _sentences(dice, variant, target, scene)
