@@ -44,7 +44,7 @@ DRAW = {
 }
 # Changes only together with vpd.data.world.VERSION.
 PINNED_SCENES = "1635f09c7cc553fb"
-PINNED_TEXTS = "b3faf85099b0c88f"
+PINNED_TEXTS = "13549582cffb9b3d"
 
 
 def drawn(layout: str, seed: int = 0, **changes) -> DatasetSpec:
