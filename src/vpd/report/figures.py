@@ -82,18 +82,21 @@ def _paper_points(axes: Axes, shown: Points) -> None:
 
 
 def _label_points(axes: Axes, shown: Points) -> None:
-    """Name each point to its lower right, which a rising curve leaves free, or upper left if a neighbour stands there."""
+    """Name each point to its lower right, which a rising curve leaves free; in a crowd the first above, others below."""
     width = max(steps for steps, _ in shown) or 1
     height = max(cell.value for _, cell in shown) - min(cell.value for _, cell in shown) or 1
-    for index, (steps, cell) in enumerate(shown):
-        near = [
-            other
-            for at, other in shown[index + 1 :]
-            if at - steps < 0.12 * width and abs(other.value - cell.value) < 0.15 * height
-        ]
-        offset, places = ((-9, 7), ("right", "bottom")) if near else ((9, -7), ("left", "top"))
-        at = (steps, cell.value)
-        axes.annotate(cell.row, at, offset, textcoords="offset points", ha=places[0], va=places[1])
+
+    def crowded(one: tuple[int, Cell], other: tuple[int, Cell]) -> bool:
+        return abs(one[0] - other[0]) < 0.12 * width and abs(one[1].value - other[1].value) < 0.15 * height
+
+    for index, point in enumerate(shown):
+        left = any(crowded(point, other) for other in shown[:index])
+        right = any(crowded(point, other) for other in shown[index + 1 :])
+        offset, places = ((9, -7), ("left", "top"))
+        if right:
+            offset, places = ((0, -16), ("center", "top")) if left else ((0, 16), ("center", "bottom"))
+        at = (point[0], point[1].value)
+        axes.annotate(point[1].row, at, offset, textcoords="offset points", ha=places[0], va=places[1])
 
 
 def _finish_trend(axes: Axes, metric: str) -> None:
