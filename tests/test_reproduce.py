@@ -129,6 +129,21 @@ def test_edited_experiment_reruns_alone(by_dvc, by_snakemake):
         assert "pretrain" not in set(re.findall(r"^(?:rule |Running stage ')(\w+)", changed, flags=re.M))
 
 
+@pytest.mark.parametrize("seconds", [1.5, 2.5, 3.5])
+def test_report_killed_in_the_middle_is_whole_after_the_next(by_dvc, tmp_path, seconds):
+    results = shutil.copytree(by_dvc / "results/smoke", tmp_path / "results", ignore=shutil.ignore_patterns("runs"))
+    files = ["REPORT.md", "tables/cells.csv", "figures/figure3.svg"]
+    whole = {name: (results / name).read_bytes() for name in files}
+    command = f"vpd report --results {results} --pretraining checkpoints/smoke/pretraining --previews data/smoke --out {results}"
+    killed = subprocess.Popen(command.split(), cwd=by_dvc, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    killed.kill()
+    killed.wait()
+    run(command, by_dvc)
+    assert {name: (results / name).read_bytes() for name in files} == whole
+    assert not list(results.glob("**/.*partial*"))
+
+
 def test_all_runs_are_in_mlflow(by_dvc):
     from mlflow.tracking import MlflowClient
 
