@@ -1,5 +1,6 @@
 """params.yaml resolves to specs, and every mistake in it ends in one sentence that names the key and the cure."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,17 @@ def test_command_line_says_it_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("vpd: params.yaml: unknown experiment 'seg-fst'; did you mean 'seg-fast'?")
     assert done.stderr.count("\n") == 1
+
+
+def test_closed_pipe_is_neither_success_nor_a_traceback():
+    """The job of a workflow whose log reader died must not count as done."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "vpd", "show"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_imports_nothing_heavy():

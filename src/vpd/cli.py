@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from vpd.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 for a mistake the user can cure, 130 when interrupted."""
+    """Run one command; 0 on success, 2 for a mistake the user can cure, 130 when interrupted, 141 on a closed pipe."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises at import time against parts not used here
     # OpenMP threads that spin for long starve each other when anything else runs: a step of 0.3 s became one of 5 s.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -30,8 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("vpd: interrupted; run the same command again to go on from the last saved state", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # the reader, such as head, has gone; nothing is left to flush
-        return 0
+        # Whoever read the output has gone, such as head, or tee of a workflow: no success, but nothing to explain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
