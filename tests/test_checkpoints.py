@@ -11,11 +11,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from pretraining_fakes import SPEC, draw_captions
-from vpd.checkpoints import assemble, verify_checkpoint
 from vpd.checkpoints.pretrain import pretrain
 from vpd.errors import UserError
 from vpd.files import read_json
 from vpd.spec import CheckpointSpec
+from vpd.weights import assemble, verify_checkpoint
 
 PRETRAINED = CheckpointSpec(source="pretrained")
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from vpd.errors import UserError
-from vpd.jobs import gather_history, side_by_side, workers
+from vpd.jobs import gather_history, workers
 from vpd.params import load_params
+from vpd.processes import side_by_side
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +43,7 @@ def test_a_seeds_mistake_reaches_the_caller(count):
 def test_no_orphan_outlives_a_killed_job(tmp_path):
     code = (
         "import os, sys, time\n"
-        "from vpd.jobs import side_by_side\n"
+        "from vpd.processes import side_by_side\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from sleeper import sleep\n"
         "if __name__ == '__main__': side_by_side(sleep, [(sys.argv[1], 0), (sys.argv[1], 1)], 2)\n"
@@ -82,8 +83,8 @@ def test_workers_follow_the_cores_given(monkeypatch):
     assert (len(spec.seeds), spec.training.threads) == (3, 1)
     for given, wanted in (("1", 1), ("2", 2), ("8", 3)):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-        assert workers(spec) == wanted
-    assert workers(load_params(ROOT / "params.yaml", "paper").resolve("seg-fast")) == 1
+        assert workers(spec, 3) == wanted
+    assert workers(load_params(ROOT / "params.yaml", "paper").resolve("seg-fast"), 3) == 1
 
 
 def test_histories_are_joined_with_the_seed_in_front(tmp_path):

@@ -10,7 +10,7 @@ from fixtures.parity.narrow import make_spec, write_checkpoint
 from vpd.errors import UserError
 from vpd.models import build_model
 from vpd.models.prompts import TextAdapter, TextEncoder, encode_prompts, imagenet_templates, token_count
-from vpd.spec import PromptSpec
+from vpd.spec import AdapterSpec, PromptSpec
 
 CLASSES = ["wall", "dining_room", "kitchen"]
 
@@ -64,7 +64,7 @@ def test_the_eighty_templates_are_distinct_and_have_one_gap_each():
 def test_the_empty_prompt_is_one_end_token(checkpoint, encoder):
     empty = encode_prompts(prompt(strategy="empty"), encoder, CLASSES)
     torch.testing.assert_close(empty, reference(checkpoint, [""]).last_hidden_state[:, 1])
-    assert token_count(prompt(strategy="empty"), CLASSES) == len(empty) == 1
+    assert token_count(prompt(strategy="empty"), len(CLASSES)) == len(empty) == 1
 
 
 def test_a_scene_class_selects_its_token_and_minus_one_the_mean(checkpoint):
@@ -91,7 +91,7 @@ def test_each_sentence_is_encoded_alone_and_once(checkpoint):
 
 
 def test_the_adapter_adds_a_scaled_perceptron_per_channel():
-    adapter = TextAdapter(4, gamma=1e-4)
+    adapter = TextAdapter(4, AdapterSpec(enabled=True, gamma=1e-4))
     assert torch.equal(adapter.gamma, torch.full((4,), 1e-4))
     context = torch.randn(2, 3, 4)
     with torch.no_grad():

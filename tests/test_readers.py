@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 
 from vpd.data import build_dataset, prepare, verify
 from vpd.data.layouts import ade20k, nyuv2, refcoco
+from vpd.data.manifest import located
 from vpd.errors import UserError
 from vpd.files import read_json, write_json
 from vpd.params import load_params
@@ -445,12 +446,13 @@ def test_verification_finds_a_manifest_that_was_edited(copy):
 
 # ------------------------------------------------------------------------------------------------------- folder datasets
 @pytest.mark.parametrize("name", SPECS)
-def test_a_folder_dataset_is_linked_checked_and_read(drawn, tmp_path, name):
+def test_a_folder_dataset_is_checked_and_read_where_it_lies(drawn, tmp_path, name):
     counts = read_json(drawn / name / "manifest.json")["counts"]
     spec = DatasetSpec(layout=SPECS[name].layout, source="folder", path=str(drawn / name), expect=counts)
     out = tmp_path / "data" / name
     prepare(name, spec, out)
-    assert any(path.is_symlink() for path in out.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "preview.png"]
+    assert located(out).samefile(drawn / name)
     verify(out, spec)
     assert read_json(out / "manifest.json")["checksums"] == read_json(drawn / name / "manifest.json")["checksums"]
     before = (out / "manifest.json").stat().st_mtime_ns

@@ -138,7 +138,11 @@ def test_the_report_is_a_run_with_files_tables_and_measured_cells(results, uri):
 def test_a_commit_and_the_manifest_of_the_run_are_recorded(results, uri):
     params = table5(experiments=2)
     (results / "runs/seg-empty").mkdir(parents=True)
-    manifest = {"spec": params.resolve("seg-empty").digest(), "data": "own data", "checkpoint": "own checkpoint"}
+    manifest = {
+        "spec": params.resolve("seg-empty").training_digest(),
+        "data": "own data",
+        "checkpoint": "own checkpoint",
+    }
     (results / "runs/seg-empty/manifest.json").write_text(json.dumps(manifest))
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(results)]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):

@@ -27,7 +27,7 @@ from vpd.spec import OptimizerSpec, ScheduleSpec
 from vpd.training import train
 from vpd.training.loader import micro_batches, plan_batches
 from vpd.training.loop import fit
-from vpd.training.record import is_finished, run_keys
+from vpd.training.record import is_finished, run_keys, with_code
 from vpd.training.state import random_state, restore_random_state, seed_all
 
 OUTPUTS = ["final.safetensors", "half.safetensors", "history.csv", "manifest.json"]
@@ -415,7 +415,7 @@ def inputs(where: Path) -> tuple[Path, Path]:
 def test_a_finished_run_returns_at_once_without_torch(tmp_path):
     data, checkpoint = inputs(tmp_path)
     spec = tiny_spec()
-    run(tmp_path, spec, keys=run_keys(spec, 0, data, checkpoint))
+    run(tmp_path, spec, keys=with_code(run_keys(spec, 0, data, checkpoint)))
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     before = digests(tmp_path)
     program = (

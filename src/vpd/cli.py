@@ -51,9 +51,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("name", nargs="?", help="experiment; without it the matrix is listed")
     _params(command)
 
-    command = _command(commands, "data", _data, "draw a dataset of the miniature world, or check a real one")
+    command = _command(commands, "data", _data, "draw a dataset of the miniature world, or fetch and check a real one")
     command.add_argument("name", help="dataset, as in params.yaml")
     _params(command, protocol=False)
+    command.add_argument("--archives", type=Path, default=Path("downloads/archives"), help="where downloads are kept")
     _paths(command, "out", "timing")
 
     command = _command(commands, "pretrain", _pretrain, "pre-train the small Stable Diffusion")
@@ -151,7 +152,7 @@ def _data(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).dataset(options.name)
     from vpd.data import prepare
 
-    prepare(options.name, spec, options.out)
+    prepare(options.name, spec, options.out, options.archives)
     _timed(options.timing, "data", options.name, started)
     print(f"{options.name} is ready; look at {options.out / 'preview.png'}")
 
@@ -166,7 +167,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _checkpoint(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).checkpoint(options.name)
-    from vpd.checkpoints.assemble import assemble
+    from vpd.weights.assemble import assemble
 
     assemble(options.name, spec, options.pretraining, options.out)
     _timed(options.timing, "checkpoint", options.name, started)

@@ -5,19 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import ctypes
 import os
-import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vpd.files import atomic_path, read_json, sha256, write_json, write_text
+from vpd.processes import side_by_side
 from vpd.spec import Spec
-
-PR_SET_PDEATHSIG = 1
 
 
 def available_threads() -> int:
@@ -26,28 +20,10 @@ def available_threads() -> int:
     return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
 
 
-def workers(spec: Spec) -> int:
-    """Seeds to run at once; one unless the spec fixes the threads of each."""
+def workers(spec: Spec, jobs: int) -> int:
+    """How many of ``jobs`` to run at once; one unless the spec fixes the threads of each."""
     threads = spec.training.threads
-    return max(1, min(len(spec.seeds), available_threads() // threads)) if threads else 1
-
-
-def side_by_side(function: Callable[..., Any], jobs: Sequence[tuple], count: int) -> list[Any]:
-    """Call ``function(*job)`` for every job, ``count`` at a time in processes of their own; results in order."""
-    if count == 1:
-        return [function(*job) for job in jobs]
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when the parent dies, so that no orphan goes on writing."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    return max(1, min(jobs, available_threads() // threads)) if threads else 1
 
 
 def use_threads(spec: Spec) -> None:
@@ -73,12 +49,12 @@ def train_seeds(spec: Spec, options: argparse.Namespace) -> int:
         )
         for seed in spec.seeds
     ]
-    side_by_side(_train_seed, jobs, workers(spec))
+    side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
     manifests = {f"seed{seed}": read_json(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds}
     write_json(
         runs / "manifest.json",
         {
-            "spec": spec.digest(),
+            "spec": spec.training_digest(),
             "data": sha256(options.data / "manifest.json"),
             "checkpoint": sha256(options.checkpoint / "manifest.json"),
             "seeds": manifests,
@@ -115,8 +91,9 @@ def gather_history(runs: Path, seeds: Sequence[int], out: Path) -> None:
 
 
 def evaluate_seeds(spec: Spec, options: argparse.Namespace) -> None:
-    """Measure every seed and milestone of ``spec``; write the metrics and the panels."""
+    """Measure every seed and milestone of ``spec``, side by side where cores allow; write the metrics and the panels."""
     use_threads(spec)
     from vpd.evaluation import evaluate
 
-    evaluate(spec, options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state)
+    places = (options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state)
+    evaluate(spec, *places, processes=workers(spec, len(spec.seeds) * len(spec.training.milestones)))

@@ -21,8 +21,12 @@ class Frozen(BaseModel):
 
     def digest(self) -> str:
         """Sixteen hex digits that change when any value changes."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self.model_dump(mode="json"))
+
+
+def digest(value: object) -> str:
+    """Sixteen hex digits of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets
@@ -31,10 +35,13 @@ class DatasetSpec(Frozen):
 
     layout: Literal["ade20k", "nyuv2", "refcoco", "captions"]
     """On-disk layout, which is also what reads it; RefCOCO, RefCOCO+ and RefCOCOg share one."""
-    source: Literal["drawn", "folder"]
-    """``drawn``: the procedural world writes it. ``folder``: it is already at ``path`` and is only verified."""
+    source: Literal["drawn", "folder", "download"]
+    """``drawn``: the procedural world writes it. ``folder``: it is already at ``path`` and is only verified.
+    ``download``: what is missing at ``path`` is fetched first."""
     path: str | None = None
-    """Where a ``folder`` dataset lies."""
+    """Where a dataset that is not drawn lies."""
+    download: tuple[str, ...] = ()
+    """Names in fetch/sources.yaml that together make the dataset (``vpd fetch``)."""
     seed: int = 0
     """First scene seed of a drawn dataset; split s, scene i uses a seed of its own."""
     draw: dict[str, int] = {}
@@ -111,9 +118,18 @@ class PretrainingSpec(Frozen):
 class CheckpointSpec(Frozen):
     """One Stable Diffusion checkpoint at one scale."""
 
-    source: Literal["pretrained", "folder"]
-    """``pretrained``: a milestone of this scale's own pre-training. ``folder``: a diffusers pipeline folder at ``path``."""
+    source: Literal["pretrained", "folder", "hub", "file"]
+    """``pretrained``: a milestone of this scale's own pre-training. ``folder``: a diffusers pipeline folder at ``path``.
+    ``hub``: a repository of the Hugging Face hub. ``file``: an original .ckpt or .safetensors file at ``path``."""
     path: str | None = None
+    repo: str | None = None
+    """Hub repository, such as CompVis/stable-diffusion-v1-4; for ``file``, where tokenizer and settings come from."""
+    revision: str | None = None
+    """Commit, tag or branch of ``repo``."""
+    mirrors: tuple[str, ...] = ()
+    """Repositories with the same files, tried in order where ``repo`` is gone."""
+    sha256: dict[str, str] = {}
+    """File name -> digest, or the beginning of one, that the file must have."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -129,8 +145,9 @@ class AttentionSpec(Frozen):
 class PromptSpec(Frozen):
     """How the conditioning text is made."""
 
-    strategy: Literal["empty", "class-names", "scene", "expression"]
-    """One empty prompt (S8), one token per class (G3), one token of the image's scene (D4), or the expression (R4)."""
+    strategy: Literal["empty", "empty-sequence", "class-names", "scene", "expression", "expression-pooled"]
+    """One token of the empty prompt or all of them (S8), one token per class (G3), one of the image's scene (D4), all
+    tokens of the image's expression or only [EOS] (R4, S5)."""
     templates: Literal["single", "imagenet-80"]
     length: PositiveInt
     """Tokens after padding, [BOS] and [EOS] included."""
@@ -143,6 +160,8 @@ class AdapterSpec(Frozen):
 
     enabled: bool
     gamma: float
+    factor: Literal["vector", "scalar"] = "vector"
+    """Whether gamma is learned per channel, as released, or is one number."""
 
 
 class HeadSpec(Frozen):
@@ -169,6 +188,8 @@ class ModelSpec(Frozen):
     """``random``: the checkpoint's U-Net architecture with fresh weights, the zero point of Figure 3."""
     timestep: int
     latent_scale: PositiveFloat
+    posterior: Literal["mode", "sample"] = "mode"
+    """What of the VAE's posterior is the latent (S2); samples are drawn anew at every step, and in evaluation too."""
     canvas: PositiveInt | None = None
     """Side of the square zero canvas that smaller inputs are placed on, top-left (D10); None: inputs as they are."""
     attention: AttentionSpec
@@ -316,6 +337,8 @@ class SegmentationEvaluation(Frozen):
     multi_scale: bool
     """Whether the multi-scale + flip figure is measured as well."""
     batch_size: PositiveInt
+    best: bool = False
+    """Whether the best milestone is reported as well, chosen on the reported split itself (R6, D14)."""
     panels: PositiveInt = 4
 
 
@@ -325,6 +348,8 @@ class ReferringEvaluation(Frozen):
     size: PositiveInt
     thresholds: tuple[float, ...]
     batch_size: PositiveInt
+    best: bool = False
+    """Whether the best milestone is reported as well, chosen on the reported split itself (R6, D14)."""
     panels: PositiveInt = 4
 
 
@@ -340,6 +365,8 @@ class DepthEvaluation(Frozen):
     min_depth: PositiveFloat
     max_depth: PositiveFloat
     batch_size: PositiveInt
+    best: bool = False
+    """Whether the best milestone is reported as well, chosen on the reported split itself (R6, D14)."""
     panels: PositiveInt = 4
 
 
@@ -359,6 +386,10 @@ class Spec(Frozen):
     seeds: tuple[int, ...]
     model: ModelSpec
     training: TrainingSpec
+
+    def training_digest(self) -> str:
+        """Sixteen hex digits of all that decides the weights of a run with a given seed: not how it is evaluated."""
+        return digest(self.model_dump(mode="json", exclude={"seeds", "evaluation"}))
 
 
 class SegmentationSpec(Spec):

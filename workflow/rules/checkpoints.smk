@@ -24,7 +24,7 @@ rule pretrain:
 rule checkpoint:
     input:
         pretraining=rules.pretrain.output.manifest,
-        code=code("checkpoints"),
+        code=code("weights"),
     output:
         manifest=f"checkpoints/{SCALE}/{{checkpoint}}/manifest.json",
         timing=f"results/{SCALE}/timing/checkpoint/{{checkpoint}}.json",

@@ -12,7 +12,9 @@ rule data:
     threads: 2
     params:
         scale=SCALE,
+        archives="downloads/archives",
         out=lambda wildcards, output: folder(output.manifest),
         spec=lambda wildcards: PARAMS.dataset(wildcards.dataset).model_dump_json(),
     shell:
-        "vpd data {wildcards.dataset} --scale {params.scale} --out {params.out} --timing {output.timing} 2>&1 | tee {log}"
+        "vpd data {wildcards.dataset} --scale {params.scale} --archives {params.archives} --out {params.out}"
+        " --timing {output.timing} 2>&1 | tee {log}"

@@ -1,7 +1,1 @@
-"""Checkpoints: pre-training of a small Stable Diffusion, and pipeline folders that are checked and listed."""
-
-from __future__ import annotations
-
-from vpd.checkpoints.assemble import assemble, verify_checkpoint
-
-__all__ = ["assemble", "verify_checkpoint"]
+"""Pre-training of a small Stable Diffusion, which ``vpd.weights`` turns into checkpoints."""

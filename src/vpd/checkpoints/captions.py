@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vpd.data.manifest import located
 from vpd.errors import UserError
 from vpd.files import read_json
 from vpd.progress import track
@@ -39,6 +40,7 @@ class Captions:
 
 def load_captions(data: Path) -> Captions:
     """Read a captions dataset folder; UserError if an image is missing, unreadable or of another size."""
+    data = located(data)
     entries = read_json(data / "captions.json")
     if not entries:
         raise UserError(f"{data / 'captions.json'} lists no images; run the data stage again")

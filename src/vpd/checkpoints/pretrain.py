@@ -22,6 +22,7 @@ from vpd.checkpoints.loop import Observer, Workplace, cpu_threads
 from vpd.checkpoints.outputs import Trained, write_outputs, write_tables
 from vpd.checkpoints.text import matching_accuracy, text_tower, train_clip
 from vpd.checkpoints.tokenizer import encode, train_tokenizer
+from vpd.code import code_digest
 from vpd.files import atomic_path, locked, read_json, sha256
 from vpd.spec import PretrainingSpec
 
@@ -44,7 +45,7 @@ def pretrain(
         write_tables(out, [], {"spec": spec.digest(), "milestones": {}, "files": {}})
         return
     read_json(data / "manifest.json")
-    identity = {"spec": spec.digest(), "dataset": sha256(data / "manifest.json")}
+    identity = {"spec": spec.digest(), "dataset": sha256(data / "manifest.json"), "code": code_digest("checkpoints")}
     if _finished(out, identity):
         return
     with locked(state), cpu_threads(spec.threads):
@@ -66,8 +67,8 @@ def _finished(out: Path, identity: dict[str, str]) -> bool:
 def _workplace(
     spec: PretrainingSpec, state: Path, identity: dict[str, str], save_every: int, observers: Sequence[Observer]
 ) -> Workplace:
-    """The folder of this spec and dataset within ``state``; states of any other are removed."""
-    folder = state / f"{identity['spec']}-{identity['dataset'][:16]}"
+    """The folder of this spec, dataset and code within ``state``; states of any other are removed."""
+    folder = state / f"{identity['spec']}-{identity['dataset'][:16]}-{identity['code']}"
     for other in state.iterdir():
         if other.is_dir() and other != folder:
             shutil.rmtree(other)

@@ -20,11 +20,11 @@ READERS = {
 """Task -> module and class of its reader."""
 
 
-def prepare(name: str, spec: DatasetSpec, out: Path) -> None:
-    """Draw the dataset, or verify and link it, into ``out``; preview.png and manifest.json come last."""
+def prepare(name: str, spec: DatasetSpec, out: Path, archives: Path = Path("downloads/archives")) -> None:
+    """Draw the dataset, or fetch, verify and link it, into ``out``; preview.png and manifest.json come last."""
     from vpd.data.preparing import prepare as run
 
-    run(name, spec, out)
+    run(name, spec, out, archives)
 
 
 def verify(root: Path, spec: DatasetSpec) -> None:
@@ -35,6 +35,8 @@ def verify(root: Path, spec: DatasetSpec) -> None:
 
 
 def build_dataset(spec: Spec, root: Path, split: str, seed: int = 0) -> Dataset:
-    """The reader of ``spec.task`` over the dataset folder ``root``; ``split`` is ``train`` or ``val``."""
+    """The reader of ``spec.task`` over the dataset prepared in ``root``; ``split`` is ``train`` or ``val``."""
+    from vpd.data.manifest import located
+
     module, name = pick(spec.task, READERS, "task")
-    return getattr(importlib.import_module(module), name)(spec, Path(root), split, seed)
+    return getattr(importlib.import_module(module), name)(spec, located(Path(root)), split, seed)

@@ -14,12 +14,23 @@ from vpd.spec import DatasetSpec
 
 MANIFEST = "manifest.json"
 PREVIEW = "preview.png"
+PLACE = "place"
+"""Key of the folder, relative to the manifest's, in which the files of a dataset lie that was not drawn here."""
 AGAIN = "remove the folder and prepare the dataset again"
 
 
 def origin(spec: DatasetSpec) -> dict:
     """What decides the dataset's bytes: its spec and, if drawn, the version of the drawn world."""
     return {"layout": spec.layout, "spec": spec.digest(), "world": VERSION if spec.source == "drawn" else None}
+
+
+def located(root: Path) -> Path:
+    """The folder that holds the files of the dataset prepared in ``root``.
+
+    Gigabytes that lie elsewhere are neither copied nor linked, so that no orchestrator hashes or stores them again.
+    """
+    manifest = read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
+    return root / manifest[PLACE] if PLACE in manifest else root
 
 
 def describe(root: Path, spec: DatasetSpec, name: str) -> dict:
@@ -64,26 +75,26 @@ def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
 
 
 def verify(root: Path, spec: DatasetSpec) -> None:
-    """UserError unless ``root`` holds exactly what its manifest says, made from ``spec``, and all of it is sound."""
+    """UserError unless the dataset prepared in ``root`` was made from ``spec``, is what its manifest says, and is sound."""
     manifest = read_json(root / MANIFEST)
     if {key: manifest.get(key) for key in origin(spec)} != origin(spec):
         raise UserError(f"{root / MANIFEST} was made from other settings than the ones given; {AGAIN}")
-    checksums = manifest["checksums"]
+    checksums, files = manifest["checksums"], located(root)
     for name in track(sorted(checksums), len(checksums), f"verifying {root.name}", "files"):
-        if not (root / name).is_file():
-            raise UserError(f"{root / name} is missing, but {MANIFEST} lists it; {AGAIN}")
-        if sha256(root / name) != checksums[name]:
-            raise UserError(f"{root / name} was changed after {MANIFEST} was written; {AGAIN}")
-    for name in sorted(LAYOUTS[spec.layout].members(root)):
+        if not (files / name).is_file():
+            raise UserError(f"{files / name} is missing, but {MANIFEST} lists it; {AGAIN}")
+        if sha256(files / name) != checksums[name]:
+            raise UserError(f"{files / name} was changed after {MANIFEST} was written; {AGAIN}")
+    for name in sorted(LAYOUTS[spec.layout].members(files)):
         if name not in checksums:
-            raise UserError(f"{root / name} is extra: {MANIFEST} does not list it; remove it, or {AGAIN}")
+            raise UserError(f"{files / name} is extra: {MANIFEST} does not list it; remove it, or {AGAIN}")
     if (manifest["files"], manifest["digest"]) != (len(checksums), _digest(checksums)):
         raise UserError(f"{root / MANIFEST} contradicts itself; {AGAIN}")
-    counts = LAYOUTS[spec.layout].counts(root)
+    counts = LAYOUTS[spec.layout].counts(files)
     if counts != manifest["counts"]:
         raise UserError(f"{root / MANIFEST} gives the counts {manifest['counts']}, found {counts}; {AGAIN}")
-    check_counts(root, spec, counts)
-    check_contents(root, spec, root.name)
+    check_counts(files, spec, counts)
+    check_contents(files, spec, root.name)
 
 
 def is_current(root: Path, spec: DatasetSpec) -> bool:
@@ -92,7 +103,8 @@ def is_current(root: Path, spec: DatasetSpec) -> bool:
         manifest = read_json(root / MANIFEST)
         if not (root / PREVIEW).is_file() or {key: manifest.get(key) for key in origin(spec)} != origin(spec):
             return False
-        members = set(LAYOUTS[spec.layout].members(root))
-        return members == set(manifest["checksums"]) and all((root / name).is_file() for name in members)
+        files = located(root)
+        members = set(LAYOUTS[spec.layout].members(files))
+        return members == set(manifest["checksums"]) and all((files / name).is_file() for name in members)
     except (UserError, AttributeError, KeyError, TypeError):
         return False

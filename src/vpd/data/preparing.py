@@ -1,23 +1,25 @@
-"""Draws or links a dataset, checks it, and completes it with preview and manifest."""
+"""Draws a dataset, or checks one where it lies, and completes it with preview and manifest."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vpd.data.drawing import draw_dataset
 from vpd.data.layouts import LAYOUTS
-from vpd.data.manifest import MANIFEST, PREVIEW, describe, is_current
+from vpd.data.manifest import MANIFEST, PLACE, PREVIEW, describe, is_current
 from vpd.data.preview import write_preview
 from vpd.errors import UserError
 from vpd.files import atomic_folder, write_json
 from vpd.spec import DatasetSpec
 
 
-def prepare(name: str, spec: DatasetSpec, out: Path) -> None:
-    """Make ``out`` hold dataset ``name``: real layout, preview.png, and manifest.json last.
+def prepare(name: str, spec: DatasetSpec, out: Path, archives: Path) -> None:
+    """Make ``out`` hold dataset ``name``: its files or, if it was not drawn, where they lie; manifest.json comes last.
 
-    A finished dataset of the same spec is left alone; anything else in ``out`` is replaced, whole or not at all.
-    UserError if a ``folder`` dataset is absent, incomplete or damaged.
+    A finished dataset of the same spec is left alone; anything else in ``out`` is replaced, whole or not at all. What a
+    ``download`` dataset lacks is fetched first, through ``archives``. UserError if the dataset is absent, incomplete or
+    damaged.
     """
     out = Path(out)
     if is_current(out, spec):
@@ -27,17 +29,26 @@ def prepare(name: str, spec: DatasetSpec, out: Path) -> None:
             draw_dataset(spec, folder)
             manifest = describe(folder, spec, name)
         else:
+            _fetch(spec, archives)
             source = _source(name, spec)
-            manifest = describe(source, spec, name)  # there, so that errors name files the user knows
-            _link(source, spec, folder)
-        write_preview(folder, spec.layout, folder / PREVIEW)
+            manifest = describe(source, spec, name) | {PLACE: os.path.relpath(source, out)}
+        write_preview(folder if spec.source == "drawn" else source, spec.layout, folder / PREVIEW)
         write_json(folder / MANIFEST, manifest)
+
+
+def _fetch(spec: DatasetSpec, archives: Path) -> None:
+    if spec.source != "download" or spec.path is None:
+        return
+    from vpd.fetch import fetch
+
+    for entry in spec.download:
+        fetch(entry, Path(spec.path), archives)
 
 
 def _source(name: str, spec: DatasetSpec) -> Path:
     """The folder in which the dataset lies; UserError if nothing of it is there."""
     if spec.path is None:
-        raise UserError(f"dataset '{name}' has source folder but no path; say where it lies")
+        raise UserError(f"dataset '{name}' has source {spec.source} but no path; say where it lies")
     source = Path(spec.path)
     tops = ", ".join(LAYOUTS[spec.layout].TOPS)
     if not source.is_dir():
@@ -45,10 +56,3 @@ def _source(name: str, spec: DatasetSpec) -> Path:
     if not any((source / top).exists() for top in LAYOUTS[spec.layout].TOPS):
         raise UserError(f"dataset '{name}': {source} holds none of {tops}; put them there, or change its path")
     return source
-
-
-def _link(source: Path, spec: DatasetSpec, folder: Path) -> None:
-    """Link the layout's files and folders."""
-    for top in LAYOUTS[spec.layout].TOPS:
-        if (source / top).exists():
-            (folder / top).symlink_to((source / top).resolve())

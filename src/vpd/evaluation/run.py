@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vpd.code import code_digest
 from vpd.data import build_dataset
 from vpd.errors import UserError
 from vpd.evaluation.depth import evaluate_depth
@@ -22,40 +23,116 @@ from vpd.evaluation.referring import evaluate_referring
 from vpd.evaluation.segmentation import evaluate_segmentation
 from vpd.files import locked, read_json, sha256, write_json
 from vpd.models import build_model
+from vpd.processes import beside
 from vpd.progress import Progress
 from vpd.spec import Spec
 from vpd.training.record import run_keys
 
 EVALUATORS = {"segmentation": evaluate_segmentation, "referring": evaluate_referring, "depth": evaluate_depth}
+DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
+"""Metric that tells the best milestone, and in which direction."""
 DECIMALS = 6
+Pair = tuple[int, str]
+"""A seed and a milestone."""
 
 
-def evaluate(spec: Spec, runs: Path, data: Path, checkpoint: Path, metrics: Path, panels: Path, state: Path) -> None:
+def evaluate(
+    spec: Spec,
+    runs: Path,
+    data: Path,
+    checkpoint: Path,
+    metrics: Path,
+    panels: Path,
+    state: Path,
+    *,
+    processes: int = 1,
+) -> None:
     """Score every seed and milestone under ``runs`` on the validation split; write ``panels`` and then ``metrics``.
 
     Results of finished (seed, milestone) pairs wait in ``state``, keyed by everything they depend on, until all are
-    there. UserError if a run was trained with other settings or its weights are damaged.
+    there; ``processes`` share the pairs. UserError if a run was trained with other settings or its weights are damaged.
     """
     for seed in spec.seeds:
         check_run(runs / f"seed{seed}", run_keys(spec, seed, data, checkpoint), spec.name)
-    dataset = build_dataset(spec, data, "val")
-    torch.manual_seed(spec.seeds[0])
-    model = build_model(spec, checkpoint, dataset.classes)
-    evaluate_model(spec, model, dataset, runs, metrics, panels, state)
+    folder = state / state_key(spec, runs)
+    own, *others = shares(spec, processes)
+    with locked(folder):
+        with beside(measure_share, [(spec, pairs, runs, data, checkpoint, folder) for pairs in others]):
+            model, dataset = open_model(spec, data, checkpoint)
+            measure(spec, model, dataset, own, runs, folder)
+        conclude(spec, model, dataset, runs, metrics, panels, folder)
 
 
 def evaluate_model(spec: Spec, model: nn.Module, dataset, runs: Path, metrics: Path, panels: Path, state: Path) -> None:
-    """Do the work of ``evaluate`` with a built model and dataset."""
+    """Do the work of ``evaluate`` in this process, with a built model and dataset."""
+    folder = state / state_key(spec, runs)
+    with locked(folder):
+        measure(spec, model, dataset, all_pairs(spec), runs, folder)
+        conclude(spec, model, dataset, runs, metrics, panels, folder)
+
+
+def all_pairs(spec: Spec) -> list[Pair]:
+    """Every (seed, milestone) to measure."""
+    return [(seed, milestone) for seed in spec.seeds for milestone in spec.training.milestones]
+
+
+def shares(spec: Spec, processes: int) -> list[list[Pair]]:
+    """The pairs dealt to ``processes``, at most one process per pair."""
+    pairs = all_pairs(spec)
+    count = max(1, min(processes, len(pairs)))
+    return [pairs[first::count] for first in range(count)]
+
+
+def open_model(spec: Spec, data: Path, checkpoint: Path) -> tuple[nn.Module, Dataset]:
+    """Build the network and the validation split; UserError if the split is empty."""
+    dataset = build_dataset(spec, data, "val")
+    torch.manual_seed(spec.seeds[0])
+    return build_model(spec, checkpoint, dataset.classes), dataset
+
+
+def measure_share(spec: Spec, pairs: list[Pair], runs: Path, data: Path, checkpoint: Path, folder: Path) -> None:
+    """Measure ``pairs`` in a process of its own."""
+    if spec.training.threads:
+        torch.set_num_threads(spec.training.threads)
+    measure(spec, *open_model(spec, data, checkpoint), pairs, runs, folder)
+
+
+@torch.inference_mode()
+def measure(spec: Spec, model: nn.Module, dataset, pairs: list[Pair], runs: Path, folder: Path) -> None:
+    """Write the result of each of ``pairs`` that ``folder`` does not hold yet."""
     if not len(dataset):
         raise UserError(f"the validation split of {spec.dataset} is empty; prepare the dataset again")
-    folder = state / state_key(spec, runs)
-    with locked(folder), torch.inference_mode():
-        results = collect_results(spec, model, dataset, runs, folder)
-        load_run(model, runs / f"seed{spec.seeds[0]}", "final")
-        final = next(r for r in results if r["seed"] == spec.seeds[0] and r["milestone"] == "final")
-        draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
-        write_json(metrics, {**header(spec), "results": results})
+    missing = [pair for pair in pairs if not result_path(folder, pair).exists()]
+    progress = Progress(
+        len(pairs) * len(dataset), f"evaluate {spec.name}", "samples", (len(pairs) - len(missing)) * len(dataset)
+    )
+    for seed, milestone in missing:
+        step = load_run(model, runs / f"seed{seed}", milestone)
+        samples = load_samples(dataset, spec.training.workers, progress, f"seed {seed} {milestone}")
+        values = EVALUATORS[spec.task](predictor(spec, model), samples, spec, len(dataset.classes))
+        rounded = {name: round(value, DECIMALS) for name, value in values}
+        result = {"seed": seed, "milestone": milestone, "step": step, "metrics": rounded}
+        write_json(result_path(folder, (seed, milestone)), result)
+    progress.close()
+
+
+@torch.inference_mode()
+def conclude(spec: Spec, model: nn.Module, dataset, runs: Path, metrics: Path, panels: Path, folder: Path) -> None:
+    """Draw the panels of the first seed's final weights and write all results as one file; ``folder`` goes."""
+    results = [read_json(result_path(folder, pair)) for pair in all_pairs(spec)]
+    results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
+    load_run(model, runs / f"seed{spec.seeds[0]}", "final")
+    final = next(r for r in results if r["seed"] == spec.seeds[0] and r["milestone"] == "final")
+    draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
+    write_json(metrics, {**header(spec), "results": results})
     shutil.rmtree(folder)
+
+
+def best_of(spec: Spec, results: list[dict], seed: int) -> dict:
+    """A seed's best result as milestone ``best``: as optimistic as the choice on the reported split is (R6, D14)."""
+    name, choose = DECISIVE[spec.task]
+    best = choose((r for r in results if r["seed"] == seed), key=lambda result: result["metrics"][name])
+    return {**best, "milestone": "best", "chosen": best["milestone"]}
 
 
 def header(spec: Spec) -> dict:
@@ -64,22 +141,9 @@ def header(spec: Spec) -> dict:
     return {"experiment": spec.name, **{name: getattr(spec, name) for name in names}, "spec": spec.digest()}
 
 
-def collect_results(spec: Spec, model: nn.Module, dataset, runs: Path, state: Path) -> list[dict]:
-    """Return the result of every seed and milestone; those already in ``state`` are read, the others computed."""
-    pairs = [(seed, milestone) for seed in spec.seeds for milestone in spec.training.milestones]
-    kept = {pair: state / f"seed{pair[0]}-{pair[1]}.json" for pair in pairs}
-    done = sum(path.exists() for path in kept.values())
-    progress = Progress(len(pairs) * len(dataset), f"evaluate {spec.name}", "samples", done * len(dataset))
-    for (seed, milestone), path in kept.items():
-        if not path.exists():
-            note = f"seed {seed} {milestone}"
-            step = load_run(model, runs / f"seed{seed}", milestone)
-            samples = load_samples(dataset, spec.training.workers, progress, note)
-            values = EVALUATORS[spec.task](predictor(spec, model), samples, spec, len(dataset.classes))
-            rounded = {name: round(value, DECIMALS) for name, value in values}
-            write_json(path, {"seed": seed, "milestone": milestone, "step": step, "metrics": rounded})
-    progress.close()
-    return [read_json(path) for path in kept.values()]
+def result_path(folder: Path, pair: Pair) -> Path:
+    """Where the result of one pair waits."""
+    return folder / f"seed{pair[0]}-{pair[1]}.json"
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -109,8 +173,10 @@ def load_run(model: nn.Module, run: Path, milestone: str) -> int:
 
 
 def state_key(spec: Spec, runs: Path) -> str:
-    """Sixteen hex digits of the spec and the run manifests, which name the weights, the dataset and the checkpoint."""
-    digests = [sha256(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds]
+    """Sixteen hex digits of the spec, the code that evaluates and the run manifests, which name weights and inputs."""
+    digests = [code_digest("data", "models", "evaluation")] + [
+        sha256(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds
+    ]
     return hashlib.sha256(" ".join([spec.digest(), *digests]).encode()).hexdigest()[:16]
 
 

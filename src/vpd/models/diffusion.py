@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -16,11 +17,11 @@ from vpd.spec import AttentionSpec
 
 
 class FrozenEncoder(nn.Module):
-    """The VAE's encoder: images in [-1, 1] to latents, the posterior's mode times ``scale`` (S2)."""
+    """The VAE's encoder: images in [-1, 1] to latents, the posterior's mode or a sample times ``scale`` (S2)."""
 
-    def __init__(self, vae: AutoencoderKL, scale: float) -> None:
+    def __init__(self, vae: AutoencoderKL, scale: float, posterior: str = "mode") -> None:
         super().__init__()
-        self.encoder, self.quant_conv, self.scale = vae.encoder, vae.quant_conv, scale
+        self.encoder, self.quant_conv, self.scale, self.posterior = vae.encoder, vae.quant_conv, scale, posterior
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.requires_grad_(False)
         self.eval()
@@ -33,9 +34,9 @@ class FrozenEncoder(nn.Module):
     def forward(self, images: Tensor, keys: list[str] | None = None, cache: LatentCache | None = None) -> Tensor:
         """Encode (batch, 3, H, W) to (batch, latent channels, H / factor, W / factor).
 
-        Images with keys are encoded one at a time and looked up in ``cache``.
+        Images with keys are encoded one at a time and looked up in ``cache``; samples are never kept.
         """
-        if keys is None or cache is None:
+        if keys is None or cache is None or self.posterior == "sample":
             return self._encode(images)
         size = tuple(images.shape[-2:])
         latents = [
@@ -45,8 +46,10 @@ class FrozenEncoder(nn.Module):
         return torch.cat([latent.to(images.device) for latent in latents])
 
     def _encode(self, images: Tensor) -> Tensor:
-        mean, _ = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
-        return mean * self.scale
+        moments = self.quant_conv(self.encoder(images))
+        if self.posterior == "sample":
+            return DiagonalGaussianDistribution(moments).sample() * self.scale
+        return moments.chunk(2, dim=1)[0] * self.scale
 
 
 class FeatureUNet(nn.Module):
@@ -120,10 +123,9 @@ def _attends(block: nn.Module) -> bool:
     return getattr(block, "has_cross_attention", False)
 
 
-def load_encoder(checkpoint: Path, scale: float) -> FrozenEncoder:
-    """Load the VAE encoder of a diffusers pipeline folder; the decoder is dropped."""
-    vae = AutoencoderKL.from_pretrained(component(checkpoint, "vae"), local_files_only=True)
-    return FrozenEncoder(vae.float(), scale)
+def load_vae(checkpoint: Path) -> AutoencoderKL:
+    """Load the VAE of a diffusers pipeline folder."""
+    return AutoencoderKL.from_pretrained(component(checkpoint, "vae"), local_files_only=True).float()
 
 
 def load_unet(checkpoint: Path, weights: str) -> UNet2DConditionModel:

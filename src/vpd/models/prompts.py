@@ -15,7 +15,7 @@ from vpd.errors import UserError
 from vpd.models.diffusion import component
 from vpd.models.features import LatentCache
 from vpd.progress import track
-from vpd.spec import PromptSpec
+from vpd.spec import AdapterSpec, PromptSpec
 
 SENTENCE_CACHE_BYTES = 1 << 30
 SENTENCES_WORTH_A_BAR = 500
@@ -64,12 +64,12 @@ class TextEncoder(nn.Module):
 
 
 class TextAdapter(nn.Module):
-    """``c + gamma * MLP(c)`` with one gamma per channel (S11)."""
+    """``c + gamma * MLP(c)`` with one gamma per channel, or a single one (S11)."""
 
-    def __init__(self, width: int, gamma: float) -> None:
+    def __init__(self, width: int, spec: AdapterSpec) -> None:
         super().__init__()
         self.fc = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-        self.gamma = nn.Parameter(torch.full((width,), gamma))
+        self.gamma = nn.Parameter(torch.full((width if spec.factor == "vector" else 1,), spec.gamma))
 
     def forward(self, context: Tensor) -> Tensor:
         """Refine (batch, tokens, width)."""
@@ -87,12 +87,14 @@ TEMPLATES = {"single": lambda: ("a photo of a {}",), "imagenet-80": imagenet_tem
 
 
 def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> Tensor:
-    """Encode a fixed prompt set once: one token of the empty prompt, or one token per class (mean over templates).
+    """Encode a fixed prompt set once: token(s) of the empty prompt, or one token per class (mean over templates).
 
-    Returns (1 or classes, width); UserError if the strategy needs classes and there are none.
+    Returns (tokens or classes, width); UserError if the strategy needs classes and there are none.
     """
     if spec.strategy == "empty":
         return text.pooled([""])
+    if spec.strategy == "empty-sequence":
+        return text([""])[0]
     if not classes:
         raise UserError(
             f"model.prompt.strategy is '{spec.strategy}', but the dataset has no classes; use 'empty' or 'expression'"
@@ -121,14 +123,23 @@ def expression_tokens(model: nn.Module, batch: dict) -> Tensor:
     return model.text(batch["text"])
 
 
+def expression_token(model: nn.Module, batch: dict) -> Tensor:
+    """The [EOS] token of each image's expression: (batch, 1, width)."""
+    return model.text.pooled(batch["text"])[:, None]
+
+
 STRATEGIES = {
     "empty": all_tokens,
+    "empty-sequence": all_tokens,
     "class-names": all_tokens,
     "scene": scene_token,
     "expression": expression_tokens,
+    "expression-pooled": expression_token,
 }
+FROM_IMAGES = ("expression", "expression-pooled")
+"""Strategies whose text comes with each image, so that the text encoder stays in the network."""
 
 
-def token_count(spec: PromptSpec, classes: list[str]) -> int:
+def token_count(spec: PromptSpec, classes: int) -> int:
     """Tokens that the U-Net attends to, which is also the number of recorded maps per level."""
-    return {"class-names": len(classes), "expression": spec.length}.get(spec.strategy, 1)
+    return {"class-names": classes, "expression": spec.length, "empty-sequence": spec.length}.get(spec.strategy, 1)

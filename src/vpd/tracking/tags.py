@@ -76,7 +76,7 @@ def digest_tags(results: Path, spec: Spec, digests: Mapping[str, str]) -> dict[s
     """What the run was trained on, by its own manifest if that is here, else by ``digests``."""
     path = results / "runs" / spec.name / "manifest.json"
     own = read_json(path) if path.is_file() else {}
-    own = own if own.get("spec") == spec.digest() else {}
+    own = own if own.get("spec") == spec.training_digest() else {}
     return {
         "data_digest": own.get("data") or digests.get(f"data/{spec.dataset}", UNKNOWN),
         "checkpoint_digest": own.get("checkpoint") or digests.get(f"checkpoints/{spec.checkpoint}", UNKNOWN),

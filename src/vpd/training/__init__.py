@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpd.spec import Spec
 from vpd.training.observers import Observer
-from vpd.training.record import Timing, is_finished, run_keys, timing
+from vpd.training.record import Timing, is_finished, run_keys, timing, with_code
 
 __all__ = ["Timing", "train"]
 
@@ -20,7 +20,7 @@ def train(
     ``out`` gets ``<milestone>.safetensors``, ``history.csv`` and ``manifest.json``, all at once at the end. A finished run
     returns at once. ``state`` is removed on success. Observers are called with (step, values) at every logged step.
     """
-    keys = run_keys(spec, seed, data, checkpoint)
+    keys = with_code(run_keys(spec, seed, data, checkpoint))
     if is_finished(out, keys):
         return timing(seconds=0.0, steps=0)
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpd.code import code_digest
 from vpd.errors import UserError
 from vpd.files import atomic_folder, read_json, sha256, write_json
 from vpd.spec import Spec
@@ -35,13 +36,18 @@ def timing(seconds: float, steps: int) -> Timing:
 
 
 def run_keys(spec: Spec, seed: int, data: Path, checkpoint: Path) -> dict[str, str | int]:
-    """Everything that decides the run's weights: digests of the spec and of both input manifests, and the seed."""
+    """Everything outside the code that decides the run's weights: spec, seed and both input manifests, as digests."""
     return {
-        "spec": spec.digest(),
+        "spec": spec.training_digest(),
         "seed": seed,
         "data": _manifest_digest(data),
         "checkpoint": _manifest_digest(checkpoint),
     }
+
+
+def with_code(keys: dict[str, str | int]) -> dict[str, str | int]:
+    """``keys`` and the digest of the code that trains."""
+    return {**keys, "code": code_digest("data", "models", "training")}
 
 
 def is_finished(out: Path, keys: dict[str, str | int]) -> bool:

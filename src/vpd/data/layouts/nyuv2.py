@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.data.images import check_pair, read_depth, read_image
+from vpd.data.images import MILLIMETRES, check_pair, read_depth, read_image
 from vpd.errors import UserError
 
 SPLITS = ("train", "test")
 FOLDERS = {"train": "sync", "test": "official_splits/test"}
 TOPS = ("sync", "official_splits", "train_list.txt", "test_list.txt")
+NO_ROOM = 10
+"""Millimetres; a room is deeper, but ten metres, the sensor's range, written as they are would be no larger than this."""
 SCENES: tuple[str, ...] = (
     "basement", "bathroom", "bedroom", "bookstore", "cafe", "classroom", "computer_lab", "conference_room", "dinette",
     "dining_room", "excercise_room", "foyer", "furniture_store", "home_office", "home_storage", "indoor_balcony",
@@ -28,8 +30,8 @@ class Frame:
     depth: Path
     scene: str
     """Name of the scene's folder."""
-    focal: float
-    """Focal length in pixels."""
+    focal: float | None = None
+    """Focal length in pixels; VPD's own lists leave it out, those of BTS give it."""
 
 
 def frames(root: Path, split: str) -> list[Frame]:
@@ -38,21 +40,23 @@ def frames(root: Path, split: str) -> list[Frame]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; it lists the {split} frames, one 'image depth focal' a line") from None
+        raise UserError(
+            f"{path} does not exist; it lists the {split} frames, one 'image depth [focal]' a line"
+        ) from None
     return [_frame(root / FOLDERS[split], line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _frame(folder: Path, line: str, path: Path, number: int) -> Frame:
-    """Parse one line; the training list starts its paths with a slash."""
+    """Parse one line; the released lists start their paths with a slash."""
     try:
-        image, depth, focal = line.split()
+        image, depth, *focal = line.split()
         inside = [Path(part.lstrip("/")) for part in (image, depth)]
-        if any(".." in part.parts or len(part.parts) < 2 for part in inside):
+        if len(focal) > 1 or any(".." in part.parts or len(part.parts) < 2 for part in inside):
             raise ValueError
-        return Frame(folder / inside[0], folder / inside[1], inside[0].parts[-2], float(focal))
+        return Frame(folder / inside[0], folder / inside[1], inside[0].parts[-2], *map(float, focal))
     except ValueError:
         raise UserError(
-            f"{path}, line {number}: expected '<scene>/<image> <scene>/<depth> <focal>', found '{line}'"
+            f"{path}, line {number}: expected '<scene>/<image> <scene>/<depth> [<focal>]', found '{line}'"
         ) from None
 
 
@@ -90,6 +94,10 @@ def checks(root: Path) -> list[tuple]:
 
 
 def check(frame: Frame) -> None:
-    """UserError if the pair is unreadable or of two sizes, or its folder names no scene class."""
+    """UserError if the pair is unreadable or of two sizes, its folder names no scene class, or its depth is in metres."""
     scene_class(frame.scene, "first-match")
-    check_pair(read_image(frame.image), frame.image, read_depth(frame.depth), frame.depth)
+    depth = read_depth(frame.depth)
+    check_pair(read_image(frame.image), frame.image, depth, frame.depth)
+    largest = round(float(depth.max(initial=0)) * MILLIMETRES)
+    if 0 < largest <= NO_ROOM:
+        raise UserError(f"{frame.depth} looks like metres: its largest value is {largest}; write millimetres")

@@ -99,9 +99,7 @@ def references(root: Path, variant: str, split: str) -> list[Reference]:
 def _resolve(root: Path, path: Path, refs: list[dict]) -> list[Reference]:
     """Join references with images and annotations, by reference id."""
     index = path.parent / "instances.json"
-    coco = read_json(index)
-    images = {image["id"]: image for image in coco["images"]}
-    annotations = {annotation["id"]: annotation for annotation in coco["annotations"]}
+    images, annotations = _tables(index)
     for ref in refs:
         for table, key in ((images, ref["image_id"]), (annotations, ref["ann_id"])):
             if key not in table:
@@ -110,6 +108,21 @@ def _resolve(root: Path, path: Path, refs: list[dict]) -> list[Reference]:
                 )
     ordered = sorted(refs, key=lambda ref: ref["ref_id"])
     return [_reference(root, ref, images[ref["image_id"]], annotations[ref["ann_id"]]) for ref in ordered]
+
+
+def _tables(index: Path) -> tuple[dict[int, dict], dict[int, dict]]:
+    """Images and annotations by id; UserError if an entry lacks what the readers use."""
+    needed = {"images": {"id", "file_name", "height", "width"}, "annotations": {"id", "segmentation"}}
+    coco = read_json(index)
+    for name, keys in needed.items():
+        entries = coco.get(name) if isinstance(coco, dict) else None
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) and keys <= entry.keys() for entry in entries
+        ):
+            raise UserError(
+                f"{index} needs a list '{name}' of objects with the keys {', '.join(sorted(keys))}; fetch it again"
+            )
+    return tuple({entry["id"]: entry for entry in coco[name]} for name in needed)
 
 
 def _reference(root: Path, ref: dict, image: dict, annotation: dict) -> Reference:
@@ -147,8 +160,8 @@ def members(root: Path) -> list[str]:
     for variant in present_variants(root):
         path = refs_path(root, variant)
         ids = {ref["image_id"] for ref in load_refs(path)}
-        images = {image["id"]: image["file_name"] for image in read_json(path.parent / "instances.json")["images"]}
-        found |= {f"{IMAGES}/{Path(images[number]).name}" for number in ids if number in images}
+        images, _ = _tables(path.parent / "instances.json")
+        found |= {f"{IMAGES}/{Path(images[number]['file_name']).name}" for number in ids if number in images}
         found |= {path.relative_to(root).as_posix(), f"{variant}/instances.json"}
     if not found:
         raise UserError(
@@ -180,7 +193,11 @@ def checks(root: Path) -> list[tuple]:
 
 
 def check(path: Path, found: tuple[Reference, ...]) -> None:
-    """UserError if the image is unreadable or not of the annotated size, or a mask is empty."""
+    """UserError if the image is missing, unreadable or not of the annotated size, or a mask is empty."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist, but reference {found[0].ref_id} is in it; fetch all of COCO's train2014 images"
+        )
     size = read_image(path).shape[:2]
     for reference in found:
         if reference.size != size:

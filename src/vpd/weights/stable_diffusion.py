@@ -43,11 +43,20 @@ TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 VERSION_1_WIDTH, VERSION_2_WIDTH, XL_WIDTH = 768, 1024, 2048
 
 
+def possible_files() -> list[str]:
+    """Relative names of all files that can make up a checkpoint, except model_index.json."""
+    settings = [f"{part}/{name}" for part, files in SETTINGS.items() for name in files]
+    return sorted([*settings, *weight_files()])
+
+
+def weight_files() -> list[str]:
+    """Relative names of the files with weights."""
+    return [f"{part}/{name}" for part, name in WEIGHTS.items()]
+
+
 def pipeline_files(folder: Path) -> list[str]:
     """Relative names of the files in ``folder`` that make up the checkpoint, except model_index.json."""
-    names = [f"{part}/{name}" for part, files in SETTINGS.items() for name in files]
-    names += [f"{part}/{name}" for part, name in WEIGHTS.items()]
-    return sorted(name for name in names if (folder / name).is_file())
+    return [name for name in possible_files() if (folder / name).is_file()]
 
 
 def check_pipeline(folder: Path) -> dict[str, int]:
@@ -62,7 +71,13 @@ def check_pipeline(folder: Path) -> dict[str, int]:
     index = read_json(folder / INDEX)
     for part, classes in COMPONENTS.items():
         _check_component(folder, part, classes, index)
-    _check_widths(folder)
+    unet, vae, text, scheduler = (
+        read_json(folder / part / SETTINGS[part][0]) for part in ("unet", "vae", "text_encoder", "scheduler")
+    )
+    check_widths(folder, unet, vae, text)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
     return {part: count_parameters(folder / part / name) for part, name in WEIGHTS.items()}
 
 
@@ -83,27 +98,24 @@ def _check_component(folder: Path, part: str, classes: tuple[str, ...], index: d
         )
 
 
-def _check_widths(folder: Path) -> None:
-    unet, vae, text = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
+def check_widths(source: Path, unet: dict, vae: dict, text: dict) -> None:
+    """UserError naming ``source`` unless the three configurations are those of one Stable Diffusion 1 of some size."""
     width, text_width = unet.get("cross_attention_dim"), text.get("hidden_size")
     for version, mark in (("2", VERSION_2_WIDTH), ("XL", XL_WIDTH)):
         if width == mark:
             kind = f"is a Stable Diffusion {version} U-Net (cross-attention width {width})"
-            raise UserError(f"{folder / 'unet'} {kind}; Stable Diffusion 1 has {VERSION_1_WIDTH}")
+            raise UserError(f"{source}: the U-Net {kind}; Stable Diffusion 1 has {VERSION_1_WIDTH}")
     if width != text_width:
         raise UserError(
-            f"{folder}: the U-Net's cross-attention width is {width}, but the text encoder's width is {text_width}; "
+            f"{source}: the U-Net's cross-attention width is {width}, but the text encoder's width is {text_width}; "
             "take both from the same pipeline"
         )
     latent, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     if (latent, channels) != (4, 4):
         raise UserError(
-            f"{folder}: the U-Net takes {channels} channels and the VAE makes {latent}, "
+            f"{source}: the U-Net takes {channels} channels and the VAE makes {latent}, "
             "but Stable Diffusion 1 has 4 and 4; inpainting and upscaling checkpoints cannot be used"
         )
-    prediction = read_json(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
 
 
 def count_parameters(path: Path) -> int:
