@@ -18,7 +18,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts ``total`` units of work, optionally from ``done`` already finished; ``advance`` shows them.
+    """Counts ``total`` units of work (0: unknown), optionally from ``done`` already finished; ``advance`` shows them.
 
     On a terminal it is a tqdm bar; elsewhere a line is printed at most every ten seconds and at the end.
     """
@@ -47,8 +47,11 @@ class Progress:
 
     def _line(self, elapsed: float, note: str) -> None:
         rate = (self.count - self.first) / max(elapsed, 1e-9)
-        left = (self.total - self.count) / rate if rate else 0.0
-        text = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s, {clock(left)} left"
+        text = f"{self.label}: {self.count}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s"
+        if self.total:
+            text += f", {clock((self.total - self.count) / rate if rate else 0.0)} left"
+        else:
+            text = f"{self.label}: {self.count} {self.unit}, {rate:.2f} {self.unit}/s"
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -1,0 +1,896 @@
+"""Fetching: whatever servers, archives, disks and users do, the tree is right or one sentence says why not."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flaky_server import Answer, running
+from vpd.errors import UserError
+from vpd.fetch import fetch, listing
+from vpd.fetch.amounts import amount
+from vpd.fetch.archives import extract
+from vpd.fetch.sources import SOURCES, load_sources
+from vpd.fetch.transfer import Patience, download
+from vpd.files import locked
+
+BODY = hashlib.shake_256(b"a file").digest(3_000_000)
+OTHER = hashlib.shake_256(b"another file").digest(3_000_000)
+DIGESTS = {"sha256": hashlib.sha256(BODY).hexdigest()}
+PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>no</body></html>"
+TAGGED = {"ETag": '"one"'}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with running() as flaky:
+        yield flaky
+
+
+class Waits(list):
+    """Records how long a download would have waited, without waiting."""
+
+    @property
+    def patience(self) -> Patience:
+        return Patience(attempts=4, pause=1.0, longest=60.0, timeout=10.0, sleep=self.append)
+
+
+@pytest.fixture
+def waits():
+    return Waits()
+
+
+def get(urls, target, waits, *, size=None, digests=DIGESTS):
+    download(urls, target, size=size, digests=digests, label="a file", patience=waits.patience)
+
+
+# ------------------------------------------------------------------------------------------------------------ transfer
+def test_a_file_arrives_whole_and_leaves_nothing_beside_it(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY))
+    get([url], tmp_path / "deep" / "a", waits, size=len(BODY))
+    assert (tmp_path / "deep" / "a").read_bytes() == BODY
+    assert os.listdir(tmp_path / "deep") == ["a"]
+    assert waits == []
+
+
+def test_a_second_call_asks_nobody(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY))
+    get([url], tmp_path / "a", waits)
+    get([url], tmp_path / "a", waits)
+    assert len(server.requests) == 1
+
+
+def test_dropped_connections_are_continued_from_the_last_byte(server, tmp_path, waits):
+    tagged = {"headers": TAGGED}
+    url = server.says(
+        "/a", Answer(BODY, drop=1_000_000, **tagged), Answer(BODY, drop=9, **tagged), Answer(BODY, **tagged)
+    )
+    get([url], tmp_path / "a", waits, digests={})
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert [request.get("range") for request in server.asked("/a")] == [None, "bytes=1000000-", "bytes=1000009-"]
+    assert [request.get("if-range") for request in server.asked("/a")] == [None, '"one"', '"one"']
+    assert waits == [1.0, 1.0]  # new bytes make the next failure a first one again
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path, waits):
+    new = Answer(OTHER, headers={"ETag": '"two"'})
+    url = server.says("/a", Answer(BODY, drop=1_000_000, headers=TAGGED), new)
+    get([url], tmp_path / "a", waits, digests={})
+    assert (tmp_path / "a").read_bytes() == OTHER
+
+
+def test_without_etag_a_digest_decides_whether_the_pieces_fit(server, tmp_path, waits):
+    url = server.says("/a", Answer(OTHER, drop=1_000_000), Answer(BODY), Answer(BODY))
+    get([url], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert [request.get("range") for request in server.asked("/a")] == [None, "bytes=1000000-", None]
+
+
+def test_with_neither_etag_nor_digest_nothing_is_pieced_together(server, tmp_path, waits):
+    url = server.says("/a", Answer(OTHER, drop=1_000_000), Answer(BODY))
+    get([url], tmp_path / "a", waits, digests={})
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert "range" not in server.asked("/a")[1]
+
+
+def test_without_etag_another_total_size_tells_that_the_file_changed(server, tmp_path, waits):
+    url = server.says("/a", Answer(OTHER + b"old", drop=1_000_000), Answer(BODY), Answer(BODY))
+    get([url], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert "range" not in server.asked("/a")[2]
+
+
+def test_a_connection_that_falls_silent_is_continued(server, tmp_path, waits):
+    hold = threading.Event()
+    url = server.says("/a", Answer(BODY, drop=1_000_000, hold=hold, headers=TAGGED), Answer(BODY, headers=TAGGED))
+    patience = Patience(attempts=2, timeout=0.3, sleep=waits.append)
+    download([url], tmp_path / "a", size=None, digests={}, label="a file", patience=patience)
+    hold.set()
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert server.asked("/a")[1]["range"] == "bytes=1000000-"
+
+
+def test_a_body_encoded_on_the_way_is_refused(server, tmp_path, waits):
+    url = server.says("/a", Answer(gzip.compress(BODY), headers={"Content-Encoding": "gzip"}))
+    with pytest.raises(UserError, match="sends the file encoded as gzip"):
+        get([url], tmp_path / "a", waits)
+    assert server.asked("/a")[0]["accept-encoding"] == "identity"
+
+
+def test_a_server_without_ranges_starts_over(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY, drop=2_000_000, ranges=False), Answer(BODY, ranges=False))
+    get([url], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
+def test_a_server_that_always_drops_at_the_same_byte_is_given_up(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY, drop=1000, ranges=False))
+    with pytest.raises(UserError, match=r"ended after 1000 of 3000000 bytes \(tried 4 times\)"):
+        get([url], tmp_path / "a", waits)
+    assert waits == [1.0, 2.0, 4.0]
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_mirror_continues_what_the_first_began(server, tmp_path, waits):
+    first = server.says("/a", Answer(BODY, drop=1_000_000), Answer(status=404))
+    second = server.says("/b", Answer(BODY))
+    get([first, second], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert server.asked("/b")[0]["range"] == "bytes=1000000-"
+
+
+@pytest.mark.parametrize(
+    ("lie", "found"), [(5000, "offers a file of 5000 bytes"), (4_000_000, "file of 4000000 bytes")]
+)
+def test_a_length_other_than_the_known_size_is_refused_before_the_body(server, tmp_path, waits, lie, found):
+    url = server.says("/a", Answer(BODY, length=lie))
+    with pytest.raises(UserError, match=f"{found}, expected 3000000"):
+        get([url], tmp_path / "a", waits, size=len(BODY), digests={})
+
+
+def test_a_length_that_promises_too_much_is_a_broken_connection(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY, length=len(BODY) + 10))
+    good = server.says("/b", Answer(BODY))
+    get([url, good], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert len(waits) == 3
+
+
+def test_a_length_that_promises_too_little_fails_the_digest(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY, length=1000))
+    with pytest.raises(UserError, match=f"its sha256 is {hashlib.sha256(BODY[:1000]).hexdigest()}, expected 8"[:70]):
+        get([url], tmp_path / "a", waits)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_body_without_length_stops_at_the_known_size(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY + b"more", chunked=True))
+    good = server.says("/b", Answer(BODY, chunked=True))
+    get([url, good], tmp_path / "a", waits, size=len(BODY))
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert waits == []
+
+
+def test_wrong_bytes_are_deleted_and_the_next_mirror_asked(server, tmp_path, waits, capfd):
+    wrong, good = server.says("/a", Answer(OTHER)), server.says("/b", Answer(BODY))
+    get([wrong, good], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+    said = capfd.readouterr().err
+    assert hashlib.sha256(OTHER).hexdigest() in said
+    assert DIGESTS["sha256"] in said
+
+
+def test_the_first_digits_of_a_digest_are_enough_to_refuse(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY))
+    get([url], tmp_path / "a", waits, digests={"sha256": DIGESTS["sha256"][:8], "md5": hashlib.md5(BODY).hexdigest()})
+    with pytest.raises(UserError, match="expected starting with 00000000"):
+        get([url], tmp_path / "b", waits, digests={"sha256": "00000000"})
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_lasting_refusal_is_not_asked_again(server, tmp_path, waits, status):
+    url, good = server.says("/a", Answer(status=status)), server.says("/b", Answer(BODY))
+    get([url, good], tmp_path / "a", waits)
+    assert len(server.asked("/a")) == 1
+    assert waits == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_passing_refusal_is_asked_again(server, tmp_path, waits, status):
+    url = server.says("/a", Answer(status=status), Answer(status=status), Answer(BODY))
+    get([url], tmp_path / "a", waits)
+    assert waits == [1.0, 2.0]
+
+
+def test_retry_after_is_obeyed_up_to_the_longest_wait(server, tmp_path, waits):
+    busy = [Answer(status=503, headers={"Retry-After": value}) for value in ("7", "99999", "soon")]
+    get([server.says("/a", *busy, Answer(BODY))], tmp_path / "a", waits)
+    assert waits == [7.0, 60.0, 4.0]
+
+
+def test_no_server_at_all_is_one_sentence(server, tmp_path, waits):
+    with pytest.raises(UserError, match=r"a could not be downloaded \(127\.0\.0\.1:9: no connection: .*tried 4 times"):
+        get(["http://127.0.0.1:9/a"], tmp_path / "a", waits)
+
+
+@pytest.mark.parametrize("headers", [{"Content-Type": "text/html; charset=utf-8"}, {"Content-Type": "application/zip"}])
+def test_a_login_or_quota_page_is_recognised(server, tmp_path, waits, headers):
+    url = server.says("/a", Answer(PAGE, headers=headers))
+    with pytest.raises(UserError, match=r"web page titled 'Google Drive - Quota exceeded'.*login"):
+        get([url], tmp_path / "a", waits, digests={})
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_empty_file_is_refused(server, tmp_path, waits):
+    with pytest.raises(UserError, match="it is empty"):
+        get([server.says("/a", Answer(b""))], tmp_path / "a", waits, digests={})
+
+
+def test_redirects_lead_to_http_only(server, tmp_path, waits):
+    (tmp_path / "secret").write_text("secret")
+    good = server.says("/a", Answer(status=302, headers={"Location": server.says("/b", Answer(BODY))}))
+    get([good], tmp_path / "a", waits)
+    for place in ((tmp_path / "secret").as_uri(), "ftp://127.0.0.1/x"):
+        bad = server.says("/c", Answer(status=302, headers={"Location": place}))
+        with pytest.raises(UserError, match=r"302|neither http nor https"):
+            get([bad], tmp_path / "c", waits, digests={})
+
+
+def test_only_http_https_and_file_addresses(tmp_path, waits):
+    (tmp_path / "source").write_bytes(BODY)
+    get([(tmp_path / "source").as_uri()], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+    with pytest.raises(UserError, match="No such file"):
+        get([(tmp_path / "absent").as_uri()], tmp_path / "b", waits)
+    with pytest.raises(UserError, match="is none of http, https, file"):
+        get(["ftp://example.org/a"], tmp_path / "b", waits)
+    assert waits == []
+
+
+def test_no_token_is_sent(server, tmp_path, waits, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits)
+    assert "hf_secret" not in str(server.asked("/a"))
+
+
+def test_a_wrong_file_in_place_is_replaced(server, tmp_path, waits, capfd):
+    (tmp_path / "a").write_bytes(OTHER)
+    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert "is not the file expected" in capfd.readouterr().err
+
+
+def test_a_disk_too_small_is_told_before_the_body(server, tmp_path, waits):
+    url = server.says("/a", Answer(b"x", length=10**18))
+    with pytest.raises(UserError, match=r"1000000\.0 TB of disk space are needed \(1000000\.0 TB for a file\)"):
+        get([url], tmp_path / "a", waits, digests={})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_the_rest_can_follow(server, tmp_path, waits):
+    url = server.says("/a", Answer(BODY, headers=TAGGED))
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from vpd.errors import UserError; from vpd.fetch.transfer import download\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))\n"
+        "try: download([sys.argv[1]], Path(sys.argv[2]), size=None, digests={}, label='a file')\n"
+        "except UserError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, url, str(tmp_path / "a")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"cannot write {tmp_path / 'a.part'}: File too large; free some space")
+    get([url], tmp_path / "a", waits)
+    assert server.asked("/a")[-1]["range"] == "bytes=1000000-"
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
+def test_a_killed_download_goes_on_where_it_was(server, tmp_path, waits):
+    hold = threading.Event()
+    slow = Answer(BODY, drop=2_000_000, hold=hold, headers=TAGGED)
+    url = server.says("/a", slow, Answer(BODY, headers=TAGGED))
+    code = (
+        "import sys; from pathlib import Path; from vpd.fetch.transfer import download\n"
+        "download([sys.argv[1]], Path(sys.argv[2]), size=None, digests={}, label='a file')"
+    )
+    job = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "a")])
+    wait_for(lambda: size_of(tmp_path / "a.part") == 2_000_000)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    hold.set()
+    assert not (tmp_path / "a").exists()
+    get([url], tmp_path / "a", waits, digests={})
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert server.asked("/a")[-1]["range"] == "bytes=2000000-"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_job_killed_before_the_renaming_asks_for_nothing_more(server, tmp_path, waits):
+    (tmp_path / "a.part").write_bytes(BODY)
+    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits, size=len(BODY))
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert server.requests == []
+
+
+def test_a_leftover_longer_than_the_file_is_thrown_away(server, tmp_path, waits):
+    (tmp_path / "a.part").write_bytes(BODY + b"more")
+    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits)
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------------------ archives
+def make_zip(path: Path, content: dict[str, bytes], stored: bool = True) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as file:
+        for name, data in content.items():
+            file.writestr(name, data)
+    return path
+
+
+def make_tar(path: Path, members: list[tarfile.TarInfo], data: bytes = b"") -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
+        for member in members:
+            file.addfile(member, io.BytesIO(data) if member.isreg() else None)
+    return path
+
+
+def tar_info(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, size, link
+    return info
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+CONTENT = {"top/a.txt": b"one", "top/deep/b.txt": BODY, "./c.txt": b""}
+UNPACKED = {"top/a.txt": b"one", "top/deep/b.txt": BODY, "c.txt": b""}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_an_archive_is_unpacked_as_it_was_packed(tmp_path, kind):
+    for name, data in UNPACKED.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    command = ["tar", "-czf" if kind.endswith("gz") else "-cf", f"../a.{kind}", "."]
+    if kind == "zip":
+        make_zip(tmp_path / "a.zip", CONTENT)
+    else:
+        subprocess.run(command, cwd=tmp_path / "in", check=True)
+    assert extract(tmp_path / f"a.{kind}", tmp_path / "out") == 3
+    assert tree(tmp_path / "out") == UNPACKED
+    assert sorted(os.listdir(tmp_path / "out")) == ["c.txt", "top"]
+
+
+def test_members_can_be_renamed_and_left_out_and_join_what_is_there(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", CONTENT)
+    (tmp_path / "out" / "kept").mkdir(parents=True)
+    (tmp_path / "out" / "kept" / "old").write_text("old")
+    (tmp_path / "out" / "kept" / "new.txt").write_text("replaced")
+    mapping = {"top/a.txt": "kept/new.txt"}
+    assert extract(archive, tmp_path / "out", members=mapping.get) == 1
+    assert tree(tmp_path / "out") == {"kept/old": b"old", "kept/new.txt": b"one"}
+    with pytest.raises(UserError, match="none of the files expected"):
+        extract(archive, tmp_path / "out", members={}.get)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:\\evil", "..\\evil", "a\nb"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_lead_outside_are_refused(tmp_path, name, kind):
+    if kind == "zip":
+        archive = make_zip(tmp_path / "a.zip", {"fine": b"x", name: b"x"})
+    else:
+        archive = make_tar(tmp_path / "a.tar", [tar_info("fine"), tar_info(name)])
+    with pytest.raises(UserError, match="could write outside the folder"):
+        extract(archive, tmp_path / "out")
+    assert os.listdir(tmp_path) == [archive.name]
+
+
+def test_a_mapping_may_not_lead_outside_either(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", CONTENT)
+    with pytest.raises(UserError, match="could write outside the folder"):
+        extract(archive, tmp_path / "out", members=lambda name: f"../{name}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (tarfile.SYMTYPE, "a link"),
+        (tarfile.LNKTYPE, "a link"),
+        (tarfile.FIFOTYPE, "a device or pipe"),
+        (tarfile.CHRTYPE, "a device or pipe"),
+    ],
+)
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind, what):
+    archive = make_tar(tmp_path / "a.tar", [tar_info("fine"), tar_info("evil", kind, link="/etc")])
+    with pytest.raises(UserError, match=f"'evil' is {what}"):
+        extract(archive, tmp_path / "out")
+    assert extract(archive, tmp_path / "out", members={"fine": "fine"}.get) == 1
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    link = zipfile.ZipInfo("evil")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match="'evil' is a link"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", [("a/File", "a/file"), ("same", "same"), ("\u00e9", "e\u0301"), ("x", "x")])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_that_are_one_file_somewhere_are_refused(tmp_path, names):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in names:
+            file.writestr(name, b"x")
+    with pytest.raises(UserError, match="would be the same file"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_name_that_is_file_and_folder_is_refused(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", {"a": b"x", "a/b": b"x"})
+    with pytest.raises(UserError, match="'a' is both a file and a folder"):
+        extract(archive, tmp_path / "out")
+
+
+def test_a_folder_in_the_way_of_a_file_is_told(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", {"a": b"x"})
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="is in the way of a file"):
+        extract(archive, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_bombs_are_refused_before_a_byte_is_written(tmp_path, kind):
+    archive, size = tmp_path / f"bomb.{kind}", 150_000_000
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("zeros", bytes(size))
+    else:
+        with gzip.open(archive, "wb", 1) as packed, tarfile.open(fileobj=packed, mode="w") as file:
+            file.addfile(tar_info("zeros", size=size), io.BytesIO(bytes(size)))
+    with pytest.raises(UserError, match=r"to 150\.0 MB, like an archive made to fill disks"):
+        extract(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path):
+    data = make_zip(tmp_path / "a.zip", {"a": BODY, "b": b"x"}).read_bytes()
+    start = data.rindex(b"PK\x01\x02")  # the second entry of the directory, made to claim the bytes of the first
+    directory = bytearray(data[start:])
+    directory[16:28] = data[data.index(b"PK\x01\x02") + 16 :][:12]
+    directory[42:46] = bytes(4)
+    (tmp_path / "a.zip").write_bytes(data[:start] + bytes(directory))
+    with pytest.raises(UserError, match="like an archive made to fill disks"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
+    import shutil
+
+    archive = make_zip(tmp_path / "a.zip", CONTENT)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"3\.0 MB of disk space are needed .* and 1\.0 kB are free"):
+        extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
+def test_truncated_archives_are_told(tmp_path, kind, share):
+    archive = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        make_zip(archive, {"a": BODY[:400_000], "b": BODY})
+    else:
+        make_tar(archive, [tar_info("a", size=400_000), tar_info("b", size=len(BODY))], BODY)
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=r"a\.(zip|tar|tar\.gz) is (a )?truncated"):
+        extract(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_cut_between_members_is_told(tmp_path):
+    archive = make_tar(tmp_path / "a.tar", [tar_info("a", size=512), tar_info("b", size=512)], BODY[:512])
+    archive.write_bytes(archive.read_bytes()[:1024])
+    with pytest.raises(UserError, match="its end is missing"):
+        extract(archive, tmp_path / "out")
+
+
+def test_a_flipped_bit_is_told(tmp_path):
+    data = bytearray(make_zip(tmp_path / "a.zip", {"a": BODY}).read_bytes())
+    data[1000] ^= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"truncated or damaged .*CRC"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_password_and_a_file_that_is_no_archive_are_told(tmp_path):
+    data = bytearray(make_zip(tmp_path / "a.zip", {"a": b"x"}).read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match="'a' is protected by a password"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+    (tmp_path / "b.zip").write_text("hello")
+    with pytest.raises(UserError, match=r"b\.zip is neither a zip nor a tar archive \(it starts with b'hello'\)"):
+        extract(tmp_path / "b.zip", tmp_path / "out")
+    with pytest.raises(UserError, match=r"c\.zip does not exist"):
+        extract(tmp_path / "c.zip", tmp_path / "out")
+
+
+def test_what_a_killed_extraction_left_is_cleared(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", CONTENT)
+    (tmp_path / "out" / ".a.zip.partial").mkdir(parents=True)
+    (tmp_path / "out" / ".a.zip.partial" / "half").write_text("half")
+    extract(archive, tmp_path / "out")
+    assert tree(tmp_path / "out") == UNPACKED
+
+
+# --------------------------------------------------------------------------------------------------------------- fetch
+def archive_bytes(content: dict[str, bytes] = UNPACKED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in content.items():
+            file.writestr(zipfile.ZipInfo(name), data)
+    return buffer.getvalue()
+
+
+ZIP = archive_bytes()
+
+
+class World:
+    """A catalogue with one entry ``toy`` and the folders around it."""
+
+    def __init__(self, folder: Path, urls: list[str], **entry) -> None:
+        self.out, self.archives, self.sources = folder / "out", folder / "archives", folder / "sources.yaml"
+        file = {"name": "toy.zip", "urls": urls, "size": len(ZIP), "digests": {"md5": hashlib.md5(ZIP).hexdigest()}}
+        toy = {
+            "title": "a toy",
+            "licence": "toy",
+            "prepare": "extract",
+            "prepared": 3_000_000,
+            "files": {"archive": file},
+        }
+        licence = {"name": "Toy licence 2", "terms": "Play  fair.", "text": "https://example.org/toy"}
+        self.write({"licences": {"toy": licence}, "entries": {"toy": toy | entry}})
+
+    def write(self, catalogue: dict) -> None:
+        self.catalogue = catalogue
+        self.sources.write_text(yaml.safe_dump(catalogue))
+
+    def fetch(self, name: str = "toy", **options) -> None:
+        options = {"accept": True, "patience": Waits().patience} | options
+        fetch(name, self.out, self.archives, sources=self.sources, **options)
+
+    def command(self, *more: str) -> list[str]:
+        code = (
+            "import sys; from pathlib import Path; from vpd.fetch import fetch; from vpd.errors import UserError\n"
+            "out, archives, sources = map(Path, sys.argv[1:4])\n"
+            "try: fetch('toy', out, archives, sources=sources, accept='accept' in sys.argv)\n"
+            "except UserError as error: print(error); sys.exit(2)"
+        )
+        return [sys.executable, "-c", code, str(self.out), str(self.archives), str(self.sources), *more]
+
+    @property
+    def receipt(self) -> dict:
+        return json.loads((self.out / ".fetched" / "toy.json").read_text())
+
+
+def real_files(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(folder).items() if not name.startswith(".fetched")}
+
+
+def test_an_entry_is_fetched_once_and_its_receipt_tells_how(server, tmp_path):
+    world = World(tmp_path, [server.says("/none", Answer(status=404)), server.says("/toy", Answer(ZIP))])
+    world.fetch()
+    assert real_files(world.out) == UNPACKED
+    receipt = world.receipt
+    assert receipt["licence"] == "toy"
+    assert receipt["files"]["archive"] == {
+        "name": "toy.zip",
+        "origin": server.url("/toy"),
+        "size": len(ZIP),
+        "sha256": hashlib.sha256(ZIP).hexdigest(),
+    }
+    asked = len(server.requests)
+    (world.archives / "toy.zip").unlink()
+    world.fetch(accept=False)
+    assert len(server.requests) == asked
+
+
+def test_a_changed_entry_is_made_again(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
+    world.fetch()
+    world.catalogue["entries"]["toy"]["prepare"] = "keep"
+    world.write(world.catalogue)
+    world.fetch()
+    assert (world.out / "toy.zip").read_bytes() == ZIP
+    assert world.receipt["files"]["archive"]["origin"] == "already in the archives folder"
+
+
+def test_an_unknown_name_or_kind_is_told_with_the_nearest(server, tmp_path):
+    world = World(tmp_path, ["http://127.0.0.1:9/"])
+    with pytest.raises(UserError, match="unknown download 'toi'; did you mean 'toy'"):
+        world.fetch("toi")
+    world = World(tmp_path, ["http://127.0.0.1:9/"], prepare="extrakt")
+    with pytest.raises(UserError, match="unknown kind of preparation 'extrakt'; did you mean 'extract'"):
+        world.fetch()
+    with pytest.raises(UserError, match="did you mean 'ade20k'"):
+        fetch("ade20", tmp_path / "out", tmp_path / "archives")
+
+
+def test_terms_not_accepted_are_shown_and_nothing_is_asked(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
+    with pytest.raises(UserError) as error:
+        world.fetch(accept=False)
+    said = str(error.value)
+    assert "Toy licence 2 (Play fair. Text: https://example.org/toy)" in said
+    assert said.endswith("run: vpd fetch toy --accept-licence")
+    assert server.requests == []
+
+
+def test_accepted_terms_are_recorded_and_not_asked_for_again(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(status=404), Answer(ZIP))])
+    assert "Toy licence 2, not accepted yet" in listing(world.sources, world.archives)
+    with pytest.raises(UserError, match="404"):
+        world.fetch(accept=True)
+    record = json.loads((world.archives / "licences.json").read_text())
+    assert record["toy"]["name"] == "Toy licence 2"
+    assert time.strptime(record["toy"]["accepted"], "%Y-%m-%d")
+    assert f"Toy licence 2, accepted {record['toy']['accepted']}" in listing(world.sources, world.archives)
+    world.fetch(accept=False)
+    assert real_files(world.out) == UNPACKED
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 2), ("no", 2)])
+def test_a_terminal_is_asked(server, tmp_path, answer, code):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
+    master, slave = pty.openpty()
+    job = subprocess.Popen(world.command(), stdin=slave, stdout=subprocess.PIPE, stderr=slave)
+    os.close(slave)
+    shown = b""
+    while b"[y/N] " not in shown:
+        shown += os.read(master, 1000)
+    os.write(master, f"{answer}\n".encode())
+    with contextlib.suppress(OSError):  # the terminal closes with the job
+        while os.read(master, 1000):
+            pass
+    job.communicate()
+    os.close(master)
+    assert b"Toy licence 2" in shown
+    assert b"https://example.org/toy" in shown
+    assert job.returncode == code
+    assert (world.archives / "licences.json").exists() == (code == 0)
+
+
+def test_the_disk_is_checked_for_archive_and_tree_together(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))], prepared=10**18)
+    with pytest.raises(UserError, match=r"3\.0 MB for downloading toy\.zip, 1000000\.0 TB for preparing toy"):
+        world.fetch()
+    assert server.requests == []
+
+
+def test_a_file_the_user_has_is_taken_by_name_or_digest(server, tmp_path):
+    (tmp_path / "home").mkdir()
+    for number, name in enumerate(["toy.zip", "toy (1).zip"]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        world = World(folder, [server.says("/toy", Answer(status=404))])
+        (tmp_path / "home" / name).write_bytes(ZIP)
+        world.fetch(given=[tmp_path / "home" / name])
+        assert real_files(world.out) == UNPACKED
+        assert world.receipt["files"]["archive"]["origin"] == "given"
+        assert (world.archives / "toy.zip").samefile(tmp_path / "home" / name)
+    assert server.requests == []
+
+
+def test_a_wrong_file_of_the_user_is_told_and_left_alone(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
+    wrong = tmp_path / "toy.zip"
+    wrong.write_bytes(ZIP[:-1] + b"!")
+    with pytest.raises(UserError, match=f"{wrong} is not the expected toy.zip: its md5 is .*, expected"):
+        world.fetch(given=[wrong])
+    wrong.write_bytes(ZIP[:-5])
+    with pytest.raises(UserError, match=f"its size is {len(ZIP) - 5} bytes, expected {len(ZIP)}"):
+        world.fetch(given=[wrong])
+    unknown = tmp_path / "holiday.zip"
+    unknown.write_bytes(b"sun")
+    with pytest.raises(UserError, match=r"holiday\.zip is no file of toy, which needs toy\.zip \(3\.0 MB, md5 "):
+        world.fetch(given=[unknown])
+    with pytest.raises(UserError, match=r"absent\.zip does not exist"):
+        world.fetch(given=[tmp_path / "absent.zip"])
+    assert server.requests == []
+    assert unknown.read_bytes() == b"sun"
+
+
+def test_an_entry_without_mirrors_says_what_to_get_and_how_to_give_it(tmp_path):
+    file = {"name": "toy.zip", "aliases": ["sync.zip"]}
+    world = World(tmp_path, [], files={"archive": file}, by_hand="log in to example.org and get sync.zip")
+    with pytest.raises(UserError) as error:
+        world.fetch()
+    assert str(error.value) == (
+        "toy: no mirror of toy.zip is known; log in to example.org and get sync.zip, "
+        "then run: vpd fetch toy --from-archive FOLDER/sync.zip"
+    )
+    (tmp_path / "sync.zip").write_bytes(PAGE)
+    with pytest.raises(UserError, match="it is a web page titled"):
+        world.fetch(given=[tmp_path / "sync.zip"])
+    (tmp_path / "sync.zip").write_bytes(ZIP)
+    world.fetch(given=[tmp_path / "sync.zip"])
+    assert real_files(world.out) == UNPACKED
+
+
+def test_when_all_mirrors_fail_the_way_by_hand_is_told(server, tmp_path):
+    urls = [
+        server.says("/a", Answer(status=403)),
+        server.says("/b", Answer(PAGE, headers={"Content-Type": "text/html"})),
+    ]
+    world = World(tmp_path, urls, by_hand="ask Ann for toy.zip.")
+    with pytest.raises(
+        UserError, match=r"403.*web page.*; ask Ann for toy\.zip, then run: vpd fetch toy --from-archive"
+    ):
+        world.fetch()
+
+
+def test_a_link_left_by_a_killed_job_does_not_harm_the_users_file(server, tmp_path):
+    world = World(tmp_path, ["http://127.0.0.1:9/"])
+    mine = tmp_path / "toy.zip"
+    mine.write_bytes(ZIP)
+    world.archives.mkdir()
+    os.link(mine, world.archives / ".toy.partial.zip")
+    world.fetch(given=[mine])
+    assert mine.read_bytes() == ZIP
+
+
+def test_a_damaged_archive_leaves_no_receipt(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP[:-30]))])
+    world.catalogue["entries"]["toy"]["files"]["archive"] |= {"size": None, "digests": {}}
+    world.write(world.catalogue)
+    with pytest.raises(UserError, match=r"toy\.zip is a truncated zip archive; delete it and fetch it again"):
+        world.fetch()
+    assert not (world.out / ".fetched" / "toy.json").exists()
+
+
+def test_folders_that_cannot_be_made_are_one_sentence(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
+    world.archives.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"toy cannot be fetched at .*: (File exists|Not a directory)"):
+        world.fetch()
+
+
+def test_two_jobs_fetch_once(server, tmp_path):
+    hold = threading.Event()
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP, drop=1_000_000, hold=hold, headers=TAGGED), Answer(ZIP))])
+    first = subprocess.Popen(world.command("accept"))
+    assert server.started.wait(60)
+    second = subprocess.Popen(world.command("accept"), stderr=subprocess.PIPE, text=True)
+    assert "another process is fetching it; waiting" in second.stderr.readline()
+    hold.set()
+    assert first.wait() == 0
+    assert second.wait() == 0
+    second.stderr.close()
+    assert real_files(world.out) == UNPACKED
+    assert len(server.requests) == 2  # both of the first job, whose connection was dropped
+
+
+def test_a_killed_fetch_is_finished_by_the_next(server, tmp_path):
+    hold = threading.Event()
+    slow = Answer(ZIP, drop=2_000_000, hold=hold, headers=TAGGED)
+    world = World(tmp_path, [server.says("/toy", slow, Answer(ZIP, headers=TAGGED))])
+    job = subprocess.Popen(world.command("accept"))
+    wait_for(lambda: size_of(world.archives / "toy.zip.part") == 2_000_000)
+    job.kill()
+    job.wait()
+    hold.set()
+    assert not world.out.exists()
+    assert subprocess.run(world.command(), check=False).returncode == 0
+    assert server.asked("/toy")[-1]["range"] == "bytes=2000000-"
+    assert real_files(world.out) == UNPACKED
+    with locked(world.archives / ".locks" / "toy", wait=0):
+        assert sorted(os.listdir(world.archives)) == [".locks", "licences.json", "toy.zip"]
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+NAMES = ["ade20k", "nyuv2-labeled", "nyuv2-sync", "coco", "refcoco", "refcoco+", "refcocog"]
+WEIGHTS = ["vpd-seg", "vpd-refcoco", "vpd-refcoco+", "vpd-refcocog", "vpd-depth"]
+
+
+def test_every_shipped_entry_has_terms_and_a_way_to_get_it():
+    from vpd.fetch.kinds import preparation
+
+    catalogue = load_sources()
+    assert list(catalogue.entries) == NAMES + WEIGHTS
+    for name, entry in catalogue.entries.items():
+        assert catalogue.licence_of(entry).terms
+        assert entry.by_hand, name
+        assert all(file.urls for file in entry.files.values()), name
+        assert callable(preparation(entry.prepare, name))
+    files = [file.name for entry in catalogue.entries.values() for file in entry.files.values()]
+    assert len(files) == len(set(files))
+
+
+def test_shipped_digests_are_whole_but_for_the_one_known_by_its_first_digits():
+    digests = {file.name: file.digests for entry in load_sources().entries.values() for file in entry.files.values()}
+    lengths = {"md5": 32, "sha1": 40, "sha256": 64}
+    short = [name for name, known in digests.items() for kind, value in known.items() if len(value) < lengths[kind]]
+    assert short == ["nyuv2_train_list.txt"]
+    without = {name for name, known in digests.items() if not known}
+    assert without == {"nyu_depth_v2.zip"} | {load_sources().entries[name].files["weights"].name for name in WEIGHTS}
+
+
+def test_the_listing_names_everything(tmp_path):
+    lines = listing(None, tmp_path).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == NAMES + WEIGHTS
+    assert "13.5 GB" in lines[1 + NAMES.index("coco")]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"licens": "toy"}, "entries.toy.licens is not a known key; did you mean 'licence'"),
+        ({"licence": "none"}, "entries.toy.licence 'none' is none of toy"),
+        ({"files": {}}, "entries.toy.files"),
+        ({"files": {"archive": {"name": "../a"}}}, "a file name has no folders"),
+        ({"files": {"archive": {"name": "a"}}}, "needs urls for every file, or by_hand"),
+        ({"files": {"archive": {"name": "a", "urls": ["ftp://x/a"]}}}, "an address begins with one of http"),
+        ({"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"crc": "0" * 8}}}}, "not crc"),
+        ({"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"md5": "0" * 33}}}}, "8 to 32"),
+        ({"files": {"archive": {"name": "a", "urls": ["http://x/a"], "size": -1}}}, "greater than 0"),
+    ],
+)
+def test_mistakes_in_a_catalogue_are_told_with_their_place(tmp_path, change, match):
+    world = World(tmp_path, ["http://127.0.0.1:9/"])
+    world.catalogue["entries"]["toy"] |= change
+    world.write(world.catalogue)
+    with pytest.raises(UserError, match=match):
+        load_sources(world.sources)
+
+
+def test_a_catalogue_that_is_no_yaml_or_absent_is_told(tmp_path):
+    (tmp_path / "bad.yaml").write_text("entries: [")
+    with pytest.raises(UserError, match=r"bad\.yaml is not valid YAML"):
+        load_sources(tmp_path / "bad.yaml")
+    with pytest.raises(UserError, match=r"none\.yaml does not exist"):
+        load_sources(tmp_path / "none.yaml")
+    assert SOURCES.is_file()
+
+
+def test_fetching_loads_no_heavy_package():
+    code = "import sys, vpd.fetch; print({'torch', 'numpy', 'PIL', 'h5py'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("size", "said"), [(999, "999 bytes"), (54_000_000, "54.0 MB"), (13_510_573_713, "13.5 GB")])
+def test_amounts_in_words(size, said):
+    assert amount(size) == said

@@ -1,0 +1,568 @@
+"""Archives in the published formats become trees that the readers read, value for value; bad ones end in one sentence."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from real_archives import (
+    ade_files,
+    annotations,
+    coco_files,
+    labeled_mat,
+    refcoco_files,
+    references,
+    smooth,
+    splits_mat,
+    sync_files,
+    write_zip,
+)
+from vpd.data import build_dataset, prepare, verify
+from vpd.data.layouts import nyuv2, refcoco
+from vpd.errors import UserError
+from vpd.fetch import nyuv2 as fetched_nyuv2
+from vpd.fetch.layouts import PREPARE
+from vpd.fetch.sources import load_sources
+from vpd.params import load_params
+from vpd.spec import DatasetSpec, Spec
+
+SCENES = ["kitchen", "office_kitchen", "excercise_room", "living_room", "kitchen"]
+TEST_FRAMES = [5, 2, 1]
+"""Numbers from 1, as in splits.mat."""
+SYNC = {"kitchen_0028b": [45, 46], "nyu_office_0": [0], "study_room_0005b": [7]}
+LABELS = {
+    "training/ADE_train_00000001": np.arange(64 * 88, dtype=np.uint32).reshape(64, 88) % 5,
+    "training/ADE_train_00000002": np.full((88, 64), 3),
+    "validation/ADE_val_00000001": np.tri(64, 88) * 4,
+}
+LABELS = {name: values.astype(np.uint8) for name, values in LABELS.items()}
+SPLITS = {581857: "train", 581858: "train", 9: "val", 10: "testA", 11: "testB"}
+
+
+@pytest.fixture(scope="module")
+def specs() -> dict[str, Spec]:
+    params = load_params(Path(__file__).parent.parent / "params.yaml", scale="smoke")
+    first = {line.task: name for name, line in reversed(params.experiments.items())}
+    return {task: params.resolve(name) for task, name in first.items()}
+
+
+def frames_of_mat() -> tuple[np.ndarray, np.ndarray]:
+    """(N, 480, 640, 3) images with a white border; (N, 480, 640) metres, unmeasured above and out of range below."""
+    images = np.stack([smooth(number, 480, 640) for number in range(len(SCENES))])
+    images[:, :7], images[:, 474:], images[:, :, :7], images[:, :, 632:] = 255, 255, 255, 255
+    rows, columns = np.mgrid[:480, :640]
+    depths = np.stack([0.7131 + rows * 0.0137 + columns * 0.0031 + number / 10 for number in range(len(SCENES))])
+    depths[:, :20], depths[:, 470:] = 0, 11
+    return images, depths.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def mat(tmp_path_factory) -> Path:
+    return labeled_mat(tmp_path_factory.mktemp("mat") / "nyu_depth_v2_labeled.mat", *frames_of_mat(), SCENES)
+
+
+def make(kind: str, out: Path, **files: Path) -> None:
+    PREPARE[kind](files, out)
+
+
+def make_nyuv2(mat: Path, tmp_path: Path, out: Path) -> None:
+    splits = splits_mat(tmp_path / "splits.mat", TEST_FRAMES, [3, 4])
+    make("nyuv2-labeled", out, labeled=mat, splits=splits)
+    make("nyuv2-sync", out, archive=write_zip(tmp_path / "sync.zip", sync_files(SYNC)))
+
+
+def prepared(layout: str, tree: Path, tmp_path: Path, **expect: int) -> Path:
+    """The dataset as experiments see it, checked image by image."""
+    spec = DatasetSpec(layout=layout, source="folder", path=str(tree), expect=expect)
+    out = tmp_path / "data" / layout
+    prepare(layout, spec, out)
+    verify(out, spec)
+    return out
+
+
+def everything_in(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- NYUv2
+def test_labelled_frames_are_those_of_the_released_extraction(mat, tmp_path):
+    make_nyuv2(mat, tmp_path, tmp_path / "nyuv2")
+    images, depths = frames_of_mat()
+    for number in TEST_FRAMES:
+        index = number - 1
+        folder = tmp_path / "nyuv2/official_splits/test" / SCENES[index]
+        # The released script: BGR with a black border by OpenCV's own defaults, millimetres cut to 16 bits.
+        bordered = np.zeros((480, 640, 3), np.uint8)
+        bordered[7:474, 7:632] = images[index][7:474, 7:632, ::-1]
+        cv2.imwrite(str(tmp_path / "expected.jpg"), bordered)
+        assert (folder / f"rgb_{index:05d}.jpg").read_bytes() == (tmp_path / "expected.jpg").read_bytes()
+        millimetres = cv2.imread(str(folder / f"sync_depth_{index:05d}.png"), cv2.IMREAD_UNCHANGED)
+        assert millimetres.dtype == np.uint16
+        assert (millimetres == (depths[index] * 1000.0).astype(np.uint16)).all()
+    written = sorted(path.name for path in (tmp_path / "nyuv2/official_splits").rglob("*.jpg"))
+    assert written == ["rgb_00000.jpg", "rgb_00001.jpg", "rgb_00004.jpg"]
+
+
+def test_nyuv2_samples_are_the_arrays_put_in(mat, specs, tmp_path):
+    make_nyuv2(mat, tmp_path, tmp_path / "nyuv2")
+    root = prepared("nyuv2", tmp_path / "nyuv2", tmp_path, train=4, test=3)
+    images, depths = frames_of_mat()
+    dataset = build_dataset(specs["depth"], root, "val")
+    ids = ["kitchen/rgb_00000", "kitchen/rgb_00004", "office_kitchen/rgb_00001"]
+    assert [dataset.sample(number)["id"] for number in range(3)] == ids
+    for number, index in enumerate((0, 4, 1)):
+        sample = dataset.sample(number)
+        assert sample["image"].shape == (3, 480, 640)
+        pixels = (sample["image"].permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.abs(pixels[10:470, 10:628] - images[index][10:470, 10:628]).mean() < 1.0
+        assert pixels[:5].max() < 20  # black, but for what JPEG makes of the edge
+        assert pixels[:, 635:].max() < 20
+        error = np.where(depths[index] < 10, depths[index], 0) - sample["depth"].numpy()
+        assert -1e-6 < error.min() <= error.max() < 0.001001  # cut, not rounded, to millimetres
+        assert dataset.classes[sample["class_id"]] == "kitchen"  # D4: office_kitchen, too
+
+
+def test_training_frames_keep_their_values_and_get_a_list(mat, specs, tmp_path):
+    make_nyuv2(mat, tmp_path, tmp_path / "nyuv2")
+    lines = (tmp_path / "nyuv2/train_list.txt").read_text().splitlines()
+    assert lines[0] == "/kitchen_0028b/rgb_00045.jpg /kitchen_0028b/sync_depth_00045.png 518.8579"
+    assert lines == sorted(lines)
+    root = prepared("nyuv2", tmp_path / "nyuv2", tmp_path, train=4)
+    train = build_dataset(specs["depth"], root, "train")
+    classes = [train.classes[train.sample(index)["class_id"]] for index in range(4)]
+    assert classes == ["kitchen", "kitchen", "office", "study"]
+    for index, metres in enumerate((1.045, 1.046, 2.0, 3.007)):
+        depth = train.sample(index)["depth"]
+        assert torch.isclose(depth[depth > 0], torch.tensor(metres)).all()
+
+
+@pytest.mark.parametrize("top", ["sync", "nyu_depth_v2/sync", "nyu_depth_v2/train", ""])
+def test_training_frames_are_found_under_any_folder(top, tmp_path):
+    files = sync_files(SYNC, top=top) | sync_files({"kitchen": [3]}, top="nyu_depth_v2/official_splits/test")
+    make("nyuv2-sync", tmp_path / "out", archive=write_zip(tmp_path / "sync.zip", files))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sync", "train_list.txt"]
+    assert sorted(path.name for path in (tmp_path / "out/sync").iterdir()) == sorted(SYNC)
+    assert len(nyuv2.frames(tmp_path / "out", "train")) == 4
+
+
+def test_the_released_list_chooses_among_more_frames_and_keeps_its_order(tmp_path):
+    archive = write_zip(tmp_path / "sync.zip", sync_files(SYNC))
+    released = tmp_path / "released.txt"  # VPD's own lists give no focal length, and have no newline at the end
+    released.write_text(
+        "/study_room_0005b/rgb_00007.jpg /study_room_0005b/sync_depth_00007.png\n"
+        "/kitchen_0028b/rgb_00046.jpg /kitchen_0028b/sync_depth_00046.png"
+    )
+    make("nyuv2-sync", tmp_path / "out", archive=archive, list=released)
+    assert (tmp_path / "out/train_list.txt").read_bytes() == released.read_bytes()
+    listed = nyuv2.frames(tmp_path / "out", "train")
+    assert [(frame.scene, frame.focal) for frame in listed] == [("study_room_0005b", None), ("kitchen_0028b", None)]
+    present = set((tmp_path / "out/sync").rglob("*.*"))
+    assert present == {path for frame in listed for path in (frame.image, frame.depth)}
+
+
+def test_both_kinds_share_a_tree_and_replace_only_their_own(mat, tmp_path):
+    out = tmp_path / "nyuv2"
+    make_nyuv2(mat, tmp_path, out)
+    (out / "notes.txt").write_text("mine")
+    (out / "official_splits/train").mkdir()
+    before = everything_in(out)
+    make("nyuv2-sync", out, archive=write_zip(tmp_path / "other.zip", sync_files({"cafe_0001a": [1]})))
+    after = everything_in(out)
+    assert {name for name in after if name.startswith("sync/")} == {
+        "sync/cafe_0001a/rgb_00001.jpg",
+        "sync/cafe_0001a/sync_depth_00001.png",
+    }
+    kept = {name for name in before if not name.startswith(("sync/", "train_list"))}
+    assert len(kept) == 2 * 3 + 2
+    assert all(after[name] == before[name] for name in kept)
+    assert (out / "official_splits/train").is_dir()
+
+
+def test_a_failure_leaves_the_old_tree_alone(mat, tmp_path):
+    out = tmp_path / "nyuv2"
+    make_nyuv2(mat, tmp_path, out)
+    before = everything_in(out)
+    with pytest.raises(UserError):
+        make("nyuv2-labeled", out, labeled=mat, splits=splits_mat(tmp_path / "bad.mat", [1, 99]))
+    broken = sync_files(SYNC)
+    del broken["sync/nyu_office_0/rgb_00000.jpg"]
+    with pytest.raises(UserError):
+        make("nyuv2-sync", out, archive=write_zip(tmp_path / "broken.zip", broken))
+    assert everything_in(out) == before
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_kill_between_the_renames_never_leaves_a_list_without_its_frames(renames, mat, tmp_path, monkeypatch):
+    out, splits = tmp_path / "nyuv2", splits_mat(tmp_path / "splits.mat", TEST_FRAMES)
+    make("nyuv2-labeled", out, labeled=mat, splits=splits)
+    expected = everything_in(out)
+    replace, done = os.replace, []
+
+    def limited(source, target):
+        if any(".nyuv2-labeled.new" in Path(path).parent.parts for path in (source, target)):
+            if len(done) == renames:
+                raise Killed
+            done.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", limited)
+        make("nyuv2-labeled", out, labeled=mat, splits=splits_mat(tmp_path / "other.mat", [3]))
+    if (out / "test_list.txt").exists():
+        assert all(frame.image.is_file() and frame.depth.is_file() for frame in nyuv2.frames(out, "test"))
+    make("nyuv2-labeled", out, labeled=mat, splits=splits)
+    assert everything_in(out) == expected
+
+
+# --------------------------------------------------------------------------------------------------------- NYUv2, broken
+def small_mat(path: Path, **changes) -> Path:
+    """A file with one frame, one of its variables replaced by other values, or by none."""
+    labeled_mat(path, np.zeros((1, 480, 640, 3), np.uint8), np.ones((1, 480, 640), np.float32), ["kitchen"])
+    with h5py.File(path, "r+") as file:
+        for name, values in changes.items():
+            del file[name]
+            if values is not None:
+                file[name] = values
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"rawDepths": None}, "has no variable 'rawDepths'; it has depths, images, sceneTypes, scenes"),
+        ({"sceneTypes": None}, "has no variable 'sceneTypes'"),
+        (
+            {"images": np.zeros((1, 480, 640, 3), np.uint8)},
+            r"images is uint8 \(1, 480, 640, 3\), expected uint8 \(frames",
+        ),
+        ({"images": np.zeros((1, 3, 640, 480), np.float32)}, "images is float32"),
+        ({"rawDepths": np.ones((2, 640, 480), np.float32)}, r"\(images 1, rawDepths 2, sceneTypes 1\)"),
+        (
+            {"rawDepths": np.full((1, 640, 480), 2500, np.float32)},
+            "frame 1 go from 2500.0 to 2500.0, which are no metres",
+        ),
+        ({"rawDepths": np.full((1, 640, 480), np.nan, np.float32)}, "go from nan"),
+        ({"sceneTypes": np.zeros((1, 1), np.uint16)}, "sceneTypes of frame 1 cannot be read"),
+    ],
+)
+def test_a_labelled_file_of_another_make_says_what_is_wrong(changes, complaint, tmp_path):
+    path = small_mat(tmp_path / "labeled.mat", **changes)
+    with pytest.raises(UserError, match=complaint) as caught:
+        make("nyuv2-labeled", tmp_path / "out", labeled=path, splits=splits_mat(tmp_path / "splits.mat", [1]))
+    assert str(path) in str(caught.value)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_scene_that_would_write_elsewhere_is_refused(tmp_path):
+    path = labeled_mat(
+        tmp_path / "m.mat", np.zeros((1, 480, 640, 3), np.uint8), np.ones((1, 480, 640)), ["../../../kitchen"]
+    )
+    with pytest.raises(
+        UserError, match=r"sceneTypes of frame 1 is '\.\./\.\./\.\./kitchen', which is no type of scene"
+    ):
+        make("nyuv2-labeled", tmp_path / "out", labeled=path, splits=splits_mat(tmp_path / "splits.mat", [1]))
+
+
+def test_a_labelled_file_that_is_no_hdf5_or_cut_short_is_named(mat, tmp_path):
+    splits = splits_mat(tmp_path / "splits.mat", [1])
+    with pytest.raises(UserError, match=r"splits\.mat is not HDF5"):
+        make("nyuv2-labeled", tmp_path / "out", labeled=splits, splits=splits)
+    cut = tmp_path / "cut.mat"
+    cut.write_bytes(mat.read_bytes()[: mat.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"cut\.mat is truncated or damaged"):
+        make("nyuv2-labeled", tmp_path / "out", labeled=cut, splits=splits)
+    with pytest.raises(UserError, match=r"none\.mat does not exist"):
+        make("nyuv2-labeled", tmp_path / "out", labeled=tmp_path / "none.mat", splits=splits)
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"testNdxs": np.array([[1], [2]])}, "testNdxs names frame 2, but there are frames 1 to 1"),
+        ({"testNdxs": np.array([[0], [1]])}, "testNdxs names frame 0"),
+        ({"testNdxs": np.array([[1], [1]])}, "not a list of different frame numbers"),
+        ({"testNdxs": np.array([[1.5]])}, "not a list of different frame numbers"),
+        ({"testNdxs": np.zeros((0, 1))}, "not a list of different frame numbers"),
+        ({"trainNdxs": np.array([[1]])}, "has no variable 'testNdxs'; it has trainNdxs"),
+        (None, "cannot be read as a MATLAB 5 file"),
+    ],
+)
+def test_bad_splits_end_in_one_sentence(variables, complaint, tmp_path):
+    path = tmp_path / "splits.mat"
+    path.write_bytes(b"<html>not found</html>" * 20)
+    if variables is not None:
+        scipy.io.savemat(path, variables)
+    with pytest.raises(UserError, match=complaint):
+        make("nyuv2-labeled", tmp_path / "out", labeled=small_mat(tmp_path / "m.mat"), splits=path)
+
+
+def test_a_frame_without_counterpart_names_the_archive(tmp_path):
+    for lacking in ("sync/nyu_office_0/rgb_00000.jpg", "sync/kitchen_0028b/sync_depth_00046.png"):
+        files = sync_files(SYNC)
+        del files[lacking]
+        archive = write_zip(tmp_path / "sync.zip", files)
+        with pytest.raises(UserError, match=rf"sync\.zip lacks {lacking}, but its counterpart is there"):
+            make("nyuv2-sync", tmp_path / "out", archive=archive)
+
+
+def test_more_frames_than_vpd_trains_on_ask_for_the_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetched_nyuv2, "TRAIN_PAIRS", 3)
+    archive = write_zip(tmp_path / "sync.zip", sync_files(SYNC))
+    with pytest.raises(UserError, match=r"holds 4 frames of 3 scenes, but VPD trains on 3 of them; .* role 'list'"):
+        make("nyuv2-sync", tmp_path / "out", archive=archive)
+
+
+def test_a_bad_list_of_training_frames_is_named(tmp_path):
+    archive, released = write_zip(tmp_path / "sync.zip", sync_files(SYNC)), tmp_path / "list.txt"
+    for text, complaint in (
+        (
+            "cafe_0001a/rgb_00000.jpg cafe_0001a/sync_depth_00000.png 518.8579\n",
+            r"lacks sync/cafe_0001a/rgb_00000\.jpg",
+        ),
+        ("<html>not found</html>\n", r"list\.txt: train_list\.txt, line 1: expected"),
+        ("", r"list\.txt lists no frames"),
+    ):
+        released.write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            make("nyuv2-sync", tmp_path / "out", archive=archive, list=released)
+
+
+@pytest.mark.parametrize(
+    ("depth", "complaint"),
+    [
+        (np.full((48, 64), 9, np.uint16), "looks like metres: its largest value is 9; write millimetres"),
+        (np.full((48, 64), 9, np.uint8), "is not a depth map: found uint8"),
+    ],
+)
+def test_depth_in_metres_is_found_out(depth, complaint, mat, tmp_path):
+    make_nyuv2(mat, tmp_path, tmp_path / "nyuv2")
+    Image.fromarray(depth).save(tmp_path / "nyuv2/sync/nyu_office_0/sync_depth_00000.png")
+    with pytest.raises(UserError, match=rf"sync_depth_00000\.png {complaint}"):
+        prepared("nyuv2", tmp_path / "nyuv2", tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- ADE20K
+def test_ade20k_samples_are_the_arrays_put_in(specs, tmp_path):
+    out = tmp_path / "ade20k"
+    make("ade20k", out, archive=write_zip(tmp_path / "ADEChallengeData2016.zip", ade_files(LABELS)))
+    assert not [name for name in everything_in(out) if "MACOSX" in name or "DS_Store" in name or "Categories" in name]
+    root = prepared("ade20k", out, tmp_path, training=2, validation=1)
+    train, val = (build_dataset(specs["segmentation"], root, split) for split in ("train", "val"))
+    assert train.classes == ["wall", "building", "bed", "windowpane"]
+    assert train.synonyms[3] == ("windowpane", "window")
+    sample = val.sample(0)
+    labels = LABELS["validation/ADE_val_00000001"].astype(int)
+    assert (sample["label"].numpy() == np.where(labels == 0, 255, labels - 1)).all()
+    assert np.abs(sample["image"].permute(1, 2, 0).numpy().astype(int) - smooth(2, 64, 88)).mean() < 2
+    assert set(train.sample(1)["label"].unique().tolist()) <= {2, 255}
+
+
+def test_a_copy_of_ade20k_packed_one_folder_deeper_is_read_too(tmp_path):
+    files = {f"data/{name}": content for name, content in ade_files(LABELS).items()}
+    make("ade20k", tmp_path / "out", archive=write_zip(tmp_path / "copy.zip", files))
+    assert len(everything_in(tmp_path / "out")) == 2 * 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("lacking", "complaint"),
+    [
+        ("annotations/training/ADE_train_00000002.png", r"zip: ADEChallengeData2016/annotations/.*2\.png is missing"),
+        ("images/validation/ADE_val_00000001.jpg", r"zip: ADEChallengeData2016/images/validation does not exist"),
+        ("objectInfo150.txt", r"zip: ADEChallengeData2016/objectInfo150\.txt does not exist"),
+    ],
+)
+def test_an_incomplete_ade20k_names_archive_and_file(lacking, complaint, tmp_path):
+    files = ade_files(LABELS)
+    del files[f"ADEChallengeData2016/{lacking}"]
+    with pytest.raises(UserError, match=complaint):
+        make("ade20k", tmp_path / "out", archive=write_zip(tmp_path / "ADEChallengeData2016.zip", files))
+    assert not list((tmp_path / "out").glob("*"))
+
+
+# -------------------------------------------------------------------------------------------------------------- RefCOCO
+def make_refcoco(tmp_path: Path, out: Path, images: list[int] | None = None) -> None:
+    make("refcoco", out, archive=write_zip(tmp_path / "refcoco.zip", refcoco_files("refcoco", SPLITS)))
+    by_umd = {number: split.replace("testA", "test").replace("testB", "test") for number, split in SPLITS.items()}
+    files = refcoco_files("refcocog", by_umd, ("umd", "google"))
+    make("refcoco", out, archive=write_zip(tmp_path / "refcocog.zip", files))
+    make(
+        "coco",
+        out,
+        archive=write_zip(tmp_path / "train2014.zip", coco_files(list(SPLITS) if images is None else images)),
+    )
+
+
+def test_refcoco_samples_are_the_arrays_put_in(specs, tmp_path):
+    make_refcoco(tmp_path, tmp_path / "refcoco")
+    expect = {"refcoco/val": 4, "refcoco/testA": 4, "refcocog/val": 4, "refcocog/test": 8, "refcoco/train/objects": 4}
+    root = prepared("refcoco", tmp_path / "refcoco", tmp_path, **expect)
+    dataset = build_dataset(specs["referring"], root, "val")
+    polygon, crowd = dataset.native_label(0).numpy(), dataset.native_label(2).numpy()
+    expected = np.zeros((60, 80), int)
+    expected[20:40, 10:30] = 1
+    assert (polygon == expected).all()
+    expected = np.zeros((60, 80), int)
+    expected[:, 10:12] = 1
+    assert (crowd == expected).all()
+    assert [dataset.sample(number)["text"] for number in (0, 1)] == ["thing 9, the left", "thing 9, the right"]
+    assert dataset.sample(0)["id"] == "18-36"
+    assert dataset.sample(0)["image_id"] == "9"
+
+
+def test_refcocog_is_read_with_the_umd_split(specs, tmp_path):
+    make_refcoco(tmp_path, tmp_path / "refcoco")
+    names = everything_in(tmp_path / "refcoco")
+    assert sorted(name for name in names if not name.startswith("images/")) == [
+        "refcoco/instances.json",
+        "refcoco/refs(unc).p",
+        "refcocog/instances.json",
+        "refcocog/refs(umd).p",
+    ]
+    spec = specs["referring"].model_copy(update={"variant": "refcocog"})
+    assert len(build_dataset(spec, tmp_path / "refcoco", "test")) == 8
+
+
+def test_a_split_that_does_not_exist_names_those_that_do(specs, tmp_path):
+    archive = write_zip(tmp_path / "refcoco.zip", refcoco_files("refcoco", {1: "train", 2: "testA"}))
+    make("refcoco", tmp_path / "out", archive=archive)
+    with pytest.raises(UserError, match=r"refs\(unc\)\.p: unknown split 'val'; .*\(known: testA, train\)"):
+        build_dataset(specs["referring"], tmp_path / "out", "val")
+
+
+class Attack:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_references_with_code_in_them_are_refused_before_they_reach_the_tree(tmp_path):
+    files = refcoco_files("refcoco", SPLITS)
+    files["refcoco/refs(unc).p"] = pickle.dumps([Attack(tmp_path / "trap")])
+    with pytest.raises(UserError, match=r"refcoco\.zip: refcoco/refs\(unc\)\.p was refused: it wants to load pathlib"):
+        make("refcoco", tmp_path / "out", archive=write_zip(tmp_path / "refcoco.zip", files))
+    assert not (tmp_path / "trap").exists()
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("refs(unc).p", b"", r"refcoco\.zip: refcoco/refs\(unc\)\.p does not hold references"),
+        (
+            "refs(unc).p",
+            None,
+            r"has neither refs\(unc\)\.p nor refs\(umd\)\.p of refcoco; found refcoco/instances\.json",
+        ),
+        (
+            "instances.json",
+            None,
+            r"has no refcoco/instances\.json; found refcoco/refs\(google\)\.p, refcoco/refs\(unc\)",
+        ),
+        ("instances.json", b"{", r"refcoco/instances\.json is not valid JSON"),
+        (
+            "instances.json",
+            b'{"images": []}',
+            r"instances\.json needs a list 'annotations' of objects with the keys id, segm",
+        ),
+        ("instances.json", b"[]", r"needs a list 'images' of objects with the keys file_name, height, id, width"),
+        ("refs(unc).p", pickle.dumps(references({77: "val"})), "lacks id 77, which reference 154 needs"),
+    ],
+)
+def test_damaged_references_end_in_one_sentence(name, content, complaint, tmp_path):
+    files = refcoco_files("refcoco", SPLITS)
+    del files[f"refcoco/{name}"]
+    if content is not None:
+        files[f"refcoco/{name}"] = content
+    with pytest.raises(UserError, match=complaint):
+        make("refcoco", tmp_path / "out", archive=write_zip(tmp_path / "refcoco.zip", files))
+
+
+def test_an_image_that_is_referred_to_but_missing_is_named(tmp_path):
+    make_refcoco(tmp_path, tmp_path / "refcoco", images=[number for number in SPLITS if number != 10])
+    with pytest.raises(
+        UserError, match=r"000000000010\.jpg does not exist, but reference 20 is in it; fetch all of COCO"
+    ):
+        prepared("refcoco", tmp_path / "refcoco", tmp_path)
+
+
+def test_coco_images_come_without_those_of_validation(tmp_path):
+    files = coco_files([1, 2]) | {"val2014/COCO_val2014_000000000042.jpg": b"x", "train2014/readme.txt": b"y"}
+    make("coco", tmp_path / "out", archive=write_zip(tmp_path / "train2014.zip", files))
+    assert sorted(everything_in(tmp_path / "out")) == [
+        f"{refcoco.IMAGES}/COCO_train2014_00000000000{number}.jpg" for number in (1, 2)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- every archive
+WANTED = {
+    "ade20k": "ADEChallengeData2016/images and ADEChallengeData2016/annotations",
+    "nyuv2-sync": r"<scene>/rgb_\*\.jpg and sync_depth_\*\.png",
+    "refcoco": r"refcoco/instances\.json or another of refcoco, refcoco\+, refcocog",
+    "coco": r"train2014/COCO_train2014_\*\.jpg",
+}
+
+
+@pytest.mark.parametrize("kind", WANTED)
+def test_an_archive_of_something_else_says_what_it_holds(kind, tmp_path):
+    archive = write_zip(tmp_path / "photos.zip", {"holiday/rome/1.jpg": b"x", "holiday/oslo/2.jpg": b"y"})
+    with pytest.raises(UserError, match=rf"photos\.zip holds no {WANTED[kind]}; found holiday/oslo, holiday/rome; get"):
+        make(kind, tmp_path / "out", archive=archive)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("kind", WANTED)
+def test_a_cut_archive_is_named(kind, tmp_path):
+    archive = write_zip(tmp_path / "cut.zip", ade_files(LABELS) | sync_files(SYNC) | refcoco_files("refcoco", SPLITS))
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"cut\.zip is a truncated zip archive"):
+        make(kind, tmp_path / "out", archive=archive)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("kind", PREPARE)
+def test_a_source_without_the_needed_role_says_so(kind, tmp_path):
+    with pytest.raises(UserError, match=f"preparing '{kind}' needs a file with the role '(archive|labeled)'"):
+        make(kind, tmp_path / "out", zip=tmp_path / "a.zip")
+
+
+def test_the_catalogue_knows_the_roles_and_kinds():
+    roles = {"nyuv2-labeled": {"labeled", "splits"}, "nyuv2-sync": {"archive", "list"}}
+    entries = [entry for entry in load_sources().entries.values() if entry.prepare in PREPARE]
+    assert {entry.prepare for entry in entries} == set(PREPARE)
+    assert all(entry.files.keys() <= roles.get(entry.prepare, {"archive"}) for entry in entries)
+
+
+def test_preparing_again_gives_the_same_tree(tmp_path):
+    out = tmp_path / "refcoco"
+    make_refcoco(tmp_path, out)
+    before = everything_in(out)
+    shutil.rmtree(out / "refcoco")
+    (out / ".coco.new/left").mkdir(parents=True)  # by a run that was killed
+    make_refcoco(tmp_path, out)
+    assert everything_in(out) == before
+    assert sorted(path.name for path in out.iterdir()) == ["images", "refcoco", "refcocog"]
+
+
+def test_annotations_agree_with_the_masks():
+    """The tiny archives themselves: areas given are areas decoded."""
+    coco = annotations([1])
+    for annotation in coco["annotations"]:
+        reference = refcoco.Reference(0, 1, Path("x.jpg"), (60, 80), annotation["segmentation"], ())
+        assert refcoco.object_mask(reference).sum() == annotation["area"]
