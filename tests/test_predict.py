@@ -1,0 +1,556 @@
+"""Predictions for any picture: those of the evaluation protocol, for files of every kind, and sentences for the others."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy import ndarray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fixtures.parity.narrow import make_spec, write_factor_4
+from vpd.data import build_dataset, prepare
+from vpd.data.layouts.nyuv2 import SCENES
+from vpd.errors import UserError
+from vpd.evaluation.drawing import palette
+from vpd.evaluation.inference import estimate_depth, refer, segment
+from vpd.evaluation.referring import native_mask
+from vpd.evaluation.run import predictor
+from vpd.files import sha256, write_json
+from vpd.models import VPD, build_model
+from vpd.predict import class_names, maps, predict
+from vpd.predict.depth import Depth, window_places
+from vpd.predict.inputs import Job, find_pictures, plan
+from vpd.predict.pictures import MAX_PIXELS, read_picture
+from vpd.predict.segmentation import Segmentation
+from vpd.spec import DatasetSpec
+
+DATASETS = {
+    "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 2}, size=(88, 64)),
+    "referring": DatasetSpec(
+        layout="refcoco", source="drawn", draw={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    ),
+    "depth": DatasetSpec(layout="nyuv2", source="drawn", draw={"train": 1, "test": 1}, size=(96, 64)),
+}
+TASKS = tuple(DATASETS)
+OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
+KEYS = {"segmentation": "labels", "referring": "probability", "depth": "depth"}
+
+
+class World:
+    """A drawn dataset, a narrow network with lively random weights and its run folder, for each task."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoint = write_factor_4(folder / "checkpoint")
+        self.specs, self.data, self.weights, self.models = {}, {}, {}, {}
+        for task, dataset in DATASETS.items():
+            self.data[task] = folder / task
+            prepare(task, dataset, folder / task)
+            spec = make_spec(task, head={"dropout": 0.1} if task == "segmentation" else None)
+            variant = {"variant": "refcoco"} if task == "referring" else {}
+            self.specs[task] = spec.model_copy(update=variant)
+            self.models[task] = lively(build_model(spec, self.checkpoint, self.reader(task).classes))
+            self.weights[task] = folder / f"runs/{task}/final.safetensors"
+            write_run(self.weights[task], self.models[task], self.specs[task].training_digest())
+
+    def reader(self, task: str):
+        return build_dataset(self.specs[task], self.data[task], "val")
+
+    def predict(self, task: str, images: list[Path], out: Path, **options) -> int:
+        options = {**OPTIONS[task], **options}
+        return predict(self.specs[task], self.weights[task], self.checkpoint, images, out, **options)
+
+    def result(self, task: str, image: Path, out: Path, **options) -> ndarray:
+        assert self.predict(task, [image], out, **options) == 0
+        return arrays(out / f"{image.stem}.npz")[KEYS[task]]
+
+
+def lively(model: VPD) -> VPD:
+    """Outputs that differ from pixel to pixel, which fresh heads' hardly do."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in model.head.parameters():
+            if weight.ndim > 1:
+                weight.copy_(2 * torch.randn_like(weight) / weight[0].numel() ** 0.5)
+    return model.eval()
+
+
+def write_run(path: Path, model: VPD, spec: str) -> None:
+    path.parent.mkdir(parents=True)
+    save_file(model.trained_state(), path)
+    write_json(path.with_name("manifest.json"), {"spec": spec, "files": {path.name: sha256(path)}})
+
+
+def arrays(path: Path) -> dict[str, ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    torch.manual_seed(0)
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def scene(height: int = 64, width: int = 88) -> ndarray:
+    """A smooth colourful RGB picture that no mirroring or turning leaves as it is."""
+    noise = np.random.default_rng(7).uniform(0, 255, (height // 16 + 2, width // 16 + 2, 3))
+    return cv2.resize(noise.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def write(path: Path, values: ndarray | Image.Image, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    picture.save(path, **options)
+    return path
+
+
+def fake_png(path: Path, width: int, height: int) -> Path:
+    """A PNG of a few bytes that claims a size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+# ------------------------------------------------------------------------------------------- the evaluation's protocol
+def test_labels_are_those_of_evaluation(world, tmp_path):
+    dataset, spec = world.reader("segmentation"), world.specs["segmentation"]
+    samples = [dataset.sample(index) for index in range(2)]
+    with torch.inference_mode():
+        expected = [
+            found["ss"] for _, found in segment(predictor(spec, world.models[spec.task]), samples, spec.evaluation)
+        ]
+    names = class_names(spec, world.data["segmentation"])
+    for (image, _), labels in zip(dataset.pairs, expected, strict=True):
+        assert labels.unique().numel() > 2
+        found = world.result("segmentation", image, tmp_path, names=names)
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, labels.numpy())
+        stored = arrays(tmp_path / f"{image.stem}.npz")
+        assert stored["names"].tolist() == names == dataset.classes
+        with Image.open(tmp_path / f"{image.stem}.png") as picture:
+            assert picture.mode == "P"
+            assert np.array_equal(np.array(picture), labels.numpy())
+            colours = np.array(picture.getpalette()).reshape(-1, 3)[: len(names)]
+            assert np.array_equal(colours, np.rint(255 * palette(len(names))))
+
+
+def test_masks_are_those_of_evaluation_at_the_pictures_size(world, tmp_path):
+    dataset, spec = world.reader("referring"), world.specs["referring"]
+    sample = dataset.sample(0)
+    with torch.inference_mode():
+        ((_, logits),) = refer(predictor(spec, world.models["referring"]), [sample], spec.evaluation)
+    image = dataset.references[dataset.sentences[0][0]].image
+    found = world.result("referring", image, tmp_path, text=sample["text"])
+    native = F.interpolate(logits[None], (64, 80), mode="bilinear", align_corners=False)[0].softmax(0)[1]
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, native, atol=1e-3)
+    mask = native_mask(logits, 64, 80)
+    assert 0 < mask.sum() < mask.numel()
+    with Image.open(tmp_path / f"{image.stem}.png") as picture:
+        assert np.array_equal(np.array(picture), 255 * mask.numpy().astype(np.uint8))
+
+
+def test_another_text_gives_another_mask(world, tmp_path):
+    image = write(tmp_path / "x.png", scene())
+    one, other = (world.result("referring", image, tmp_path / text, text=text) for text in ("red ball", "wall"))
+    assert not np.allclose(one, other, atol=1e-2)
+
+
+def test_metres_are_those_of_evaluation(world, tmp_path):
+    dataset, spec = world.reader("depth"), world.specs["depth"]
+    sample = dataset.sample(0)
+    with torch.inference_mode():
+        ((_, metres),) = estimate_depth(predictor(spec, world.models["depth"]), [sample], spec.evaluation)
+    image = dataset.frames[0].image
+    found = world.result("depth", image, tmp_path, scene=SCENES[sample["class_id"]].replace("_", " "))
+    assert found.std() > 0.05
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, metres, rtol=1e-5)
+    with Image.open(tmp_path / f"{image.stem}.png") as picture:
+        np.testing.assert_allclose(np.array(picture) / 1000, metres, atol=6e-4)
+
+
+def test_scenes_differ_and_without_one_their_mean_is_used_and_said_once(world, tmp_path, capsys):
+    images = [write(tmp_path / f"{number}.png", scene()) for number in range(2)]
+    kitchen, bedroom = (world.result("depth", images[0], tmp_path / s, scene=s) for s in ("kitchen", "bedroom"))
+    assert not np.array_equal(kitchen, bedroom)
+    assert "--scene" not in capsys.readouterr().err
+    assert world.predict("depth", images, tmp_path / "mean", scene=None) == 0
+    assert capsys.readouterr().err.count("the prompt is the mean of all 27 scene classes") == 1
+    spec, sample = world.specs["depth"], {"id": "x", "image": torch.from_numpy(scene()).permute(2, 0, 1) / 127.5 - 1}
+    with torch.inference_mode():
+        guess = predictor(spec, world.models["depth"])
+        ((_, metres),) = estimate_depth(guess, [{**sample, "class_id": torch.tensor(-1)}], spec.evaluation)
+    np.testing.assert_allclose(arrays(tmp_path / "mean/0.npz")["depth"], metres, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------- sizes and maps
+@pytest.mark.parametrize("task", TASKS)
+def test_every_size_has_a_prediction_of_its_own_size(world, tmp_path, task):
+    sizes = {"dot": (1, 1), "line": (1, 6), "wide": (12, 240), "tall": (90, 12), "large": (611, 407), "odd": (65, 63)}
+    images = [write(tmp_path / f"{name}.png", scene(*size)) for name, size in sizes.items()]
+    assert world.predict(task, images, tmp_path / "out") == 0
+    for name, size in sizes.items():
+        assert arrays(tmp_path / f"out/{name}.npz")[KEYS[task]].shape == size
+        with (
+            Image.open(tmp_path / f"out/{name}.png") as picture,
+            Image.open(tmp_path / f"out/{name}.panel.png") as panel,
+        ):
+            assert picture.size == size[::-1]
+            assert max(panel.size) < 2000
+
+
+@pytest.mark.parametrize("size", [(40, 50), (5, 9), (13, 17), (1, 1), (301, 17), (1, 99)])
+def test_pieces_of_an_enlarged_map_are_those_of_torch(monkeypatch, size):
+    monkeypatch.setattr(maps, "CHUNK", 150)
+    given = torch.randn(7, 13, 17)
+    pieces = list(maps.enlarged(given, *size))
+    expected = F.interpolate(given[None], size, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(torch.cat([piece for _, piece in pieces], 1), expected, atol=1e-5, rtol=0)
+    assert [row for rows, _ in pieces for row in range(size[0])[rows]] == list(range(size[0]))
+    assert all(piece.numel() <= max(150, 7 * size[1]) for _, piece in pieces)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (96, 64), (64, 300), (300, 64), (65, 64)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_depth_windows_put_every_pixel_in_its_place(height, width, flip):
+    """A network that sees single pixels has to give the same map however the picture is cut and mirrored."""
+    settings = make_spec("depth").evaluation.model_copy(update={"flip": flip, "batch_size": 3})
+    image = scene(height, width)
+    found = Depth(lambda batch: batch["image"][:, :1] + 2, settings, -1, "").infer(image, "x")
+    np.testing.assert_allclose(found, image[..., 0] / 127.5 + 1, atol=1e-5)
+
+
+def test_depth_windows_overlap_by_half_and_are_no_fewer_than_in_evaluation():
+    settings = make_spec("depth").evaluation.model_copy(update={"window": 480})
+    assert window_places(640, settings) == [0, 160]
+    assert window_places(480, settings) == [0]
+    starts = window_places(9600, settings)
+    assert (starts[0], starts[-1]) == (0, 9600 - 480)
+    assert max(np.diff(starts)) <= 240
+
+
+def test_more_classes_than_a_byte_holds_are_kept(tmp_path):
+    settings = make_spec("segmentation").evaluation
+    logits = torch.arange(300.0)[:, None, None]
+    task = Segmentation(
+        lambda batch: logits.expand(len(batch["image"]), -1, 8, 8), settings, [f"class {n}" for n in range(300)]
+    )
+    labels = task.infer(scene(20, 30), "x")
+    task.save(labels, Job(tmp_path / "x.jpg", tmp_path, "x"))
+    with Image.open(tmp_path / "x.png") as picture:
+        assert np.array_equal(np.array(picture), np.full((20, 30), 299))
+    assert arrays(tmp_path / "x.npz")["labels"].dtype == np.uint16
+
+
+# ---------------------------------------------------------------------------------------------------------- picture files
+def test_colours_are_read_alike_from_every_lossless_format(tmp_path):
+    for name in ("x.png", "x.bmp", "x.tif", "x.webp", "x.ppm"):
+        path = write(tmp_path / name, scene(), **({"lossless": True} if name.endswith("webp") else {}))
+        pixels, note = read_picture(path)
+        assert (pixels.dtype, note) == (np.uint8, "")
+        assert np.array_equal(pixels, scene())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
+def test_modes_are_their_rgb_copy(tmp_path, mode):
+    picture = Image.fromarray(scene()).convert(mode)
+    pixels, _ = read_picture(write(tmp_path / "x.png", picture))
+    assert np.array_equal(pixels, np.array(picture.convert("RGB")))
+
+
+def test_a_cmyk_jpeg_is_near_its_rgb_copy(tmp_path):
+    pixels, _ = read_picture(write(tmp_path / "x.jpg", Image.fromarray(scene()).convert("CMYK"), quality=98))
+    assert np.abs(pixels.astype(int) - scene()).mean() < 3
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.jp2", "colour.png", "colour.tif"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, name):
+    eight = scene() if name.startswith("colour") else scene()[..., 0]
+    sixteen = eight.astype(np.uint16) * 257
+    assert cv2.imwrite(str(tmp_path / name), sixteen[..., ::-1] if sixteen.ndim == 3 else sixteen)
+    pixels, _ = read_picture(tmp_path / name)
+    expected = eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, -1)
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_floating_point_from_0_to_1_is_read_and_other_ranges_are_refused(tmp_path):
+    grey = scene()[..., 0]
+    pixels, _ = read_picture(write(tmp_path / "x.tif", grey.astype(np.float32) / 255))
+    assert np.array_equal(pixels[..., 0], grey)
+    for values in (grey.astype(np.float32), np.full((2, 2), np.nan, np.float32)):
+        with pytest.raises(UserError, match=r"bad\.tif has 32-bit floating-point values .* only 0 to 1 has a known"):
+            read_picture(write(tmp_path / "bad.tif", values))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_lie_on_white(tmp_path, mode):
+    picture = Image.fromarray(np.dstack([scene()[..., 0]] * 3 + [np.full((64, 88), 255, np.uint8)]), "RGBA")
+    picture.paste((0, 0, 0, 0), (0, 0, 88, 20))
+    if mode == "P":
+        picture = Image.fromarray(np.minimum(scene()[..., 0], 254)).convert("P")
+        picture.paste(255, (0, 0, 88, 20))
+    options = {"transparency": 255} if mode == "P" else {}
+    pixels, _ = read_picture(write(tmp_path / "x.png", picture.convert(mode) if mode != "P" else picture, **options))
+    assert (pixels[:20] == 255).all()
+    assert np.abs(pixels[20:, :, 0].astype(int) - scene()[20:, :, 0]).max() <= 1
+
+
+def test_half_transparent_parts_mix_with_white(tmp_path):
+    grey = np.full((4, 4, 4), (100, 100, 100, 128), np.uint8)
+    pixels, _ = read_picture(write(tmp_path / "x.png", Image.fromarray(grey, "RGBA")))
+    assert np.abs(pixels.astype(int) - (100 + 255) / 2).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_the_exif_orientation_is_applied(tmp_path, orientation, suffix):
+    """A camera stores the picture as its sensor lies; the inverse of what viewers do to it."""
+    stored = {
+        1: lambda x: x,
+        2: np.fliplr,
+        3: lambda x: np.rot90(x, 2),
+        4: np.flipud,
+        5: lambda x: x.transpose(1, 0, 2),
+        6: lambda x: np.rot90(x, 1),
+        7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
+        8: lambda x: np.rot90(x, -1),
+    }[orientation](scene())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(tmp_path / f"x.{suffix}", np.ascontiguousarray(stored), exif=exif)
+    assert np.array_equal(read_picture(path)[0], scene())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_turned_grey_and_a_sixteen_bit_copy_have_the_same_prediction(world, tmp_path, task):
+    grey = scene()[..., 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = world.result(task, write(tmp_path / "plain.png", np.repeat(grey[..., None], 3, -1)), tmp_path / "out")
+    turned = write(tmp_path / "turned.png", np.ascontiguousarray(np.rot90(grey)), exif=exif)
+    sixteen = write(tmp_path / "sixteen.png", grey.astype(np.uint16) * 257)
+    for path in (write(tmp_path / "grey.png", grey), turned, sixteen):
+        assert np.array_equal(world.result(task, path, tmp_path / "out"), plain)
+
+
+def test_of_several_frames_the_first_is_used_and_that_is_said(world, tmp_path, capsys):
+    frames = [Image.fromarray(scene()).rotate(angle).convert("P") for angle in (0, 90, 180)]
+    path = write(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
+    pixels, note = read_picture(path)
+    assert np.abs(pixels.astype(int) - np.array(frames[0].convert("RGB"))).max() <= 1
+    assert note == f"{path} has 3 frames; the first is used"
+    assert world.predict("depth", [path], tmp_path / "out") == 0
+    assert capsys.readouterr().err.count("has 3 frames") == 1
+
+
+def test_damage_behind_the_first_frame_does_no_harm(tmp_path):
+    frames = [Image.fromarray(scene()).rotate(angle) for angle in (0, 90, 180)]
+    path = write(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
+    whole, _ = read_picture(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert np.array_equal(read_picture(path)[0], whole)
+
+
+def bad_files(folder: Path) -> dict[Path, str]:
+    """Files that cannot be predicted, and what has to be said of each."""
+    whole = write(folder / "whole.jpg", scene(300, 300)).read_bytes()
+    contents = {
+        "cut.jpg": (whole[: len(whole) // 2], r"cannot be read as a picture \(image file is truncated.*\); save it"),
+        "text.jpg": (b"no picture", "is not a picture that can be read; convert it to JPEG or PNG"),
+        "empty.png": (b"", "is not a picture that can be read"),
+        "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n", "is not a picture that can be read"),
+    }
+    (folder / "whole.jpg").unlink()
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    faults = {folder / name: fault for name, (_, fault) in contents.items()}
+    sizes = {
+        "bomb.png": (60_000, 60_000, "has far more than the 80,000,000 pixels that are read; make it smaller"),
+        "large.png": (10_000, 9_000, "has 10000x9000 = 90,000,000 pixels, more than the 80,000,000 that are read"),
+        "strip.png": (9, 10_000, "has 9x10000 pixels, a long side of more than 100 times the short one; crop it"),
+        "broken.png": (100, 100, r"cannot be read as a picture \(.+\); save it again"),
+    }
+    for name, (width, height, fault) in sizes.items():
+        faults[fake_png(folder / name, width, height)] = fault
+    return {**faults, folder / "gone.png": "is neither a file nor a folder; check its name"}
+
+
+def test_bad_files_are_a_sentence_each_and_do_not_stop_the_others(world, tmp_path, capsys):
+    faults = bad_files(tmp_path)
+    good = [write(tmp_path / f"good{number}.png", scene()) for number in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert world.predict("segmentation", [good[0], *faults, good[1]], tmp_path / "out") == len(faults) == 9
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vpd: ")]
+    assert len(lines) == len(faults)
+    for path, fault in faults.items():
+        (line,) = [line for line in lines if f"{path} " in line]
+        assert re.search(fault, line), line
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"good{number}.{kind}" for number in range(2) for kind in ("png", "npz", "panel.png")}
+
+
+def test_nothing_is_loaded_if_no_picture_is_there(world, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    missing = [tmp_path / "x.jpg", tmp_path / "empty"]
+    spec = world.specs["segmentation"]
+    assert predict(spec, tmp_path / "none", tmp_path / "none", missing, tmp_path / "out") == 2
+    assert "holds no pictures" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_largest_picture_is_below_pillows_own_limit():
+    assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+# ------------------------------------------------------------------------------------------------------ names of files
+def test_folders_are_searched_and_what_is_no_picture_is_said(tmp_path):
+    for name in ("b.JPG", "a/x.png", "a/deep/x.gif", "predictions/old.png"):
+        write(tmp_path / "all" / name, Image.fromarray(scene(8, 8)), format="PNG")
+    (tmp_path / "all/readme.txt").write_text("no picture")
+    said: list[str] = []
+    given = [tmp_path / "all", tmp_path / "all/b.JPG"]
+    found, faults = find_pictures(given, tmp_path / "all/predictions", said.append)
+    assert [path.relative_to(tmp_path / "all").as_posix() for path in found] == ["a/deep/x.gif", "a/x.png", "b.JPG"]
+    assert faults == []
+    assert said == [f"{tmp_path / 'all'}: skipped what is no picture, 1 in all (readme.txt)"]
+    assert [job.stem for job in plan(found, tmp_path / "out")] == ["x", "x-2", "b"]
+
+
+def test_no_two_pictures_share_a_file(tmp_path):
+    names = ["a/x.png", "b/X.jpg", "x.panel.png", "x-2.png", "c/x.gif", f"{'é' * 120}.png", f"{'é' * 121}.png"]
+    jobs = plan([tmp_path / name for name in names], tmp_path / "out")
+    outputs = [path.name.casefold() for job in jobs for path in job.outputs]
+    assert len(set(outputs)) == len(outputs) == 3 * len(names)
+    assert jobs[0].stem == "x"
+    assert all(len(path.name.encode()) < 230 for job in jobs for path in job.outputs)
+
+
+def test_pictures_are_never_overwritten(world, tmp_path):
+    image = write(tmp_path / "x.png", scene())
+    before = image.read_bytes()
+    with pytest.raises(UserError, match=r"would overwrite the picture .*x\.png; name another --out"):
+        world.predict("depth", [image], tmp_path)
+    with pytest.raises(UserError, match="is both the folder of pictures and that of predictions"):
+        world.predict("depth", [tmp_path], tmp_path)
+    with pytest.raises(UserError, match="is a file, but predictions need a folder"):
+        world.predict("depth", [image], image)
+    assert image.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [image]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_rerun_gives_the_same_bytes_whatever_else_is_predicted(world, tmp_path, task):
+    pictures = [
+        write(tmp_path / "in" / f"{name}.png", scene(*size)) for name, size in (("a", (30, 70)), ("b", (64, 64)))
+    ]
+    assert world.predict(task, [tmp_path / "in"], tmp_path / "out") == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert world.predict(task, [pictures[1]], tmp_path / "out") == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    assert len(first) == 6
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_any_name_and_text_can_be_drawn(world, tmp_path, task, capsys):
+    path = write(tmp_path / "5$ or $x_^{ 客厅 🪑\n.png", scene())
+    options = {"text": "the $5 note and the $ sign, 椅子"} if task == "referring" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert world.predict(task, [path], tmp_path / "out", **options) == 0
+    assert (tmp_path / "out" / f"{path.stem}.panel.png").stat().st_size > 1000
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------- options and weights
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("referring", {"text": None}, "looks for what a text describes; give one, such as --text 'the red chair'"),
+        ("referring", {"text": "  "}, "looks for what a text describes"),
+        ("referring", {"scene": "kitchen"}, "--scene is for depth only, but test is referring; leave it out"),
+        ("segmentation", {"text": "chair"}, "--text is for referring only, but test is segmentation"),
+        ("depth", {"scene": "kitchn"}, r"unknown scene 'kitchn'; did you mean 'kitchen'\?"),
+        ("segmentation", {"names": ["wall"]}, r"names 1 classes, but the weights tell \d+ apart; use its own --data"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(world, tmp_path, task, options, message):
+    with pytest.raises(UserError, match=message):
+        world.predict(task, [write(tmp_path / "x.png", scene())], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_names_classes_have_numbers(world, tmp_path):
+    world.result("segmentation", write(tmp_path / "x.png", scene()), tmp_path / "out")
+    assert arrays(tmp_path / "out/x.npz")["names"][:2].tolist() == ["class 0", "class 1"]
+    assert class_names(world.specs["segmentation"], None) is class_names(world.specs["depth"], tmp_path) is None
+
+
+def test_a_text_that_is_cut_is_said(world, tmp_path, capsys):
+    image = write(tmp_path / "x.png", scene())
+    world.result("referring", image, tmp_path / "out", text="the red ball " * 9)
+    assert "tokens, of which the network sees 12; shorten it" in capsys.readouterr().err
+
+
+def test_class_prompts_come_with_the_weights_and_need_no_text_encoder(world, tmp_path):
+    shutil.copytree(world.checkpoint, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/text_encoder")
+    image = write(tmp_path / "x.png", scene())
+    whole = world.result("depth", image, tmp_path / "out")
+    spec, weights = world.specs["depth"], world.weights["depth"]
+    assert predict(spec, weights, tmp_path / "cut", [image], tmp_path / "other", scene="kitchen") == 0
+    assert np.array_equal(arrays(tmp_path / "other/x.npz")["depth"], whole)
+
+
+def test_weights_alone_are_enough_but_those_of_another_spec_are_said(world, tmp_path, capsys):
+    image, spec, path = write(tmp_path / "x.png", scene()), world.specs["segmentation"], tmp_path / "run/w.safetensors"
+    path.parent.mkdir()
+    shutil.copyfile(world.weights["segmentation"], path)
+    assert predict(spec, path, world.checkpoint, [image], tmp_path / "out") == 0
+    assert "other settings" not in capsys.readouterr().err
+    write_json(path.with_name("manifest.json"), {"spec": "another", "files": {path.name: sha256(path)}})
+    assert predict(spec, path, world.checkpoint, [image], tmp_path / "out") == 0
+    assert "was trained with other settings than those of test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", r"w\.safetensors does not exist; name the final\.safetensors of a finished run"),
+        ("exchanged", r"w\.safetensors is not the file that .*manifest\.json lists"),
+        ("cut", r"w\.safetensors is no intact safetensors file"),
+        ("other task", "the weights have no tensor 'head.conv_seg.bias', so they are not those of test"),
+        ("other shape", r"the weights do not fit this model \(.*of another shape, first"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_named(world, tmp_path, damage, message):
+    image, path = write(tmp_path / "x.png", scene()), tmp_path / "w.safetensors"
+    if damage != "missing":
+        shutil.copyfile(world.weights["depth" if damage == "other task" else "segmentation"], path)
+    if damage == "exchanged":
+        write_json(tmp_path / "manifest.json", {"files": {path.name: "0" * 64}})
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    if damage == "other shape":
+        state = load_file(path)
+        save_file({**state, "adapter.gamma": state["adapter.gamma"][:3].clone()}, path)
+    with pytest.raises(UserError, match=message):
+        predict(world.specs["segmentation"], path, world.checkpoint, [image], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
