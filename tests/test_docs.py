@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from vpd.params import Document, Experiment, Scale, load_params
 from vpd.report.layout import TableRow, TableSpec
-from vpd.spec import TASKS, CheckpointSpec, DatasetSpec, PretrainingSpec
+from vpd.spec import TASKS, CheckpointSpec, DatasetSpec, PretrainingSpec, ReleasedSpec
 
 ROOT = Path(__file__).parent.parent
 FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))
@@ -179,6 +179,7 @@ PREFIXED = {
     **{f"{task}: ": (model, "") for task, model in TASKS.items()},
     "dataset: ": (DatasetSpec, "datasets.<name>."),
     "checkpoint: ": (CheckpointSpec, "checkpoints.<name>."),
+    "released: ": (ReleasedSpec, "released.<name>."),
     "pretraining: ": (PretrainingSpec, "pretraining."),
 }
 

@@ -519,3 +519,38 @@ def test_layout_is_light():
         "import sys, vpd.report.layout; sys.exit(bool({'pandas', 'matplotlib', 'scipy', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------ released weights
+def test_released_weights_fill_rows_of_their_own_beside_the_readmes_numbers(tmp_path):
+    params = load_params(PARAMS, scale="paper")
+    results, *inputs = write_results(tmp_path, params, seeds=(0,))
+    metrics = {"p50": 85.5, "oiou": 73.41, "miou": 70.0}
+    result = {"seed": 0, "milestone": "final", "step": 0, "metrics": metrics}
+    content = {"experiment": "refcoco-full", "provenance": "released-weights", "results": [result]}
+    (results / "released/metrics").mkdir(parents=True)
+    (results / "released/metrics/refcoco-full.json").write_text(json.dumps(content))
+    embeddings = {"mean": 0.9996, "worst": 0.998, "worst_class": "door"}
+    facts = {"file": "a.pth", "sha256": "ab" * 32, "vae_difference": 0.0, "class_embeddings": embeddings}
+    index = {"refcoco-full": facts, "seg-full": {"missing": "the link is dead"}}
+    (results / "released/index.json").write_text(json.dumps({"released": index}))
+    write_report(params, results, *inputs, results)
+
+    cells = read_cells(results).set_index(["table", "row", "column"])
+    released = cells.loc["table3-released", "released weights, RefCOCO"]
+    assert list(released.loc["oiou", ["value", "paper", "provenance", "verdict", "experiment"]]) == [
+        "73.41", "73.46", "released-weights", "reproduced", "refcoco-full@released"
+    ]  # fmt: skip
+    assert released.loc["miou", "verdict"] == "differs"
+    assert cells.loc["table1-released", "released weights", "miou_ss"]["provenance"] == "missing"
+    assert cells.loc["table3", "VPD, default", "refcoco"]["paper"] == "73.25"
+    report = (results / "REPORT.md").read_text(encoding="utf-8")
+    assert "| `seg-full` | not measured: the link is dead | – | – | – |" in report
+    assert "0.9996 / 0.9980 (door)" in report
+
+
+def test_a_scale_without_released_weights_quotes_their_rows(world):
+    cells = read_cells(world[1][0])
+    rows = cells[cells["table"].str.endswith("-released")]
+    assert len(rows) == 2 + 21 + 1
+    assert set(rows["provenance"]) == {"quoted"}

@@ -51,6 +51,41 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("name", nargs="?", help="experiment; without it the matrix is listed")
     _params(command)
 
+    command = _command(commands, "predict", _predict, "depth, segments or the object of a text in your own images")
+    command.add_argument("name", help="experiment whose weights are used")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    command.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: %(default)s)")
+    command.add_argument("--text", help="what to look for (referring segmentation)")
+    command.add_argument("--scene", help="kind of room, such as kitchen (depth)")
+    _params(command)
+    for name, text in PREDICT_PATHS.items():
+        command.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"{text} (default: that of the scale)")
+
+    command = _command(commands, "fetch", _fetch, "download a dataset or released weights, or list what there is")
+    command.add_argument("name", nargs="?", help="dataset or entry; without it all are listed")
+    command.add_argument("--out", type=Path, help="folder to complete (default: that in params.yaml)")
+    command.add_argument("--archives", type=Path, default=Path("downloads/archives"), help="where downloads are kept")
+    command.add_argument("--accept-licence", action="store_true", help="agree to the terms that are shown without it")
+    command.add_argument(
+        "--from-archive", type=Path, nargs="+", default=[], metavar="FILE", help="files you already have"
+    )
+    command.add_argument("--sources", type=Path, help="catalogue of addresses instead of the one that comes with vpd")
+    _params(command, protocol=False)
+
+    command = _command(commands, "cost", _cost, "parameters, multiply-adds, memory and GPU-hours, before anything runs")
+    command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="experiments (default: the whole matrix)")
+    command.add_argument(
+        "--checkpoints", type=Path, help="folder of the scale's checkpoints, where it pre-trains its own"
+    )
+    command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
+    _params(command)
+
+    command = _command(commands, "import-weights", _import_weights, "turn the authors' released weights into a run")
+    command.add_argument("name", help="experiment that the weights stand for")
+    command.add_argument("file", type=Path, help="the authors' file")
+    _params(command)
+    _paths(command, "data", "checkpoint", "runs", "spec")
+
     command = _command(commands, "data", _data, "draw a dataset of the miniature world, or fetch and check a real one")
     command.add_argument("name", help="dataset, as in params.yaml")
     _params(command, protocol=False)
@@ -77,6 +112,10 @@ def parser() -> argparse.ArgumentParser:
     command = _command(commands, "evaluate", _evaluate, "measure one experiment, all its seeds")
     command.add_argument("name", help="experiment, for the progress display")
     _paths(command, "spec", "data", "checkpoint", "runs", "metrics", "panels", "state", "timing")
+
+    command = _command(commands, "released", _released, "measure the weights that the authors released")
+    _params(command)
+    _paths(command, "data", "checkpoints", "archives", "out", "state", "timing")
 
     command = _command(commands, "report", _report, "write every table and figure beside the paper's numbers")
     _params(command)
@@ -137,6 +176,90 @@ def _show(options: argparse.Namespace) -> None:
         print(f"{name:20} {line.task:13} {line.variant or line.dataset:9} {line.checkpoint:8} {line.schedule}")
 
 
+PREDICT_PATHS = {
+    "spec": "resolved spec of the experiment",
+    "weights": "its weights",
+    "checkpoint": "its Stable Diffusion checkpoint",
+    "data": "its dataset, for the names of classes",
+}
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from vpd.errors import UserError
+    from vpd.spec import load_spec
+
+    places = _places(options)
+    if not places["spec"].is_file():
+        raise UserError(
+            f"{places['spec']} does not exist, so {options.name} has not been trained here; "
+            f"run it first (dvc repro train@{options.name}), or give --spec, --weights and --checkpoint"
+        )
+    spec = load_spec(places["spec"])
+    from vpd.data.manifest import located
+    from vpd.predict import class_names, predict
+
+    names = class_names(spec, located(places["data"])) if places["data"].is_dir() else None
+    picked = {"text": options.text, "scene": options.scene, "names": names}
+    failed = predict(spec, places["weights"], places["checkpoint"], options.images, options.out, **picked)
+    print(f"predictions are in {options.out}; look at the files that end in .panel.png")
+    return 2 if failed else 0
+
+
+def _places(options: argparse.Namespace) -> dict[str, Path]:
+    """Where a trained experiment lies: what the options say, else where the workflow puts it."""
+    params = _load(options)
+    spec, scale = params.resolve(options.name), params.scale
+    usual = {
+        "spec": Path(f"results/{scale}/specs/{spec.name}.json"),
+        "weights": Path(f"results/{scale}/runs/{spec.name}/seed{spec.seeds[0]}/final.safetensors"),
+        "checkpoint": Path(f"checkpoints/{scale}/{spec.checkpoint}"),
+        "data": Path(f"data/{scale}/{spec.dataset}"),
+    }
+    return {name: getattr(options, name) or path for name, path in usual.items()}
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from vpd.fetch import fetch, listing
+
+    if options.name is None:
+        print(listing(options.sources, options.archives))
+        return
+    entries = _load(options).downloads(options.name)
+    for entry, out in entries.items():
+        place = options.out or out
+        accepted, given = options.accept_licence, options.from_archive
+        fetch(entry, place, options.archives, sources=options.sources, accept=accepted, given=given)
+        print(f"{entry} is complete in {place}")
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from vpd.cost import all_costs, markdown, paper_gflops, write_costs
+
+    params = _load(options)
+    costs = all_costs(params, options.checkpoints, options.names or None)
+    if options.out:
+        write_costs(params, costs, options.out)
+    print(markdown(costs, paper_gflops(params)))
+
+
+def _import_weights(options: argparse.Namespace) -> None:
+    spec = _load(options).resolve(options.name)
+    from vpd.files import write_json, write_text
+    from vpd.weights.released import import_weights, released_spec
+
+    manifest = import_weights(spec, options.file, options.data, options.checkpoint, options.runs)
+    write_text(options.spec, released_spec(spec).model_dump_json(indent=1) + "\n")
+    facts = manifest["released"]
+    write_json(options.runs / "released.json", facts)
+    print(f"{options.file.name} is now a run in {options.runs}; its VAE differs by {facts['vae_difference']:.1e}")
+    if "class_embeddings" in facts:
+        found = facts["class_embeddings"]
+        print(
+            f"class embeddings agree with our prompts to a cosine of {found['mean']:.4f} in the mean, "
+            f"{found['worst']:.4f} at worst ({found['worst_class']})"
+        )
+
+
 def _timed(path: Path, stage: str, name: str, started: float, **more) -> None:
     """Record how long a stage took: ``{"stage", "name", "seconds", "peak_mb", ...}``."""
     import resource
@@ -189,6 +312,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     evaluate_seeds(spec, options)
     _timed(options.timing, "evaluate", options.name, started, seeds=len(spec.seeds))
+
+
+def _released(options: argparse.Namespace) -> None:
+    started, params = time.monotonic(), _load(options)
+    from vpd.released import measure_released
+
+    missing = measure_released(params, options)
+    _timed(options.timing, "released", "released", started, files=len(params.released) - len(missing))
+    if missing:
+        print(f"not measured, because their weights could not be had: {', '.join(missing)}")
 
 
 def _report(options: argparse.Namespace) -> None:

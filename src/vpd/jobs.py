@@ -34,6 +34,13 @@ def use_threads(spec: Spec) -> None:
         torch.set_num_threads(spec.training.threads)
 
 
+def plain_captions() -> None:
+    """Show texts of the data as they are: two dollar signs in an expression are no formula."""
+    import matplotlib as mpl
+
+    mpl.rcParams["text.parse_math"] = False
+
+
 def train_seeds(spec: Spec, options: argparse.Namespace) -> int:
     """Train every seed of ``spec``; write histories, run manifest and spec; return the steps of one seed."""
     runs: Path = options.runs
@@ -93,6 +100,7 @@ def gather_history(runs: Path, seeds: Sequence[int], out: Path) -> None:
 def evaluate_seeds(spec: Spec, options: argparse.Namespace) -> None:
     """Measure every seed and milestone of ``spec``, side by side where cores allow; write the metrics and the panels."""
     use_threads(spec)
+    plain_captions()
     from vpd.evaluation import evaluate
 
     places = (options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state)

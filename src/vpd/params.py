@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from vpd.errors import UserError, nearest, pick
 from vpd.report.layout import FigureSpec, TableSpec
-from vpd.spec import TASKS, CheckpointSpec, DatasetSpec, Frozen, PretrainingSpec, Spec
+from vpd.spec import TASKS, CheckpointSpec, DatasetSpec, Frozen, PretrainingSpec, ReleasedSpec, Spec
 
 LAYERS_WITHOUT_SPEC = ("schedules", "variants")
 
@@ -41,6 +41,8 @@ class Scale(Frozen):
     datasets: dict[str, DatasetSpec]
     pretraining: PretrainingSpec
     checkpoints: dict[str, CheckpointSpec]
+    released: dict[str, ReleasedSpec] = {}
+    """Experiment -> the authors' own weights for it, which are measured too."""
     tasks: dict[str, dict[str, Any]]
 
 
@@ -94,6 +96,11 @@ class Params:
         return self.block.checkpoints
 
     @property
+    def released(self) -> dict[str, ReleasedSpec]:
+        """This scale's released weights by experiment."""
+        return self.block.released
+
+    @property
     def pretraining(self) -> PretrainingSpec:
         """This scale's pre-training."""
         return self.block.pretraining
@@ -117,6 +124,19 @@ class Params:
     def tolerances(self) -> dict[str, float]:
         """Half-widths of a ``reproduced`` verdict by metric."""
         return self.document.tolerances
+
+    def downloads(self, name: str) -> dict[str, Path]:
+        """What ``vpd fetch`` has to complete for ``name``, a dataset or a single entry: entry -> folder, at any scale."""
+        places: dict[str, dict[str, Path]] = {}
+        for scale in self.document.scales.values():
+            for dataset, spec in scale.datasets.items():
+                own = {entry: Path(spec.path) for entry in spec.download if spec.path}
+                places |= {entry: {entry: path} for entry, path in own.items()}
+                places |= {dataset: own} if own else {}
+            for released in scale.released.values():
+                if released.download:
+                    places[released.download] = {released.download: Path(released.path).parent}
+        return pick(name, places, "download", str(self.source))
 
     def layout(self) -> str:
         """What the report and the tracking read, as JSON: a change of it reruns them and nothing else."""
@@ -186,6 +206,8 @@ def _check_references(params: Params) -> None:
         if spec.source == "pretrained":
             where = f"{params.source}: scales.{params.scale}.checkpoints.{name}"
             pick(name, params.pretraining.milestones, "pre-training milestone", where)
+    for name in params.released:
+        pick(name, params.experiments, "experiment", f"{params.source}: scales.{params.scale}.released")
     for task, layer in params.block.tasks.items():
         base = pick(task, params.document.tasks, "task", f"{params.source}: scales.{params.scale}.tasks")
         for section in LAYERS_WITHOUT_SPEC:

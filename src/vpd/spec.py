@@ -132,6 +132,14 @@ class CheckpointSpec(Frozen):
     """File name -> digest, or the beginning of one, that the file must have."""
 
 
+class ReleasedSpec(Frozen):
+    """A file of weights that the authors released for one experiment."""
+
+    path: str
+    download: str | None = None
+    """Name in fetch/sources.yaml of what puts it there."""
+
+
 # ---------------------------------------------------------------------------------------------------------------- model
 class AttentionSpec(Frozen):
     """Which cross-attention maps are recorded and handed to the decoder head (S6, S7, S14)."""

@@ -25,3 +25,36 @@ rule evaluate:
         " --checkpoint {params.checkpoint} --runs {params.runs}"
         " --metrics {output.metrics} --panels {params.panels}"
         " --state {params.state} --timing {output.timing} 2>&1 | tee {log}"
+
+
+rule released:
+    input:
+        data=expand(
+            f"data/{SCALE}/{{name}}/manifest.json", name=["ade20k", "nyuv2", "refcoco"]
+        ),
+        checkpoint=f"checkpoints/{SCALE}/sd-1-5/manifest.json",
+        code=code("weights", "data", "models", "evaluation"),
+    output:
+        index=f"results/{SCALE}/released/index.json",
+        timing=f"results/{SCALE}/timing/released/released.json",
+    log:
+        f"logs/{SCALE}/released.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        scale=SCALE,
+        protocol=PROTOCOL,
+        data=lambda wildcards, input: folder(folder(input.data[0])),
+        checkpoints=lambda wildcards, input: folder(folder(input.checkpoint)),
+        archives="downloads/archives",
+        out=lambda wildcards, output: folder(output.index),
+        state=f".vpd/{SCALE}/released",
+        specs=[
+            (PARAMS.released[name].model_dump_json(), SPECS[name].model_dump_json())
+            for name in PARAMS.released
+        ],
+    shell:
+        "vpd released --scale {params.scale} --protocol {params.protocol} --data {params.data}"
+        " --checkpoints {params.checkpoints} --archives {params.archives} --out {params.out}"
+        " --state {params.state} --timing {output.timing} 2>&1 | tee {log}"

@@ -5,6 +5,7 @@ rule report:
         history=per_experiment(rules.train.output.history),
         timing=per_experiment(rules.train.output.timing)
         + per_experiment(rules.evaluate.output.timing),
+        released=[rules.released.output.index, rules.released.output.timing],
         pretraining=rules.pretrain.output.manifest,
         previews=expand(rules.data.output.preview, dataset=PARAMS.datasets),
         code=code("report"),

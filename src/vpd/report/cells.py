@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vpd.files import write_text
-from vpd.report.layout import FigureSpec, TableSpec, band, matched_row, metric_band, table_names
+from vpd.report.layout import RELEASED, FigureSpec, TableSpec, band, matched_row, metric_band, table_names
 from vpd.report.reported import ReportedTable
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ class Judge:
 
     measured: Measured
     comparable: bool
+    released: frozenset[str] = frozenset()
+    """Experiments whose released weights the scale measures; elsewhere such rows are quoted."""
+
+    def runs(self, experiment: str | None) -> bool:
+        """Whether this scale runs ``experiment`` at all."""
+        return experiment is not None and (not experiment.endswith(RELEASED) or experiment in self.released)
 
     def cell(self, cell: tuple[str, str, str], paper: float | None, source: tuple[str, str], tolerance: float) -> Cell:
         """The cell ``(table, row, column)`` filled from ``source``, an experiment and a ``milestone.metric``."""
@@ -101,7 +107,7 @@ class Judge:
 
 def all_cells(params: Params, reported: Mapping[str, ReportedTable], frame: pd.DataFrame) -> list[Cell]:
     """One cell per numeric cell of ``reported`` and per point of the trend figures, in the paper's order."""
-    judge = Judge(by_reference(frame), params.comparable)
+    judge = Judge(by_reference(frame), params.comparable, frozenset(name + RELEASED for name in params.released))
     cells = []
     for name in table_names(params, reported):
         cells += table_cells(name, params.tables.get(name), reported[name], judge, params.tolerances)
@@ -123,7 +129,7 @@ def table_cells(
         for column in source.columns:
             experiment = row.source(column) if row and column in table.columns else None
             paper = reported.get(column)
-            if experiment is not None:
+            if judge.runs(experiment):
                 allowed = band(name, table, row, column, tolerances)
                 key = (experiment, table.columns[column])
                 cells.append(judge.cell((name, label, column), paper, key, allowed))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from vpd.errors import UserError
 from vpd.files import read_json
+from vpd.report.layout import RELEASED
 
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
 
@@ -45,6 +46,13 @@ def collect(metrics: Path, experiments: Iterable[str]) -> pd.DataFrame:
         raise UserError(f"{metrics} has metrics of none of the {len(names)} experiments; run the evaluate stage first")
     lines = [line for path in paths for line in _lines(path)]
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def collect_released(released: Path, experiments: Iterable[str]) -> pd.DataFrame:
+    """Tidy frame like that of ``collect``, of released weights that were measured; names have the ending for them."""
+    paths = [path for name in experiments if (path := released / "metrics" / f"{name}.json").is_file()]
+    frame = pd.DataFrame([line for path in paths for line in _lines(path)], columns=COLUMNS)
+    return frame.assign(experiment=frame["experiment"] + RELEASED)
 
 
 def _lines(path: Path) -> list[tuple]:

@@ -20,6 +20,8 @@ Reference = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
 """``milestone.metric``, such as ``final.miou_ss``."""
 LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
 PICTURES = (".svg", ".png")
+RELEASED = "@released"
+"""Ending of an experiment's name where its results are those of released weights."""
 
 
 class TableRow(Frozen):
@@ -32,6 +34,8 @@ class TableRow(Frozen):
     """The experiment that fills every measured column ..."""
     experiments: dict[str, str] = Field(default_factory=dict)
     """... or one experiment per column."""
+    released: bool = False
+    """Whether the row shows the authors' released weights, measured here, and not weights trained here."""
     tolerances: dict[str, float] = Field(default_factory=dict)
     """Bands by column, in place of the table's and the general ones."""
 
@@ -42,8 +46,9 @@ class TableRow(Frozen):
         return self
 
     def source(self, column: str) -> str | None:
-        """The experiment that fills ``column``, if any does."""
-        return self.experiment or self.experiments.get(column)
+        """The experiment that fills ``column``, if any does; with the ending of released weights where they are shown."""
+        name = self.experiment or self.experiments.get(column)
+        return name + RELEASED if name and self.released else name
 
 
 class TableSpec(Frozen):

@@ -14,7 +14,7 @@ from vpd.report.claims import Finding
 from vpd.report.layout import FigureSpec
 from vpd.report.names import ordinal
 
-STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate")
+STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate", "released")
 
 
 class Links:
@@ -85,6 +85,26 @@ def panels(name: str, figure: FigureSpec, links: Links, folder: Path) -> str:
         links.image(f"{ordinal(name)}, `{run}`: {text}", folder / run / "predictions.png") for run in figure.panels
     ]
     return "\n".join(parts)
+
+
+def released(facts: Mapping[str, Mapping]) -> str:
+    """A line per released file: what it is, how its frozen parts agree with the checkpoint, or why it is missing."""
+    lines = [
+        "| experiment | file | SHA-256 | VAE differs by | class embeddings, cosine mean / worst |",
+        "|---|---|---|---:|---|",
+    ]
+    for name, fact in facts.items():
+        if "missing" in fact:
+            lines.append(f"| `{name}` | not measured: {fact['missing']} | – | – | – |")
+            continue
+        embeddings = fact.get("class_embeddings")
+        agreement = (
+            f"{embeddings['mean']:.4f} / {embeddings['worst']:.4f} ({embeddings['worst_class']})" if embeddings else "–"
+        )
+        lines.append(
+            f"| `{name}` | {fact['file']} | `{fact['sha256'][:16]}` | {fact['vae_difference']:.1e} | {agreement} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def times(timings: pd.DataFrame) -> str:

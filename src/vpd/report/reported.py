@@ -65,7 +65,7 @@ class Claim(Frozen):
 
 @cache
 def load_reported() -> dict[str, ReportedTable]:
-    """All tables by id; also ``table3-released`` (the released code's numbers) and ``figure3`` (its printed points)."""
+    """All tables by id; also ``table3-released`` (numbers of released weights) and ``figure3`` (its printed points)."""
     content = yaml.safe_load((HERE / "reported.yaml").read_text(encoding="utf-8"))
     tables = {}
     for name, block in content.items():

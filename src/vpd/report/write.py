@@ -9,11 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.files import atomic_folder, write_text
+import pandas as pd
+
+from vpd.files import atomic_folder, read_json, write_text
 from vpd.report import markdown
 from vpd.report.cells import Cell, all_cells, write_cells
 from vpd.report.claims import table_findings, trend_findings
-from vpd.report.collect import collect, read_curves, read_timings
+from vpd.report.collect import collect, collect_released, read_curves, read_timings
 from vpd.report.curves import pretraining_figure, training_figure
 from vpd.report.figures import dots_figure, pretraining_steps, trend_figure
 from vpd.report.layout import FigureSpec, table_names, tasks
@@ -66,7 +68,9 @@ def write_report(params: Params, results: Path, pretraining: Path, previews: Map
     What has not been run is reported as such; UserError only if no metrics exist at all, or a file is damaged.
     """
     reported = load_reported()
-    frame = collect(results / "metrics", params.experiments)
+    own = collect(results / "metrics", params.experiments)
+    released = collect_released(results / "released", params.released)
+    frame = pd.concat([own, released]) if len(released) else own
     cells = all_cells(params, reported, frame)
     report = Report(params, results, pretraining, previews, out, reported, cells)
     (out / "REPORT.md").unlink(missing_ok=True)
@@ -144,6 +148,7 @@ def text(report: Report) -> str:
             for name in table_names(params, report.reported)
         ),
         LEGEND,
+        *released(report),
         *panels(report),
         training(report),
         *pretraining(report),
@@ -195,6 +200,13 @@ def contributions(report: Report) -> str:
     return "## What do the prompt, the adapter and the attention maps add?\n\n" + "\n".join(
         [*pictures, found, INTERVALS]
     )
+
+
+def released(report: Report) -> list[str]:
+    """What was found out about the authors' released weights, where the scale measures them."""
+    index = report.results / "released" / "index.json"
+    facts = read_json(index)["released"] if index.is_file() else {}
+    return ["## The authors' released weights\n\n" + markdown.released(facts)] if facts else []
 
 
 def panels(report: Report) -> list[str]:
