@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.parse
 from pathlib import Path
@@ -119,8 +120,8 @@ class Catalogue(Frozen):
 
 
 def load_sources(path: Path | None = None) -> Catalogue:
-    """Read and check a catalogue, by default the one that comes with vpd."""
-    path = path or SOURCES
+    """Read and check a catalogue, by default that of the variable VPD_SOURCES, else the one that comes with vpd."""
+    path = path or Path(os.environ.get("VPD_SOURCES") or SOURCES)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
