@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup reproduce snakemake record test lint lock ui clean
+.PHONY: setup reproduce snakemake record test test-slow costs lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -31,6 +31,12 @@ record: setup                             ## tell DVC about results that Snakema
 test: setup                               ## all tests, the smoke scale by both orchestrators included
 	sh tests/system-packages.sh
 	pytest -n 2 --dist loadfile
+
+test-slow: setup                          ## true-size networks: 16 GiB of memory and some minutes
+	pytest -m slow -s tests/test_true_size.py
+
+costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
+	vpd cost --scale paper --out workflow/costs.json
 
 lint: setup                               ## style of code and workflow
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && snakemake --lint

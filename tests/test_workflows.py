@@ -95,3 +95,41 @@ def test_code_that_a_stage_runs_reruns_it(dvc_stages):
         code = {path for path in inputs if CODE.match(path)}
         assert code, name
         assert ("src/vpd/report" in code) == (name == "report")
+
+
+# ----------------------------------------------------------------------------------------------------------- paper scale
+@pytest.fixture(scope="module")
+def at_paper_scale(tmp_path_factory):
+    """A clean copy of the project with the first line of params.yaml edited; nothing has been run."""
+    from test_reproduce import copy_of_project
+
+    folder = copy_of_project(tmp_path_factory.mktemp("paper"))
+    params = folder / "params.yaml"
+    params.write_text(re.sub(r"(?m)^scale: \w+", "scale: paper", params.read_text()))
+    return folder
+
+
+def test_dvc_lists_the_whole_of_paper_scale(at_paper_scale):
+    from test_reproduce import run
+
+    run("dvc init -q -f", at_paper_scale)
+    listed = run("dvc repro --dry --force", at_paper_scale)
+    params = load_params(ROOT / "params.yaml", "paper")
+    for name in params.experiments:
+        assert f"vpd train {name} --scale paper" in listed
+        assert f"vpd evaluate {name} --spec results/paper" in listed
+    for name in (*params.datasets, "released"):
+        assert re.search(rf"vpd (data )?{name} --scale paper", listed)
+
+
+def test_snakemake_lists_the_whole_of_paper_scale_with_what_each_job_needs(at_paper_scale):
+    from test_reproduce import run
+
+    listed = run("snakemake -n --config scale=paper", at_paper_scale)
+    jobs = re.findall(r"rule train:.*?wildcards: name=(\S+).*?resources: ([^\n]*)", listed, flags=re.S)
+    assert sorted(name for name, _ in jobs) == sorted(load_params(ROOT / "params.yaml", "paper").experiments)
+    for name, resources in jobs:
+        found = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", resources)}
+        assert found["gpus"] >= 1, name
+        assert found["gpu_mem_mb"] > 10_000, name
+        assert found["runtime"] > 30, name

@@ -23,7 +23,7 @@ class RefCOCO(Dataset):
         super().__init__(split, seed)
         if spec.variant is None:
             raise UserError(f"experiment '{spec.name}' names no variant; choose one of {', '.join(refcoco.VARIANTS)}")
-        self.size = spec.data.size
+        self.size = spec.data.size if self.training else spec.evaluation.size
         self.references = refcoco.references(root, spec.variant, self.split)
         numbers = range(len(self.references))
         self.sentences = [(n, s) for n in numbers for s in range(len(self.references[n].sentences))]

@@ -107,6 +107,7 @@ def measure(spec: Spec, model: nn.Module, dataset, pairs: list[Pair], runs: Path
         len(pairs) * len(dataset), f"evaluate {spec.name}", "samples", (len(pairs) - len(missing)) * len(dataset)
     )
     for seed, milestone in missing:
+        torch.manual_seed(seed)  # latents may be samples (S2), which must not depend on what was measured before
         step = load_run(model, runs / f"seed{seed}", milestone)
         samples = load_samples(dataset, spec.training.workers, progress, f"seed {seed} {milestone}")
         values = EVALUATORS[spec.task](predictor(spec, model), samples, spec, len(dataset.classes))
@@ -121,6 +122,7 @@ def conclude(spec: Spec, model: nn.Module, dataset, runs: Path, metrics: Path, p
     """Draw the panels of the first seed's final weights and write all results as one file; ``folder`` goes."""
     results = [read_json(result_path(folder, pair)) for pair in all_pairs(spec)]
     results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
+    torch.manual_seed(spec.seeds[0])
     load_run(model, runs / f"seed{spec.seeds[0]}", "final")
     final = next(r for r in results if r["seed"] == spec.seeds[0] and r["milestone"] == "final")
     draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)

@@ -92,7 +92,7 @@ def choose(
         known = check_names(names, classes(spec, state))
         return lambda model, predict: Segmentation(predict, spec.evaluation, known)
     if spec.task == "referring":
-        return lambda model, predict: Referring(predict, spec.data.size, fitting(text, model))
+        return lambda model, predict: Referring(predict, spec.evaluation.size, fitting(text, model))
     number, name = scene_class(scene, scene_names(spec, state))
     return lambda model, predict: Depth(predict, spec.evaluation, number, name)
 
