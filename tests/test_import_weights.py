@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
+from vpd.data import prepare
 from vpd.errors import UserError
-from vpd.evaluation.run import check_run, load_run
+from vpd.evaluation.run import check_run, evaluate, load_run
 from vpd.files import read_json, sha256, write_json
 from vpd.models import build_model
 from vpd.models.keymap import convert
+from vpd.spec import DatasetSpec
 from vpd.training.record import COLUMNS, run_keys
+from vpd.weights import import_weights
 from vpd.weights.released import adopt, embedding_agreement, read_released, released_spec, write_run
 
 RULED_OUT = "post_quant_conv"
@@ -122,6 +125,24 @@ def test_imported_run_is_accepted_and_computes_what_the_authors_code_computes(re
     name, step = {"seg": ("logits", 1), "refer": ("logits", 4), "depth": ("depth", 4)}[released.task]
     expected = load_file(FOLDER / f"{released.task}.safetensors")[name]
     assert error(output[:, :, ::step, ::step], expected) < OUTPUT
+
+
+def test_imported_weights_are_evaluated(tmp_path, checkpoints):
+    """The whole way, from the file to the metrics, on a drawn dataset."""
+    released = Released("refer", tmp_path, checkpoints["refer"])
+    shutil.rmtree(released.data)
+    drawn = DatasetSpec(
+        layout="refcoco", source="drawn", draw={"train": 2, "val": 2, "testA": 2, "testB": 2}, size=(80, 64)
+    )
+    prepare("refcoco", drawn, released.data)
+    spec = released.spec.model_copy(update={"variant": "refcoco", "dataset": "refcoco", "seeds": (0, 1)})
+    manifest = import_weights(spec, released.file, released.data, released.checkpoint, released.runs)
+    assert manifest["released"]["sha256"] == sha256(released.file)
+    places = (tmp_path / "metrics.json", tmp_path / "panels", tmp_path / "state")
+    evaluate(released_spec(spec), released.runs, released.data, released.checkpoint, *places)
+    results = read_json(tmp_path / "metrics.json")["results"]
+    assert [(r["seed"], r["milestone"], r["step"]) for r in results] == [(0, "final", spec.training.steps)]
+    assert 0 <= results[0]["metrics"]["oiou"] <= 100
 
 
 def test_the_files_class_embeddings_are_taken(tmp_path, checkpoints):

@@ -530,7 +530,13 @@ def test_released_weights_fill_rows_of_their_own_beside_the_readmes_numbers(tmp_
     content = {"experiment": "refcoco-full", "provenance": "released-weights", "results": [result]}
     (results / "released/metrics").mkdir(parents=True)
     (results / "released/metrics/refcoco-full.json").write_text(json.dumps(content))
-    embeddings = {"mean": 0.9996, "worst": 0.998, "worst_class": "door"}
+    embeddings = {
+        "mean": 0.9996,
+        "worst": 0.998,
+        "worst_class": "door",
+        "in_order": 1,
+        "by_class": {"wall": 1, "door": 1},
+    }
     facts = {"file": "a.pth", "sha256": "ab" * 32, "vae_difference": 0.0, "class_embeddings": embeddings}
     index = {"refcoco-full": facts, "seg-full": {"missing": "the link is dead"}}
     (results / "released/index.json").write_text(json.dumps({"released": index}))
@@ -546,7 +552,7 @@ def test_released_weights_fill_rows_of_their_own_beside_the_readmes_numbers(tmp_
     assert cells.loc["table3", "VPD, default", "refcoco"]["paper"] == "73.25"
     report = (results / "REPORT.md").read_text(encoding="utf-8")
     assert "| `seg-full` | not measured: the link is dead | – | – | – |" in report
-    assert "0.9996 / 0.9980 (door)" in report
+    assert "0.9996 / 0.9980 (door); 1 of 2 |" in report
 
 
 def test_a_scale_without_released_weights_quotes_their_rows(world):

@@ -123,7 +123,8 @@ class CheckpointSpec(Frozen):
     ``hub``: a repository of the Hugging Face hub. ``file``: an original .ckpt or .safetensors file at ``path``."""
     path: str | None = None
     repo: str | None = None
-    """Hub repository, such as CompVis/stable-diffusion-v1-4; for ``file``, where tokenizer and settings come from."""
+    """Hub repository, such as CompVis/stable-diffusion-v1-4; for ``file``, where its tokenizer comes from, or a
+    folder that has it."""
     revision: str | None = None
     """Commit, tag or branch of ``repo``."""
     mirrors: tuple[str, ...] = ()

@@ -90,7 +90,7 @@ def panels(name: str, figure: FigureSpec, links: Links, folder: Path) -> str:
 def released(facts: Mapping[str, Mapping]) -> str:
     """A line per released file: what it is, how its frozen parts agree with the checkpoint, or why it is missing."""
     lines = [
-        "| experiment | file | SHA-256 | VAE differs by | class embeddings, cosine mean / worst |",
+        "| experiment | file | SHA-256 | VAE differs by | class embeddings: cosine with ours, mean / worst; in our order |",
         "|---|---|---|---:|---|",
     ]
     for name, fact in facts.items():
@@ -99,7 +99,10 @@ def released(facts: Mapping[str, Mapping]) -> str:
             continue
         embeddings = fact.get("class_embeddings")
         agreement = (
-            f"{embeddings['mean']:.4f} / {embeddings['worst']:.4f} ({embeddings['worst_class']})" if embeddings else "–"
+            f"{embeddings['mean']:.4f} / {embeddings['worst']:.4f} ({embeddings['worst_class']}); "
+            f"{embeddings['in_order']} of {len(embeddings['by_class'])}"
+            if embeddings
+            else "–"
         )
         lines.append(
             f"| `{name}` | {fact['file']} | `{fact['sha256'][:16]}` | {fact['vae_difference']:.1e} | {agreement} |"

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from vpd.errors import UserError, nearest, pick
 from vpd.files import atomic_folder, read_json, sha256, write_json
+from vpd.progress import track
 from vpd.spec import CheckpointSpec
 from vpd.weights.stable_diffusion import INDEX, check_pipeline, pipeline_files, possible_files, weight_files
 
 MANIFEST = "manifest.json"
 UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
 """What model_index.json says of the parts that are left out."""
+Origin = tuple[dict, dict[str, str]]
+"""What the manifest says about where the files come from, and digests of files that are known already."""
 
 
 def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> None:
@@ -23,9 +26,10 @@ def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> N
     the original file ``spec.path``. UserError if that is missing, damaged or not Stable Diffusion 1.
     """
     with atomic_folder(out) as temporary:
-        origin = SOURCES[spec.source](name, spec, pretraining, temporary)
+        origin, known = SOURCES[spec.source](name, spec, pretraining, temporary)
         parameters = check_pipeline(temporary)
-        files = {file: sha256(temporary / file) for file in [INDEX, *pipeline_files(temporary)]}
+        names = [INDEX, *pipeline_files(temporary)]
+        files = {file: known.get(file) or sha256(temporary / file) for file in names}
         if spec.source != "file":
             check_digests(name, files, spec.sha256, f"fetch it again, or correct checkpoints.{name}.sha256")
         manifest = {"name": name, "source": spec.source, **origin, "parameters": parameters, "files": files}
@@ -33,46 +37,47 @@ def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> N
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
-def _from_milestone(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> dict:
+def _from_milestone(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Origin:
     manifest = read_json(pretraining / MANIFEST)
     pick(name, manifest["milestones"], "milestone", str(pretraining / MANIFEST))
     own = {file: digest for file, digest in manifest["files"].items() if file.startswith(f"{name}/")}
     _compare(pretraining, own, "run the pre-training again")
     check_pipeline(pretraining / name)
     _copy(pretraining / name, target, link=False)
-    return {}
+    return {}, {}
 
 
-def _from_folder(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> dict:
+def _from_folder(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Origin:
     if spec.path is None:
         raise UserError(f"checkpoints.{name} has source 'folder' but no path; give the path of a diffusers folder")
     check_pipeline(Path(spec.path))
     _copy(Path(spec.path), target, link=True)
-    return {}
+    return {}, {}
 
 
-def _from_hub(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> dict:
+def _from_hub(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Origin:
     from vpd.weights.hub import download, kept_digests
 
     snapshot = download(name, spec, [INDEX, *possible_files()], [INDEX, *weight_files()])
-    check_pipeline(snapshot.folder)
     kept = kept_digests(snapshot.folder, pipeline_files(snapshot.folder))
-    found = {file: sha256(snapshot.folder / file) for file in kept}
+    checked = track(kept, len(kept), f"check {name}", "files")
+    found = {file: sha256(snapshot.folder / file) for file in checked}
     for file, digest in kept.items():
         blob = (snapshot.folder / file).resolve()
         check_digests(name, found, {file: digest}, f"delete {blob} and fetch it again")
+    check_pipeline(snapshot.folder)
     _copy(snapshot.folder, target, link=True)
-    return {"repo": snapshot.repo, "revision": snapshot.revision}
+    return {"repo": snapshot.repo, "revision": snapshot.revision}, found
 
 
-def _from_file(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> dict:
+def _from_file(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Origin:
     from vpd.weights.original import convert_file
 
-    return convert_file(name, spec, target)
+    return convert_file(name, spec, target), {}
 
 
 SOURCES = {"pretrained": _from_milestone, "folder": _from_folder, "hub": _from_hub, "file": _from_file}
-"""Source -> function that fills a folder and returns what the manifest says about where the files come from."""
+"""Source -> function that fills a folder and returns where the files come from."""
 
 
 # -------------------------------------------------------------------------------------------------------------- copying

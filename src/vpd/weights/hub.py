@@ -108,9 +108,12 @@ def _unreached(error: Exception, repo: str, revision: str) -> Exception:
     cache = constants.HF_HUB_CACHE
     if constants.HF_HUB_OFFLINE:
         return NotThereError(f"{repo} at {revision} is not complete in {cache}, and HF_HUB_OFFLINE forbids to fetch it")
-    status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-    if status is not None:
-        return _refused(error.__cause__, repo, f"{constants.ENDPOINT}/{repo}")
+    if isinstance(error.__cause__, errors.HfHubHTTPError):
+        return _explained(error.__cause__, repo, revision)
+    if isinstance(error.__cause__, errors.FileMetadataError):
+        return UserError(
+            f"{constants.ENDPOINT} does not answer as the hub does; check HF_ENDPOINT and the network's proxy"
+        )
     return UserError(
         f"{constants.ENDPOINT} cannot be reached and {repo} at {revision} is not complete in {cache}; check the network, "
         "or set HF_ENDPOINT to a mirror of the hub"

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vpd.errors import UserError
 from vpd.files import sha256, write_json
+from vpd.progress import track
 from vpd.spec import CheckpointSpec
 from vpd.weights.assemble import UNUSED, check_digests
 from vpd.weights.configs import sd1_configs
@@ -189,7 +190,7 @@ def _fill(path: Path, parts: Parts, words: Words, target: Path) -> None:
             f"the text encoder of {path} knows {configs['text_encoder']['vocab_size']} tokens but the tokenizer in "
             f"{words.tokenizer} {words.count}; name the tokenizer that belongs to it"
         )
-    for part, config in configs.items():
+    for part, config in track(configs.items(), len(configs), f"write {path.name}", "networks"):
         (target / part).mkdir()
         write_json(target / part / "config.json", config)
         save_file(parts[part], target / part / WEIGHTS[part], metadata={"format": "pt"})

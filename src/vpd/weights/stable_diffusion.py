@@ -121,7 +121,7 @@ def check_widths(source: Path, unet: dict, vae: dict, text: dict) -> None:
 def count_parameters(path: Path) -> int:
     """Number of floating-point values in a safetensors file; UserError if it is damaged."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - not a dictionary
             return sum(prod(part.get_shape()) for part in slices if "F" in part.get_dtype())
     except (SafetensorError, OSError) as error:
