@@ -112,7 +112,6 @@ def at_paper_scale(tmp_path_factory):
 def test_dvc_lists_the_whole_of_paper_scale(at_paper_scale):
     from test_reproduce import run
 
-    run("dvc init -q -f", at_paper_scale)
     listed = run("dvc repro --dry --force", at_paper_scale)
     params = load_params(ROOT / "params.yaml", "paper")
     for name in params.experiments:

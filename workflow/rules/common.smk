@@ -1,5 +1,6 @@
 """What all rules share: the checked params.yaml, the scale, and the code each stage depends on."""
 
+import json
 from pathlib import Path
 
 from vpd.errors import UserError
@@ -12,6 +13,24 @@ except UserError as mistake:
 
 SCALE, PROTOCOL = PARAMS.scale, PARAMS.protocol
 SPECS = {name: PARAMS.resolve(name) for name in PARAMS.experiments}
+
+
+# Scales that fix the threads of their jobs are for CPUs and reserve nothing but those.
+COSTS = json.loads(Path("workflow/costs.json").read_text())
+
+
+def reserved(resource):
+    """What `vpd cost` found that an experiment's training needs; the most of its task where it has not looked."""
+
+    def amount(wildcards):
+        spec = SPECS[wildcards.name]
+        if spec.training.threads:
+            return 0
+        alike = [name for name in COSTS if name in SPECS and SPECS[name].task == spec.task]
+        known = [wildcards.name] if wildcards.name in COSTS else alike
+        return max((COSTS[name]["resources"][resource] for name in known), default=0)
+
+    return amount
 
 
 wildcard_constraints:

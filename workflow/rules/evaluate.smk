@@ -14,6 +14,11 @@ rule evaluate:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpus=reserved("gpus"),
+        gpu_mem_mb=reserved("gpu_mem_mb"),
+        mem_mb=reserved("mem_mb"),
+        runtime=reserved("runtime"),
     params:
         data=lambda wildcards, input: folder(input.data),
         checkpoint=lambda wildcards, input: folder(input.checkpoint),

@@ -13,6 +13,11 @@ rule train:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpus=reserved("gpus"),
+        gpu_mem_mb=reserved("gpu_mem_mb"),
+        mem_mb=reserved("mem_mb"),
+        runtime=reserved("runtime"),
     params:
         scale=SCALE,
         protocol=PROTOCOL,
