@@ -1,6 +1,7 @@
 """The documentation keeps up with the specs, params.yaml and the code; nothing is run."""
 
 import ast
+import json
 import re
 import types
 import typing
@@ -243,3 +244,19 @@ def test_experiments_named_in_the_pages_exist():
     names = set(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["experiments"])
     named = {span for span in code(FIDELITY + PARAMS) if re.fullmatch(r"(seg|refcoco\w*|depth)-[a-z0-9-]+", span)}
     assert named - names - {"depth-decoder"} == set()
+
+
+# ------------------------------------------------------------------------------------------------------- paper-scale.md
+def test_costs_shown_are_those_that_snakemake_reserves():
+    costs = json.loads((ROOT / "workflow/costs.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs/paper-scale.md").read_text(encoding="utf-8")
+    (shown,) = (table for table in tables(text) if "GPU-hours" in table[0])
+    assert len(shown) >= 3
+    for row in shown:
+        figures = costs[code(row["experiment"])[0]]["figures"]
+        assert {name: float(row[name]) for name in figures} == figures
+
+
+def test_costs_are_known_of_every_experiment(paper_scale):
+    costs = json.loads((ROOT / "workflow/costs.json").read_text(encoding="utf-8"))
+    assert costs.keys() == paper_scale["official"].keys()

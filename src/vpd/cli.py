@@ -256,8 +256,8 @@ def _import_weights(options: argparse.Namespace) -> None:
         found = facts["class_embeddings"]
         print(
             f"class embeddings agree with our prompts to a cosine of {found['mean']:.4f} in the mean, "
-            f"{found['worst']:.4f} at worst ({found['worst_class']}); {found['in_order']} of {len(found['by_class'])} are nearest "
-            "to ours of the same class, and with fewer than all the classes are in another order"
+            f"{found['worst']:.4f} at worst ({found['worst_class']}); {found['in_order']} of {len(found['by_class'])} "
+            "are nearest to ours of the same class (fewer than all: another order of classes)"
         )
 
 

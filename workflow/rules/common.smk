@@ -26,7 +26,9 @@ def reserved(resource):
         spec = SPECS[wildcards.name]
         if spec.training.threads:
             return 0
-        alike = [name for name in COSTS if name in SPECS and SPECS[name].task == spec.task]
+        alike = [
+            name for name in COSTS if name in SPECS and SPECS[name].task == spec.task
+        ]
         known = [wildcards.name] if wildcards.name in COSTS else alike
         return max((COSTS[name]["resources"][resource] for name in known), default=0)
 
