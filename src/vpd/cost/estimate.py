@@ -1,0 +1,126 @@
+"""What an experiment costs: size, multiply-adds, memory and GPU-hours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpd.cost.activations import Kept, keep
+from vpd.cost.counting import Part, count, text_parameters
+from vpd.cost.hours import gpu_hours, training_images, training_macs
+from vpd.cost.network import CLASSES, LAYOUTS, crop
+from vpd.spec import Spec, digest
+from vpd.weights.configs import sd1_configs
+
+GIB = 1 << 30
+FLOAT = 4
+"""Bytes of a weight, of its gradient, and of each of AdamW's two moments, whatever the precision of the activations."""
+RESERVED = 3 * GIB // 2
+"""Of a GPU: CUDA's context, the workspaces of its libraries, and what the allocator cannot use."""
+ENCODER_MAPS = 4
+"""Maps that the VAE encoder holds at once at its finest level: a block's input, its norm, a convolution's two ends."""
+NO_COST = {"unet", "timestep", "latent_scale"}
+"""Model settings that change numbers, not what they cost."""
+_measured: dict[str, dict] = {}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one run of an experiment; multiply-adds are those of one training image, memory is in bytes."""
+
+    parts: dict[str, Part]
+    """vae, unet, adapter, neck, head; where a head has no neck of that name, all of it is head."""
+    text_parameters: int
+    """Of the frozen text encoder, where prompts come with the images. The paper's figures leave it out, and so do
+    ``parameters`` and ``macs``; memory includes it."""
+    kept: Kept
+    """Activations kept for the backward pass, without gradient checkpointing."""
+    kept_checkpointed: Kept
+    """The same with gradient checkpointing."""
+    encoder: int
+    """Working memory of the frozen encoder for one image."""
+    batch_size: int
+    """Images of one optimizer step."""
+    accumulate: int
+    checkpointing: bool
+    images: int
+    """Training images that the run sees."""
+    gpu_hours: float
+    """V100-hours (see ``vpd.cost.hours``)."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(part.parameters for part in self.parts.values())
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that the optimizer changes."""
+        return sum(part.trainable for part in self.parts.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the forward pass, attention products included."""
+        return sum(part.macs for part in self.parts.values())
+
+    @property
+    def mmcv_macs(self) -> int:
+        """Multiply-adds of the forward pass in mmcv's convention, the paper's."""
+        return sum(part.mmcv_macs for part in self.parts.values())
+
+    @property
+    def training_macs(self) -> int:
+        """Multiply-adds of the forward and the backward pass."""
+        return training_macs(self.parts, self.checkpointing)
+
+    @property
+    def state(self) -> int:
+        """Bytes of weights, gradients and AdamW's moments; frozen weights have neither of the others."""
+        return FLOAT * (self.parameters + self.text_parameters + 3 * self.trainable)
+
+    def step_bytes(self, processes: int = 1) -> int:
+        """Memory of a training step in each of ``processes`` that share its batch, accumulation taken into account."""
+        micro_batch = -(-self.batch_size // (self.accumulate * processes))
+        kept = self.kept_checkpointed if self.checkpointing else self.kept
+        return self.state + kept.copies + micro_batch * (kept.per_image + self.encoder)
+
+    def gpu_bytes(self, gpus: int = 1) -> int:
+        """Memory to expect on each GPU."""
+        return self.step_bytes(gpus) + RESERVED
+
+
+def cost(
+    spec: Spec, parts: dict[str, dict] | None = None, classes: int | None = None, samples: int | None = None
+) -> Cost:
+    """Cost of one run of ``spec``, without computing anything.
+
+    ``parts`` are the configurations of unet, vae and text_encoder (Stable Diffusion 1's unless given, see
+    ``read_parts``); ``classes`` and ``samples`` per epoch are those of the real dataset unless given.
+    """
+    parts = parts or sd1_configs()
+    measured = _measure(spec, parts, CLASSES[LAYOUTS[spec.task]] if classes is None else classes)
+    training, images, side = spec.training, training_images(spec, samples), spec.model.canvas or crop(spec)
+    macs = training_macs(measured["parts"], training.gradient_checkpointing)
+    return Cost(
+        **measured,
+        encoder=ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * side**2,
+        batch_size=training.batch_size,
+        accumulate=training.accumulate,
+        checkpointing=training.gradient_checkpointing,
+        images=images,
+        gpu_hours=gpu_hours(spec, images, macs),
+    )
+
+
+def _measure(spec: Spec, parts: dict[str, dict], classes: int) -> dict:
+    """The fields of ``Cost`` that take a network; specs whose differences cost nothing share one measurement."""
+    model = spec.model.model_dump(mode="json", exclude=NO_COST)
+    training = spec.training.model_dump(mode="json", include={"precision", "loss"})
+    key = digest([spec.task, model, training, crop(spec), parts, classes])
+    if key not in _measured:
+        _measured[key] = {
+            "parts": count(spec, parts, classes),
+            "text_parameters": text_parameters(spec, parts),
+            "kept": keep(spec, parts, classes, checkpointing=False),
+            "kept_checkpointed": keep(spec, parts, classes, checkpointing=True),
+        }
+    return _measured[key]

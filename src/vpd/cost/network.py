@@ -1,0 +1,70 @@
+"""A network and a batch with random contents, for counting and timing: no checkpoint, no data, any device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from vpd.files import read_json
+from vpd.models import VPD, compose
+from vpd.models.prompts import FROM_IMAGES
+from vpd.spec import DepthSpec, ReferringSpec, SegmentationSpec, Spec
+
+NETWORKS = ("unet", "vae", "text_encoder")
+CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
+"""Classes of the real datasets by layout: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
+LAYOUTS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
+
+
+def read_parts(checkpoint: Path) -> dict[str, dict]:
+    """Configurations of the networks in a diffusers pipeline folder; UserError if one is missing or damaged."""
+    return {part: read_json(checkpoint / part / "config.json") for part in NETWORKS}
+
+
+class GivenTokens(nn.Module):
+    """Stands for the frozen text encoder, which is no part of what the paper counts: fixed random token states."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("states", torch.randn(length, width))
+
+    def forward(self, sentences: list[str]) -> Tensor:
+        """States (sentences, length, width)."""
+        return self.states.expand(len(sentences), -1, -1)
+
+    def pooled(self, sentences: list[str]) -> Tensor:
+        """States (sentences, width)."""
+        return self.states[-1].expand(len(sentences), -1)
+
+
+def build(spec: Spec, parts: dict[str, dict], classes: int) -> VPD:
+    """The network of ``spec`` with random weights, on torch's default device."""
+    unet = UNet2DConditionModel.from_config(parts["unet"])
+    vae = AutoencoderKL.from_config(parts["vae"])
+    prompt, width = spec.model.prompt, unet.config.cross_attention_dim
+    if prompt.strategy in FROM_IMAGES:
+        return compose(spec, unet, vae, classes, text=GivenTokens(prompt.length, width))
+    rows = {"empty": 1, "empty-sequence": prompt.length}.get(prompt.strategy, classes)
+    return compose(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width))
+
+
+def crop(spec: Spec) -> int:
+    """Side of the square training images in pixels."""
+    return spec.data.size if isinstance(spec, ReferringSpec) else spec.data.crop
+
+
+def make_batch(spec: Spec, images: int, classes: int) -> dict:
+    """A training batch of ``spec`` with random contents, on torch's default device."""
+    side = crop(spec)
+    batch = {"image": torch.rand(images, 3, side, side) * 2 - 1}
+    match spec:
+        case SegmentationSpec():
+            return batch | {"label": torch.randint(0, classes, (images, side, side))}
+        case ReferringSpec():
+            return batch | {"label": torch.randint(0, 2, (images, side, side)), "text": [""] * images}
+        case DepthSpec():
+            depth = torch.rand(images, side, side) * (spec.data.max_depth - 0.1) + 0.1
+            return batch | {"depth": depth, "class_id": torch.randint(0, classes, (images,))}

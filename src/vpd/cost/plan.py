@@ -1,0 +1,96 @@
+"""What a cluster should reserve for each experiment, in a file that a workflow reads without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpd.cost.estimate import Cost, cost
+from vpd.cost.network import CLASSES, read_parts
+from vpd.cost.table import figures
+from vpd.data.world.classes import CLASSES as DRAWN
+from vpd.errors import UserError
+from vpd.files import write_json
+from vpd.progress import track
+from vpd.spec import DatasetSpec, Spec
+
+if TYPE_CHECKING:
+    from vpd.params import Params
+
+MIB = 1 << 20
+MARGIN = 1.2
+"""Reserved over expected."""
+STARTING = 30
+"""Minutes for imports, prompts and saving, whatever the training."""
+HOST, WORKER = 3072, 1024
+"""MiB for a process with its two caches of 1 GiB, and for each of its loader processes."""
+CPU_MACS = 5e9
+"""Multiply-adds per second of one CPU thread, at the low end."""
+
+
+def resources(cost: Cost, spec: Spec, gpus: int = 1) -> dict[str, int]:
+    """What a job that trains all seeds of ``spec`` should reserve: gpus, gpu_mem_mb (each), mem_mb, runtime (minutes), cpus.
+
+    A spec that fixes the number of CPU threads is meant for CPUs and gets no GPU.
+    """
+    threads, workers, seeds = spec.training.threads, spec.training.workers, len(spec.seeds)
+    if threads:
+        minutes = cost.images * cost.training_macs / (CPU_MACS * threads) / 60
+        memory = seeds * (HOST + workers * WORKER + cost.step_bytes() / MIB)
+        return _rounded(0, 0, memory, minutes * seeds, threads * seeds)
+    memory = gpus * (HOST + workers * WORKER + cost.state / MIB)
+    minutes = cost.gpu_hours * 60 / gpus
+    return _rounded(gpus, cost.gpu_bytes(gpus) / MIB, memory, minutes * seeds, gpus * (1 + workers))
+
+
+def _rounded(gpus: int, gpu_mem: float, mem: float, minutes: float, cpus: int) -> dict[str, int]:
+    return {
+        "gpus": gpus,
+        "gpu_mem_mb": math.ceil(gpu_mem),
+        "mem_mb": math.ceil(mem * MARGIN),
+        "runtime": STARTING + math.ceil(minutes * MARGIN),
+        "cpus": cpus,
+    }
+
+
+def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[str] | None = None) -> dict[str, Cost]:
+    """Costs of the experiments ``names``, or of the whole matrix.
+
+    ``checkpoints`` holds one diffusers pipeline folder per checkpoint, whose configurations are read; without it they
+    are Stable Diffusion 1's. UserError if the scale pre-trains its own checkpoints and they are not given.
+    """
+    specs = [params.resolve(name) for name in names or params.experiments]
+    return {spec.name: _cost(params, spec, checkpoints) for spec in track(specs, len(specs), "costs", "experiment")}
+
+
+def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:
+    """Write ``{experiment: {resources, figures}}`` to ``path`` as JSON."""
+    entries = {
+        name: {"resources": resources(found, params.resolve(name)), "figures": figures(found)}
+        for name, found in costs.items()
+    }
+    write_json(path, entries)
+
+
+def _cost(params: Params, spec: Spec, checkpoints: Path | None) -> Cost:
+    if checkpoints is None and params.checkpoint(spec.checkpoint).source == "pretrained":
+        raise UserError(
+            f"{params.source}: scale {params.scale} pre-trains checkpoint {spec.checkpoint}, so its size is not known "
+            "beforehand; give the folder of its checkpoints with --checkpoints"
+        )
+    parts = read_parts(checkpoints / spec.checkpoint) if checkpoints else None
+    dataset = params.dataset(spec.dataset)
+    return cost(spec, parts, classes(dataset), samples(dataset))
+
+
+def classes(dataset: DatasetSpec) -> int:
+    """Number of classes: the drawn world has its own where ADE20K has 150."""
+    drawn = dataset.source == "drawn" and dataset.layout == "ade20k"
+    return len(DRAWN) if drawn else CLASSES[dataset.layout]
+
+
+def samples(dataset: DatasetSpec) -> int | None:
+    """Training images that are drawn, or None where the dataset is real and its size known."""
+    return next((dataset.draw[split] for split in ("training", "train") if split in dataset.draw), None)

@@ -1,0 +1,276 @@
+"""What experiments cost agrees with what was measured on the authors' own code, and with what a real step does.
+
+``parity`` marks figures measured on the released code at Stable Diffusion's real size (mmcv's own counter included).
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fixtures.parity.narrow import make_spec, with_training, write_checkpoint
+from vpd.cost import all_costs, cost, markdown, paper_gflops, read_parts, resources, write_costs
+from vpd.cost.activations import any_loss, keep, saved_bytes
+from vpd.cost.estimate import GIB
+from vpd.cost.hours import REFERENCES
+from vpd.cost.network import build, make_batch
+from vpd.errors import UserError
+from vpd.params import load_params
+from vpd.training.losses import loss
+from vpd.training.optim import build_optimizer
+from vpd.weights.configs import sd1_configs
+
+NAMES = {"seg": "seg-full", "refer": "refcoco-full", "refer 77": "refcocog-full", "depth": "depth-full"}
+OUTPUT_LAYER = 12_164
+"""Parameters of the U-Net's output layer, which the released networks carry and never use: not built here."""
+POST_QUANT = 20
+"""The same of the VAE's convolution before its decoder."""
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params("params.yaml", "paper")
+
+
+@pytest.fixture(scope="module")
+def costs(params):
+    return {name: cost(params.resolve(experiment)) for name, experiment in NAMES.items()}
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("narrow"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(params, tmp_path_factory):
+    """A folder of narrow checkpoints that take the paper's image sizes."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    narrow = write_checkpoint(folder / "narrow", vae=(8, 8, 16, 16))
+    for name in params.checkpoints:
+        (folder / name).symlink_to(narrow, target_is_directory=True)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------- parameters
+@pytest.mark.parametrize(
+    ("task", "total", "trainable", "unused"),
+    [
+        ("seg", 902_376_766, 868_213_082, OUTPUT_LAYER),
+        ("refer", 934_043_562, 899_879_878, OUTPUT_LAYER),
+        ("depth", 906_391_845, 872_228_161, 0),  # parity: the depth code deletes the output layer
+    ],
+)
+def test_parameters_are_the_originals_without_its_unused_layers(costs, task, total, trainable, unused):
+    assert costs[task].parameters == total - unused - POST_QUANT
+    assert costs[task].trainable == trainable - unused
+
+
+def test_parameters_by_part(costs):
+    seg = {name: (part.parameters, part.trainable) for name, part in costs["seg"].parts.items()}
+    assert seg == {
+        "vae": (34_163_664, 0),
+        "unet": (859_520_964 - OUTPUT_LAYER,) * 2,
+        "adapter": (1_181_184 + 768,) * 2,
+        "neck": (3_339_264,) * 2,
+        "head": (4_170_902,) * 2,
+    }
+    assert costs["refer"].parts["head"].parameters == 39_176_962
+    assert costs["depth"].parts["head"].parameters == 1_844_480 + 3_687_040 + 5_411_328 + 260_864 + 333_697
+
+
+def test_only_expressions_need_the_text_encoder_in_memory(costs):
+    assert costs["refer"].text_parameters == 123_060_480  # CLIP ViT-L/14's text tower
+    assert costs["seg"].text_parameters == costs["depth"].text_parameters == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- multiply-adds
+@pytest.mark.parametrize(
+    ("task", "part", "expected"),
+    [
+        ("seg", "vae", 558.33), ("seg", "unet", 404.68), ("seg", "adapter", 0.18), ("seg", "neck", 3.87),
+        ("seg", "head", 4.72), ("refer", "unet", 400.03), ("refer", "head", 54.09), ("refer 77", "unet", 401.59),
+        ("refer 77", "head", 54.36), ("depth", "unet", 385.56), ("depth", "head", 3.51 + 77.70),
+    ],
+)  # fmt: skip
+def test_multiply_adds_by_part(costs, task, part, expected):
+    assert costs[task].parts[part].macs / 1e9 == pytest.approx(expected, abs=0.011)
+
+
+def test_multiply_adds_in_total(costs):
+    assert costs["seg"].macs / 1e9 == pytest.approx(971.77, rel=1e-5)
+    assert costs["refer"].macs / 1e9 == pytest.approx(1012.49, rel=1e-5)
+    assert costs["refer 77"].macs / 1e9 == pytest.approx(1014.37, rel=1e-5)
+
+
+def test_depth_saves_what_a_single_token_makes_superfluous(costs):
+    """With one token the original still projects every pixel's query and every pixel's output; we need neither."""
+    layers = [(320, 64 * 64)] * 5 + [(640, 32 * 32)] * 5 + [(1280, 16 * 16)] * 5 + [(1280, 8 * 8)]
+    queries = sum(width**2 * pixels for width, pixels in layers)
+    keys = sum(768 * width for width, _ in layers)
+    products = sum(2 * width * pixels for width, pixels in layers)
+    outputs = sum(width**2 * (pixels - 1) for width, pixels in layers)
+    original = costs["depth"].macs + queries + keys + products + outputs
+    assert original / 1e9 == pytest.approx(1037.90, rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"), [("vae", 541.97), ("unet", 340.12), ("adapter", 0.18), ("neck", 3.87), ("head", 4.73)]
+)
+def test_the_convention_of_the_paper_by_part(costs, part, expected):
+    """parity: mmcv's counter on the original."""
+    assert costs["seg"].parts[part].mmcv_macs / 1e9 == pytest.approx(expected, abs=0.011)
+
+
+def test_the_papers_891_giga_are_reproduced(costs, params):
+    assert costs["seg"].mmcv_macs / 1e9 == pytest.approx(890.86, rel=1e-4)
+    assert round(costs["seg"].mmcv_macs / 1e9) == paper_gflops(params)["seg-full"] == 891
+
+
+def test_training_is_three_forward_passes_of_what_is_trained(params, costs):
+    """Against torch's own count of a forward and a backward pass, and parity's 1236.9 without the frozen encoder."""
+    spec = params.resolve("seg-full")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model, batch = build(spec, sd1_configs(), 150).train(), make_batch(spec, 1, 150)
+        loss(spec.training.loss, model(batch), batch).backward()
+    assert costs["seg"].training_macs == pytest.approx(counter.get_total_flops() / 2, rel=2e-3)
+    trained = costs["seg"].training_macs - costs["seg"].parts["vae"].macs
+    assert trained / 1e9 == pytest.approx(1236.9, rel=5e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------------- memory
+def test_activations_at_true_size(costs):
+    """parity, by resident memory: 2.05 GiB. With checkpointing 0.93, where residual blocks were not recomputed."""
+    assert costs["seg"].kept.per_image / GIB == pytest.approx(2.05, rel=0.1)
+    assert 0.3 < costs["seg"].kept_checkpointed.per_image / GIB < 0.93
+
+
+@pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_of_a_real_step_are_those_foreseen(narrow, task, checkpointing):
+    spec, parts = with_training(make_spec(task), gradient_checkpointing=checkpointing), read_parts(narrow)
+    foreseen = keep(spec, parts, 5, checkpointing)
+    model = build(spec, parts, 5).train()
+    with saved_bytes(model.state_dict(keep_vars=True).values()) as saved:
+        for images in (1, 2):
+            batch = make_batch(spec, images, 5)
+            before = saved.total()
+            kept = any_loss(spec, model(batch), batch)
+            assert saved.total() - before == pytest.approx(images * foreseen.per_image, rel=0.02)
+            del kept
+
+
+def test_memory_of_weights_gradients_and_moments_is_that_of_a_real_step(narrow):
+    spec, parts = make_spec("segmentation"), read_parts(narrow)
+    model, batch = build(spec, parts, 5).train(), make_batch(spec, 1, 5)
+    optimizer = build_optimizer(model, spec.training.optimizer)
+    loss(spec.training.loss, model(batch), batch).backward()
+    optimizer.step()
+    weights = sum(p.nbytes for p in model.parameters())
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    moments = sum(t.nbytes for s in optimizer.state.values() for name, t in s.items() if name.startswith("exp_avg"))
+    assert cost(spec, parts, classes=5, samples=10).state == weights + gradients + moments
+
+
+def test_memory_grows_with_the_micro_batch_only(narrow):
+    spec, parts = with_training(make_spec("segmentation"), batch_size=16), read_parts(narrow)
+    one, halved = cost(spec, parts), cost(with_training(spec, accumulate=2), parts)
+    assert one.gpu_bytes() - halved.gpu_bytes() == 8 * (one.kept.per_image + one.encoder)
+    assert one.gpu_bytes(2) == halved.gpu_bytes()
+    checkpointed = cost(with_training(spec, gradient_checkpointing=True), parts)
+    saved = one.kept.per_image - one.kept_checkpointed.per_image
+    assert one.gpu_bytes() - checkpointed.gpu_bytes() == 16 * saved > 0
+
+
+def test_mixed_precision_halves_activations_and_keeps_copies_of_the_weights(narrow):
+    spec, parts = make_spec("segmentation"), read_parts(narrow)
+    full, mixed = cost(spec, parts), cost(with_training(spec, precision="bf16"), parts)
+    assert full.kept.copies == 0
+    assert mixed.kept.copies == pytest.approx(2 * mixed.trainable, rel=0.05)  # norms and biases stay as they are
+    assert mixed.kept.per_image < 0.75 * full.kept.per_image
+    assert mixed.state == full.state
+
+
+# -------------------------------------------------------------------------------------------------------------- GPU-hours
+@pytest.mark.parametrize(("task", "hours"), [("seg", 26), ("refer", 83), ("depth", 12)])
+def test_the_authors_own_runs_take_their_hours(costs, task, hours):
+    """Eight GPUs; epochs drop the last incomplete batch here."""
+    assert costs[task].gpu_hours == pytest.approx(8 * hours, rel=1.5e-3)
+
+
+def test_hours_follow_steps_epochs_batch_and_size(params, checkpoints):
+    parts = read_parts(checkpoints / "sd-1-5")
+    costs = {name: cost(params.resolve(name), parts) for name in ("seg-full", "seg-fast", "seg-fast-a64")}
+    assert costs["seg-fast"].gpu_hours == pytest.approx(costs["seg-full"].gpu_hours / 10)
+    hours, macs = ([getattr(costs[n], x) for n in ("seg-fast", "seg-fast-a64")] for x in ("gpu_hours", "training_macs"))
+    assert hours[1] / hours[0] == pytest.approx(macs[1] / macs[0])
+    epochs = [cost(params.resolve(name), parts).gpu_hours for name in ("refcoco-fast", "refcoco-full")]
+    assert epochs[0] == pytest.approx(epochs[1] / 40)
+    again = cost(with_training(params.resolve("seg-full"), gradient_checkpointing=True), parts)
+    assert again.training_macs - costs["seg-full"].training_macs == again.parts["unet"].macs
+    per_mac = REFERENCES["segmentation"].hours * 8 / REFERENCES["segmentation"].macs
+    assert again.gpu_hours == pytest.approx(per_mac * again.training_macs)
+
+
+# ------------------------------------------------------------------------------------------------------ table and reserves
+def test_table_shows_the_paper_beside_the_row_that_runs_it(params, costs):
+    lines = markdown({"seg-full": costs["seg"], "depth-full": costs["depth"]}, paper_gflops(params)).splitlines()
+    assert lines[2].startswith("| seg-full | 902.4 | 868.2 | 971.77 | 890.85 | 891 |")
+    assert lines[3].startswith("| depth-full | 906.4 | 872.2 | 1025.1 | 947.74 | – |")
+
+
+def test_reserves_of_a_gpu_run(params, costs):
+    spec = params.resolve("seg-full")
+    reserved, shared = resources(costs["seg"], spec), resources(costs["seg"], spec, gpus=8)
+    assert reserved["gpus"] == 1
+    assert reserved["cpus"] == 1 + spec.training.workers
+    assert reserved["gpu_mem_mb"] * 2**20 >= costs["seg"].gpu_bytes() > (reserved["gpu_mem_mb"] - 1) * 2**20
+    assert 208 * 60 < reserved["runtime"] < 1.5 * 208 * 60
+    assert shared["gpus"] == 8
+    assert 26 * 60 < shared["runtime"] < 1.5 * 26 * 60
+    assert shared["gpu_mem_mb"] < 32 * 1024  # two images per V100, as the authors ran it
+
+
+def test_a_spec_for_cpus_reserves_no_gpu(narrow):
+    spec = with_training(make_spec("segmentation"), threads=1)
+    reserved = resources(cost(spec, read_parts(narrow), classes=5, samples=10), spec)
+    assert (reserved["gpus"], reserved["gpu_mem_mb"], reserved["cpus"]) == (0, 0, len(spec.seeds))
+
+
+def test_the_file_for_schedulers_is_the_same_twice(params, checkpoints, tmp_path):
+    names = [
+        "seg-full",
+        "seg-fast",
+        "seg-sd-1-1",
+        "seg-fast-a64",
+        "seg-empty",
+        "seg-mid",
+        "refcocog-fast",
+        "depth-fast",
+    ]
+    files = [tmp_path / f"{name}.json" for name in ("first", "second")]
+    for file in files:
+        write_costs(params, all_costs(params, checkpoints, names), file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    entries = json.loads(files[0].read_text())
+    assert list(entries) == names
+    assert entries["seg-sd-1-1"] == entries["seg-fast"] != entries["seg-fast-a64"]
+    wanted = {"gpus", "gpu_mem_mb", "mem_mb", "runtime", "cpus"}
+    assert all(set(entry["resources"]) == wanted for entry in entries.values())
+
+
+def test_only_the_named_experiments_are_counted(params, checkpoints):
+    assert list(all_costs(params, checkpoints, ["depth-fast", "seg-full"])) == ["depth-fast", "seg-full"]
+    with pytest.raises(UserError, match="did you mean 'seg-full'"):
+        all_costs(params, checkpoints, ["seg-ful"])
+
+
+def test_a_scale_that_pretrains_needs_its_checkpoints(tmp_path):
+    smoke = load_params("params.yaml", "smoke")
+    with pytest.raises(UserError, match="pre-trains checkpoint sd-1-5"):
+        all_costs(smoke)
+    with pytest.raises(UserError, match=r"sd-1-5/unet/config\.json does not exist"):
+        all_costs(smoke, tmp_path)

@@ -1,0 +1,102 @@
+"""One training step of each task at Stable Diffusion's real size, 512 pixels, random weights, on the CPU.
+
+Some minutes and 14 GiB of memory each: ``pytest -m slow tests/test_true_size.py``. Figures are those of the released code.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vpd.cost.network import CLASSES, LAYOUTS, build, make_batch
+from vpd.params import load_params
+from vpd.training.losses import loss
+from vpd.training.optim import build_optimizer
+from vpd.weights.configs import sd1_configs
+
+pytestmark = pytest.mark.slow
+
+UNET, ENCODER, ADAPTER = 859_508_800, 34_163_664, 1_181_952
+HEADS = {"seg-full": 3_339_264 + 4_170_902, "refcoco-full": 39_176_962, "depth-full": 11_537_409}
+OUTPUTS = {"seg-full": (1, 150, 64, 64), "refcoco-full": (1, 2, 512, 512), "depth-full": (1, 1, 480, 480)}
+FEATURES = {
+    "seg-full": [(320, 64), (640 + 150, 32), (1280 + 150, 16), (1280, 8)],
+    "refcoco-full": [(320, 64), (640 + 40, 32), (1280 + 40, 16), (1280, 8)],
+    "depth-full": [(320, 64), (640, 32), (1280, 16), (1280, 8)],
+}
+IDLE = {"seg-full": 0, "refcoco-full": 0, "depth-full": 64}
+"""Tensors whose gradient is exactly zero: with one text token, norm2 and the query and key of all 16 cross-attentions."""
+
+
+@pytest.fixture
+def _two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [("seg-full", False), ("seg-full", True), ("refcoco-full", False), ("depth-full", False)],
+)
+def test_one_step_at_true_size(name, checkpointing):
+    spec = load_params("params.yaml", "paper").resolve(name)
+    training = spec.training.model_copy(update={"gradient_checkpointing": checkpointing})
+    spec = spec.model_copy(update={"training": training})
+    model = build(spec, sd1_configs(), CLASSES[LAYOUTS[spec.task]]).train()
+    sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
+    assert sizes | {"text": 0} == {"vae": ENCODER, "unet": UNET, "adapter": ADAPTER, "head": HEADS[name], "text": 0}
+
+    shapes = []
+    model.head.register_forward_pre_hook(lambda _, inputs: shapes.extend(x.shape for x in inputs[0].maps))
+    batch = make_batch(spec, 1, CLASSES[LAYOUTS[spec.task]])
+    prediction = model(batch)
+    assert prediction.shape == OUTPUTS[name]
+    assert shapes == [(1, channels, side, side) for channels, side in FEATURES[name]]
+    value = loss(spec.training.loss, prediction, batch)
+    assert value.isfinite()
+    value.backward()
+    del prediction
+
+    idle = check_gradients(model)
+    assert len(idle) == IDLE[name]
+    assert all("attn2.to_q" in n or "attn2.to_k" in n or ".norm2." in n for n in idle)
+    check_step(model, build_optimizer(model, training.optimizer), idle)
+
+
+def check_gradients(model: torch.nn.Module) -> list[str]:
+    """Frozen tensors have no gradient, all others a finite one; return the names of those whose gradient is zero."""
+    idle = []
+    for name, parameter in model.named_parameters():
+        if name.startswith(("vae.", "text.")):
+            assert parameter.grad is None, name
+            assert not parameter.requires_grad, name
+            continue
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if not parameter.grad.any():
+            idle.append(name)
+    return idle
+
+
+def check_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, idle: list[str]) -> None:
+    """A step changes a weight of every tensor with a gradient, and no frozen one; idle ones change by decay alone."""
+    before = {name: sample(parameter) for name, parameter in model.named_parameters()}
+    decay = {n: g["weight_decay"] * g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert torch.equal(sample(parameter), before[name]), name
+        elif name in idle:
+            torch.testing.assert_close(sample(parameter), before[name] * (1 - decay[name]))
+        else:
+            assert not torch.equal(sample(parameter), before[name]), name
+
+
+def sample(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of the element whose gradient is largest, or of the first ones of a tensor without a gradient."""
+    values = parameter.detach().flatten()
+    if parameter.grad is None or not parameter.grad.any():
+        return values[:64].clone()
+    return values[parameter.grad.flatten().abs().argmax()].clone()
