@@ -19,7 +19,7 @@ from vpd.report.claims import compare, table_findings, trend_findings
 from vpd.report.collect import collect, read_curves
 from vpd.report.figures import pretraining_steps, trend_figure
 from vpd.report.layout import FigureSpec, TableRow, TableSpec, band, check_layout, report_files
-from vpd.report.reported import load_claims, load_reported
+from vpd.report.reported import load_claims, load_reported, load_reruns
 from vpd.report.statistics import difference
 from vpd.report.style import styled
 from vpd.report.write import write_report
@@ -519,6 +519,63 @@ def test_layout_is_light():
         "import sys, vpd.report.layout; sys.exit(bool({'pandas', 'matplotlib', 'scipy', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------ re-runs and protocols
+@pytest.mark.parametrize(
+    ("value", "paper", "reruns", "ours", "verdict"),
+    [
+        (53.9, 53.7, (), False, "reproduced"),
+        (52.6, 53.7, (("TADP", 53.1),), False, "as re-run by others"),
+        (52.3, 53.7, (("TADP", 53.1),), False, "differs"),
+        (53.9, 53.7, (("TADP", 53.1),), False, "reproduced"),
+        (53.9, 53.7, (), True, "agrees, protocol: ours"),
+        (50.0, 53.7, (), True, "differs, protocol: ours"),
+        (50.0, None, (), True, "beyond the paper"),
+    ],
+)
+def test_reruns_and_unpublished_protocols_shape_the_verdict(value, paper, reruns, ours, verdict):
+    judge = Judge({("a", "final.x"): ({0: value}, "measured")}, comparable=True)
+    cell = judge.cell(("t", "r", "c"), paper, ("a", "final.x"), 0.7, ours=ours, reruns=reruns)
+    assert cell.verdict == verdict
+
+
+def test_what_nobody_published_is_never_called_reproduced(tmp_path):
+    """At the paper's scale, with every measurement equal to the paper's number."""
+    params = load_params(PARAMS, scale="paper")
+    exact = {}
+    for name, table in params.tables.items():
+        for row in table.rows:
+            reported = load_reported()[name].rows[load_reported()[name].matching(row.match)[0]]
+            exact |= {
+                (row.source(c), r): ({0: reported[c]}, "measured") for c, r in table.columns.items() if c in reported
+            }
+    frame = pd.DataFrame(
+        [(e, 0, *reference.split("."), values[0]) for (e, reference), (values, _) in exact.items()],
+        columns=["experiment", "seed", "milestone", "metric", "value"],
+    ).assign(provenance="measured", step=0)
+    verdicts = {
+        (cell.table, cell.row): cell.verdict for cell in all_cells(params, load_reported(), frame) if cell.values
+    }
+    assert verdicts["table1", "VPD"] == "reproduced"
+    assert verdicts["table4", "VPD, default"] == "reproduced"
+    assert verdicts["table4", "VPD, 1 epoch"] == "agrees, protocol: ours"
+    unpublished = {verdict for (table, _), verdict in verdicts.items() if table in ("table2", "table5")}
+    assert unpublished == {"agrees, protocol: ours"}
+
+
+def test_numbers_of_others_stand_beside_the_papers(world):
+    cells = read_cells(world[1][0]).set_index(["table", "row", "column"])
+    assert cells.loc[("table1", "VPD", "miou_ss"), "reruns"] == "53.1 (TADP); 53.06 (VPD#43)"
+    assert cells.loc[("table4", "VPD, default", "rmse"), "reruns"] == "0.248 (TADP); 0.253 (mmsegmentation)"
+    assert "others 53.1, 53.1" in (world[1][0] / "tables/table1.md").read_text()
+
+
+def test_every_rerun_is_of_a_cell_of_the_paper():
+    tables = load_reported()
+    for rerun in load_reruns():
+        assert len(tables[rerun.table].matching(rerun.match)) == 1
+        assert set(rerun.values) <= set(tables[rerun.table].columns)
 
 
 # ------------------------------------------------------------------------------------------------------ released weights

@@ -17,9 +17,11 @@ from mlflow import MlflowClient
 
 from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
 from vpd.errors import UserError
+from vpd.params import load_params
 from vpd.tracking import Live, compare_links, compare_url, manifest_digests, places, sync, table_runs, ui_command
 from vpd.tracking.records import flatten, metric_name
 from vpd.tracking.store import connected, shown
+from vpd.tracking.tags import place_tags
 
 RUNS = 7 * len(SEEDS) + 1  # and the report
 SCRIPT = """
@@ -389,3 +391,8 @@ def test_links_open_the_rows_of_a_table_in_the_papers_order(results, uri, params
     )
     assert ui_command(uri) == f"mlflow server --backend-store-uri {uri} --workers 1"
     assert ui_command("https://host") is None
+
+
+def test_rows_of_released_weights_show_no_run_of_ones_own():
+    params = load_params(Path(__file__).parents[1] / "params.yaml", "paper")
+    assert place_tags(params, "refcoco-full").keys() == {"table", "row", "table3"}

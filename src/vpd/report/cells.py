@@ -15,12 +15,15 @@ import pandas as pd
 
 from vpd.files import write_text
 from vpd.report.layout import RELEASED, FigureSpec, TableSpec, band, matched_row, metric_band, table_names
-from vpd.report.reported import ReportedTable
+from vpd.report.reported import ReportedTable, reruns_of
 
 if TYPE_CHECKING:
     from vpd.params import Params
 
-COLUMNS = ("table", "row", "column", "value", "sd", "seeds", "paper", "provenance", "verdict", "experiment")
+COLUMNS = ("table", "row", "column", "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment")
+PROTOCOL_OURS = ", protocol: ours"
+"""Ending of verdicts on rows whose protocol nobody published: never a reproduction in the narrow sense."""
+OURS = {"reproduced": "agrees", "as re-run by others": "as re-run by others", "differs": "differs"}
 PROVENANCES = ("measured", "released-weights", "quoted", "missing")
 Measured = Mapping[tuple[str, str], tuple[dict[int, float], str]]
 """(experiment, ``milestone.metric``) -> value by seed, provenance."""
@@ -40,6 +43,8 @@ class Cell:
     metric: str = ""
     seeds: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
+    reruns: tuple[tuple[str, float], ...] = ()
+    """(source, value) of others who measured the same."""
 
     @property
     def value(self) -> float | None:
@@ -84,25 +89,41 @@ class Judge:
         """Whether this scale runs ``experiment`` at all."""
         return experiment is not None and (not experiment.endswith(RELEASED) or experiment in self.released)
 
-    def cell(self, cell: tuple[str, str, str], paper: float | None, source: tuple[str, str], tolerance: float) -> Cell:
+    def cell(
+        self,
+        cell: tuple[str, str, str],
+        paper: float | None,
+        source: tuple[str, str],
+        tolerance: float,
+        *,
+        ours: bool = False,
+        reruns: tuple[tuple[str, float], ...] = (),
+    ) -> Cell:
         """The cell ``(table, row, column)`` filled from ``source``, an experiment and a ``milestone.metric``."""
         experiment, reference = source
         metric = reference.partition(".")[2]
         if source not in self.measured:
-            return Cell(*cell, paper, "missing", "not run", experiment, metric)
+            return Cell(*cell, paper, "missing", "not run", experiment, metric, reruns=reruns)
         runs, provenance = self.measured[source]
         seeds, values = tuple(runs), tuple(runs.values())
-        verdict = self.verdict(statistics.fmean(values), paper, tolerance)
-        return Cell(*cell, paper, provenance, verdict, experiment, metric, seeds, values)
+        verdict = self.verdict(statistics.fmean(values), paper, tolerance, reruns)
+        if ours and verdict in OURS:
+            verdict = OURS[verdict] + PROTOCOL_OURS
+        return Cell(*cell, paper, provenance, verdict, experiment, metric, seeds, values, reruns)
 
-    def verdict(self, value: float, paper: float | None, tolerance: float) -> str:
-        """``beyond the paper``, ``miniature``, ``reproduced`` or ``differs``."""
+    def verdict(
+        self, value: float, paper: float | None, tolerance: float, reruns: tuple[tuple[str, float], ...] = ()
+    ) -> str:
+        """``beyond the paper``, ``miniature``, ``reproduced``, ``as re-run by others`` or ``differs``."""
         if paper is None:
             return "beyond the paper"
         if not self.comparable:
             return "miniature"
         # Values carry six decimals; without the slack, 54.4 - 53.7 would fall outside a band of 0.7.
-        return "reproduced" if abs(value - paper) <= tolerance + 1e-9 else "differs"
+        near = [abs(value - other) <= tolerance + 1e-9 for other in (paper, *(number for _, number in reruns))]
+        if near[0]:
+            return "reproduced"
+        return "as re-run by others" if any(near) else "differs"
 
 
 def all_cells(params: Params, reported: Mapping[str, ReportedTable], frame: pd.DataFrame) -> list[Cell]:
@@ -132,9 +153,10 @@ def table_cells(
             if judge.runs(experiment):
                 allowed = band(name, table, row, column, tolerances)
                 key = (experiment, table.columns[column])
-                cells.append(judge.cell((name, label, column), paper, key, allowed))
+                ours, others = table.ours or row.ours, reruns_of(name, reported, column)
+                cells.append(judge.cell((name, label, column), paper, key, allowed, ours=ours, reruns=others))
             elif paper is not None:
-                cells.append(Cell(name, label, column, paper))
+                cells.append(Cell(name, label, column, paper, reruns=reruns_of(name, reported, column)))
     return cells
 
 
@@ -149,7 +171,8 @@ def figure_cells(
     cells = []
     for point, experiment in figure.points.items():
         paper = printed.pop(point.casefold(), None)
-        cells.append(judge.cell((name, point, column), paper, (experiment, figure.metric), allowed))
+        key = (experiment, figure.metric)
+        cells.append(judge.cell((name, point, column), paper, key, allowed, ours=figure.ours))
     return cells + [Cell(name, point, column, paper) for point, paper in printed.items()]
 
 
@@ -172,7 +195,9 @@ def cells_csv(cells: Iterable[Cell]) -> str:
     writer.writerow(COLUMNS)
     for cell in cells:
         numbers = (number(cell.value), number(cell.sd), len(cell.values) or "", number(cell.paper))
-        writer.writerow((cell.table, cell.row, cell.column, *numbers, cell.provenance, cell.verdict, cell.experiment))
+        others = "; ".join(f"{number(value)} ({source})" for source, value in cell.reruns)
+        ends = (others, cell.provenance, cell.verdict, cell.experiment)
+        writer.writerow((cell.table, cell.row, cell.column, *numbers, *ends))
     return buffer.getvalue()
 
 

@@ -36,6 +36,8 @@ class TableRow(Frozen):
     """... or one experiment per column."""
     released: bool = False
     """Whether the row shows the authors' released weights, measured here, and not weights trained here."""
+    ours: bool = False
+    """Whether nobody published how the row was made, so that the protocol is this project's own."""
     tolerances: dict[str, float] = Field(default_factory=dict)
     """Bands by column, in place of the table's and the general ones."""
 
@@ -58,6 +60,8 @@ class TableSpec(Frozen):
     columns: dict[str, Reference] = Field(min_length=1)
     """Column of reported.yaml -> ``milestone.metric``."""
     rows: tuple[TableRow, ...]
+    ours: bool = False
+    """The same of all its rows."""
     tolerances: dict[str, float] = Field(default_factory=dict)
     """Bands by column, in place of the general ones by metric."""
 
@@ -66,6 +70,8 @@ class FigureSpec(Frozen):
     """One figure, of one of four kinds: a trend, dots of a table's rows, prediction panels, or an attention panel."""
 
     metric: Reference | None = None
+    ours: bool = False
+    """Trend: whether its protocol is this project's own."""
     points: dict[str, str] = Field(default_factory=dict)
     """Trend: point -> experiment, drawn against the pre-training steps of the experiment's checkpoint."""
     steps: dict[str, PositiveInt] = Field(default_factory=dict)

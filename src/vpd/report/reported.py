@@ -52,6 +52,16 @@ def say(key: str, value: Scalar) -> str:
     return f"{words} {value}" if key == "cross_attn" else str(value)
 
 
+class Rerun(Frozen):
+    """What others measured for a row of the paper."""
+
+    table: str
+    match: dict[str, Scalar]
+    source: str
+    values: dict[str, float]
+    """By column."""
+
+
 class Claim(Frozen):
     """A comparison that the paper makes between two of its own rows."""
 
@@ -78,6 +88,22 @@ def load_reported() -> dict[str, ReportedTable]:
 
 def _table(block: dict) -> ReportedTable:
     return ReportedTable.model_validate({key: block[key] for key in ("title", "columns", "rows")})
+
+
+@cache
+def load_reruns() -> tuple[Rerun, ...]:
+    """Independent re-runs, in the order of the file."""
+    content = yaml.safe_load((HERE / "reruns.yaml").read_text(encoding="utf-8"))
+    return tuple(Rerun.model_validate(block) for block in content)
+
+
+def reruns_of(table: str, row: dict[str, Scalar], column: str) -> tuple[tuple[str, float], ...]:
+    """(source, value) of every re-run of one cell."""
+    return tuple(
+        (rerun.source, rerun.values[column])
+        for rerun in load_reruns()
+        if rerun.table == table and column in rerun.values and rerun.match.items() <= row.items()
+    )
 
 
 @cache

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from vpd.report.cells import Cell, number
+from vpd.report.cells import PROTOCOL_OURS, Cell, number
 from vpd.report.claims import signed, spread
 from vpd.report.layout import TableSpec
 from vpd.report.names import heading, ordinal
@@ -30,7 +30,8 @@ def origin(cells: Sequence[Cell]) -> str:
     measured = [cell for cell in cells if cell.values]
     if measured:
         count = max(len(cell.values) for cell in measured)
-        return f"{measured[0].provenance}, {count} seed{'s' if count > 1 else ''}"
+        ours = PROTOCOL_OURS if any(cell.verdict.endswith(PROTOCOL_OURS) for cell in measured) else ""
+        return f"{measured[0].provenance}, {count} seed{'s' if count > 1 else ''}{ours}"
     return "not run" if any(cell.provenance == "missing" for cell in cells) else "quoted"
 
 
@@ -66,7 +67,10 @@ def _markdown(cell: Cell | None, decimals: int, own: bool) -> str:
     if not cell.values:
         return "<br>".join(filter(None, ("not run", paper)))
     text = f"**{spread(cell, decimals)}**"
-    return f"{text}<br>{paper} ({signed(cell.difference, decimals)})" if paper else text
+    if paper:
+        text += f"<br>{paper} ({signed(cell.difference, decimals)})"
+    others = ", ".join(f"{value:.{decimals}f}" for _, value in cell.reruns)
+    return f"{text}<br>others {others}" if others else text
 
 
 def csv_table(name: str, source: ReportedTable, cells: Sequence[Cell]) -> str:

@@ -46,7 +46,9 @@ def places(params: Any, experiment: str) -> list[tuple[str, str]]:
 
 
 def row_experiments(row: Any) -> list[str]:
-    """Experiments of one table row: one for all columns, or one per column."""
+    """Experiments whose runs one table row shows: one for all columns, or one per column; none for released weights."""
+    if getattr(row, "released", False):
+        return []
     several = getattr(row, "experiments", None)
     names = several.values() if several else [getattr(row, "experiment", None)]
     return [name for name in dict.fromkeys(names) if name]
