@@ -30,6 +30,7 @@ FIXED = {
     "S4": "Features are taken where the released code takes them, which test_models.py compares with diffusers' forward.",
     "S9": "The paper's VQGAN is the checkpoint's AutoencoderKL, as in the released code; there is nothing to choose.",
     "R10": "The released test script cannot run, so that evaluation is this project's own.",
+    "R13": "Overlaps of one object's polygons are background, as in the released code; test_readers.py shows it.",
     "D8": "The released settings for drop path and layer decay have no effect, so that none exist here.",
     "D13": "One process evaluates, and each image counts once.",
     "D19": "KITTI has no released reader and is out of scope.",

@@ -294,6 +294,18 @@ def test_missing_variants_and_splits_name_those_that_exist(copy, specs):
         build_dataset(specs["segmentation"], root, "validation")
 
 
+def test_overlapping_polygons_of_one_object_leave_a_hole():
+    """Two squares of 4 x 4 that share 2 x 2 pixels: the shared ones are background (R13)."""
+    squares = [[0, 0, 4, 0, 4, 4, 0, 4], [2, 2, 6, 2, 6, 6, 2, 6]]
+    reference = refcoco.Reference(1, 1, Path("a.jpg"), (8, 8), squares, ((1, "a"),))
+    expected = np.zeros((8, 8), np.uint8)
+    expected[:4, :4] = expected[2:6, 2:6] = 1
+    expected[2:4, 2:4] = 0
+    mask = refcoco.object_mask(reference)
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, expected)
+
+
 def test_masks_from_run_lengths_equal_masks_from_polygons(copy, specs):
     root = copy("refcoco")
     index = root / "refcoco/instances.json"

@@ -133,20 +133,20 @@ def _reference(root: Path, ref: dict, image: dict, annotation: dict) -> Referenc
 
 
 def object_mask(reference: Reference) -> ndarray:
-    """(H, W) uint8 mask from COCO polygons or run lengths."""
+    """(H, W) uint8 mask from COCO polygons or run lengths; where polygons of one object overlap it is 0 (R13)."""
     segmentation, (height, width) = reference.segmentation, reference.size
     try:
         if isinstance(segmentation, dict):
             counts = segmentation["counts"]
             codes = coco_mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+            mask = coco_mask.decode(codes)
         else:
-            codes = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        mask = coco_mask.decode(codes)
+            mask = coco_mask.decode(coco_mask.frPyObjects(segmentation, height, width)).sum(axis=2) == 1
     except Exception as error:  # pycocotools raises bare Exception
         raise UserError(
             f"reference {reference.ref_id} ({reference.image.name}) has a bad segmentation: {error}"
         ) from None
-    return np.ascontiguousarray(mask)
+    return np.ascontiguousarray(mask, dtype=np.uint8)
 
 
 def present_variants(root: Path) -> list[str]:
