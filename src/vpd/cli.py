@@ -17,7 +17,10 @@ from vpd.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 for a mistake the user can cure, 130 when interrupted, 141 on a closed pipe."""
+    """Run one command; 0 on success, 2 for a mistake the user can cure, 130 when interrupted, 141 on a closed pipe.
+
+    ``vpd diff`` ends with 1 if there are differences.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises at import time against parts not used here
     # OpenMP threads that spin for long starve each other when anything else runs: a step of 0.3 s became one of 5 s.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -120,6 +123,10 @@ def parser() -> argparse.ArgumentParser:
     command = _command(commands, "report", _report, "write every table and figure beside the paper's numbers")
     _params(command)
     _paths(command, "results", "pretraining", "previews", "out")
+
+    command = _command(commands, "diff", _diff, "compare two results folders cell by cell")
+    command.add_argument("first", type=Path, help="results folder, or a cells.csv")
+    command.add_argument("second", type=Path, help="another one")
 
     command = _command(commands, "track", _track, "log all results to MLflow, without duplicates")
     _params(command)
@@ -332,6 +339,14 @@ def _report(options: argparse.Namespace) -> None:
     previews = {name: options.previews / name / "preview.png" for name in params.datasets}
     write_report(params, options.results, options.pretraining, previews, options.out)
     print(f"the report is {options.out / 'REPORT.md'}")
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from vpd.report.diff import report
+
+    text, count = report(options.first, options.second)
+    print(text)
+    return 1 if count else 0
 
 
 def _track(options: argparse.Namespace) -> None:
