@@ -261,3 +261,12 @@ def test_imported_weights_are_evaluated_like_a_run_of_ones_own(released):
     options += [part for name, path in more.items() for part in (f"--{name}", folder / path)]
     assert released.run("evaluate", "refcoco-full", *options) == 0
     assert read_json(folder / "m.json")["results"][0]["metrics"]["oiou"] >= 0
+
+
+def test_files_already_on_disk_are_taken_however_they_are_listed(place):
+    """Both files of the labelled set, each behind an option of its own; the server is never asked."""
+    labeled, splits = (str(place.folder / "served" / name) for name in ("labeled.mat", "splits.mat"))
+    given = ("--from-archive", labeled, "--from-archive", splits)
+    assert place.fetch("nyuv2-labeled", "--accept-licence", *given) == 0
+    assert place.server.requests == []
+    assert (place.folder / "downloads/nyuv2/test_list.txt").is_file()

@@ -16,6 +16,11 @@ from pathlib import Path
 from vpd.errors import UserError
 
 
+DESCRIPTION = (
+    "VPD (ICCV 2023) as one workflow. The commands from `data` on are its stages, run by dvc repro or snakemake."
+)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for a mistake the user can cure, 130 when interrupted, 141 on a closed pipe.
 
@@ -46,10 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="vpd", description=__doc__.split(":")[0], allow_abbrev=False)
+    top = argparse.ArgumentParser(prog="vpd", description=DESCRIPTION, allow_abbrev=False)
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    _everyday(commands)
+    _paper_scale(commands)
+    _stages(commands)
+    return top
+
+
+def _everyday(commands) -> None:
     command = _command(commands, "show", _show, "print an experiment's resolved spec, or the matrix")
     command.add_argument("name", nargs="?", help="experiment; without it the matrix is listed")
     _params(command)
@@ -64,13 +76,25 @@ def parser() -> argparse.ArgumentParser:
     for name, text in PREDICT_PATHS.items():
         command.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"{text} (default: that of the scale)")
 
+    command = _command(commands, "diff", _diff, "compare two results folders cell by cell")
+    command.add_argument("first", type=Path, help="results folder, or a cells.csv")
+    command.add_argument("second", type=Path, help="another one")
+
+
+def _paper_scale(commands) -> None:
     command = _command(commands, "fetch", _fetch, "download a dataset or released weights, or list what there is")
     command.add_argument("name", nargs="?", help="dataset or entry; without it all are listed")
     command.add_argument("--out", type=Path, help="folder to complete (default: that in params.yaml)")
     command.add_argument("--archives", type=Path, default=Path("downloads/archives"), help="where downloads are kept")
     command.add_argument("--accept-licence", action="store_true", help="agree to the terms that are shown without it")
     command.add_argument(
-        "--from-archive", type=Path, nargs="+", default=[], metavar="FILE", help="files you already have"
+        "--from-archive",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="files you already have",
     )
     command.add_argument("--sources", type=Path, help="catalogue of addresses instead of the one that comes with vpd")
     _params(command, protocol=False)
@@ -89,6 +113,8 @@ def parser() -> argparse.ArgumentParser:
     _params(command)
     _paths(command, "data", "checkpoint", "runs", "spec")
 
+
+def _stages(commands) -> None:
     command = _command(commands, "data", _data, "draw a dataset of the miniature world, or fetch and check a real one")
     command.add_argument("name", help="dataset, as in params.yaml")
     _params(command, protocol=False)
@@ -124,10 +150,6 @@ def parser() -> argparse.ArgumentParser:
     _params(command)
     _paths(command, "results", "pretraining", "previews", "out")
 
-    command = _command(commands, "diff", _diff, "compare two results folders cell by cell")
-    command.add_argument("first", type=Path, help="results folder, or a cells.csv")
-    command.add_argument("second", type=Path, help="another one")
-
     command = _command(commands, "track", _track, "log all results to MLflow, without duplicates")
     _params(command)
     _paths(command, "results")
@@ -138,7 +160,6 @@ def parser() -> argparse.ArgumentParser:
         "--uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), help="MLflow store"
     )
     command.add_argument("--if-reachable", action="store_true", help="succeed with a note when the server is down")
-    return top
 
 
 def _version() -> str:
