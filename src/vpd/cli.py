@@ -15,7 +15,6 @@ from pathlib import Path
 
 from vpd.errors import UserError
 
-
 DESCRIPTION = (
     "VPD (ICCV 2023) as one workflow. The commands from `data` on are its stages, run by dvc repro or snakemake."
 )
