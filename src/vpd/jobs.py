@@ -104,4 +104,5 @@ def evaluate_seeds(spec: Spec, options: argparse.Namespace) -> None:
     from vpd.evaluation import evaluate
 
     places = (options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state)
-    evaluate(spec, *places, processes=workers(spec, len(spec.seeds) * len(spec.training.milestones)))
+    # As many as seeds: for the milestones of one seed another start of torch would cost more than it saves.
+    evaluate(spec, *places, processes=workers(spec, len(spec.seeds)))
