@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vpd.evaluation.run import evaluate_model
-from vpd.files import sha256, write_json
+from vpd.evaluation.run import all_pairs, conclude, measure, state_key
+from vpd.files import locked, sha256, write_json
 from vpd.spec import TASKS, Spec
 
 CLASSES = ["wall", "floor", "ball", "box", "lamp"]
@@ -203,6 +203,9 @@ class Experiment:
 
     def evaluate(self, name: str = "out") -> bytes:
         out = self.folder / name
-        places = (self.folder / "runs", out / "metrics.json", out / "panels", self.folder / "state")
-        evaluate_model(self.spec, self.model, self.data, *places)
+        runs = self.folder / "runs"
+        state = self.folder / "state" / state_key(self.spec, runs)
+        with locked(state):
+            measure(self.spec, self.model, self.data, all_pairs(self.spec), runs, state)
+            conclude(self.spec, self.model, self.data, runs, out / "metrics.json", out / "panels", state)
         return (out / "metrics.json").read_bytes()

@@ -63,14 +63,6 @@ def evaluate(
         conclude(spec, model, dataset, runs, metrics, panels, folder)
 
 
-def evaluate_model(spec: Spec, model: nn.Module, dataset, runs: Path, metrics: Path, panels: Path, state: Path) -> None:
-    """Do the work of ``evaluate`` in this process, with a built model and dataset."""
-    folder = state / state_key(spec, runs)
-    with locked(folder):
-        measure(spec, model, dataset, all_pairs(spec), runs, folder)
-        conclude(spec, model, dataset, runs, metrics, panels, folder)
-
-
 def all_pairs(spec: Spec) -> list[Pair]:
     """Every (seed, milestone) to measure."""
     return [(seed, milestone) for seed in spec.seeds for milestone in spec.training.milestones]
@@ -84,7 +76,7 @@ def shares(spec: Spec, processes: int) -> list[list[Pair]]:
 
 
 def open_model(spec: Spec, data: Path, checkpoint: Path) -> tuple[nn.Module, Dataset]:
-    """Build the network and the validation split; UserError if the split is empty."""
+    """Build the network and open the validation split."""
     dataset = build_dataset(spec, data, "val")
     torch.manual_seed(spec.seeds[0])
     return build_model(spec, checkpoint, dataset.classes), dataset
@@ -99,7 +91,7 @@ def measure_share(spec: Spec, pairs: list[Pair], runs: Path, data: Path, checkpo
 
 @torch.inference_mode()
 def measure(spec: Spec, model: nn.Module, dataset, pairs: list[Pair], runs: Path, folder: Path) -> None:
-    """Write the result of each of ``pairs`` that ``folder`` does not hold yet."""
+    """Write the result of each of ``pairs`` that ``folder`` does not hold yet; UserError if the split is empty."""
     if not len(dataset):
         raise UserError(f"the validation split of {spec.dataset} is empty; prepare the dataset again")
     missing = [pair for pair in pairs if not result_path(folder, pair).exists()]
