@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from vpd.params import Document, Experiment, Scale, load_params
 from vpd.report.layout import TableRow, TableSpec
-from vpd.spec import TASKS, CheckpointSpec, DatasetSpec, PretrainingSpec, ReleasedSpec
+from vpd.spec import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, PretrainingSpec, ReleasedSpec
 
 ROOT = Path(__file__).parent.parent
 FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))
@@ -73,8 +73,9 @@ def known(key, task):
 
 
 def looked_up(spec, key):
+    """The value of a key, or ABSENT in specs of a method that has no such key."""
     for part in key.split("."):
-        spec = spec[part]
+        spec = spec.get(part, ABSENT) if isinstance(spec, dict) else ABSENT
     return spec
 
 
@@ -180,6 +181,7 @@ PREFIXED = {
     **{f"{task}: ": (model, "") for task, model in TASKS.items()},
     "dataset: ": (DatasetSpec, "datasets.<name>."),
     "checkpoint: ": (CheckpointSpec, "checkpoints.<name>."),
+    "backbone: ": (BackboneSpec, "backbones.<name>."),
     "released: ": (ReleasedSpec, "released.<name>."),
     "pretraining: ": (PretrainingSpec, "pretraining."),
 }

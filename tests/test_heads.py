@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
@@ -18,7 +19,10 @@ from fixtures.parity.narrow import (
 )
 from vpd.errors import UserError
 from vpd.models.diffusion import FeatureUNet
+from vpd.models.features import Features
 from vpd.models.heads import HEADS
+from vpd.models.upernet import PyramidPooling
+from vpd.spec import HeadSpec
 
 TASKS = ("segmentation", "referring", "depth")
 
@@ -98,7 +102,7 @@ def test_missing_or_mixed_checkpoints_are_named(checkpoint, tmp_path):
 def test_heads_of_true_size_have_the_released_number_of_parameters(task, head, channels, outputs, parameters):
     spec = make_spec(task, head=head).model.head
     with torch.device("meta"):
-        built = HEADS[spec.kind](spec, channels, outputs, 8)
+        built = HEADS[spec.kind](spec, channels, [8, 16, 32, 64], outputs)
     assert sum(p.numel() for p in built.parameters()) == parameters
 
 
@@ -130,3 +134,121 @@ def test_dropout_of_channels_is_active_in_training_only(checkpoint):
     assert torch.equal(model(batch), model(batch))
     model.head.dropout.train()
     assert not torch.equal(model(batch), model(batch))
+
+
+WIDTHS = [16, 32, 64, 128]
+SWIN = [4, 8, 16, 32]
+
+
+def make_head(kind: str, strides: list[int], outputs: int = 3, **settings):
+    """A narrow head of any kind on levels of these strides."""
+    spec = HeadSpec(
+        **{"kind": kind, "channels": 32, "deconv_channels": 8, "final_channels": 16, "norm_groups": 4} | settings
+    )
+    return HEADS[kind](spec, WIDTHS, strides, outputs)
+
+
+def make_features(size: tuple[int, int], strides: list[int], images: int = 2) -> Features:
+    """Random maps of the sizes that a backbone gives for an image of ``size``."""
+    maps = [torch.randn(images, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(WIDTHS, strides, strict=True)]
+    return Features(maps, strides, [None] * len(maps))
+
+
+@pytest.mark.parametrize("grid", [8, 16, 32, 64])
+def test_depth_has_the_size_of_the_image_on_any_grid(grid):
+    strides, size = [grid // 4, grid // 2, grid, 2 * grid], (2 * grid, 3 * grid)
+    head = make_head("depth-decoder", strides, 1)
+    assert head(make_features(size, strides), size).shape == (2, 1, *size)
+
+
+def test_depth_of_levels_that_do_not_fit_is_refused():
+    with pytest.raises(UserError, match="third level of stride 8, 16, 32 or so on, found 12"):
+        make_head("depth-decoder", [3, 6, 12, 24])
+    spec = HeadSpec(kind="depth-decoder", channels=32)
+    with pytest.raises(UserError, match="needs a backbone of four levels, found 3"):
+        HEADS["depth-decoder"](spec, WIDTHS[:3], SWIN[:3], 1)
+    with pytest.raises(UserError, match="multiples of 16 pixels, found 48x40"):
+        make_head("depth-decoder", SWIN, 1)(make_features((48, 40), SWIN), (48, 40))
+
+
+@pytest.mark.parametrize(("kind", "full"), [("semantic-fpn", False), ("upernet", False), ("simple-decoding", True)])
+@pytest.mark.parametrize("size", [(64, 64), (50, 70), (33, 96)])
+def test_segmentation_heads_have_the_finest_levels_or_the_images_size(kind, full, size):
+    """Maps of images that no stride divides are rounded up."""
+    features = make_features(size, SWIN)
+    logits = make_head(kind, SWIN)(features, size)
+    assert logits.shape == (2, 3, *(size if full else features.maps[0].shape[-2:]))
+    logits.square().mean().backward()
+
+
+def test_semantic_fpn_doubles_by_strides_not_by_levels():
+    """A level as fine as the finest needs no doubling; one four times as coarse needs two."""
+    strides = [4, 4, 16, 32]
+    head = make_head("semantic-fpn", strides)
+    doublings = [sum(isinstance(m, torch.nn.Upsample) for m in scale) for scale in head.scale_heads]
+    assert doublings == [0, 0, 2, 3]
+    assert head(make_features((64, 32), strides), (64, 32)).shape == (2, 3, 16, 8)
+
+
+def test_upernet_of_constant_maps_is_what_one_computes_by_hand():
+    """Every convolution averages its channels at the middle tap; in evaluation batch norm divides by sqrt(1 + eps)."""
+    values, width = (1.0, 2.0, 5.0, 3.0), 8
+    spec = HeadSpec(kind="upernet", channels=width)
+    head = HEADS["upernet"](spec, [width] * 4, SWIN, 2).eval()
+    with torch.no_grad():
+        for conv in (m for m in head.modules() if isinstance(m, torch.nn.Conv2d)):
+            conv.weight.zero_()
+            middle = conv.kernel_size[0] // 2
+            conv.weight[:, :, middle, middle] = 1 / conv.in_channels
+        head.conv_seg.bias.copy_(torch.tensor([0.0, 10.0]))
+    maps = [torch.full((1, width, 64 // s, 96 // s), value) for value, s in zip(values, SWIN, strict=True)]
+    found = head(Features(maps, SWIN, [None] * 4), (64, 96))
+    k = (1 + 1e-5) ** -0.5
+    fourth = k * (3 + 4 * k * 3) / 5
+    third = k * 5 + fourth
+    second = k * 2 + third
+    first = k * 1 + second
+    logit = k * (k * first + k * second + k * third + fourth) / 4
+    expected = torch.tensor([logit, logit + 10])[None, :, None, None].expand(1, 2, 16, 24)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_pyramid_pooling_averages_and_repeats():
+    """On a map of 2x2 the grid of 1x1 is its mean, and one of 6x6, finer than the map, gives the map again."""
+    pooling = PyramidPooling(1, 1, (1, 6)).eval()
+    seen = []
+    pooling.bottleneck.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    for branch in pooling.branches:
+        torch.nn.init.ones_(branch.conv.weight)
+        branch.bn.eps = 0.0
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    pooling(x)
+    assert torch.equal(seen[0][:, 0:1], x)
+    torch.testing.assert_close(seen[0][:, 1:2], torch.full_like(x, 3.0))
+    torch.testing.assert_close(seen[0][:, 2:3], x)
+
+
+def test_upernet_trains_on_maps_of_2x2_but_not_on_one_image():
+    head = make_head("upernet", SWIN)
+    head(make_features((64, 64), SWIN), (64, 64)).sum().backward()
+    assert all(p.grad is not None for p in head.parameters())
+    one = make_features((64, 64), SWIN, images=1)
+    with pytest.raises(UserError, match=r"one image at a time.*raise training\.batch_size"):
+        head(one, (64, 64))
+    assert head.eval()(one, (64, 64)).shape == (1, 3, 16, 16)
+    assert make_head("upernet", SWIN, pool_scales=(2, 3))(one, (64, 64)).shape == (1, 3, 16, 16)
+
+
+def test_upernet_of_true_size_has_the_published_number_of_parameters():
+    """234 million with Swin-L, and the auxiliary head that is left out here: 3x3 to 256 channels, norm, classifier."""
+    channels, auxiliary = [192, 384, 768, 1536], 768 * 256 * 9 + 2 * 256 + 256 * 150 + 150
+    with torch.device("meta"):
+        head = HEADS["upernet"](HeadSpec(kind="upernet", channels=512), channels, SWIN, 150)
+        backbone = timm.create_model("swin_large_patch4_window12_384", num_classes=0)
+    head, backbone = (sum(p.numel() for p in m.parameters()) for m in (head, backbone))
+    assert head == (
+        4 * (1536 * 512 + 1024) + (1536 + 4 * 512) * 512 * 9 + 1024  # pyramid pooling
+        + (192 + 384 + 768) * 512 + 3 * 1024 + 3 * (512 * 512 * 9 + 1024)  # feature pyramid
+        + 4 * 512 * 512 * 9 + 1024 + 512 * 150 + 150
+    )  # fmt: skip
+    assert round((backbone + head + auxiliary) / 1e6) == 234

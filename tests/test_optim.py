@@ -10,7 +10,7 @@ from torch import nn
 from vpd.errors import UserError
 from vpd.params import load_params
 from vpd.spec import DecayRule, LearningRateRule, OptimizerSpec, ScheduleSpec
-from vpd.training.optim import build_optimizer, parameter_groups, set_rates, unet_multiplier
+from vpd.training.optim import build_optimizer, parameter_groups, set_rates, pretrained_multiplier
 from vpd.training.schedule import factor
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -108,9 +108,9 @@ def test_frozen_parameters_are_in_no_group():
 
 
 def test_the_unet_rate_is_that_of_most_of_its_weights():
-    assert unet_multiplier(build_optimizer(small(), SEGMENTATION)) == 0.1
+    assert pretrained_multiplier(build_optimizer(small(), SEGMENTATION)) == 0.1
     without_unet = OptimizerSpec(lr=1.0, betas=(0.9, 0.999), weight_decay=0.0)
-    assert unet_multiplier(build_optimizer(nn.Linear(2, 2), without_unet)) == 0.0
+    assert pretrained_multiplier(build_optimizer(nn.Linear(2, 2), without_unet)) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def tiny_scale(folder: Path, **more) -> Path:
         for name, (entries, counts) in DATASETS.items()
     }
     smoke = document["scales"]["smoke"]
-    document["scales"] = {"tiny": {**smoke, "datasets": smoke["datasets"] | datasets, **more}}
+    document["scales"]["tiny"] = {**smoke, "datasets": smoke["datasets"] | datasets, **more}
     document["scale"] = "tiny"
     (folder / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     return folder / "params.yaml"

@@ -86,6 +86,7 @@ def test_both_hold_the_whole_matrix(dvc_stages):
     names = {name for name, _, _ in dvc_stages.values()}
     wanted = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in params.experiments}
     wanted |= {f"data@{name}" for name in params.datasets} | {f"checkpoint@{name}" for name in params.checkpoints}
+    wanted |= {f"backbone@{name}" for name in params.backbones}
     assert names == wanted | {"pretrain", "released", "report", "track"}
 
 

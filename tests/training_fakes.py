@@ -15,7 +15,7 @@ from vpd.spec import (
     HeadSpec,
     LearningRateRule,
     LossSpec,
-    ModelSpec,
+    VPDModel,
     OptimizerSpec,
     PromptSpec,
     ScheduleSpec,
@@ -83,10 +83,10 @@ def tiny_spec(**training) -> SegmentationSpec:
         "save_every": 4,
     }
     return SegmentationSpec(
-        name="tiny", scale="test", protocol="official", schedule="fast", task="segmentation", dataset="squares",
+        name="tiny", scale="test", protocol="official", schedule="fast", task="segmentation", method="vpd", dataset="squares",
         checkpoint="none", seeds=(0,),
-        model=ModelSpec(
-            unet="random", timestep=1, latent_scale=1.0, attention=AttentionSpec(places=(), limit=0.5, gradient="detached"),
+        model=VPDModel(
+            kind="vpd", unet="random", timestep=1, latent_scale=1.0, attention=AttentionSpec(places=(), limit=0.5, gradient="detached"),
             prompt=PromptSpec(strategy="empty", templates="single", length=8), adapter=AdapterSpec(enabled=True, gamma=1e-4),
             head=HeadSpec(kind="semantic-fpn", channels=8),
         ),

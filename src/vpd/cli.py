@@ -129,6 +129,11 @@ def _stages(commands) -> None:
     _params(command, protocol=False)
     _paths(command, "pretraining", "out", "timing")
 
+    command = _command(commands, "backbone", _backbone, "fetch one backbone's public weights, or pre-train it small")
+    command.add_argument("name", help="backbone, as in params.yaml")
+    _params(command, protocol=False)
+    _paths(command, "captions", "objects", "out", "facts", "state", "timing")
+
     command = _command(commands, "train", _train, "train one experiment, all its seeds")
     command.add_argument("name", help="experiment, as in params.yaml")
     command.add_argument(
@@ -322,6 +327,23 @@ def _checkpoint(options: argparse.Namespace) -> None:
 
     assemble(options.name, spec, options.pretraining, options.out)
     _timed(options.timing, "checkpoint", options.name, started)
+
+
+def _backbone(options: argparse.Namespace) -> None:
+    started, spec = time.monotonic(), _load(options).backbone(options.name)
+    from vpd.files import read_json, write_json
+
+    if spec.source == "pretrained":
+        from vpd.families import pretrain_backbone
+
+        pretrain_backbone(options.name, spec, options.captions, options.objects, options.out, options.state)
+    else:
+        from vpd.weights.backbones import fetch_backbone
+
+        fetch_backbone(options.name, spec, options.out)
+    facts = read_json(options.out / "manifest.json")
+    write_json(options.facts, facts)
+    _timed(options.timing, "backbone", options.name, started, steps=spec.training.steps if spec.training else 0)
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -8,19 +8,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from vpd.errors import UserError, nearest, pick
 from vpd.report.layout import FigureSpec, TableSpec
-from vpd.spec import TASKS, CheckpointSpec, DatasetSpec, Frozen, PretrainingSpec, ReleasedSpec, Spec
+from vpd.spec import (
+    TASKS,
+    BackboneModel,
+    BackboneSpec,
+    CheckpointSpec,
+    DatasetSpec,
+    Frozen,
+    LanguageSpec,
+    LavtModel,
+    NetworkSpec,
+    Objective,
+    ObjectiveSpec,
+    PretrainingSpec,
+    ReleasedSpec,
+    Spec,
+    VPDModel,
+)
 
-LAYERS_WITHOUT_SPEC = ("schedules", "variants")
+KINDS = {"vpd": VPDModel, "backbone": BackboneModel, "lavt": LavtModel}
+LAYERS_WITHOUT_SPEC = ("schedules", "methods")
+LANGUAGE = "masked-language"
+"""Objective of the text encoders that come with a backbone."""
 
 
 class Experiment(Frozen):
     """One line of the matrix: what it uses, and what it changes."""
 
     task: Literal["segmentation", "referring", "depth"]
+    method: str
     dataset: str
     variant: str | None = None
     checkpoint: str
@@ -32,6 +52,34 @@ class Experiment(Frozen):
     evaluation: dict[str, Any] = {}
 
 
+class Backbone(Frozen):
+    """One line of ``backbones``: an architecture, its family's objective and where its public weights are."""
+
+    objective: Objective
+    vision: NetworkSpec
+    language: LanguageSpec | None = None
+    repo: str
+    revision: str = "main"
+    mirrors: tuple[str, ...] = ()
+
+
+class Backbones(Frozen):
+    """What a scale does with backbones: fetch their public weights, or pre-train small ones on drawn images."""
+
+    source: Literal["pretrained", "hub"]
+    dataset: str
+    """Dataset of captioned images that all families see."""
+    objects: str
+    """Dataset of the same images' classes and masks, for the families that learn from labels."""
+    seed: int = 0
+    threads: PositiveInt = 1
+    vocabulary: PositiveInt | None = None
+    networks: dict[str, dict[str, Any]] = {}
+    """pretrained: beginning of an architecture's name -> options that make it small; the longest beginning counts."""
+    objectives: dict[str, ObjectiveSpec] = {}
+    """pretrained: by objective."""
+
+
 class Scale(Frozen):
     """One block of ``scales``: everything that differs between smoke, mini and paper."""
 
@@ -41,6 +89,7 @@ class Scale(Frozen):
     datasets: dict[str, DatasetSpec]
     pretraining: PretrainingSpec
     checkpoints: dict[str, CheckpointSpec]
+    backbones: Backbones
     released: dict[str, ReleasedSpec] = {}
     """Experiment -> the authors' own weights for it, which are measured too."""
     tasks: dict[str, dict[str, Any]]
@@ -52,6 +101,7 @@ class Document(Frozen):
     scale: str
     protocol: str
     experiments: dict[str, Experiment] = Field(min_length=1)
+    backbones: dict[str, Backbone] = {}
     tasks: dict[str, dict[str, Any]]
     protocols: dict[str, dict[str, dict[str, Any]]]
     scales: dict[str, Scale]
@@ -94,6 +144,11 @@ class Params:
     def checkpoints(self) -> dict[str, CheckpointSpec]:
         """This scale's Stable Diffusion checkpoints."""
         return self.block.checkpoints
+
+    @property
+    def backbones(self) -> dict[str, Backbone]:
+        """All backbones beside Stable Diffusion."""
+        return self.document.backbones
 
     @property
     def released(self) -> dict[str, ReleasedSpec]:
@@ -150,28 +205,51 @@ class Params:
         """The checkpoint ``name`` at this scale."""
         return pick(name, self.checkpoints, "checkpoint", f"{self.source}: scales.{self.scale}.checkpoints")
 
+    def backbone(self, name: str) -> BackboneSpec:
+        """The backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""
+        line: Backbone = pick(name, self.backbones, "backbone", f"{self.source}: backbones")
+        scale, where = self.block.backbones, f"{self.source}: scales.{self.scale}.backbones"
+        if scale.source == "hub":
+            return checked(BackboneSpec, {"source": "hub", **line.model_dump()}, where)
+        merged = line.model_dump(include={"objective", "vision", "language"})
+        merged |= scale.model_dump(include={"source", "dataset", "objects", "seed", "threads", "vocabulary"})
+        for part in filter(None, (merged["vision"], merged["language"])):
+            part["options"] = {**_small(part["architecture"], scale.networks, where), **part["options"]}
+        known = dict(scale.objectives)
+        merged["training"] = pick(line.objective, known, "objective", f"{where}.objectives").model_dump()
+        if line.language:
+            merged["language_training"] = pick(LANGUAGE, known, "objective", f"{where}.objectives").model_dump()
+        return checked(BackboneSpec, merged, where)
+
     def resolve(self, name: str) -> Spec:
         """Everything about experiment ``name``, merged from all layers and checked."""
         where = f"{self.source}: experiments.{name}"
         line: Experiment = pick(name, self.experiments, "experiment", str(self.source))
         pick(line.dataset, self.datasets, "dataset", where)
-        pick(line.checkpoint, self.checkpoints, "checkpoint", where)
+        pick(line.checkpoint, self.checkpoints | self.backbones, "checkpoint", where)
         merged = merge(*self._layers(line, where))
         merged |= {"name": name, "scale": self.scale, "protocol": self.protocol, "schedule": line.schedule}
-        merged |= {"task": line.task, "dataset": line.dataset, "variant": line.variant, "checkpoint": line.checkpoint}
+        merged |= line.model_dump(include={"task", "method", "dataset", "variant", "checkpoint"})
         merged["seeds"] = pick(line.seeds, self.block.seeds, "seeds", where)
-        return checked(TASKS[line.task], merged, where)
+        spec = checked(TASKS[line.task], merged, where)
+        own, other = (self.checkpoints, self.backbones) if spec.model.kind == "vpd" else (self.backbones, self.checkpoints)
+        if line.checkpoint in other:
+            raise UserError(
+                f"{where}: method '{line.method}' cannot use checkpoint '{line.checkpoint}'; choose one of {', '.join(own)}"
+            )
+        return spec
 
     def _layers(self, line: Experiment, where: str) -> Iterator[Mapping[str, Any]]:
         base = pick(line.task, self.document.tasks, "task", where)
+        pick(line.method, base.get("methods", {}), "method", where)
         scaled = self.block.tasks.get(line.task, {})
-        for layer in (base, scaled):
+        for layer in (base, scaled, self.document.protocols[self.protocol].get(line.task, {})):
             yield {key: value for key, value in layer.items() if key not in LAYERS_WITHOUT_SPEC}
-        yield self.document.protocols[self.protocol].get(line.task, {})
+            yield _without(layer.get("methods", {}).get(line.method, {}), "variants")
         yield pick(line.schedule, base.get("schedules", {}), "schedule", where)
         yield scaled.get("schedules", {}).get(line.schedule, {})
         for layer in (base, scaled):
-            yield layer.get("variants", {}).get(line.variant, {})
+            yield layer.get("methods", {}).get(line.method, {}).get("variants", {}).get(line.variant, {})
         yield {key: getattr(line, key) for key in ("model", "data", "training", "evaluation")}
 
 
@@ -206,18 +284,48 @@ def _check_references(params: Params) -> None:
         if spec.source == "pretrained":
             where = f"{params.source}: scales.{params.scale}.checkpoints.{name}"
             pick(name, params.pretraining.milestones, "pre-training milestone", where)
-    for name in params.released:
-        pick(name, params.experiments, "experiment", f"{params.source}: scales.{params.scale}.released")
+    for name, released in params.released.items():
+        where = f"{params.source}: scales.{params.scale}.released"
+        pick(released.experiment or name, params.experiments, "experiment", where)
+        if released.model and name in params.experiments:
+            raise UserError(f"{where}.{name} is a public model under the name of an experiment; give it another name")
+        if released.model and params.experiments[released.experiment].task != "depth":
+            raise UserError(f"{where}.{name}.experiment is {released.experiment}, which is no depth experiment; name one")
     for task, layer in params.block.tasks.items():
         base = pick(task, params.document.tasks, "task", f"{params.source}: scales.{params.scale}.tasks")
-        for section in LAYERS_WITHOUT_SPEC:
+        for section in ("schedules", "methods"):
             for key in layer.get(section, {}):
                 where = f"{params.source}: scales.{params.scale}.tasks.{task}.{section}"
-                known = base.get(section, {}) if section == "schedules" else _variants(params, task)
-                pick(key, known, section[:-1], where)
+                pick(key, base.get(section, {}), section[:-1], where)
+        for method, block in layer.get("methods", {}).items():
+            for key in block.get("variants", {}):
+                where = f"{params.source}: scales.{params.scale}.tasks.{task}.methods.{method}.variants"
+                pick(key, _variants(params, task), "variant", where)
+    for name in params.backbones:
+        if name in params.checkpoints:
+            raise UserError(f"{params.source}: backbones.{name} is also a Stable Diffusion checkpoint; rename it")
+        params.backbone(name)
+    for part in ("dataset", "objects"):
+        used = getattr(params.block.backbones, part)
+        pick(used, params.datasets, "dataset", f"{params.source}: scales.{params.scale}.backbones.{part}")
     for name in params.experiments:
         params.resolve(name)
-    check_layout(params.tables, load_reported(), params.experiments, params.figures, params.tolerances)
+    public = [name for scale in params.document.scales.values() for name, line in scale.released.items() if line.model]
+    names = [*params.experiments, *public]
+    check_layout(params.tables, load_reported(), names, params.figures, params.tolerances)
+
+
+def _without(layer: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in layer.items() if name != key}
+
+
+def _small(architecture: str, networks: Mapping[str, dict], where: str) -> dict[str, Any]:
+    """Options of the longest beginning of ``architecture`` that ``networks`` knows."""
+    known = [beginning for beginning in networks if architecture.startswith(beginning)]
+    if not known:
+        hint = nearest(architecture, networks)
+        raise UserError(f"{where}.networks has no beginning of '{architecture}', so its small size is unknown; {hint}")
+    return networks[max(known, key=len)]
 
 
 def _variants(params: Params, task: str) -> dict[str, None]:
@@ -244,7 +352,7 @@ def checked(model: type[BaseModel], value: Any, where: str) -> Any:
 
 
 def _sentence(model: type[BaseModel], problem: dict[str, Any], where: str) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+    path = ".".join(str(part) for part in _plain(problem["loc"]))
     at = f"{where}: {path}" if path else where
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(model, problem["loc"][:-1])
@@ -256,10 +364,17 @@ def _sentence(model: type[BaseModel], problem: dict[str, Any], where: str) -> st
     return f"{at}: {message[0].lower() + message[1:]}{found}; correct it"
 
 
+def _plain(loc: tuple) -> tuple:
+    """``loc`` without the tag that pydantic puts behind the key of a union."""
+    return tuple(part for place, part in enumerate(loc) if not (place and loc[place - 1] == "model" and part in KINDS))
+
+
 def _fields_at(model: Any, loc: tuple) -> list[str]:
     """Names of the fields of the model that ``loc`` leads to."""
     for part in loc:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+        if part in KINDS:
+            model = KINDS[part]
+        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = _model_in(model.model_fields[part].annotation)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 

@@ -1,4 +1,4 @@
-"""The authors' released VPD weights: fetched, imported and measured, each as one experiment of the matrix."""
+"""Weights that others released, measured here: the authors' VPD, each as one experiment, and public depth models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from vpd.errors import UserError
 from vpd.files import read_json, sha256, write_json
 from vpd.params import Params
-from vpd.spec import ReleasedSpec, Spec
+from vpd.spec import DepthSpec, ReleasedSpec, Spec
 
 INDEX = "index.json"
 
@@ -18,24 +18,38 @@ INDEX = "index.json"
 def measure_released(params: Params, options: argparse.Namespace) -> list[str]:
     """Measure every released file that the scale lists; return the names of those that could not be had.
 
-    ``options.out`` gets ``metrics/<experiment>.json``, ``panels/<experiment>`` and, last, ``index.json``, which says of
+    ``options.out`` gets ``metrics/<name>.json``, of VPD also ``panels/<name>``, and, last, ``index.json``, which says of
     each file what was found, or why it is missing: other people's links die, and that must not stop a reproduction.
+    Its ``released`` are the authors' files, its ``public`` the depth models of others.
     """
-    index, missing = {}, []
+    index: dict[str, dict[str, dict]] = {"released": {}, "public": {}}
     for name, released in params.released.items():
-        spec = params.resolve(name)
+        facts, measure = (index["public"], _measure_public) if released.model else (index["released"], _measure)
         try:
-            file = _file(name, released, options.archives)
+            place, origin = _place(name, released, options.archives)
         except UserError as error:
             print(f"vpd: released weights of {name}: {error}", file=sys.stderr)
-            index[name] = {"missing": str(error)}
-            missing.append(name)
+            facts[name] = {"missing": str(error)}
             continue
-        index[name] = _measure(spec, file, options)
+        spec = params.resolve(released.experiment or name).model_copy(update={"name": name})
+        facts[name] = {**measure(spec, released, place, options), **origin}
+    found = {**index["released"], **index["public"]}
     for folder in ("metrics", "panels"):
-        _remove_others(options.out / folder, index)
-    write_json(options.out / INDEX, {"released": index})
-    return missing
+        _remove_others(options.out / folder, found)
+    write_json(options.out / INDEX, index)
+    return [name for name in params.released if "missing" in found[name]]
+
+
+def _place(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, dict[str, str]]:
+    """Where the weights lie, fetched if need be: a file, or a repository's folder with its name and commit."""
+    if released.repo:
+        from vpd.weights.monocular import fetch_monocular
+
+        snapshot = fetch_monocular(name, released)
+        return snapshot.folder, {"repo": snapshot.repo, "revision": snapshot.revision}
+    if released.model and Path(released.path).is_dir():
+        return Path(released.path), {}
+    return _file(name, released, archives), {}
 
 
 def _file(name: str, released: ReleasedSpec, archives: Path) -> Path:
@@ -51,7 +65,7 @@ def _file(name: str, released: ReleasedSpec, archives: Path) -> Path:
     return path
 
 
-def _measure(spec: Spec, file: Path, options: argparse.Namespace) -> dict:
+def _measure(spec: Spec, released: ReleasedSpec, file: Path, options: argparse.Namespace) -> dict:
     """Import and evaluate one file; return what the import found out about it."""
     from vpd.evaluation.run import evaluate
     from vpd.jobs import plain_captions, use_threads
@@ -69,6 +83,21 @@ def _measure(spec: Spec, file: Path, options: argparse.Namespace) -> dict:
     write_json(metrics, {**read_json(metrics), "provenance": "released-weights", "weights": sha256(file)})
     shutil.rmtree(work)
     return manifest["released"]
+
+
+def _measure_public(spec: DepthSpec, released: ReleasedSpec, place: Path, options: argparse.Namespace) -> dict:
+    """Evaluate one public depth model; return what is known about it."""
+    from vpd.evaluation.monocular import evaluate_monocular
+    from vpd.jobs import use_threads
+    from vpd.weights.monocular import open_monocular, weights_file
+
+    use_threads(spec)
+    model, file = open_monocular(released.model, place), weights_file(place)
+    facts = {"provenance": "released-weights", "weights": sha256(file)}
+    metrics = options.out / "metrics" / f"{spec.name}.json"
+    evaluate_monocular(spec, model, options.data / spec.dataset, metrics, facts)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"model": released.model, "file": file.name, "sha256": facts["weights"], "parameters": parameters}
 
 
 def _remove_others(folder: Path, index: dict) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -33,7 +33,7 @@ def digest(value: object) -> str:
 class DatasetSpec(Frozen):
     """One dataset at one scale: where it comes from and how large it is."""
 
-    layout: Literal["ade20k", "nyuv2", "refcoco", "captions"]
+    layout: Literal["ade20k", "nyuv2", "refcoco", "captions", "objects"]
     """On-disk layout, which is also what reads it; RefCOCO, RefCOCO+ and RefCOCOg share one."""
     source: Literal["drawn", "folder", "download"]
     """``drawn``: the procedural world writes it. ``folder``: it is already at ``path`` and is only verified.
@@ -133,12 +133,95 @@ class CheckpointSpec(Frozen):
     """File name -> digest, or the beginning of one, that the file must have."""
 
 
-class ReleasedSpec(Frozen):
-    """A file of weights that the authors released for one experiment."""
+# ------------------------------------------------------------------------------------------------------------ backbones
+Objective = Literal[
+    "classification", "masked-image", "self-distillation", "contrast", "caption-contrast", "promptable-masks"
+]
+"""How a family of backbones was pre-trained, and how the miniature pre-trains it on the drawn world."""
 
-    path: str
+
+class NetworkSpec(Frozen):
+    """Architecture of a backbone other than Stable Diffusion's, without weights."""
+
+    library: Literal["timm", "transformers"]
+    architecture: str
+    """timm: name of a model, such as swin_large_patch4_window12_384. transformers: sam, blip or blip-2."""
+    options: dict[str, Any] = {}
+    """Settings of the architecture that differ from its own (a scale's small sizes)."""
+
+
+class LanguageSpec(Frozen):
+    """Text encoder that comes with a backbone (LAVT's BERT)."""
+
+    architecture: Literal["bert"]
+    repo: str
+    revision: str = "main"
+    options: dict[str, Any] = {}
+
+
+class ObjectiveSpec(Frozen):
+    """Length and batches of a family's miniature pre-training."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    weight_decay: float = 0.05
+    mask_share: float = Field(default=0.6, ge=0.0, le=1.0)
+    """masked-image: share of hidden patches; language: share of hidden tokens is always 0.15, BERT's."""
+    momentum: float = 0.99
+    """self-distillation: of the teacher's average."""
+
+
+class BackboneSpec(Frozen):
+    """One backbone at one scale: its architecture and where its weights come from."""
+
+    source: Literal["pretrained", "hub", "folder"]
+    """``pretrained``: by this scale itself, on drawn images. ``hub``: the public weights in ``repo``. ``folder``: a copy of
+    that repository at ``path``."""
+    objective: Objective
+    vision: NetworkSpec
+    language: LanguageSpec | None = None
+    repo: str | None = None
+    revision: str | None = None
+    mirrors: tuple[str, ...] = ()
+    path: str | None = None
+    dataset: str | None = None
+    """pretrained: dataset of captioned images."""
+    objects: str | None = None
+    """pretrained: dataset of the same images' classes and masks."""
+    seed: int = 0
+    threads: PositiveInt = 1
+    training: ObjectiveSpec | None = None
+    language_training: ObjectiveSpec | None = None
+    vocabulary: PositiveInt | None = None
+    """pretrained: tokens of the text models' vocabulary."""
+
+
+class ReleasedSpec(Frozen):
+    """Weights that others trained: the authors' own for one experiment, or a public depth model under its own name."""
+
+    path: str | None = None
+    """The file; of a public model also the folder of a copy of its repository."""
     download: str | None = None
     """Name in fetch/sources.yaml of what puts it there."""
+    model: Literal["zoedepth", "dpt-hybrid"] | None = None
+    """Public depth model, fed and read as its authors do on NYUv2."""
+    experiment: str | None = None
+    """With ``model``: the depth experiment whose test set, crop and depth range it is measured with."""
+    repo: str | None = None
+    """With ``model``: hub repository that has it, in place of ``path``."""
+    revision: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_place(self):
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("released weights need either path or repo")
+        if (self.model is None) != (self.experiment is None) or (self.repo and self.model is None):
+            raise ValueError("a public model needs both model and experiment; the authors' own weights have a path alone")
+        if (self.repo and self.download) or (self.path and (self.revision or self.mirrors)):
+            raise ValueError("download goes with path, revision and mirrors with repo")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -176,10 +259,13 @@ class AdapterSpec(Frozen):
 class HeadSpec(Frozen):
     """Decoder head; channel counts of its inputs are read from the backbone."""
 
-    kind: Literal["semantic-fpn", "simple-decoding", "depth-decoder"]
+    kind: Literal["semantic-fpn", "upernet", "simple-decoding", "depth-decoder"]
     channels: PositiveInt
-    """Semantic FPN: neck and head width (256). Referring: hidden width (640). Depth: width after out_layer (1536)."""
+    """Semantic FPN: neck and head width (256). UPerNet: width (512). Referring: hidden width (640). Depth: width after
+    out_layer (1536)."""
     dropout: float = 0.0
+    pool_scales: tuple[PositiveInt, ...] = (1, 2, 3, 6)
+    """UPerNet: sides of the pyramid pooling."""
     deconv_channels: PositiveInt = 32
     """Depth: width of the three transposed convolutions."""
     final_channels: PositiveInt = 192
@@ -190,9 +276,10 @@ class HeadSpec(Frozen):
     """Depth: metres at sigmoid = 1."""
 
 
-class ModelSpec(Frozen):
+class VPDModel(Frozen):
     """The VPD network of one experiment."""
 
+    kind: Literal["vpd"]
     unet: Literal["pretrained", "random"]
     """``random``: the checkpoint's U-Net architecture with fresh weights, the zero point of Figure 3."""
     timestep: int
@@ -205,6 +292,36 @@ class ModelSpec(Frozen):
     prompt: PromptSpec
     adapter: AdapterSpec
     head: HeadSpec
+
+
+class BackboneModel(Frozen):
+    """A pre-trained image encoder and a decoder head, all of it trained: the baselines."""
+
+    kind: Literal["backbone"]
+    backbone: Literal["pretrained", "random"]
+    """``random``: the same architecture with fresh weights."""
+    pyramid_channels: PositiveInt
+    """Width of the simple feature pyramid that a backbone with a single stride gets."""
+    drop_path: float = Fraction
+    """Stochastic depth of the backbone."""
+    head: HeadSpec
+
+
+class LavtModel(Frozen):
+    """LAVT (Yang et al. 2022): a Swin Transformer that takes words in at every stage, and BERT."""
+
+    kind: Literal["lavt"]
+    backbone: Literal["pretrained", "random"]
+    length: PositiveInt
+    """Tokens of an expression after cutting or padding, [CLS] and [SEP] included."""
+    fusion_heads: tuple[PositiveInt, ...]
+    """Attention heads of the pixel-word attention, per stage."""
+    fusion_dropout: float = Fraction
+    drop_path: float = Fraction
+    head: HeadSpec
+
+
+ModelSpec = Annotated[VPDModel | BackboneModel | LavtModel, Field(discriminator="kind")]
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -391,7 +508,10 @@ class Spec(Frozen):
     dataset: str
     variant: str | None = None
     """Which set of expressions of a RefCOCO-family dataset: refcoco, refcoco+ or refcocog."""
+    method: str
+    """Block of ``tasks.<task>.methods`` that the network comes from: vpd, or a baseline."""
     checkpoint: str
+    """Stable Diffusion checkpoint (vpd), or backbone."""
     seeds: tuple[int, ...]
     model: ModelSpec
     training: TrainingSpec

@@ -41,3 +41,30 @@ rule checkpoint:
     shell:
         "vpd checkpoint {wildcards.checkpoint} --scale {params.scale} --pretraining {params.pretraining}"
         " --out {params.out} --timing {output.timing} 2>&1 | tee {log}"
+
+
+rule backbone:
+    input:
+        captions=f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json",
+        objects=f"data/{SCALE}/{PARAMS.block.backbones.objects}/manifest.json",
+        code=code("families", "models/backbones", "weights"),
+    output:
+        manifest=f"checkpoints/{SCALE}/{{backbone}}/manifest.json",
+        facts=f"results/{SCALE}/backbones/{{backbone}}.json",
+        timing=f"results/{SCALE}/timing/backbone/{{backbone}}.json",
+    log:
+        f"logs/{SCALE}/backbone/{{backbone}}.log",
+    conda:
+        "../../environment.yml"
+    threads: PARAMS.block.backbones.threads
+    params:
+        scale=SCALE,
+        captions=lambda wildcards, input: folder(input.captions),
+        objects=lambda wildcards, input: folder(input.objects),
+        out=lambda wildcards, output: folder(output.manifest),
+        state=f".vpd/{SCALE}/backbone/{{backbone}}",
+        spec=lambda wildcards: PARAMS.backbone(wildcards.backbone).model_dump_json(),
+    shell:
+        "vpd backbone {wildcards.backbone} --scale {params.scale} --captions {params.captions}"
+        " --objects {params.objects} --out {params.out} --facts {output.facts} --state {params.state}"
+        " --timing {output.timing} 2>&1 | tee {log}"

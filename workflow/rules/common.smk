@@ -38,6 +38,7 @@ def reserved(resource):
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     checkpoint="|".join(PARAMS.checkpoints),
+    backbone="|".join(PARAMS.backbones),
     name="|".join(PARAMS.experiments),
 
 

@@ -4,7 +4,9 @@ rule report:
         predictions=per_experiment(rules.evaluate.output.predictions),
         history=per_experiment(rules.train.output.history),
         timing=per_experiment(rules.train.output.timing)
-        + per_experiment(rules.evaluate.output.timing),
+        + per_experiment(rules.evaluate.output.timing)
+        + expand(rules.backbone.output.timing, backbone=PARAMS.backbones),
+        backbones=expand(rules.backbone.output.facts, backbone=PARAMS.backbones),
         released=[rules.released.output.index, rules.released.output.timing],
         pretraining=rules.pretrain.output.manifest,
         previews=expand(rules.data.output.preview, dataset=PARAMS.datasets),

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from vpd.cost.network import build, make_batch
+from vpd.cost.network import Parts, build, make_batch
 from vpd.spec import Spec
 from vpd.training.losses import loss
 
@@ -22,23 +22,24 @@ class Kept:
 
     per_image: int
     copies: int
-    """Bytes whatever the batch: mixed precision keeps copies of the weights in its own type."""
+    """Bytes whatever the batch: mixed precision keeps copies of the weights in its own type, attention in windows the
+    biases that it gathered from its tables."""
 
 
-def keep(spec: Spec, parts: dict[str, dict], classes: int, checkpointing: bool) -> Kept:
+def keep(spec: Spec, parts: Parts, classes: int, checkpointing: bool) -> Kept:
     """What the forward pass of a training step keeps in the spec's precision, with or without gradient checkpointing.
 
-    Two batch sizes tell what grows with the batch from what does not; in single precision all of it grows.
+    Two batch sizes tell what grows with the batch from what does not. Batch norm takes no single image at a map of one
+    pixel, hence twos.
     """
     training = spec.training.model_copy(update={"gradient_checkpointing": checkpointing})
     spec = spec.model_copy(update={"training": training})
+    with torch.device("meta"):
+        model = build(spec, parts, classes).train()
     with FakeTensorMode():
-        network = Shapes(spec, parts, classes)
-        one = _kept(network, spec, make_batch(spec, 1, classes))
-        if training.precision == "fp32":
-            return Kept(one, 0)
-        two = _kept(network, spec, make_batch(spec, 2, classes))
-    return Kept(two - one, 2 * one - two)
+        network = Shapes(model)
+        two, four = (_kept(network, spec, make_batch(spec, images, classes)) for images in (2, 4))
+    return Kept((four - two) // 2, 2 * two - four)
 
 
 def _kept(network: Shapes, spec: Spec, batch: dict) -> int:
@@ -56,13 +57,11 @@ class Shapes:
     On the meta device it would be written out, and keep the probabilities of every pair of pixels.
     """
 
-    def __init__(self, spec: Spec, parts: dict[str, dict], classes: int) -> None:
-        with torch.device("meta"):
-            self.model = build(spec, parts, classes).train()
-        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.state = {
-            name: torch.empty(t.shape, dtype=t.dtype).requires_grad_(name in trained)
-            for name, t in self.model.state_dict().items()
+            name: torch.empty(t.shape, dtype=t.dtype).requires_grad_(t.requires_grad) for name, t in tensors.items()
         }
 
     def __call__(self, batch: dict) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import nn
@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vpd.cost.mmcv import MmcvCounter
-from vpd.cost.network import build, make_batch
+from vpd.cost.network import Parts, build, make_batch
 from vpd.models.prompts import FROM_IMAGES
 from vpd.spec import Spec
 
-PARTS = ("vae", "unet", "adapter", "neck", "head")
+PARTS = ("vae", "unet", "adapter", "backbone", "language", "fusion", "neck", "head")
+"""Of VPD the first three, of a baseline the backbone, of LAVT the next three; then what decodes their features."""
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,43 @@ class Part:
     mmcv_macs: int
 
 
-def count(spec: Spec, parts: dict[str, dict], classes: int) -> dict[str, Part]:
-    """Parameters and multiply-adds by part; a head without a ``neck`` of its own name has no such entry.
+NOTHING = Part(0, 0, 0, 0)
+
+
+def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
+    """Parameters and multiply-adds by part; a head's own ``neck`` is counted as neck, not as head.
 
     True multiply-adds are half of what torch's counter gives: convolutions and all matrix products, those of attention
     included; norms, activations and biases not.
     """
     counter = FlopCounterMode(display=False)
     with torch.device("meta"):
-        model = build(spec, parts, classes)
+        model = build(spec, parts, classes).eval()
         with torch.no_grad(), counter, MmcvCounter(model) as mmcv:
             model(make_batch(spec, 1, classes))
     flops = {name: sum(by_kind.values()) for name, by_kind in counter.get_flop_counts().items()}
 
     def part(module: nn.Module, name: str) -> Part:
-        return Part(size(module), size(module, True), flops.get(f"VPD.{name}", 0) // 2, mmcv.total(name))
+        return Part(
+            size(module), size(module, True), flops.get(f"{type(model).__name__}.{name}", 0) // 2, mmcv.total(name)
+        )
 
-    found = {name: part(module, name) for name, module in model.named_children() if name in PARTS}
+    found = {name: part(module, name) for name, module in model.named_children() if _has_work(module, name)}
     neck = getattr(model.head, "neck", None)
     if neck is not None:
-        found["neck"] = part(neck, "head.neck")
-        found["head"] = _less(found["head"], found["neck"])
+        inner = part(neck, "head.neck")
+        found["neck"] = _plus(found.get("neck", NOTHING), inner)
+        found["head"] = _plus(found["head"], inner, sign=-1)
     return {name: found[name] for name in PARTS if name in found}
 
 
-def text_parameters(spec: Spec, parts: dict[str, dict]) -> int:
-    """Parameters of the frozen text encoder if it stays in the network: elsewhere it has done its work before."""
-    if spec.model.prompt.strategy not in FROM_IMAGES:
+def _has_work(module: nn.Module, name: str) -> bool:
+    return name in PARTS and not (name == "neck" and isinstance(module, nn.Identity))
+
+
+def text_parameters(spec: Spec, parts: Parts) -> int:
+    """Parameters of VPD's frozen text encoder if it stays in the network: elsewhere it has done its work before."""
+    if spec.model.kind != "vpd" or spec.model.prompt.strategy not in FROM_IMAGES:
         return 0
     with torch.device("meta"):
         return size(CLIPTextModel(CLIPTextConfig.from_dict(parts["text_encoder"])))
@@ -64,10 +75,5 @@ def size(module: nn.Module, trainable: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
 
 
-def _less(whole: Part, part: Part) -> Part:
-    return Part(
-        whole.parameters - part.parameters,
-        whole.trainable - part.trainable,
-        whole.macs - part.macs,
-        whole.mmcv_macs - part.mmcv_macs,
-    )
+def _plus(one: Part, other: Part, sign: int = 1) -> Part:
+    return Part(*(a + sign * b for a, b in zip(astuple(one), astuple(other), strict=True)))

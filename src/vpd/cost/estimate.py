@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from vpd.cost.activations import Kept, keep
 from vpd.cost.counting import Part, count, text_parameters
 from vpd.cost.hours import gpu_hours, training_images, training_macs
-from vpd.cost.network import CLASSES, LAYOUTS, crop
-from vpd.spec import Spec, digest
+from vpd.cost.network import CLASSES, LAYOUTS, Parts, crop
+from vpd.errors import UserError
+from vpd.spec import BackboneSpec, Spec, digest
 from vpd.weights.configs import sd1_configs
 
 GIB = 1 << 30
@@ -18,8 +19,10 @@ RESERVED = 3 * GIB // 2
 """Of a GPU: CUDA's context, the workspaces of its libraries, and what the allocator cannot use."""
 ENCODER_MAPS = 4
 """Maps that the VAE encoder holds at once at its finest level: a block's input, its norm, a convolution's two ends."""
-NO_COST = {"unet", "timestep", "latent_scale"}
+NO_COST = {"unet", "backbone", "timestep", "latent_scale"}
 """Model settings that change numbers, not what they cost."""
+ARCHITECTURE = {"vision", "language", "vocabulary"}
+"""Settings of a backbone that decide its cost."""
 _measured: dict[str, dict] = {}
 
 
@@ -28,7 +31,8 @@ class Cost:
     """Cost of one run of an experiment; multiply-adds are those of one training image, memory is in bytes."""
 
     parts: dict[str, Part]
-    """vae, unet, adapter, neck, head; where a head has no neck of that name, all of it is head."""
+    """VPD: vae, unet, adapter, neck, head; a baseline: backbone, neck, head; LAVT: backbone, language, fusion, head.
+    Where there is no neck of that name, all of it is head."""
     text_parameters: int
     """Of the frozen text encoder, where prompts come with the images. The paper's figures leave it out, and so do
     ``parameters`` and ``macs``; memory includes it."""
@@ -37,7 +41,7 @@ class Cost:
     kept_checkpointed: Kept
     """The same with gradient checkpointing."""
     encoder: int
-    """Working memory of the frozen encoder for one image."""
+    """Working memory of VPD's frozen encoder for one image."""
     batch_size: int
     """Images of one optimizer step."""
     accumulate: int
@@ -88,21 +92,22 @@ class Cost:
         return self.step_bytes(gpus) + RESERVED
 
 
-def cost(
-    spec: Spec, parts: dict[str, dict] | None = None, classes: int | None = None, samples: int | None = None
-) -> Cost:
+def cost(spec: Spec, parts: Parts | None = None, classes: int | None = None, samples: int | None = None) -> Cost:
     """Cost of one run of ``spec``, without computing anything.
 
-    ``parts`` are the configurations of unet, vae and text_encoder (Stable Diffusion 1's unless given, see
-    ``read_parts``); ``classes`` and ``samples`` per epoch are those of the real dataset unless given.
+    ``parts`` are VPD's configurations of unet, vae and text_encoder (Stable Diffusion 1's unless given, see
+    ``read_parts``), or a baseline's backbone (``params.backbone(spec.checkpoint)``); ``classes`` and ``samples`` per epoch
+    are those of the real dataset unless given.
     """
     parts = parts or sd1_configs()
+    if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
+        raise UserError(f"{spec.name} uses checkpoint {spec.checkpoint}; give its parts, or its backbone, to count it")
     measured = _measure(spec, parts, CLASSES[LAYOUTS[spec.task]] if classes is None else classes)
-    training, images, side = spec.training, training_images(spec, samples), spec.model.canvas or crop(spec)
+    training, images = spec.training, training_images(spec, samples)
     macs = training_macs(measured["parts"], training.gradient_checkpointing)
     return Cost(
         **measured,
-        encoder=ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * side**2,
+        encoder=_encoder(spec, parts),
         batch_size=training.batch_size,
         accumulate=training.accumulate,
         checkpointing=training.gradient_checkpointing,
@@ -111,11 +116,19 @@ def cost(
     )
 
 
-def _measure(spec: Spec, parts: dict[str, dict], classes: int) -> dict:
+def _encoder(spec: Spec, parts: Parts) -> int:
+    if spec.model.kind != "vpd":
+        return 0
+    side = spec.model.canvas or crop(spec)
+    return ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * side**2
+
+
+def _measure(spec: Spec, parts: Parts, classes: int) -> dict:
     """The fields of ``Cost`` that take a network; specs whose differences cost nothing share one measurement."""
     model = spec.model.model_dump(mode="json", exclude=NO_COST)
     training = spec.training.model_dump(mode="json", include={"precision", "loss"})
-    key = digest([spec.task, model, training, crop(spec), parts, classes])
+    own = parts.model_dump(include=ARCHITECTURE) if isinstance(parts, BackboneSpec) else parts
+    key = digest([spec.task, model, training, crop(spec), own, classes])
     if key not in _measured:
         _measured[key] = {
             "parts": count(spec, parts, classes),

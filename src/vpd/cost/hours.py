@@ -29,6 +29,8 @@ REFERENCES = {
     "depth": Reference(12.0, 25 * SAMPLES["nyuv2"], 1958.64e9),
 }
 GPUS = 8
+CHECKPOINTED = ("unet", "backbone")
+"""Parts that gradient checkpointing computes twice."""
 
 
 def training_images(spec: Spec, samples: int | None = None) -> int:
@@ -43,11 +45,12 @@ def training_images(spec: Spec, samples: int | None = None) -> int:
 def training_macs(parts: Mapping[str, Part], checkpointing: bool) -> int:
     """Multiply-adds of one training image: frozen parts forward, trained parts forward and twice that backward.
 
-    Gradient checkpointing computes the U-Net's forward pass a second time.
+    Gradient checkpointing computes the forward pass of the U-Net, or of the backbone, a second time.
     """
     forward = sum(part.macs for part in parts.values())
     backward = 2 * sum(part.macs for part in parts.values() if part.trainable)
-    return forward + backward + (parts["unet"].macs if checkpointing else 0)
+    repeated = sum(part.macs for name, part in parts.items() if name in CHECKPOINTED)
+    return forward + backward + (repeated if checkpointing else 0)
 
 
 def gpu_hours(spec: Spec, images: int, macs: int) -> float:

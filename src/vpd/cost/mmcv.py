@@ -1,9 +1,10 @@
 """Multiply-adds as mmcv's ``get_model_complexity_info`` counts them, the convention of the GFLOPs in the paper's Table 1.
 
 Its rules (mmcv 1.7, by module type): convolutions with their biases; linear layers without; two per element of an
-affine norm's input; one per element of a ReLU. It sees modules only, so the matrix products of attention, bare functions
+affine norm's input; one per element of a ReLU's output and of a pooling's input. It sees modules only, so the matrix products of attention, bare functions
 and SiLU cost nothing. Subclasses do not count either, which leaves out the norms of the U-Net's residual blocks (LDM's own
-class there) and the head's upsampling (mmseg's own class).
+class there) and the head's upsampling (mmseg's own class). timm's LayerNorm counts nevertheless: it stands where Swin and
+ViT have torch's own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffusers.models.resnet import ResnetBlock2D
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 
@@ -33,6 +35,10 @@ def _activation(module: nn.Module, given: Tensor, result: Tensor) -> int:
     return result.numel()
 
 
+def _pool(module: nn.Module, given: Tensor, result: Tensor) -> int:
+    return given.numel()
+
+
 RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], int]] = {
     nn.Conv2d: _convolution,
     nn.ConvTranspose2d: _convolution,
@@ -40,7 +46,9 @@ RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], int]] = {
     nn.BatchNorm2d: _norm,
     nn.GroupNorm: _norm,
     nn.LayerNorm: _norm,
+    LayerNorm: _norm,
     nn.ReLU: _activation,
+    nn.AdaptiveAvgPool2d: _pool,
 }
 
 
@@ -51,7 +59,7 @@ class MmcvCounter:
         self._model, self._counts, self._hooks = model, {}, []
 
     def __enter__(self) -> MmcvCounter:
-        unseen = _residual_norms(self._model.unet)
+        unseen = _residual_norms(self._model)
         for name, module in self._model.named_modules():
             if type(module) in RULES and module not in unseen:
                 self._hooks.append(module.register_forward_hook(self._counting(name)))
@@ -72,5 +80,6 @@ class MmcvCounter:
         return sum(count for name, count in self._counts.items() if name.startswith(f"{part}."))
 
 
-def _residual_norms(unet: nn.Module) -> set[nn.Module]:
+def _residual_norms(model: nn.Module) -> set[nn.Module]:
+    unet = getattr(model, "unet", nn.Identity())
     return {norm for block in unet.modules() if isinstance(block, ResnetBlock2D) for norm in (block.norm1, block.norm2)}

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from vpd.files import read_json
 from vpd.models import VPD, compose
 from vpd.models.prompts import FROM_IMAGES
-from vpd.spec import DepthSpec, ReferringSpec, SegmentationSpec, Spec
+from vpd.spec import BackboneSpec, DepthSpec, ReferringSpec, SegmentationSpec, Spec
 
+Parts = dict[str, dict] | BackboneSpec
+"""What a network is made of: configurations of unet, vae and text_encoder, or a backbone."""
 NETWORKS = ("unet", "vae", "text_encoder")
 CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
 """Classes of the real datasets by layout: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
@@ -40,8 +43,12 @@ class GivenTokens(nn.Module):
         return self.states[-1].expand(len(sentences), -1)
 
 
-def build(spec: Spec, parts: dict[str, dict], classes: int) -> VPD:
+def build(spec: Spec, parts: Parts, classes: int) -> nn.Module:
     """The network of ``spec`` with random weights, on torch's default device."""
+    return {"vpd": _build_vpd, "backbone": _build_baseline, "lavt": _build_lavt}[spec.model.kind](spec, parts, classes)
+
+
+def _build_vpd(spec: Spec, parts: dict[str, dict], classes: int) -> VPD:
     unet = UNet2DConditionModel.from_config(parts["unet"])
     vae = AutoencoderKL.from_config(parts["vae"])
     prompt, width = spec.model.prompt, unet.config.cross_attention_dim
@@ -49,6 +56,27 @@ def build(spec: Spec, parts: dict[str, dict], classes: int) -> VPD:
         return compose(spec, unet, vae, classes, text=GivenTokens(prompt.length, width))
     rows = {"empty": 1, "empty-sequence": prompt.length}.get(prompt.strategy, classes)
     return compose(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width))
+
+
+def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
+    from vpd.models.baseline import compose_baseline
+
+    return compose_baseline(spec, _backbone(spec, parts), classes)
+
+
+def _build_lavt(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
+    from vpd.models.lavt import compose_lavt
+
+    known = {} if parts.vocabulary is None else {"vocab_size": parts.vocabulary}
+    bert = BertModel(BertConfig(**parts.language.options, **known), add_pooling_layer=False)
+    return compose_lavt(spec, _backbone(spec, parts), bert, GivenWords())
+
+
+def _backbone(spec: Spec, parts: BackboneSpec) -> nn.Module:
+    from vpd.models.backbones import build_backbone
+
+    checkpointing = spec.training.gradient_checkpointing
+    return build_backbone(parts.vision, drop_path=spec.model.drop_path, gradient_checkpointing=checkpointing)
 
 
 def crop(spec: Spec) -> int:

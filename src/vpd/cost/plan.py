@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.cost.estimate import Cost, cost
-from vpd.cost.network import CLASSES, read_parts
+from vpd.cost.network import CLASSES, Parts, read_parts
 from vpd.cost.table import figures
 from vpd.data.world.classes import CLASSES as DRAWN
 from vpd.errors import UserError
@@ -59,7 +59,8 @@ def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[s
     """Costs of the experiments ``names``, or of the whole matrix.
 
     ``checkpoints`` holds one diffusers pipeline folder per checkpoint, whose configurations are read; without it they
-    are Stable Diffusion 1's. UserError if the scale pre-trains its own checkpoints and they are not given.
+    are Stable Diffusion 1's. UserError if the scale pre-trains its own checkpoints and they are not given. Backbones of
+    baselines are known from params.yaml.
     """
     specs = [params.resolve(name) for name in names or params.experiments]
     return {spec.name: _cost(params, spec, checkpoints) for spec in track(specs, len(specs), "costs", "experiment")}
@@ -75,14 +76,19 @@ def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:
 
 
 def _cost(params: Params, spec: Spec, checkpoints: Path | None) -> Cost:
+    dataset = params.dataset(spec.dataset)
+    return cost(spec, _parts(params, spec, checkpoints), classes(dataset), samples(dataset))
+
+
+def _parts(params: Params, spec: Spec, checkpoints: Path | None) -> Parts | None:
+    if spec.model.kind != "vpd":
+        return params.backbone(spec.checkpoint)
     if checkpoints is None and params.checkpoint(spec.checkpoint).source == "pretrained":
         raise UserError(
             f"{params.source}: scale {params.scale} pre-trains checkpoint {spec.checkpoint}, so its size is not known "
             "beforehand; give the folder of its checkpoints with --checkpoints"
         )
-    parts = read_parts(checkpoints / spec.checkpoint) if checkpoints else None
-    dataset = params.dataset(spec.dataset)
-    return cost(spec, parts, classes(dataset), samples(dataset))
+    return read_parts(checkpoints / spec.checkpoint) if checkpoints else None
 
 
 def classes(dataset: DatasetSpec) -> int:

@@ -12,7 +12,7 @@ from vpd.data.images import check_pair, read_depth, read_image
 from vpd.data.layouts import nyuv2
 from vpd.data.transforms import augment_depth, normalise
 from vpd.errors import UserError
-from vpd.spec import DepthSpec
+from vpd.spec import DepthSpec, VPDModel
 
 
 class NYUv2(Dataset):
@@ -25,7 +25,8 @@ class NYUv2(Dataset):
         self.settings = spec.data
         self.classes = list(nyuv2.SCENES)
         self.frames = nyuv2.frames(root, self.split)
-        self.class_ids = [nyuv2.scene_class(frame.scene, spec.model.prompt.class_source) for frame in self.frames]
+        source = spec.model.prompt.class_source if isinstance(spec.model, VPDModel) else "first-match"
+        self.class_ids = [nyuv2.scene_class(frame.scene, source) for frame in self.frames]
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -94,7 +94,14 @@ def _captions(root: Path) -> Iterator[Sample]:
         yield [read_image(root / entry["file"])], [entry["caption"]]
 
 
-SAMPLERS = {"ade20k": _ade20k, "nyuv2": _nyuv2, "refcoco": _refcoco, "captions": _captions}
+def _objects(root: Path) -> Iterator[Sample]:
+    colours = palette(layouts.objects.MOST_INSTANCES)
+    for entry in layouts.objects.entries(root):
+        mask = layouts.objects.read_mask(root / entry["mask"])
+        yield [read_image(root / entry["file"]), colours[mask]], [", ".join(entry["classes"])]
+
+
+SAMPLERS = {"ade20k": _ade20k, "nyuv2": _nyuv2, "refcoco": _refcoco, "captions": _captions, "objects": _objects}
 
 
 def write_preview(root: Path, layout: str, path: Path) -> None:

@@ -13,7 +13,7 @@ from vpd.evaluation.drawing import LINE, Sheet, caption, pixels, show
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.segmentation import IGNORED
 from vpd.evaluation.windows import SlidingWindow, resize, scaled_image
-from vpd.spec import ReferringSpec, SegmentationSpec, Spec
+from vpd.spec import ReferringSpec, SegmentationSpec, Spec, VPDModel
 
 WORDS = 10
 Word = tuple[str, Tensor]
@@ -22,6 +22,8 @@ Word = tuple[str, Tensor]
 
 def records_attention(spec: Spec) -> bool:
     """Return whether the model records attention maps that belong to words: its classes' names or an expression's."""
+    if not isinstance(spec.model, VPDModel):
+        return False
     return bool(spec.model.attention.places) and spec.model.prompt.strategy in ("class-names", "expression")
 
 

@@ -19,11 +19,15 @@ from vpd.spec import Spec
 __all__ = ["VPD", "Features", "LatentCache", "build_model", "compose"]
 
 
-def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
-    """Build the network of one experiment from a Stable Diffusion folder; new weights come from torch's global seed.
+def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
+    """Build the network of one experiment from a checkpoint folder; new weights come from torch's global seed.
 
     ``classes`` are the dataset's, in label order. UserError if checkpoint and spec do not fit each other.
     """
+    return BUILDERS[spec.model.kind](spec, checkpoint, classes)
+
+
+def _build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
     # Restoring the random state gives every checkpoint, and the random U-Net, the same initial adapter and head.
     with torch.random.fork_rng(devices=[]):
         unet, vae = load_unet(checkpoint, spec.model.unet), load_vae(checkpoint)
@@ -31,6 +35,22 @@ def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
         check_widths(text.width, unet)
         fixed = None if spec.model.prompt.strategy in FROM_IMAGES else encode_prompts(spec.model.prompt, text, classes)
     return compose(spec, unet, vae, len(classes), text=text if fixed is None else None, class_embeddings=fixed)
+
+
+# timm and its architectures are imported only where they are used.
+def _build_baseline(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
+    from vpd.models.baseline import build_baseline
+
+    return build_baseline(spec, checkpoint, len(classes))
+
+
+def _build_lavt(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
+    from vpd.models.lavt import build_lavt
+
+    return build_lavt(spec, checkpoint)
+
+
+BUILDERS = {"vpd": _build_vpd, "backbone": _build_baseline, "lavt": _build_lavt}
 
 
 def compose(
@@ -42,7 +62,7 @@ def compose(
     text: TextEncoder | None = None,
     class_embeddings: Tensor | None = None,
 ) -> VPD:
-    """Put the network of one experiment together from its parts, on whatever device they are (``meta`` included).
+    """Put VPD's network of one experiment together from its parts, on whatever device they are (``meta`` included).
 
     ``classes`` is their number. UserError if a canvas does not fit the head or its grid.
     """
@@ -52,6 +72,7 @@ def compose(
     check_canvas(spec, encoder.factor)
     tokens, width = token_count(model.prompt, classes), features.context_width
     channels = [c + (tokens if level in features.recorded else 0) for level, c in enumerate(features.channels)]
+    strides = [encoder.factor * 2**level for level in range(len(channels))]
     outputs = {"segmentation": classes, "referring": 2, "depth": 1}[spec.task]
     return VPD(
         model,
@@ -60,7 +81,7 @@ def compose(
         text=text,
         class_embeddings=class_embeddings,
         adapter=TextAdapter(width, model.adapter) if model.adapter.enabled else nn.Identity(),
-        head=HEADS[model.head.kind](model.head, channels, outputs, encoder.factor),
+        head=HEADS[model.head.kind](model.head, channels, strides, outputs),
     )
 
 

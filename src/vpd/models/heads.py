@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpd.errors import UserError
 from vpd.models.features import Features
+from vpd.models.layers import Size, bilinear, conv, conv_norm_relu
+from vpd.models.upernet import UPerNet
 from vpd.spec import HeadSpec
-
-Size = tuple[int, int]
-
-
-def _conv(inputs: int, outputs: int, side: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=bias)
-
-
-def _bilinear(x: Tensor, size: Size) -> Tensor:
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU."""
-    layers = {"conv": _conv(inputs, outputs, 3, bias=False), "bn": nn.BatchNorm2d(outputs), "relu": nn.ReLU()}
-    return nn.Sequential(OrderedDict(layers))
 
 
 # ------------------------------------------------------------------------------------------------ semantic segmentation
@@ -35,41 +19,42 @@ class FPN(nn.Module):
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(_conv(c, width, 1) for c in channels)
-        self.fpn_convs = nn.ModuleList(_conv(width, width, 3) for _ in channels)
-        for conv in [*self.lateral_convs, *self.fpn_convs]:
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        self.lateral_convs = nn.ModuleList(conv(c, width, 1) for c in channels)
+        self.fpn_convs = nn.ModuleList(conv(width, width, 3) for _ in channels)
+        for layer in [*self.lateral_convs, *self.fpn_convs]:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps fine to coarse, all of the neck's width on return."""
-        laterals = [conv(x) for conv, x in zip(self.lateral_convs, maps, strict=True)]
+        laterals = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]
         for fine in range(len(laterals) - 2, -1, -1):
             above = F.interpolate(laterals[fine + 1], size=laterals[fine].shape[-2:], mode="nearest")
             laterals[fine] = laterals[fine] + above
-        return [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=True)]
+        return [smooth(x) for smooth, x in zip(self.fpn_convs, laterals, strict=True)]
 
 
 class SemanticFPN(nn.Module):
     """Semantic FPN (Kirillov et al. 2019): per level as many doublings as it is coarser, sum, dropout, 1x1 (G10)."""
 
-    def __init__(self, spec: HeadSpec, channels: list[int], outputs: int, factor: int) -> None:
+    def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
         self.neck = FPN(channels, spec.channels)
-        self.scale_heads = nn.ModuleList(self._scale_head(level, spec.channels) for level in range(len(channels)))
+        doublings = [(stride // strides[0]).bit_length() - 1 for stride in strides]
+        self.scale_heads = nn.ModuleList(self._scale_head(times, spec.channels) for times in doublings)
         self.dropout = nn.Dropout2d(spec.dropout)
-        self.conv_seg = _conv(spec.channels, outputs, 1)
+        self.conv_seg = conv(spec.channels, outputs, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)
         nn.init.zeros_(self.conv_seg.bias)
 
     @staticmethod
-    def _scale_head(level: int, width: int) -> nn.Sequential:
+    def _scale_head(doublings: int, width: int) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for _ in range(max(1, level)):
-            block = _conv_norm_relu(width, width)
+        for _ in range(max(1, doublings)):
+            block = conv_norm_relu(width, width)
             nn.init.kaiming_normal_(block.conv.weight, mode="fan_out", nonlinearity="relu")
             layers.append(block)
-            if level:
+            if doublings:
                 layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
         return nn.Sequential(*layers)
 
@@ -78,7 +63,7 @@ class SemanticFPN(nn.Module):
         scaled = [head(x) for head, x in zip(self.scale_heads, self.neck(features.maps), strict=True)]
         total = scaled[0]
         for x in scaled[1:]:
-            total = total + _bilinear(x, total.shape[-2:])
+            total = total + bilinear(x, total.shape[-2:])
         return self.conv_seg(self.dropout(total))
 
 
@@ -88,7 +73,7 @@ class Fuse(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.mix = nn.Sequential(_conv_norm_relu(inputs, width), _conv_norm_relu(width, width))
+        self.mix = nn.Sequential(conv_norm_relu(inputs, width), conv_norm_relu(width, width))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """(batch, c, h, w) and (batch, d, H, W) -> (batch, width, H, W)."""
@@ -99,13 +84,13 @@ class Fuse(nn.Module):
 class SimpleDecoding(nn.Module):
     """The decoder of LAVT: coarse to fine fusion, then a 1x1 to two classes, resized with aligned corners."""
 
-    def __init__(self, spec: HeadSpec, channels: list[int], outputs: int, factor: int) -> None:
+    def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
         coarse = [channels[-1]] + [spec.channels] * (len(channels) - 2)
         self.fuse = nn.ModuleList(
             Fuse(c + fine, spec.channels) for c, fine in zip(coarse, channels[-2::-1], strict=True)
         )
-        self.classify = _conv(spec.channels, outputs, 1)
+        self.classify = conv(spec.channels, outputs, 1)
 
     def forward(self, features: Features, size: Size) -> Tensor:
         """Logits (batch, classes, H, W) at the image ``size``."""
@@ -119,24 +104,24 @@ class SimpleDecoding(nn.Module):
 class DepthDecoder(nn.Module):
     """Merge the levels at the third one's stride (the grid), upsample by learned and bilinear doublings, sigmoid."""
 
-    def __init__(self, spec: HeadSpec, channels: list[int], outputs: int, factor: int) -> None:
+    def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
-        self.grid, self.max_depth = grid_stride(factor), spec.max_depth
-        self.doublings = (self.grid // 8).bit_length() - 1
         first, second, third, fourth = _four_levels(channels, spec.norm_groups, spec.channels)
+        self.grid, self.max_depth = strides[2], spec.max_depth
+        self.doublings = _doublings_after_deconvolutions(self.grid)
         self.layer1 = nn.Sequential(
-            _conv(first, first, 3, 2), nn.GroupNorm(spec.norm_groups, first), nn.ReLU(), _conv(first, first, 3, 2)
+            conv(first, first, 3, 2), nn.GroupNorm(spec.norm_groups, first), nn.ReLU(), conv(first, first, 3, 2)
         )
-        self.layer2 = nn.Sequential(_conv(second, second, 3, 2))
+        self.layer2 = nn.Sequential(conv(second, second, 3, 2))
         self.out_layer = nn.Sequential(
-            _conv(first + second + third + fourth, spec.channels, 1),
+            conv(first + second + third + fourth, spec.channels, 1),
             nn.GroupNorm(spec.norm_groups, spec.channels),
             nn.ReLU(),
         )
         self.deconv_layers = self._deconvolutions(spec.channels, spec.deconv_channels)
         width = spec.final_channels
-        self.conv_layers = nn.Sequential(_conv(spec.deconv_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
-        self.last_layer_depth = nn.Sequential(_conv(width, width, 3), nn.ReLU(), _conv(width, outputs, 3))
+        self.conv_layers = nn.Sequential(conv(spec.deconv_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+        self.last_layer_depth = nn.Sequential(conv(width, width, 3), nn.ReLU(), conv(width, outputs, 3))
         self._initialise()
 
     @staticmethod
@@ -148,14 +133,14 @@ class DepthDecoder(nn.Module):
 
     def _initialise(self) -> None:
         for part in (self.layer1, self.layer2, self.out_layer):
-            for conv in (m for m in part.modules() if isinstance(m, nn.Conv2d)):
-                nn.init.trunc_normal_(conv.weight, std=0.02)
-                nn.init.zeros_(conv.bias)
+            for layer in (m for m in part.modules() if isinstance(m, nn.Conv2d)):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         for part in (self.deconv_layers, self.conv_layers, self.last_layer_depth):
-            for conv in (m for m in part.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)):
-                nn.init.normal_(conv.weight, std=0.001)
-                if conv.bias is not None:
-                    nn.init.zeros_(conv.bias)
+            for layer in (m for m in part.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)):
+                nn.init.normal_(layer.weight, std=0.001)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, features: Features, size: Size) -> Tensor:
         """Metres (batch, 1, H, W); ``size`` is that of the image without its canvas, a multiple of the grid stride."""
@@ -179,10 +164,19 @@ def grid_stride(factor: int) -> int:
     return 4 * factor
 
 
+def _doublings_after_deconvolutions(grid: int) -> int:
+    doublings = (grid // 8).bit_length() - 1
+    if 8 * 2**doublings != grid:
+        raise UserError(
+            f"head 'depth-decoder' needs a third level of stride 8, 16, 32 or so on, found {grid}; choose another checkpoint"
+        )
+    return doublings
+
+
 def _four_levels(channels: list[int], groups: int, width: int) -> list[int]:
     if len(channels) != 4:
         raise UserError(
-            f"head 'depth-decoder' needs a U-Net of four levels, found {len(channels)}; choose another checkpoint"
+            f"head 'depth-decoder' needs a backbone of four levels, found {len(channels)}; choose another checkpoint"
         )
     for c in (channels[0], width):
         if c % groups:
@@ -190,4 +184,9 @@ def _four_levels(channels: list[int], groups: int, width: int) -> list[int]:
     return channels
 
 
-HEADS = {"semantic-fpn": SemanticFPN, "simple-decoding": SimpleDecoding, "depth-decoder": DepthDecoder}
+HEADS = {
+    "semantic-fpn": SemanticFPN,
+    "upernet": UPerNet,
+    "simple-decoding": SimpleDecoding,
+    "depth-decoder": DepthDecoder,
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from vpd.errors import UserError
@@ -10,7 +9,8 @@ from vpd.models.diffusion import FeatureUNet, FrozenEncoder
 from vpd.models.features import Features, LatentCache, join
 from vpd.models.heads import grid_stride
 from vpd.models.prompts import STRATEGIES, TextEncoder
-from vpd.spec import ModelSpec
+from vpd.models.state import load_trained_state, trained_state
+from vpd.spec import VPDModel
 
 LATENT_CACHE_BYTES = 1 << 30
 FROZEN = ("vae.", "text.")
@@ -25,7 +25,7 @@ class VPD(nn.Module):
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: VPDModel,
         *,
         vae: FrozenEncoder,
         unet: FeatureUNet,
@@ -75,25 +75,8 @@ class VPD(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Copies of all tensors but those of the frozen encoders, contiguous and in main memory."""
-        return {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in self.state_dict().items()
-            if not name.startswith(FROZEN)
-        }
+        return trained_state(self, FROZEN)
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Load what ``trained_state`` gave; UserError if any tensor is missing, unexpected or of another shape."""
-        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(FROZEN)}
-        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        bent = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-        faults = [
-            f"{len(names)} {fault}, first '{names[0]}'"
-            for fault, names in (("missing", missing), ("unexpected", extra), ("of another shape", bent))
-            if names
-        ]
-        if faults:
-            raise UserError(
-                f"the weights do not fit this model ({'; '.join(faults)}); use weights trained with this spec"
-            )
-        with torch.no_grad():
-            self.load_state_dict(state, strict=False)
+        load_trained_state(self, state, FROZEN)

@@ -1,25 +1,64 @@
-"""The paper's comparisons, recomputed: each becomes one sentence that says what was seen, whatever it is."""
+"""The paper's claims, tested on what was measured here: each gets a verdict and the numbers behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from vpd.report.cells import Cell
+from vpd.report.cells import Cell, csv_text, number
 from vpd.report.layout import LOWER_IS_BETTER
 from vpd.report.names import heading, ordinal
-from vpd.report.reported import Claim, ReportedTable
-from vpd.report.statistics import Difference, difference
+from vpd.report.reported import Claim, ReportedTable, Row
+from vpd.report.statistics import Difference, difference, rise
+
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN)
+Points = Sequence[tuple[int, Cell]]
+"""(pre-training steps, cell) per point of a trend figure; 0 steps stands for untrained weights."""
+COLUMNS = (
+    "section", "claim", "place", "verdict", "comparison", "comparison_verdict", "difference", "low", "high", "effect",
+    "paper_difference",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison of a finding: what is held against what, the difference, and what the seeds say about it."""
+
+    label: str
+    verdict: str
+    found: Difference | None = None
+    """None if one side was not measured."""
+    paper: float | None = None
+    """The paper's difference."""
+    decimals: int = 1
+    remark: str = ""
+    sign: int = 1
+    """-1 where a negative difference is the better one."""
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in words."""
+        if self.found is None:
+            return f"{self.label}."
+        paper = f" The paper's difference is {signed(self.paper, self.decimals)}." if self.paper is not None else ""
+        return f"{self.label}: {describe(self.found, self.decimals, self.remark)}.{paper}"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison with its outcome, such as ``holds`` or ``not settled``, and the sentence that says why."""
+    """One claim with its verdict and the comparisons that it rests on."""
 
     title: str
-    outcome: str
-    sentence: str
+    place: str
+    verdict: str
+    lines: tuple[Line, ...]
+
+    @property
+    def sentence(self) -> str:
+        """All comparisons in words."""
+        return " ".join(line.sentence for line in self.lines)
 
 
 def signed(value: float, decimals: int) -> str:
@@ -30,94 +69,153 @@ def signed(value: float, decimals: int) -> str:
     return text.replace("-", "−")
 
 
+def shown(value: float, decimals: int) -> str:
+    """A number with so many decimals, or with two digits where those would leave nothing of it."""
+    text = f"{value:.{decimals}f}"
+    return f"{value:.2g}" if value and float(text) == 0 else text
+
+
 def spread(cell: Cell, decimals: int) -> str:
     """Mean, and standard deviation where there are several seeds: ``31.2 ± 0.4``."""
-    mean = f"{cell.value:.{decimals}f}"
+    mean = shown(cell.value, decimals)
     return mean if cell.sd is None else f"{mean} ± {cell.sd:.{decimals}f}"
 
 
-def describe(found: Difference, decimals: int) -> str:
+def describe(found: Difference, decimals: int, remark: str = "") -> str:
     """``+1.20 (95 % interval +0.31 to +2.09, effect size +4.1, 3 and 3 seeds)``; one decimal more than the numbers."""
     mean = signed(found.mean, decimals + 1)
     if found.low is None:
-        return f"{mean} (one seed, no interval)"
+        return f"{mean} (one seed, no interval{remark})"
     ends = f"{signed(found.low, decimals + 1)} to {signed(found.high, decimals + 1)}"
     effect = "no spread" if found.effect is None else f"effect size {signed(found.effect, 1)}"
-    return f"{mean} (95 % interval {ends}, {effect}, {found.seeds[0]} and {found.seeds[1]} seeds)"
+    count = " and ".join(map(str, dict.fromkeys(found.seeds) if found.paired else found.seeds))
+    return f"{mean} (95 % interval {ends}, {effect}, {count} seeds)"
 
 
-def outcome(found: Difference, better_is: int) -> str:
-    """What the seeds say about "the first is better"; ``better_is`` is -1 where lower is better."""
-    if found.low is None:
-        ahead = found.mean * better_is > 0
-        return "as claimed, but of one seed" if ahead else "not as claimed, but of one seed"
-    return {1: "holds", -1: "does not hold, the opposite does", 0: "not settled"}[found.settled * better_is]
+# ---------------------------------------------------------------------------------------------------------------- lines
+def better_is(cell: Cell) -> int:
+    """-1 where lower is better."""
+    return -1 if cell.metric in LOWER_IS_BETTER else 1
 
 
-def compare(title: str, better: Cell, worse: Cell, decimals: int) -> Finding:
+def compare(better: Cell, worse: Cell, decimals: int) -> Line:
     """Test the claim that ``better`` is better than ``worse``."""
-    absent = [cell for cell in (better, worse) if not cell.values]
-    if absent:
-        names = " and ".join(dict.fromkeys(f"'{cell.row}'" for cell in absent))
-        return Finding(title, "not run", f"{names} not measured, so there is nothing to compare.")
+    if absent := not_measured(better, worse):
+        return absent
     found = difference(better.values, worse.values)
-    result = outcome(found, -1 if better.metric in LOWER_IS_BETTER else 1)
-    pair = f"'{better.row}' {spread(better, decimals)} against '{worse.row}' {spread(worse, decimals)}"
-    paper = ""
-    if better.paper is not None and worse.paper is not None:
-        paper = f" The paper's difference is {signed(better.paper - worse.paper, decimals)}."
-    return Finding(title, result, f"{pair}: {describe(found, decimals)}.{paper}")
+    paper = better.paper - worse.paper if None not in (better.paper, worse.paper) else None
+    label = f"'{better.row}' {spread(better, decimals)} against '{worse.row}' {spread(worse, decimals)}"
+    return judged(label, found, better_is(better), decimals, paper)
 
 
-def table_findings(
-    claims: Iterable[Claim], reported: Mapping[str, ReportedTable], cells: Sequence[Cell]
+def not_measured(*cells: Cell) -> Line | None:
+    """A line that says which of ``cells`` is missing, if one is."""
+    names = " and ".join(dict.fromkeys(f"'{cell.row}'" for cell in cells if not cell.values))
+    return Line(f"{names} not measured, so there is nothing to compare", NOT_RUN) if names else None
+
+
+def judged(label: str, found: Difference, sign: int, decimals: int, paper: float | None = None) -> Line:
+    """A line whose verdict follows from the interval; without one the direction is told and nothing decided."""
+    if found.low is None:
+        ahead = found.mean * sign
+        way = (
+            "the direction is as claimed"
+            if ahead > 0
+            else "the direction is the opposite"
+            if ahead
+            else "no difference"
+        )
+        return Line(label, INCONCLUSIVE, found, paper, decimals, f"; {way}", sign)
+    verdict = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[found.settled * sign]
+    return Line(label, verdict, found, paper, decimals, sign=sign)
+
+
+def conclude(verdicts: Iterable[str]) -> str:
+    """The verdict on a claim of several comparisons: all must be supported, and one contradicted is enough."""
+    seen = set(verdicts)
+    if CONTRADICTED in seen:
+        return CONTRADICTED
+    return seen.pop() if len(seen) == 1 else INCONCLUSIVE
+
+
+# --------------------------------------------------------------------------------------------------------------- claims
+def findings(
+    claims: Iterable[Claim],
+    reported: Mapping[str, ReportedTable],
+    cells: Sequence[Cell],
+    points: Mapping[str, Points],
 ) -> list[Finding]:
-    """The paper's comparisons between two of its own rows, as far as this project runs both."""
-    findings = []
-    for claim in claims:
-        source = reported[claim.table]
-        pair = [_claimed(claim, match, source, cells) for match in (claim.better, claim.worse)]
-        if all(cell.provenance != "quoted" for cell in pair):
-            title = f"{claim.title} ({ordinal(claim.table)}, {heading(claim.column)})"
-            findings.append(compare(title, *pair, source.decimals(claim.column)))
-    return findings
+    """Every claim with its verdict; ``points`` by trend figure."""
+    return [
+        trend(claim, points.get(claim.figure, ()), _decimals(reported.get(claim.figure)))
+        if claim.figure
+        else table_finding(claim, reported[claim.table], cells)
+        for claim in claims
+    ]
 
 
-def _claimed(claim: Claim, match: dict, source: ReportedTable, cells: Sequence[Cell]) -> Cell:
-    """The cell of the one reported row that ``match`` selects."""
-    (index,) = source.matching(match)
-    rows = list(dict.fromkeys(cell.row for cell in cells if cell.table == claim.table))
-    return next(
-        cell for cell in cells if (cell.table, cell.row, cell.column) == (claim.table, rows[index], claim.column)
-    )
+def _decimals(source: ReportedTable | None) -> int:
+    return source.decimals(source.columns[0]) if source else 2
 
 
-def trend_findings(points: Sequence[tuple[int, Cell]], decimals: int) -> list[Finding]:
-    """What a trend figure shows: its last point against the first and the first trained one, and every step between.
+def table_finding(claim: Claim, source: ReportedTable, cells: Sequence[Cell]) -> Finding:
+    """A claim about rows of a table, compared in each of its columns."""
+    here = [cell for cell in cells if cell.table == claim.table]
+    labels = list(dict.fromkeys(cell.row for cell in here))
 
-    ``points`` are (pre-training steps, cell) in the order of the figure; 0 steps stands for untrained weights.
-    """
-    ordered = [cell for _, cell in sorted(points, key=lambda point: point[0])]
-    trained = [cell for steps, cell in sorted(points, key=lambda point: point[0]) if steps]
-    findings = []
-    if len(trained) < len(ordered):
-        findings.append(compare("Pre-training matters", ordered[-1], ordered[0], decimals))
-    if len(trained) > 1:
-        findings.append(compare("Longer pre-training is better", trained[-1], trained[0], decimals))
-    if len(ordered) > 2:
-        findings.append(_monotone([cell for cell in ordered if cell.values], decimals))
-    return findings
+    def cell(match: Row, column: str) -> Cell:
+        (index,) = source.matching(match)
+        absent = Cell(claim.table, labels[index], column, None)
+        return next((c for c in here if (c.row, c.column) == (labels[index], column)), absent)
+
+    lines = []
+    for column in claim.columns:
+        decimals, prefix = source.decimals(column), f"{heading(column)}: " if len(claim.columns) > 1 else ""
+        for better, worse in claim.pairs:
+            line = compare(cell(better, column), cell(worse, column), decimals)
+            lines.append(replace(line, label=prefix + line.label))
+    place = f"{ordinal(claim.table)}, {' and '.join(map(heading, claim.columns))}"
+    return Finding(claim.title, place, conclude(line.verdict for line in lines), tuple(lines))
 
 
-def _monotone(cells: Sequence[Cell], decimals: int) -> Finding:
-    title = "The curve rises at every step"
-    steps = list(pairwise(cells))
-    if not steps:
-        return Finding(title, "not run", "Fewer than two points are measured.")
-    better_is = -1 if cells[0].metric in LOWER_IS_BETTER else 1
-    falls = [(a, b) for a, b in steps if (b.value - a.value) * better_is <= 0]
-    if not falls:
-        return Finding(title, "holds", f"All {len(steps)} steps between the means improve.")
-    worst = ", ".join(f"'{a.row}' to '{b.row}' ({signed(b.value - a.value, decimals)})" for a, b in falls)
-    rest = f"{len(steps) - len(falls)} of {len(steps)} steps between the means improve"
-    return Finding(title, "does not hold", f"{rest}; these do not: {worst}.")
+def trend(claim: Claim, points: Points, decimals: int) -> Finding:
+    """A claim about the points of a figure, in the order of their pre-training steps."""
+    ordered = sorted(points, key=lambda point: point[0])
+    every = [cell for _, cell in ordered]
+    trained = [(steps, cell) for steps, cell in ordered if steps]
+    if len(trained) < 2 or (claim.trend == "untrained" and len(trained) == len(ordered)):
+        lines = [Line("The figure has too few points to compare", NOT_RUN)]
+    elif claim.trend == "slope":
+        lines = [slope(trained, decimals)]
+    elif claim.trend == "steps":
+        lines = [compare(later, earlier, decimals) for earlier, later in pairwise(every)]
+    else:
+        first = every[0] if claim.trend == "untrained" else trained[0][1]
+        lines = [compare(every[-1], first, decimals)]
+    return Finding(claim.title, ordinal(claim.figure), conclude(line.verdict for line in lines), tuple(lines))
+
+
+def slope(points: Points, decimals: int) -> Line:
+    """Whether the metric rises with every doubling of the steps: one least-squares slope per seed."""
+    cells = [cell for _, cell in points]
+    if absent := not_measured(*cells):
+        return absent
+    seeds = [seed for seed in cells[0].seeds if all(seed in cell.seeds for cell in cells)]
+    values = [[dict(zip(cell.seeds, cell.values, strict=True))[seed] for cell in cells] for seed in seeds]
+    if not seeds:
+        return Line("The points have no seed in common", NOT_RUN)
+    found = rise([steps for steps, _ in points], values)
+    return judged("Change per doubling of the pre-training steps", found, better_is(cells[0]), decimals)
+
+
+def claims_csv(sections: Mapping[str, Sequence[Finding]]) -> str:
+    """Findings as CSV, one line per comparison; sections are ``paper`` and ``beyond the paper``."""
+    rows = []
+    for section, found in sections.items():
+        for finding in found:
+            for line in finding.lines:
+                d = line.found
+                numbers = [number(value) for value in ((d.mean, d.low, d.high, d.effect) if d else (None,) * 4)]
+                ends = (line.label, line.verdict, *numbers, number(line.paper))
+                rows.append((section, finding.title, finding.place, finding.verdict, *ends))
+    return csv_text(COLUMNS, rows)

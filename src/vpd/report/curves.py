@@ -44,27 +44,31 @@ def training_figure(histories: Mapping[str, pd.DataFrame]) -> Figure:
             axes.plot(seed["step"], seed["loss"], color=BLUE, linewidth=0.7, alpha=0.4, zorder=2)
         axes.plot(means[name].index, means[name], color=BLUE, linewidth=1.8, zorder=3)
         axes.set_title(name, fontsize=10)
-        _loss_axes(axes, pd.concat([frame["loss"] for frame in histories.values()]))
+        loss_axes(axes, pd.concat([frame["loss"] for frame in histories.values()]))
     figure.supxlabel("training step", fontsize=10)
     figure.supylabel("loss", fontsize=10)
     return figure
 
 
-def _loss_axes(axes: Axes, losses: pd.Series) -> None:
+def loss_axes(axes: Axes, losses: pd.Series) -> None:
+    """Logarithmic axis for ``losses`` if they are positive, with few round ticks."""
     whole_numbers(axes)
     low, high = losses.min(), losses.max()
     if low > 0:
         axes.set_yscale("log")
         ticks = _round_ticks(low, high)
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten that lie in the range, thinned to at most six."""
+    """Round numbers in the range, 1, 2 and 5 times powers of ten or closer ones, thinned to at most six."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5) if low <= digit * 10.0**power <= high]
-    return ticks[:: math.ceil(len(ticks) / 6)] if ticks else [low, high]
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), [digit / 10 for digit in range(10, 100)]):
+        ticks = [tick for power in powers for digit in digits if low <= (tick := digit * 10.0**power) <= high]
+        if len(ticks) > 1:
+            return ticks[:: math.ceil(len(ticks) / 6)]
+    return [low, high]
 
 
 def pretraining_figure(history: pd.DataFrame | None) -> Figure:
@@ -78,7 +82,7 @@ def pretraining_figure(history: pd.DataFrame | None) -> Figure:
         axes.plot(lines["step"], lines["loss"], color=GREEN, linewidth=0.7, alpha=0.4)
         axes.plot(lines["step"], smooth(lines["loss"]), color=GREEN, linewidth=1.8)
         axes.set_title(str(phase), fontsize=10)
-        _loss_axes(axes, lines["loss"])
+        loss_axes(axes, lines["loss"])
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("loss", fontsize=10)
     return figure

@@ -13,6 +13,7 @@ from matplotlib.transforms import offset_copy
 
 from vpd.errors import UserError
 from vpd.report.cells import Cell
+from vpd.report.claims import Points
 from vpd.report.layout import LOWER_IS_BETTER, FigureSpec
 from vpd.report.names import heading, metric_name
 from vpd.report.style import BLUE, FAINT, INK, MUTED, ORANGE, empty_figure, new_figure, whole_numbers
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 SEED = {"s": 16, "alpha": 0.55, "linewidths": 0, "zorder": 3}
 PAPER = {"marker": "D", "markersize": 8, "color": "none", "markeredgecolor": INK, "zorder": 5}
-Points = Sequence[tuple[int, Cell]]
-"""(pre-training steps, cell) per point."""
 
 
 def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str, int]:

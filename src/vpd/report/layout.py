@@ -3,104 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field, PositiveInt, model_validator
+from typing import TYPE_CHECKING
 
 from vpd.errors import UserError, nearest, pick
 from vpd.report.reported import ReportedTable, Scalar, load_reported
-from vpd.spec import Frozen
+from vpd.report.specs import RELEASED, FigureSpec, QuestionSpec, Reference, TableRow, TableSpec
 
 if TYPE_CHECKING:
     from vpd.params import Params
 
-__all__ = ["FigureSpec", "TableRow", "TableSpec", "check_layout", "load_reported", "report_files"]
+__all__ = [
+    "RELEASED",
+    "FigureSpec",
+    "QuestionSpec",
+    "Reference",
+    "TableRow",
+    "TableSpec",
+    "check_layout",
+    "load_reported",
+    "report_files",
+]
 
-Reference = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
-"""``milestone.metric``, such as ``final.miou_ss``."""
 LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
 PICTURES = (".svg", ".png")
-RELEASED = "@released"
-"""Ending of an experiment's name where its results are those of released weights."""
-
-
-class TableRow(Frozen):
-    """One row of the paper that this project runs itself."""
-
-    match: dict[str, Scalar] = Field(min_length=1)
-    """Selects the row of reported.yaml: all these keys are equal."""
-    label: str
-    experiment: str | None = None
-    """The experiment that fills every measured column ..."""
-    experiments: dict[str, str] = Field(default_factory=dict)
-    """... or one experiment per column."""
-    released: bool = False
-    """Whether the row shows the authors' released weights, measured here, and not weights trained here."""
-    ours: bool = False
-    """Whether nobody published how the row was made, so that the protocol is this project's own."""
-    tolerances: dict[str, float] = Field(default_factory=dict)
-    """Bands by column, in place of the table's and the general ones."""
-
-    @model_validator(mode="after")
-    def _one_source(self):
-        if (self.experiment is None) == (not self.experiments):
-            raise ValueError(f"row '{self.label}' needs either experiment or experiments")
-        return self
-
-    def source(self, column: str) -> str | None:
-        """The experiment that fills ``column``, if any does; with the ending of released weights where they are shown."""
-        name = self.experiment or self.experiments.get(column)
-        return name + RELEASED if name and self.released else name
-
-
-class TableSpec(Frozen):
-    """One table: measured columns and rows; every other number of it is quoted from the paper."""
-
-    title: str | None = None
-    columns: dict[str, Reference] = Field(min_length=1)
-    """Column of reported.yaml -> ``milestone.metric``."""
-    rows: tuple[TableRow, ...]
-    ours: bool = False
-    """The same of all its rows."""
-    tolerances: dict[str, float] = Field(default_factory=dict)
-    """Bands by column, in place of the general ones by metric."""
-
-
-class FigureSpec(Frozen):
-    """One figure, of one of four kinds: a trend, dots of a table's rows, prediction panels, or an attention panel."""
-
-    metric: Reference | None = None
-    ours: bool = False
-    """Trend: whether its protocol is this project's own."""
-    points: dict[str, str] = Field(default_factory=dict)
-    """Trend: point -> experiment, drawn against the pre-training steps of the experiment's checkpoint."""
-    steps: dict[str, PositiveInt] = Field(default_factory=dict)
-    """Trend: pre-training steps by checkpoint id where the scale pre-trains nothing itself."""
-    table: str | None = None
-    """Dots: the table whose measured rows are drawn, one panel per measured column."""
-    panels: tuple[str, ...] = ()
-    """Experiments whose prediction panels are shown."""
-    panel: str | None = None
-    """Experiment whose attention panel is shown."""
-
-    @model_validator(mode="after")
-    def _one_kind(self):
-        kinds = [name for name in ("points", "table", "panels", "panel") if getattr(self, name)]
-        if len(kinds) != 1:
-            raise ValueError(f"a figure needs exactly one of points, table, panels and panel, found {kinds or 'none'}")
-        if bool(self.points) != bool(self.metric):
-            raise ValueError("a figure needs both points and metric, or neither")
-        return self
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the report draws this figure itself; panels are drawn by the evaluation."""
-        return bool(self.points or self.table)
-
-    @property
-    def experiments(self) -> tuple[str, ...]:
-        """All experiments that the figure names."""
-        return (*self.points.values(), *self.panels, *filter(None, (self.panel,)))
+TABLES = ("cells", "claims", "costs", "backbones", "provenance")
+"""CSV files beside the paper's own tables."""
+PAGES = ("REPORT.md", "report.html")
 
 
 def check_layout(
@@ -109,8 +37,9 @@ def check_layout(
     experiments: Iterable[str],
     figures: Mapping[str, FigureSpec] | None = None,
     tolerances: Mapping[str, float] | None = None,
+    questions: Iterable[QuestionSpec] = (),
 ) -> None:
-    """Check that tables and figures name known tables, columns, rows, experiments and, if given, tolerances.
+    """Check that tables, figures and questions name known tables, columns, rows, experiments and, if given, tolerances.
 
     Raises UserError at the first row that matches no or several reported rows, and at the first unknown name.
     """
@@ -125,10 +54,13 @@ def check_layout(
     for name, figure in (figures or {}).items():
         for experiment in figure.experiments:
             pick(experiment, known, "experiment", f"figures.{name}")
-        if figure.table is not None:
-            pick(figure.table, dict(tables), "table", f"figures.{name}")
+        for table in filter(None, (figure.table, figure.curves)):
+            pick(table, dict(tables), "table", f"figures.{name}")
         if figure.metric is not None and tolerances is not None:
             metric_band(figure.metric, tolerances, f"figures.{name}.metric")
+    for question in questions:
+        for experiment in (question.first, question.second):
+            pick(experiment, known, "experiment", f"questions, '{question.title}'")
 
 
 def _check_bands(name: str, table: TableSpec, tolerances: Mapping[str, float]) -> None:
@@ -206,7 +138,8 @@ def report_files(params: Params, previews: Iterable[str]) -> list[str]:
         drawn.append("pretraining-loss")
         pictures.append("pretraining-samples.png")
     figures = [f"{name}{suffix}" for name in drawn for suffix in PICTURES] + pictures
-    return ["tables/cells.csv", *names, *(f"figures/{figure}" for figure in figures), "REPORT.md"]
+    own = [f"tables/{name}.csv" for name in TABLES]
+    return [*own, *names, *(f"figures/{figure}" for figure in figures), *reversed(PAGES)]
 
 
 def table_names(params: Params, reported: Mapping[str, ReportedTable]) -> list[str]:

@@ -9,10 +9,12 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from vpd.report.backbones import Backbone
 from vpd.report.cells import PROVENANCES, Cell, counts
-from vpd.report.claims import Finding
-from vpd.report.layout import FigureSpec
+from vpd.report.claims import Finding, shown
+from vpd.report.costs import RowCost
 from vpd.report.names import ordinal
+from vpd.report.specs import FigureSpec
 
 STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate", "released")
 
@@ -70,8 +72,8 @@ def summary(scale: str, protocol: str, comparable: bool, cells: Sequence[Cell]) 
 
 
 def findings(found: Iterable[Finding]) -> str:
-    """Computed sentences as a list, each with its outcome in front."""
-    lines = [f"- {item.title}: **{item.outcome}**. {item.sentence}" for item in found]
+    """Claims or questions as a list, each with its verdict in front."""
+    lines = [f"- {item.title} ({item.place}): **{item.verdict}**. {item.sentence}" for item in found]
     return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -110,24 +112,83 @@ def released(facts: Mapping[str, Mapping]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def costs(rows: Iterable[RowCost]) -> str:
+    """Time, memory, size and multiply-adds by row of the paper's tables."""
+    lines = [
+        "| table | row | experiment | training, per seed | peak memory | parameters (M) | GMACs |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        numbers = " | ".join(cost_texts(row))
+        lines.append(f"| {row.table} | {row.row} | `{row.experiment}` | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def cost_texts(row: RowCost) -> list[str]:
+    """Training time, peak memory, parameters and multiply-adds of a row, with dashes for what is not known."""
+    size, macs = row.figures.get("parameters (M)"), row.figures.get("GMACs")
+    return [
+        "–" if row.seconds is None else duration(row.seconds),
+        "–" if row.peak_mb is None else f"{row.peak_mb:.0f} MB",
+        "–" if size is None else shown(size, 1),
+        "–" if macs is None else shown(macs, 2),
+    ]
+
+
+def backbones(found: Iterable[Backbone]) -> str:
+    """Objective, images, size and proof of learning of every pre-trained network."""
+    lines = [
+        "| checkpoint | weights | objective | images seen | parameters | loss, first to last | trained against random |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for item in found:
+        lines.append(f"| `{item.name}` | {' | '.join(backbone_texts(item))} |")
+    return "\n".join(lines) + "\n"
+
+
+def backbone_texts(item: Backbone) -> list[str]:
+    """The cells of a checkpoint's line, with dashes for what is not known."""
+    facts = item.manifest
+    if facts is None:
+        return [item.source, *["–"] * 5]
+    measures = ", ".join(f"{name} {v.trained:.3g} against {v.random:.3g}" for name, v in facts.measures.items())
+    return [
+        item.source,
+        facts.objective or "–",
+        "–" if facts.images_seen is None else f"{facts.images_seen:,}",
+        "–" if facts.size is None else f"{facts.size / 1e6:.3g} M",
+        "–" if facts.loss is None else f"{facts.loss.first:.3g} → {facts.loss.last:.3g}",
+        measures or "–",
+    ]
+
+
 def times(timings: pd.DataFrame) -> str:
     """Wall time by stage, with the total; jobs may have run side by side."""
     if timings.empty:
         return "No timings were recorded.\n"
-    order = {stage: index for index, stage in enumerate(STAGES)}
-    stages = sorted(set(timings["stage"]), key=lambda stage: (order.get(stage, len(order)), stage))
     lines = ["| stage | jobs | total | longest job | peak memory |", "|---|---:|---:|---:|---:|"]
-    lines += [_time_line(stage, timings[timings["stage"] == stage]) for stage in stages]
-    lines.append(_time_line("**all**", timings))
+    *stages, total = stage_times(timings)
+    lines += [f"| {' | '.join(stage)} |" for stage in stages]
+    lines.append(f"| {' | '.join(['**all**', *total[1:]])} |")
     return "\n".join(lines) + "\n\nTotals add up the jobs; jobs that ran side by side took less on the clock.\n"
 
 
-def _time_line(stage: str, jobs: pd.DataFrame) -> str:
+def stage_times(timings: pd.DataFrame) -> list[list[str]]:
+    """Stage, jobs, total, longest job and peak memory, with ``all`` last; empty if nothing was timed."""
+    if timings.empty:
+        return []
+    order = {stage: index for index, stage in enumerate(STAGES)}
+    stages = sorted(set(timings["stage"]), key=lambda stage: (order.get(stage, len(order)), stage))
+    groups = [(stage, timings[timings["stage"] == stage]) for stage in stages]
+    return [_stage_time(stage, jobs) for stage, jobs in (*groups, ("all", timings))]
+
+
+def _stage_time(stage: str, jobs: pd.DataFrame) -> list[str]:
     longest = jobs.loc[jobs["seconds"].idxmax()]
     memory = pd.to_numeric(jobs["peak_mb"]).max()
     peak = "–" if pd.isna(memory) else f"{memory:.0f} MB"
     total, most = duration(jobs["seconds"].sum()), duration(longest["seconds"])
-    return f"| {stage} | {len(jobs)} | {total} | {most} ({longest['name']}) | {peak} |"
+    return [stage, str(len(jobs)), total, f"{most} ({longest['name']})", peak]
 
 
 def duration(seconds: float) -> str:

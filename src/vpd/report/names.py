@@ -44,10 +44,10 @@ def metric_name(metric: str) -> str:
 
 
 def ordinal(name: str) -> str:
-    """``table3-released`` -> ``Table 3 (released)``, ``figure3`` -> ``Figure 3``; other names as they are."""
+    """``table3-released`` -> ``Table 3 (released)``, ``figure3`` -> ``Figure 3``; other names as words."""
     first, _, rest = name.partition("-")
     for kind in ("table", "figure"):
         digits = first.removeprefix(kind)
         if first.startswith(kind) and digits.isdigit():
             return f"{kind.capitalize()} {digits}" + (f" ({rest})" if rest else "")
-    return name
+    return name.replace("-", " ")

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import yaml
+from pydantic import Field, model_validator
 
 from vpd.spec import Frozen
 
 HERE = Path(__file__).parent
 Scalar = bool | int | float | str | None
-NOT_IDENTIFYING = ("group", "language", "note")
+REMARKS = ("note", "quoted")
+"""Row keys that are sentences about a row."""
+NOT_IDENTIFYING = ("group", "language", *REMARKS)
 """Row keys that describe a row without telling it apart from the others."""
+
+
+class CostColumn(Frozen):
+    """A column that is counted from the network and not measured."""
+
+    figure: str
+    """Which figure of ``vpd cost`` it is."""
+    tolerance: float
+    """Share of the paper's number by which a count may differ and still reproduce it."""
 
 
 class ReportedTable(Frozen):
@@ -21,6 +35,9 @@ class ReportedTable(Frozen):
     title: str
     columns: tuple[str, ...]
     rows: tuple[dict[str, Scalar], ...]
+    settings: tuple[str, ...] = ()
+    """Columns that say how a row was trained and are no results."""
+    costs: dict[str, CostColumn] = Field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -62,15 +79,41 @@ class Rerun(Frozen):
     """By column."""
 
 
+Row = dict[str, Scalar]
+"""Selects a row of a table: all these keys are equal."""
+
+
 class Claim(Frozen):
-    """A comparison that the paper makes between two of its own rows."""
+    """Something that the paper says about its own rows, or about the points of a trend figure."""
 
     title: str
-    table: str
-    column: str
-    better: dict[str, Scalar]
-    """Selects the row that the paper finds better."""
-    worse: dict[str, Scalar]
+    table: str | None = None
+    columns: tuple[str, ...] = ()
+    """Columns of the table in each of which the claim is tested."""
+    better: Row | None = None
+    """The row that the paper finds better than each of ``worse`` ..."""
+    worse: tuple[Row, ...] = ()
+    order: tuple[Row, ...] = ()
+    """... or several rows, each better than the next."""
+    figure: str | None = None
+    trend: Literal["untrained", "longer", "slope", "steps"] | None = None
+    """What a figure's points show: the last is better than untrained weights (``untrained``) or than the first trained
+    point (``longer``), the metric rises with the logarithm of the steps (``slope``), or at every step (``steps``)."""
+
+    @model_validator(mode="after")
+    def _one_kind(self):
+        rows = bool(self.better and self.worse) != (len(self.order) > 1)
+        if bool(self.table and self.columns and rows) == bool(self.figure and self.trend):
+            raise ValueError(
+                f"claim '{self.title}' needs a table with columns and either better and worse or order, "
+                "or a figure with a trend"
+            )
+        return self
+
+    @property
+    def pairs(self) -> tuple[tuple[Row, Row], ...]:
+        """(better, worse) of every comparison that the claim consists of."""
+        return tuple(pairwise(self.order)) or tuple((self.better, worse) for worse in self.worse)
 
 
 @cache
@@ -87,7 +130,7 @@ def load_reported() -> dict[str, ReportedTable]:
 
 
 def _table(block: dict) -> ReportedTable:
-    return ReportedTable.model_validate({key: block[key] for key in ("title", "columns", "rows")})
+    return ReportedTable.model_validate({key: block[key] for key in ReportedTable.model_fields if key in block})
 
 
 @cache
@@ -108,6 +151,6 @@ def reruns_of(table: str, row: dict[str, Scalar], column: str) -> tuple[tuple[st
 
 @cache
 def load_claims() -> tuple[Claim, ...]:
-    """The paper's comparisons within its tables, in the order in which the report tells them."""
+    """What the paper claims, in the order in which the report tells it."""
     content = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
     return tuple(Claim.model_validate(block) for block in content)

@@ -1,4 +1,4 @@
-"""Differences between two experiments over their seeds: Welch interval and effect size."""
+"""Differences between two experiments, and slopes, over their seeds: interval and effect size."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Difference:
     high: float | None = None
     effect: float | None = None
     """Cohen's d: the difference over the pooled standard deviation; None without spread."""
+    paired: bool = False
+    """Whether it is a mean of one number per seed, so that both counts of ``seeds`` are the same seeds."""
 
     @property
     def settled(self) -> int:
@@ -41,6 +43,18 @@ def difference(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> 
     shares = [statistics.variance(values) / len(values) for values in (a, b)]
     half = _half_width(shares, seeds, level)
     return Difference(mean, seeds, mean - half, mean + half, _effect(mean, a, b))
+
+
+def rise(steps: Sequence[float], values: Sequence[Sequence[float]], level: float = LEVEL) -> Difference:
+    """Mean least-squares slope per doubling of ``steps``, one curve of ``values`` per seed; Student's interval."""
+    x = [math.log2(step) for step in steps]
+    slopes = [statistics.linear_regression(x, curve).slope for curve in values]
+    mean, count = statistics.fmean(slopes), len(slopes)
+    if count < 2:
+        return Difference(mean, (count, count), paired=True)
+    sd = statistics.stdev(slopes)
+    half = float(student.ppf((1 + level) / 2, count - 1)) * sd / math.sqrt(count)
+    return Difference(mean, (count, count), mean - half, mean + half, mean / sd if sd else None, paired=True)
 
 
 def _half_width(shares: list[float], seeds: tuple[int, int], level: float) -> float:

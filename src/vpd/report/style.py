@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d5d5d5"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 """From the palette of Okabe and Ito, distinguishable with any colour vision."""
+CYCLE = (BLUE, ORANGE, GREEN, "#cc79a7", "#b58900", "#56b4e9", MUTED)
+"""For lines that are told apart by colour, all of that palette that shows on white."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

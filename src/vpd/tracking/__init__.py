@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from vpd.tracking.compare import compare_links, compare_url, table_runs, ui_command
 from vpd.tracking.live import Live
+from vpd.tracking.locate import PREFIX, model_places
 from vpd.tracking.store import Unavailable
 from vpd.tracking.sync import Summary, sync
 from vpd.tracking.tags import manifest_digests, places
 
 __all__ = [
+    "PREFIX",
     "Live",
     "Summary",
     "Unavailable",
     "compare_links",
     "compare_url",
     "manifest_digests",
+    "model_places",
     "places",
     "sync",
     "table_runs",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from vpd.errors import UserError
 from vpd.files import read_json, sha256
 from vpd.spec import Spec, load_spec
+from vpd.tracking.datasets import DatasetUse, dataset_uses
 from vpd.tracking.tags import KEY, digest_tags, git_commit, place_tags, run_name, spec_tags
 
 LONGEST_VALUE = 500
@@ -48,20 +49,21 @@ class Record:
     """Path inside the run -> file."""
     tables: tuple[Path, ...] = ()
     """CSV files that are also logged as MLflow tables."""
+    datasets: tuple[DatasetUse, ...] = ()
 
     def digest(self) -> str:
-        """Hash of what is logged; tags are left out because they can be changed in place."""
+        """Hash of what is logged; tags and datasets are left out because a run can get them later."""
         files = {name: sha256(path) for name, path in sorted(self.artifacts.items())}
         text = json.dumps([self.name, self.params, self.points, files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def collect(
-    results: Path, params: Any, digests: Mapping[str, str], tags: Mapping[str, str]
+    results: Path, params: Any, digests: Mapping[str, str], tags: Mapping[str, str], data: Path | None = None
 ) -> tuple[list[Record], int]:
     """Records of all finished experiments of the matrix and of the report, and how many experiments are unfinished.
 
-    ``params`` has ``scale``, ``protocol``, ``experiments`` (names) and ``tables``. An experiment is finished when its
+    ``params`` has ``scale``, ``protocol``, ``experiments`` (names) and ``tables``; ``data`` holds the datasets. An experiment is finished when its
     metrics exist and carry the digest of its present spec, so that a new spec never stands beside old numbers.
     """
     common = {"git_commit": git_commit(results), **tags}
@@ -74,7 +76,7 @@ def collect(
         shown = {**common, **place_tags(params, name), **digest_tags(results, spec, digests)}
         try:
             seeds = sorted({row["seed"] for row in metrics})
-            records += [_seed_record(results, spec, seed, metrics, shown) for seed in seeds]
+            records += [_seed_record(results, spec, seed, metrics, shown, data) for seed in seeds]
         except (KeyError, TypeError) as error:
             path = results / "metrics" / f"{name}.json"
             raise UserError(f"{path} is not a metrics file ({error!r}); delete it and evaluate {name} again") from None
@@ -99,13 +101,23 @@ def spec_params(spec: Spec) -> dict[str, str]:
     return flatten(spec.model_dump(mode="json"))
 
 
-def _seed_record(results: Path, spec: Spec, seed: int, metrics: list[dict], tags: dict[str, str]) -> Record:
+def _seed_record(
+    results: Path, spec: Spec, seed: int, metrics: list[dict], tags: dict[str, str], data: Path | None
+) -> Record:
     points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics, seed)
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
         artifacts |= {f"panels/{path.name}": path for path in sorted((results / "panels" / spec.name).glob("*.png"))}
     tags = {**tags, **spec_tags(spec, seed)}
-    return Record(tags[KEY], run_name(spec.name, seed), spec_params(spec), tuple(points), tags, artifacts)
+    return Record(
+        tags[KEY],
+        run_name(spec.name, seed),
+        spec_params(spec),
+        tuple(points),
+        tags,
+        artifacts,
+        datasets=dataset_uses(spec, tags["data_digest"], data),
+    )
 
 
 def _history(path: Path, seed: int) -> list[Point]:

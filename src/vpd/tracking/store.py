@@ -31,6 +31,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -133,6 +134,19 @@ def _create(path: Path) -> None:
         with atomic_path(path) as temporary:
             temporary.unlink(missing_ok=True)
             SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlruns").as_uri()).engine.dispose()
+
+
+@contextlib.contextmanager
+def as_global(uri: str) -> Iterator[None]:
+    """Make ``uri`` MLflow's global store in the block, which is where its sqlite registry looks logged models up."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @contextlib.contextmanager

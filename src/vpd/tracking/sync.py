@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpd.errors import UserError
 from vpd.progress import Progress
+from vpd.tracking.candidates import Candidate, Missing, candidate
+from vpd.tracking.datasets import as_input, contradicts, log_datasets
 from vpd.tracking.records import Point, Record, collect
+from vpd.tracking.registry import register
 from vpd.tracking.store import Unavailable, connected, experiment_id, experiment_name, shown, writing
-from vpd.tracking.tags import HASH, KEY, UNKNOWN
+from vpd.tracking.tags import HASH, KEY, UNKNOWN, manifest_digests
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +27,10 @@ METRICS_PER_BATCH, PARAMS_PER_BATCH, RUNS_PER_PAGE = 500, 100, 500
 
 @dataclass
 class Summary:
-    """What one synchronisation did, in runs; ``unfinished`` counts experiments without final results."""
+    """What one synchronisation did, in runs; ``unfinished`` counts experiments without final results.
+
+    ``models`` are registered models whose newest version is that of the results, ``new_versions`` those of this time.
+    """
 
     uri: str
     experiment: str
@@ -32,18 +39,22 @@ class Summary:
     kept: int = 0
     missed: int = 0
     unfinished: int = 0
+    models: int = 0
+    new_versions: int = 0
 
     def __str__(self) -> str:
         """One line for the terminal."""
         text = f"MLflow experiment {self.experiment} at {self.uri}: "
         text += f"{self.added} runs added, {self.replaced} replaced, {self.kept} kept"
         text += f", {self.missed} not logged" if self.missed else ""
+        text += f"; {self.models} registered models, {self.new_versions} new versions" if self.models else ""
         return text + (f"; {self.unfinished} experiments have no final results yet" if self.unfinished else "")
 
     def as_dict(self) -> dict[str, str | int]:
         """The state that was reached, equal on every machine and for every repetition."""
         logged = self.added + self.replaced + self.kept
-        return {"experiment": self.experiment, "runs": logged, "missed": self.missed, "unfinished": self.unfinished}
+        counts = {"missed": self.missed, "unfinished": self.unfinished, "models": self.models}
+        return {"experiment": self.experiment, "runs": logged, **counts}
 
 
 def sync(
@@ -54,36 +65,75 @@ def sync(
     *,
     digests: Mapping[str, str] | None = None,
     strict: bool = True,
+    data: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> Summary:
     """Log every finished run under ``results`` that the store at ``uri`` does not show as it is now.
 
+    Then register the models that ``params.registered`` names, which takes the folders ``data`` and ``checkpoints``.
+
     A run that is there with the same content stays, any other of the same key (older results, a killed attempt, live
     logging) is deleted once its successor is complete, so that sending again never duplicates. Runs of other keys are
-    left alone. ``digests`` is that of ``manifest_digests``. An unavailable store raises Unavailable (a UserError) when
+    left alone. ``digests`` replaces those of the manifests in the two folders. An unavailable store raises Unavailable (a UserError) when
     ``strict``, else it is reported in one line.
     """
-    records, unfinished = collect(Path(results), params, digests or {}, extra_tags or {})
+    if digests is None:
+        digests = manifest_digests(data, checkpoints) if data and checkpoints else {}
+    records, unfinished = collect(Path(results), params, digests, extra_tags or {}, data)
+    models = _candidates(Path(results), params, digests, data, checkpoints)
     summary = Summary(shown(uri), experiment_name(params.scale), missed=len(records), unfinished=unfinished)
     try:
         with connected(uri) as client, writing(uri):
-            _sync(client, experiment_id(client, uri, params.scale), records, summary)
+            experiment = experiment_id(client, uri, params.scale)
+            runs = _sync(client, experiment, records, summary)
+            _register(client, experiment, [found for found in models if found.run_key in runs], runs, summary)
     except Unavailable as error:
         if strict:
             raise
         reason = str(error).partition(";")[0]
-        print(f"{reason}; {summary.missed} runs are not logged yet; run 'vpd track' later", file=sys.stderr, flush=True)
+        missing = f"{summary.missed} runs are not logged" if summary.missed else "not all models are registered"
+        print(f"{reason}; {missing} yet; run 'vpd track' later", file=sys.stderr, flush=True)
     return summary
 
 
-def _sync(client: MlflowClient, experiment: str, records: list[Record], summary: Summary) -> None:
+def _candidates(
+    results: Path, params: Any, digests: Mapping[str, str], data: Path | None, checkpoints: Path | None
+) -> list[Candidate]:
+    """Networks to register; what is missing for one is said and hinders no other."""
+    registered = getattr(params, "registered", {})
+    if registered and not (data and checkpoints):
+        raise UserError("registered models need the dataset and the checkpoint; give --data and --checkpoints too")
+    found = []
+    for task in registered:
+        try:
+            found.append(candidate(results, params, task, digests, data, checkpoints))
+        except Missing as missing:
+            print(missing, file=sys.stderr, flush=True)
+    return found
+
+
+def _sync(client: MlflowClient, experiment: str, records: list[Record], summary: Summary) -> dict[str, str]:
+    """Place every record; return the ids of the runs by key."""
     present: dict[str, list[Run]] = {}
     for run in tracked_runs(client, experiment):
         present.setdefault(run.data.tags[KEY], []).append(run)
-    progress = Progress(len(records), "MLflow", "runs")
+    progress, runs = Progress(len(records), "MLflow", "runs"), {}
     for record in records:
-        _place(client, experiment, record, present.get(record.key, []), summary)
+        runs[record.key] = _place(client, experiment, record, present.get(record.key, []), summary)
         summary.missed -= 1
         progress.advance(note=record.name)
+    progress.close()
+    return runs
+
+
+def _register(
+    client: MlflowClient, experiment: str, models: list[Candidate], runs: dict[str, str], summary: Summary
+) -> None:
+    progress = Progress(len(models), "MLflow", "models")
+    for found in models:
+        summary.new_versions += register(client, experiment, found, client.get_run(runs[found.run_key]))
+        summary.models += 1
+        progress.advance(note=found.name)
     progress.close()
 
 
@@ -96,19 +146,24 @@ def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> 
         token = page.token or ""
 
 
-def _place(client: MlflowClient, experiment: str, record: Record, present: list[Run], summary: Summary) -> None:
+def _place(client: MlflowClient, experiment: str, record: Record, present: list[Run], summary: Summary) -> str:
+    """Make the record's run exist, once; return its id."""
     digest = record.digest()
-    same = [run for run in present if run.info.status == "FINISHED" and run.data.tags.get(HASH) == digest]
+    finished = [run for run in present if run.info.status == "FINISHED" and run.data.tags.get(HASH) == digest]
+    same = [run for run in finished if not contradicts(run, record.datasets)]
     if same:
         _refresh_tags(client, same[0], record.tags)
+        log_datasets(client, same[0], record.datasets)
         summary.kept += 1
+        kept = same[0].info.run_id
     else:
-        _log(client, experiment, record, digest)
+        kept = _log(client, experiment, record, digest)
         summary.replaced += bool(present)
         summary.added += not present
     for run in present:
         if run not in same[:1]:
             client.delete_run(run.info.run_id)
+    return kept
 
 
 def _refresh_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
@@ -118,10 +173,12 @@ def _refresh_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> No
             client.set_tag(run.info.run_id, name, value)
 
 
-def _log(client: MlflowClient, experiment: str, record: Record, digest: str) -> None:
-    """Log a new run; only the status FINISHED, set last, makes it count."""
+def _log(client: MlflowClient, experiment: str, record: Record, digest: str) -> str:
+    """Log a new run and return its id; only the status FINISHED, set last, makes it count."""
     run = client.create_run(experiment, run_name=record.name, tags={**record.tags, HASH: digest}).info.run_id
     log_params(client, run, record.params)
+    if record.datasets:
+        client.log_inputs(run, [as_input(use) for use in record.datasets])
     for points in chunks(record.points, METRICS_PER_BATCH):
         client.log_batch(run, metrics=as_metrics(points))
     for name, path in record.artifacts.items():
@@ -130,6 +187,7 @@ def _log(client: MlflowClient, experiment: str, record: Record, digest: str) -> 
     for path in record.tables:
         client.log_table(run, _columns(path), f"tables/{path.stem}.json")
     client.set_terminated(run)
+    return run
 
 
 def log_params(client: MlflowClient, run: str, params: Mapping[str, str]) -> None:

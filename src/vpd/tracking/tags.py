@@ -12,7 +12,7 @@ from vpd.spec import Spec
 
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
 UNKNOWN = "unknown"
-FROM_SPEC = ("scale", "protocol", "schedule", "task", "dataset", "checkpoint")
+FROM_SPEC = ("scale", "protocol", "schedule", "task", "dataset", "method", "checkpoint")
 
 
 def run_key(scale: str, protocol: str, experiment: str, seed: int) -> str:
@@ -28,7 +28,7 @@ def run_name(experiment: str, seed: int) -> str:
 def spec_tags(spec: Spec, seed: int) -> dict[str, str]:
     """Tags that follow from the spec and the seed."""
     tags = {name: str(getattr(spec, name)) for name in FROM_SPEC}
-    tags |= {"experiment": spec.name, "seed": str(seed), SPEC: spec.digest()}
+    tags |= {"experiment": spec.name, "seed": str(seed), "backbone": spec.checkpoint, SPEC: spec.digest()}
     tags[KEY] = run_key(spec.scale, spec.protocol, spec.name, seed)
     return tags
 
@@ -55,14 +55,18 @@ def row_experiments(row: Any) -> list[str]:
 
 
 def place_tags(params: Any, experiment: str) -> dict[str, str]:
-    """``table`` and ``row`` over all tables, and one tag per table that a comparison shows as one line of labels."""
+    """Where the run is shown: ``table``, ``tables`` and ``row``, and one tag per table with the labels of its rows there.
+
+    ``table`` is the first of ``tables`` alone, so that "Group by" puts every run into one group.
+    """
     labels: dict[str, list[str]] = {}
     for table, label in places(params, experiment):
         labels.setdefault(table, []).append(label)
     if not labels:
         return {}
     tags = {table: "; ".join(names) for table, names in labels.items()}
-    return {**tags, "table": ", ".join(tags), "row": "; ".join(f"{table}: {text}" for table, text in tags.items())}
+    rows = "; ".join(f"{table}: {text}" for table, text in tags.items())
+    return {**tags, "table": next(iter(tags)), "tables": ", ".join(tags), "row": rows}
 
 
 def manifest_digests(data: Path, checkpoints: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from vpd.spec import LossSpec, Spec
 from vpd.training.loader import Plan, micro_batches, plan_batches
 from vpd.training.losses import loss
 from vpd.training.observers import Observer, Observers
-from vpd.training.optim import build_optimizer, set_rates, unet_multiplier
+from vpd.training.optim import build_optimizer, set_rates, pretrained_multiplier
 from vpd.training.record import Timing, publish, timing
 from vpd.training.schedule import factor
 from vpd.training.state import Journal, keep_weights, load_state, save_state, seed_all, state_folder, weights_path
@@ -87,7 +87,7 @@ def fit(
             journal.losses.append(value)
             if journal.step % training.log_every == 0 or journal.step == total:
                 lr = training.optimizer.lr * rate
-                row = log_row(journal, plan, lr, lr * unet_multiplier(optimizer))
+                row = log_row(journal, plan, lr, lr * pretrained_multiplier(optimizer))
                 watch.notify(journal.step, {name: row[name] for name in row if name != "step"})
             if lead:
                 for name, last in milestones.items():

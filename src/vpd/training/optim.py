@@ -43,12 +43,15 @@ def set_rates(optimizer: optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def unet_multiplier(optimizer: optim.Optimizer) -> float:
-    """Multiplier that most weights of the U-Net have (its norms may differ, G2); 0 without a trainable U-Net."""
+PRETRAINED = ("unet.", "backbone.")
+
+
+def pretrained_multiplier(optimizer: optim.Optimizer) -> float:
+    """Multiplier that most weights of the U-Net (or backbone) have (its norms may differ, G2); 0 if none is trained."""
     weights: dict[float, int] = {0.0: 0}
     for group in optimizer.param_groups:
         inside = [
-            p.numel() for n, p in zip(group["param_names"], group["params"], strict=True) if n.startswith("unet.")
+            p.numel() for n, p in zip(group["param_names"], group["params"], strict=True) if n.startswith(PRETRAINED)
         ]
         weights[group["multiplier"]] = weights.get(group["multiplier"], 0) + sum(inside)
     return max(weights, key=lambda multiplier: weights[multiplier])

@@ -1,4 +1,4 @@
-"""Files of a Stable Diffusion checkpoint from the Hugging Face hub, complete and as pinned.
+"""Files of a Stable Diffusion checkpoint or of a backbone from the Hugging Face hub, complete and as pinned.
 
 ``huggingface_hub`` does the transfer and keeps its cache. It reads HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT.
 """
@@ -14,10 +14,13 @@ from pathlib import Path
 from huggingface_hub import constants, errors, snapshot_download
 
 from vpd.errors import UserError
-from vpd.spec import CheckpointSpec
+from vpd.files import sha256
+from vpd.progress import track
+from vpd.spec import BackboneSpec, CheckpointSpec
 from vpd.weights.transfer_lines import TransferLines
 
 DEFAULT_REVISION = "main"
+CURE = "add a repository that has the files to mirrors, or set source: folder and the path of a copy"
 FULL_DIGEST = re.compile(r"[0-9a-f]{64}")
 GONE = (
     errors.RepositoryNotFoundError,
@@ -42,27 +45,32 @@ class Snapshot:
     revision: str
 
 
-def download(name: str, spec: CheckpointSpec, wanted: Sequence[str], needed: Sequence[str] = ()) -> Snapshot:
+def download(
+    name: str,
+    spec: CheckpointSpec | BackboneSpec,
+    wanted: Sequence[str],
+    needed: Sequence[str] = (),
+    *,
+    section: str = "checkpoints",
+    cure: str = CURE,
+) -> Snapshot:
     """Fetch the files named in ``wanted`` that ``spec.repo``, or the first mirror that is still there, has.
 
-    ``needed`` are those that it must have. Files in the cache are not fetched again. UserError for checkpoint ``name``
-    if they cannot be had.
+    ``needed`` are those that it must have. Files in the cache are not fetched again. UserError for the line ``name`` of
+    params.yaml's ``section``, with ``cure``, if they cannot be had.
     """
     if spec.repo is None:
-        raise UserError(f"checkpoints.{name} has source '{spec.source}' but no repo; name one, such as owner/model")
+        raise UserError(f"{section}.{name} has source '{spec.source}' but no repo; name one, such as owner/model")
     faults = []
     for repo, revision in _places(spec):
         try:
             return _snapshot(repo, revision, wanted, needed)
         except NotThereError as fault:
             faults.append(str(fault))
-    raise UserError(
-        f"checkpoints.{name}: {'; '.join(faults)}; add a repository that has the files to mirrors, "
-        "or set source: folder and the path of a copy"
-    )
+    raise UserError(f"{section}.{name}: {'; '.join(faults)}; {cure}")
 
 
-def _places(spec: CheckpointSpec) -> Iterator[tuple[str, str]]:
+def _places(spec: CheckpointSpec | BackboneSpec) -> Iterator[tuple[str, str]]:
     """Repository and revision of the first choice, then of every mirror (``owner/model`` or ``owner/model@commit``)."""
     yield spec.repo, spec.revision or DEFAULT_REVISION
     for mirror in spec.mirrors:
@@ -142,3 +150,16 @@ def kept_digests(folder: Path, files: Sequence[str]) -> dict[str, str]:
     """SHA-256 digests under which the cache keeps the large files of a snapshot: what the hub says they are."""
     blobs = {file: (folder / file).resolve().name for file in files}
     return {file: name for file, name in blobs.items() if FULL_DIGEST.fullmatch(name)}
+
+
+def checked_digests(where: str, folder: Path, files: Sequence[str]) -> dict[str, str]:
+    """SHA-256 digests of ``files``; UserError for ``where`` if a large one's bytes are not what the hub says they are."""
+    kept = kept_digests(folder, files)
+    found = {file: sha256(folder / file) for file in track(files, len(files), f"check {where}", "files")}
+    for file, digest in kept.items():
+        if found[file] != digest:
+            blob = (folder / file).resolve()
+            raise UserError(
+                f"{where}: {file} has sha256 {found[file]}, expected {digest}; delete {blob} and fetch it again"
+            )
+    return found

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from vpd.data.drawing import ade20k, captions, nyuv2, refcoco
+from vpd.data.drawing import ade20k, captions, nyuv2, objects, refcoco
 from vpd.data.drawing.jobs import Job, list_jobs
 from vpd.progress import track
 from vpd.spec import DatasetSpec
 
-WRITERS = {"ade20k": ade20k, "nyuv2": nyuv2, "refcoco": refcoco, "captions": captions}
+WRITERS = {"ade20k": ade20k, "nyuv2": nyuv2, "refcoco": refcoco, "captions": captions, "objects": objects}
 WORTH_A_POOL = 300
 """Fewer images are drawn sooner than a second process starts."""
 PROCESSES = 2

@@ -8,9 +8,11 @@ from pathlib import Path
 from vpd.errors import UserError, pick
 from vpd.spec import DatasetSpec
 
-LAYOUT_NUMBERS = {"captions": 0, "ade20k": 1, "nyuv2": 2, "refcoco": 3}
+LAYOUT_NUMBERS = {"captions": 0, "objects": 0, "ade20k": 1, "nyuv2": 2, "refcoco": 3}
+"""``objects`` annotates the very scenes of ``captions``; all others have scenes of their own."""
 SPLIT_NUMBERS = {
     "captions": {"train": 0},
+    "objects": {"train": 0},
     "ade20k": {"training": 0, "validation": 1},
     "nyuv2": {"train": 0, "test": 1},
     "refcoco": {"train": 0, "val": 1, "testA": 2, "testB": 3},
@@ -36,7 +38,7 @@ class Job:
 
 
 def scene_seed(spec: DatasetSpec, split: str, index: int) -> int:
-    """A seed of its own for every (dataset seed, layout, split, index)."""
+    """A seed of its own for every (dataset seed, layout, split, index), except that objects are captions' scenes."""
     assert 0 <= index < MOST
     group = (spec.seed * 8 + LAYOUT_NUMBERS[spec.layout]) * 8 + SPLIT_NUMBERS[spec.layout][split]
     return group * MOST + index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpd.data.layouts import ade20k, captions, nyuv2, refcoco
+from vpd.data.layouts import ade20k, captions, nyuv2, objects, refcoco
 
-LAYOUTS = {"ade20k": ade20k, "nyuv2": nyuv2, "refcoco": refcoco, "captions": captions}
+LAYOUTS = {"ade20k": ade20k, "nyuv2": nyuv2, "refcoco": refcoco, "captions": captions, "objects": objects}
 """Each has TOPS, members(root), counts(root), checks(root) and check(*arguments)."""

@@ -1,0 +1,59 @@
+"""Supervised classification, ImageNet's stand-in: which classes are visible in the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from vpd.families.examples import Examples
+from vpd.families.objective import VisionObjective, pooled
+from vpd.families.views import flipped
+from vpd.spec import BackboneSpec
+
+CHUNK = 64
+"""Images looked at together when measured."""
+
+
+class Classification(VisionObjective):
+    """One sigmoid per class over the pooled coarsest map, since a drawn image shows several classes at once.
+
+    Images are flipped, but not cropped as in ImageNet's recipe, because a crop may lose a class that the list names.
+    """
+
+    sees = ("images", "classes")
+
+    def __init__(self, backbone: nn.Module, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples)
+        self.norm = nn.LayerNorm(backbone.channels[-1])
+        self.classifier = nn.Linear(backbone.channels[-1], len(examples.classes))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, classes)."""
+        return self.classifier(self.norm(pooled(self.backbone(images))))
+
+    def loss(self, batch: Tensor, generator: Generator) -> Tensor:
+        """Binary cross-entropy, averaged over images and classes."""
+        logits = self.logits(flipped(self.pixels(batch), generator))
+        return F.binary_cross_entropy_with_logits(logits, self.examples.shown[batch].to(logits))
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Mean average precision over the classes that some of the images show and some do not, and that of chance."""
+        numbers = self.candidates(held=True)
+        scores = torch.cat([self.logits(self.pixels(part)).cpu() for part in numbers.split(CHUNK)])
+        shown = self.examples.shown[numbers]
+        mixed = [column for column in range(shown.shape[1]) if 0 < shown[:, column].sum() < len(shown)]
+        precisions = [average_precision(scores[:, column], shown[:, column]) for column in mixed]
+        count = max(len(mixed), 1)
+        return {
+            "mean_average_precision": sum(precisions) / count,
+            "chance": sum(shown[:, column].float().mean().item() for column in mixed) / count,
+        }
+
+
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Mean, over the positives, of the share of positives among all that score at least as high."""
+    ranked = positive[scores.argsort(descending=True, stable=True)]
+    precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)
+    return precision[ranked].mean().item()

@@ -1,0 +1,131 @@
+"""Miniature pre-training of one backbone, from drawn images to its checkpoint folder.
+
+Phases: the vision objective and, for a backbone with a language model, masked language modelling. Each goes on where a
+killed run stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from vpd.checkpoints.loop import Observer, Workplace, cpu_threads, initialised_by
+from vpd.code import code_digest
+from vpd.errors import UserError, pick
+from vpd.families.caption_contrast import CaptionContrast
+from vpd.families.classification import Classification
+from vpd.families.contrast import Contrast
+from vpd.families.examples import Examples, load_examples
+from vpd.families.language import MaskedLanguage
+from vpd.families.masked_image import MaskedImage
+from vpd.families.objective import Objective
+from vpd.families.outputs import Outcome, is_finished, write_outputs
+from vpd.families.promptable_masks import PromptableMasks
+from vpd.families.self_distillation import SelfDistillation
+from vpd.families.training import Training
+from vpd.files import locked, read_json, sha256
+from vpd.models.backbones import build_backbone
+from vpd.spec import BackboneSpec, ObjectiveSpec
+
+OBJECTIVES = {
+    "classification": Classification,
+    "masked-image": MaskedImage,
+    "self-distillation": SelfDistillation,
+    "contrast": Contrast,
+    "caption-contrast": CaptionContrast,
+    "promptable-masks": PromptableMasks,
+}
+LANGUAGE = "masked-language"
+CODE = ("checkpoints", "families", "models/backbones")
+"""Packages whose change makes a finished backbone stale."""
+
+
+def pretrain_backbone(
+    name: str,
+    spec: BackboneSpec,
+    captions: Path,
+    objects: Path,
+    out: Path,
+    state: Path,
+    *,
+    save_every: int = 100,
+    observers: Sequence[Observer] = (),
+) -> None:
+    """Train backbone ``name`` on drawn images and write its checkpoint folder ``out``, manifest.json last.
+
+    ``captions`` and ``objects`` are the folders of datasets that show the same images. ``state`` holds the resumable
+    state, kept every ``save_every`` steps, and is removed at the end. A finished ``out`` of the same spec, data and code
+    is left alone. UserError if ``spec`` lacks what its objectives need.
+    """
+    _check(name, spec)
+    for data in (captions, objects):
+        read_json(data / "manifest.json")
+    identity = {
+        "name": name,
+        "spec": spec.digest(),
+        "captions": sha256(captions / "manifest.json"),
+        "objects": sha256(objects / "manifest.json"),
+        "code": code_digest(*CODE),
+    }
+    if is_finished(out, identity):
+        return
+    with locked(state), cpu_threads(spec.threads):
+        place = _workplace(spec, state, identity, save_every, observers)
+        write_outputs(spec, _train(name, spec, load_examples(captions, objects), place), out, identity)
+        shutil.rmtree(state)
+
+
+def _check(name: str, spec: BackboneSpec) -> None:
+    key = f"backbones.{name}"
+    pick(spec.objective, OBJECTIVES, "objective", key)
+    needed = {"training": True, "language_training": bool(spec.language), "vocabulary": _reads(spec)}
+    for field, need in needed.items():
+        if need and getattr(spec, field) is None:
+            raise UserError(f"{key} is to be pre-trained with {spec.objective}, but has no {field}; give it one")
+
+
+def _reads(spec: BackboneSpec) -> bool:
+    """Whether any of the networks reads words."""
+    return bool(spec.language) or "captions" in OBJECTIVES[spec.objective].sees
+
+
+def _workplace(
+    spec: BackboneSpec, state: Path, identity: dict[str, str], save_every: int, observers: Sequence[Observer]
+) -> Workplace:
+    """The folder of this identity within ``state``; states of any other are removed."""
+    folder = state / "-".join(identity[key][:16] for key in ("spec", "captions", "objects", "code"))
+    for other in state.iterdir():
+        if other.is_dir() and other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Workplace(folder, spec.seed, save_every, device, tuple(observers))
+
+
+def _train(name: str, spec: BackboneSpec, examples: Examples, place: Workplace) -> list[Outcome]:
+    """One outcome per phase."""
+    key = f"backbones.{name}"
+
+    def vision() -> Objective:
+        return OBJECTIVES[spec.objective](build_backbone(spec.vision), examples, spec)
+
+    def language() -> Objective:
+        return MaskedLanguage(examples, spec)
+
+    outcomes = [_phase(spec.objective, f"{key}.training", vision, spec.training, place)]
+    if spec.language is not None:
+        outcomes.append(_phase(LANGUAGE, f"{key}.language_training", language, spec.language_training, place))
+    return outcomes
+
+
+def _phase(phase: str, key: str, build: Callable[[], Objective], spec: ObjectiveSpec, place: Workplace) -> Outcome:
+    """Build, measure, train and measure again."""
+    with initialised_by(place.seed, phase):
+        objective = build()
+    fresh = objective.to(place.device).eval().measure()
+    losses = Training(phase, key, objective, spec).run(place)
+    measures = {"fresh": fresh, "trained": objective.measure()}
+    return Outcome(phase, objective, losses, spec.steps * spec.batch_size, measures)

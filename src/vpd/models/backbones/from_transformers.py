@@ -1,0 +1,137 @@
+"""Building transformers' image encoders: SAM, BLIP and BLIP-2, whose maps have one level at the stride of the patches."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from timm.layers import DropPath
+from torch import Tensor, nn
+from transformers import Blip2VisionConfig, Blip2VisionModel, BlipVisionConfig, BlipVisionModel
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+from transformers.models.sam.configuration_sam import SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionEncoder
+
+from vpd.errors import UserError, nearest, pick
+from vpd.models.backbones.base import Backbone, spread
+from vpd.models.backbones.plain import to_map
+from vpd.spec import NetworkSpec
+
+FRESH_STD = 0.02
+"""Standard deviation of fresh weights; the configurations' own 1e-10 is meant for weights that are then loaded."""
+
+
+class SamBackbone(Backbone):
+    """SAM's image encoder and neck; position embeddings are resampled to the image's grid."""
+
+    def __init__(self, network: SamVisionEncoder) -> None:
+        config = network.config
+        super().__init__(
+            network,
+            network.patch_embed.projection,
+            "NCHW",
+            channels=[config.output_channels],
+            **_patches(config),
+            mean=tuple(IMAGENET_DEFAULT_MEAN),
+            std=tuple(IMAGENET_DEFAULT_STD),
+        )
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        # The encoder's own forward refuses any size but the native one.
+        x = self.network.patch_embed.projection(images).permute(0, 2, 3, 1)
+        if self.network.pos_embed is not None:
+            x = x + self._positions(x.shape[1:3])
+        for layer in self.network.layers:
+            x = layer(x)
+        return [self.network.neck(x)]
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        positions = self.network.pos_embed
+        if positions.shape[1:3] == grid:
+            return positions
+        positions = F.interpolate(positions.permute(0, 3, 1, 2), size=tuple(grid), mode="bicubic", align_corners=False)
+        return positions.permute(0, 2, 3, 1)
+
+
+class BlipBackbone(Backbone):
+    """Image encoder of BLIP or BLIP-2; position embeddings are resampled to the image's grid."""
+
+    def __init__(self, network: BlipVisionModel | Blip2VisionModel) -> None:
+        config = network.config
+        super().__init__(
+            network,
+            network.embeddings.patch_embedding,
+            "NCHW",
+            channels=[config.hidden_size],
+            **_patches(config),
+            mean=tuple(OPENAI_CLIP_MEAN),
+            std=tuple(OPENAI_CLIP_STD),
+        )
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        grid = tuple(side // self.multiple for side in images.shape[-2:])
+        tokens = self.network(pixel_values=images, interpolate_pos_encoding=True).last_hidden_state
+        return [to_map(tokens[:, 1:], grid)]
+
+
+ARCHITECTURES = {
+    "sam": (SamVisionConfig, SamVisionEncoder, SamBackbone),
+    "blip": (BlipVisionConfig, BlipVisionModel, BlipBackbone),
+    "blip-2": (Blip2VisionConfig, Blip2VisionModel, BlipBackbone),
+}
+
+
+class BlockDrop(DropPath):
+    """Stochastic depth of a whole block: in training it is skipped at random, image by image."""
+
+    def hook(self, _block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of the block."""
+        # Without a drop the sum would only round differently.
+        return inputs[0] + self(output - inputs[0]) if self.training and self.drop_prob else output
+
+
+def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> Backbone:
+    """Build an image encoder of transformers; options are keys of its vision configuration."""
+    config_class, network_class, backbone_class = pick(spec.architecture, ARCHITECTURES, "architecture of transformers")
+    _check_options(spec, config_class)
+    try:
+        network = network_class(config_class(**{"initializer_range": FRESH_STD, **spec.options}))
+    except (StrictDataclassError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"transformers cannot build '{spec.architecture}' with options {spec.options}: {' '.join(str(error).split())}; "
+            f"correct the options"
+        ) from error
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone = backbone_class(network)
+    layers = network.layers if spec.architecture == "sam" else network.encoder.layers
+    if drop_path > 0.0:
+        _drop_blocks(backbone, layers, drop_path)
+    return backbone
+
+
+def _drop_blocks(backbone: Backbone, layers: nn.ModuleList, rate: float) -> None:
+    backbone.drop_paths = nn.ModuleList(BlockDrop(r) for r in spread(rate, len(layers)))
+    for layer, drop in zip(layers, backbone.drop_paths, strict=True):
+        layer.register_forward_hook(drop.hook)
+
+
+def _check_options(spec: NetworkSpec, config_class: type) -> None:
+    known = {name for cls in config_class.__mro__ for name in vars(cls).get("__annotations__", {})}
+    known = {name for name in known if not name.startswith("_")}
+    for option in spec.options:
+        if option not in known:
+            raise UserError(f"transformers' '{spec.architecture}' has no option '{option}'; {nearest(option, known)}")
+
+
+def _patches(config: SamVisionConfig | BlipVisionConfig | Blip2VisionConfig) -> dict:
+    return {
+        "strides": [config.patch_size],
+        "multiple": config.patch_size,
+        "mask_stride": config.patch_size,
+        "mask_width": config.hidden_size,
+    }

@@ -1,0 +1,122 @@
+"""What each pre-trained network saw before it was fine-tuned, from the manifests of the checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from vpd.errors import UserError
+from vpd.files import read_json
+from vpd.report.cells import csv_text, number
+
+if TYPE_CHECKING:
+    from vpd.params import Params
+
+DIFFUSION = "text-to-image diffusion"
+COLUMNS = (
+    "checkpoint",
+    "source",
+    "objective",
+    "images_seen",
+    "parameters",
+    "loss_first",
+    "loss_last",
+    "measures",
+    "used_by",
+)
+
+
+class Measure(BaseModel):
+    """A quantity of the pre-trained network beside that of the same network with fresh weights."""
+
+    trained: float
+    random: float
+
+
+class Loss(BaseModel):
+    """Loss at both ends of pre-training."""
+
+    first: float
+    last: float
+
+
+class Manifest(BaseModel):
+    """A checkpoint's manifest, as far as the report shows it."""
+
+    source: str = ""
+    repo: str | None = None
+    revision: str | None = None
+    objective: str | None = None
+    images_seen: int | None = None
+    parameters: dict[str, Any] | int | None = None
+    loss: Loss | None = None
+    measures: dict[str, Measure] = {}
+
+    @property
+    def size(self) -> int | None:
+        """Parameters of all parts together."""
+        if isinstance(self.parameters, dict):
+            return sum(value for value in self.parameters.values() if isinstance(value, int))
+        return self.parameters
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One checkpoint that experiments start from."""
+
+    name: str
+    manifest: Manifest | None
+    """None if the checkpoint is not here."""
+    used_by: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """Where its weights come from, in words."""
+        if self.manifest is None:
+            return "not here"
+        revision = f" at {self.manifest.revision[:12]}" if self.manifest.revision else ""
+        if self.manifest.source == "pretrained":
+            return "pre-trained here"
+        return f"{self.manifest.repo}{revision}" if self.manifest.repo else self.manifest.source
+
+
+def backbones(params: Params, folder: Path | None) -> list[Backbone]:
+    """Every checkpoint that the matrix uses, in the order of first use, with its manifest where ``folder`` has it."""
+    used: dict[str, list[str]] = {}
+    for name in params.experiments:
+        used.setdefault(params.resolve(name).checkpoint, []).append(name)
+    return [Backbone(name, _manifest(params, name, folder), tuple(names)) for name, names in used.items()]
+
+
+def _manifest(params: Params, name: str, folder: Path | None) -> Manifest | None:
+    path = folder / name / "manifest.json" if folder else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        manifest = Manifest.model_validate(read_json(path))
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path} is not a checkpoint's manifest ({place}); make the checkpoint again") from None
+    steps, denoiser = params.pretraining.milestones.get(name), params.pretraining.denoiser
+    if manifest.objective or steps is None or denoiser is None:
+        return manifest
+    # Stable Diffusion's own manifest says nothing of this: its milestones and batches are in the parameters.
+    return manifest.model_copy(update={"objective": DIFFUSION, "images_seen": steps * denoiser.batch_size})
+
+
+def backbones_csv(found: list[Backbone]) -> str:
+    """The checkpoints as CSV text; what is not known is empty."""
+    rows = []
+    for item in found:
+        facts = item.manifest or Manifest()
+        loss = (facts.loss.first, facts.loss.last) if facts.loss else (None, None)
+        measures = "; ".join(
+            f"{name} {number(value.trained)} (random {number(value.random)})" for name, value in facts.measures.items()
+        )
+        start = (item.name, item.source, facts.objective or "")
+        middle = (number(facts.images_seen), number(facts.size), *map(number, loss))
+        rows.append((*start, *middle, measures, " ".join(item.used_by)))
+    return csv_text(COLUMNS, rows)

@@ -1,0 +1,149 @@
+"""Registered models in an MLflow store: a version per trained network, and none twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpd.tracking.candidates import Candidate
+from vpd.tracking.locate import model_id
+from vpd.tracking.package import PNG, options, save_package
+from vpd.tracking.store import as_global
+from vpd.tracking.tags import KEY
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL = "vpd.model"
+"""Tag with the digest that tells versions apart."""
+CHAMPION = "champion"
+VERSIONS = "mlflow.modelVersions"
+UPLOAD_SECONDS = 600
+"""A server answers only when it has stored a whole file."""
+DESCRIPTIONS = {
+    "segmentation": "Semantic segmentation",
+    "referring": "The object that a text describes",
+    "depth": "Depth from one picture",
+}
+
+
+def register(client: MlflowClient, experiment: str, found: Candidate, run: Run) -> bool:
+    """Make the version of ``found`` exist and the aliases point to it; return whether it is new.
+
+    Every step looks for its own result first, so that a killed attempt is completed.
+    """
+    version = _version(client, found)
+    new = version is None
+    if new:
+        logged = _logged_model(client, experiment, found, run)
+        version = _new_version(client, found, logged, run)
+    _point(client, found, version)
+    _link(client, version, run)
+    return new
+
+
+def _version(client: MlflowClient, found: Candidate) -> ModelVersion | None:
+    versions = client.search_model_versions(f"name = '{found.name}'", max_results=10_000)
+    same = [version for version in versions if version.tags.get(MODEL) == found.digest]
+    return min(same, key=lambda version: int(version.version), default=None)
+
+
+def _new_version(client: MlflowClient, found: Candidate, logged: LoggedModel, run: Run) -> ModelVersion:
+    _ensure_registered(client, found)
+    source, tags = f"models:/{logged.model_id}", _tags(found)
+    with as_global(client.tracking_uri):
+        version = client.create_model_version(found.name, source, run.info.run_id, tags, model_id=logged.model_id)
+    shown = [{"name": found.name, "version": version.version}]
+    client.set_logged_model_tags(logged.model_id, {VERSIONS: json.dumps(shown)})
+    return version
+
+
+def _ensure_registered(client: MlflowClient, found: Candidate) -> None:
+    if not client.search_registered_models(f"name = '{found.name}'"):
+        task = found.spec.task
+        inputs = ["`image` (base64)"] + [f"`{name}`" for name, _ in options(found.spec)]
+        text = f"{DESCRIPTIONS[task]}. In: {', '.join(inputs)}. Out: `png` (base64, {PNG[task]}), `width`, `height`."
+        client.create_registered_model(found.name, {"task": task}, text)
+
+
+def _tags(found: Candidate) -> dict[str, str]:
+    spec = found.spec
+    names = ("task", "scale", "protocol", "method", "checkpoint")
+    tags = {name: str(getattr(spec, name)) for name in names}
+    tags |= {"experiment": spec.name, "seed": str(found.seed), "weights": found.weights_digest}
+    return {**tags, KEY: found.run_key, MODEL: found.digest}
+
+
+def _logged_model(client: MlflowClient, experiment: str, found: Candidate, run: Run) -> LoggedModel:
+    """Upload the model, unless a complete upload is there already; what a killed attempt left is deleted."""
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.models import Model
+
+    for logged in _attempts(client, experiment, found):
+        if logged.status == LoggedModelStatus.READY:
+            return logged
+        client.delete_logged_model(logged.model_id)
+    logged = client.create_logged_model(experiment, found.name, run.info.run_id, _tags(found), run.data.params, "pyfunc")
+    described = Model(logged.artifact_location, run.info.run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+    with tempfile.TemporaryDirectory() as folder, _patience():
+        scratch = Path(folder) / "scratch"
+        scratch.mkdir()
+        save_package(Path(folder) / "model", found, scratch, described)
+        for cache in list((Path(folder) / "model").rglob("__pycache__")):
+            shutil.rmtree(cache)
+        client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
+    return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
+def _attempts(client: MlflowClient, experiment: str, found: Candidate) -> Iterator[LoggedModel]:
+    token = None
+    while token != "":
+        page = client.search_logged_models([experiment], f"name = '{found.name}'", page_token=token)
+        yield from [logged for logged in page if logged.tags.get(MODEL) == found.digest]
+        token = page.token or ""
+
+
+def _point(client: MlflowClient, found: Candidate, version: ModelVersion) -> None:
+    """Let the aliases name this version: that of its scale and protocol, and the champion, which is tracked last."""
+    present: Mapping[str, str] = client.get_registered_model(found.name).aliases
+    for alias in (found.alias, CHAMPION):
+        if str(present.get(alias)) != str(version.version):
+            client.set_registered_model_alias(found.name, alias, version.version)
+
+
+def _link(client: MlflowClient, version: ModelVersion, run: Run) -> None:
+    """Show the model, with the final results, at the run, also at one that replaced the first."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    outputs, model = run.outputs.model_outputs if run.outputs else [], model_id(version)
+    if model in [output.model_id for output in outputs]:
+        return
+    finals = [name for name in run.data.metrics if name.startswith("final/")]
+    points = [point for name in finals for point in client.get_metric_history(run.info.run_id, name)]
+    run_id, last = run.info.run_id, max((point.step for point in points), default=0)
+    metrics = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model, run_id=run_id) for p in points]
+    client.log_batch(run_id, metrics=metrics)
+    client.log_outputs(run_id, [LoggedModelOutput(model, step=last)])
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Let uploads take longer than questions."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = str(max(UPLOAD_SECONDS, int(before or 0)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,444 @@
+"""Backbones' public weights by their real names: from a hub cache, a real server on this machine, and copies.
+
+The files are small ones of the real architectures. What they mean is taken from timm's and transformers' own loading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, BertModel, Blip2Config, Blip2Model, BlipConfig, BlipModel, SamConfig, SamModel
+
+from backbone_repositories import WORDS, WRITERS, same, small, write_bert, write_cache, write_timm, write_transformers
+from hub_server import Hub, Repository
+from vpd.errors import UserError
+from vpd.files import read_json, sha256, write_json
+from vpd.models.backbones import build_backbone, load_backbone
+from vpd.params import load_params
+from vpd.spec import BackboneSpec, NetworkSpec
+from vpd.weights import verify_checkpoint
+from vpd.weights.backbones import fetch_backbone
+
+LINES = load_params("params.yaml", "paper").backbones
+TIMM = [name for name, line in LINES.items() if line.vision.library == "timm"]
+SIZE = 64
+
+
+def line(name: str, **changes) -> BackboneSpec:
+    """The line of params.yaml with small sizes, from the hub unless changed."""
+    given = LINES[name].model_dump()
+    given["vision"]["options"] = small(given["vision"]["architecture"])
+    return BackboneSpec.model_validate({"source": "hub"} | given | changes)
+
+
+def write_repository(folder: Path, spec: BackboneSpec) -> None:
+    if spec.vision.library == "transformers":
+        write_transformers(folder, spec.vision.architecture, spec.vision.options)
+        return
+    classes = 0 if spec.repo.endswith((".mae", ".dino")) else 7
+    write_timm(folder, spec.vision.architecture, spec.repo, spec.vision.options, classes)
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory) -> Path:
+    """A folder with all repositories of params.yaml and one of BLIP-2, by their names."""
+    folder = tmp_path_factory.mktemp("repositories")
+    for name in LINES:
+        spec = line(name)
+        if not (folder / spec.repo).exists():
+            write_repository(folder / spec.repo, spec)
+        if spec.language is not None:
+            write_bert(folder / spec.language.repo)
+    write_transformers(folder / "Salesforce/blip2-opt-2.7b", "blip-2", small("blip-2"))
+    return folder
+
+
+BLIP_2 = BackboneSpec(
+    source="hub",
+    objective="caption-contrast",
+    repo="Salesforce/blip2-opt-2.7b",
+    vision=NetworkSpec(library="transformers", architecture="blip-2", options=small("blip-2")),
+)
+
+
+# ----------------------------------------------------------------------------------------------------- processes of vpd
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from vpd.errors import UserError
+from vpd.spec import BackboneSpec
+from vpd.weights.backbones import fetch_backbone
+for name, out, spec in json.loads(sys.argv[1]):
+    try:
+        fetch_backbone(name, BackboneSpec.model_validate(spec), Path(out))
+        print("made")
+    except UserError as error:
+        print("UserError:", error)
+"""
+
+
+def fetch(home: Path, jobs: dict[Path, tuple[str, BackboneSpec]], **environment: str) -> list[str]:
+    """Fetch in a new process with its own cache; one line for every job: ``made``, or what was refused."""
+    given = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+    given |= dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "300")
+    settings = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | given | environment
+    argument = json.dumps([(name, str(out), spec.model_dump(mode="json")) for out, (name, spec) in jobs.items()])
+    command = [sys.executable, "-c", SCRIPT, argument]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def fetched(repositories, tmp_path_factory) -> dict[str, Path]:
+    """Checkpoint folders of all lines, made offline from a hub cache."""
+    home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("checkpoints")
+    for folder in sorted(repositories.glob("*/*")):
+        write_cache(home, folder.relative_to(repositories).as_posix(), folder)
+    jobs = {out / name: (name, line(name)) for name in LINES} | {out / "blip-2": ("blip-2", BLIP_2)}
+    assert fetch(home, jobs) == ["made"] * len(jobs)
+    return {folder.name: folder for folder in jobs}
+
+
+# ----------------------------------------------------------------------------------------------------------- references
+def pictures(name: str) -> tuple[Tensor, Tensor]:
+    """Images in [-1, 1], and the same as the architecture wants them (its own constants, not our code's)."""
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    clip = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean, std = clip if name.startswith(("clip", "blip")) else imagenet
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    return images, ((images + 1) / 2 - mean) / std
+
+
+def timm_features(spec: BackboneSpec, file: Path, images: Tensor) -> list[Tensor]:
+    """What timm makes of the file by itself."""
+    options = dict(spec.vision.options, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    if spec.vision.architecture.startswith(("swin", "convnext")):
+        model = timm.create_model(spec.vision.architecture, features_only=True, **options).eval()
+        channels_last = spec.vision.architecture.startswith("swin")
+        return [x.permute(0, 3, 1, 2) if channels_last else x for x in model(images)]
+    model = timm.create_model(spec.vision.architecture, num_classes=0, **options).eval()
+    tokens = model.fc_norm(model.forward_features(images))[:, 1:]
+    side = SIZE // model.patch_embed.patch_size[0]
+    return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+
+
+def transformers_features(spec: BackboneSpec, folder: Path, images: Tensor) -> list[Tensor]:
+    """What transformers makes of the folder by itself."""
+    kind = type(WRITERS[spec.vision.architecture](spec.vision.options))
+    model = kind.from_pretrained(folder).eval()
+    if spec.vision.architecture == "sam":
+        return [model.vision_encoder(images).last_hidden_state]
+    tokens = model.vision_model(images).last_hidden_state[:, 1:]
+    side = SIZE // spec.vision.options["patch_size"]
+    return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+
+
+@pytest.mark.parametrize("name", [*LINES, "blip-2"])
+@torch.no_grad()
+def test_features_are_those_of_the_librarys_own_model_from_the_same_files(fetched, repositories, name):
+    spec = BLIP_2 if name == "blip-2" else line(name)
+    images, normalised = pictures(name)
+    backbone = load_backbone(fetched[name]).eval()
+    if spec.vision.library == "timm":
+        expected = timm_features(spec, repositories / spec.repo / "model.safetensors", normalised)
+    else:
+        expected = transformers_features(spec, repositories / spec.repo, normalised)
+    found = backbone(images)
+    assert len(found) == len(expected) == len(backbone.channels)
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert ((a - b).abs().max() / b.abs().max()).item() < 1e-5
+
+
+def test_the_text_encoder_is_the_one_that_transformers_loads(fetched, repositories):
+    language = fetched["swin-b-bert"] / "language"
+    expected = BertModel.from_pretrained(repositories / "google-bert/bert-base-uncased", add_pooling_layer=False)
+    found = BertModel.from_pretrained(language, add_pooling_layer=False)
+    assert same(found.state_dict(), expected.state_dict())
+    tokens = AutoTokenizer.from_pretrained(language)("The red boxes")["input_ids"]
+    assert [WORDS[token] for token in tokens] == ["[CLS]", "the", "red", "box", "##es", "[SEP]"]
+
+
+def test_the_manifest_says_what_came_from_where(fetched, repositories):
+    folder = fetched["swin-b-bert"]
+    manifest, repository = read_json(folder / "manifest.json"), repositories / LINES["swin-b-bert"].repo
+    assert (manifest["name"], manifest["source"]) == ("swin-b-bert", "hub")
+    assert manifest["repo"] == "timm/swin_base_patch4_window12_384.ms_in22k"
+    assert manifest["language"]["repo"] == "google-bert/bert-base-uncased"
+    assert len(manifest["revision"]) == len(manifest["language"]["revision"]) == 40
+    assert manifest["weights"]["vision"] == {"model.safetensors": sha256(repository / "model.safetensors")}
+    counted = sum(p.numel() for p in load_backbone(folder).network.parameters())
+    bert = sum(p.numel() for p in BertModel.from_pretrained(folder / "language", add_pooling_layer=False).parameters())
+    assert manifest["parameters"] == {"vision": counted, "language": bert}
+    assert {"vision/network.json", "vision/model.safetensors", "language/model.safetensors"} <= set(manifest["files"])
+    verify_checkpoint(folder)
+    (folder / "vision/network.json").write_text("{}")
+    with pytest.raises(UserError, match=r"changed vision/network\.json"):
+        verify_checkpoint(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ true size
+CLASSIFIERS = {
+    "swin": {"norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"},
+    "convnext": {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"},
+    "vit": {"head.weight", "head.bias"},
+    "beitv2": {"head.weight", "head.bias"},
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_at_true_size_the_network_is_timms_without_its_classifier(name):
+    architecture = LINES[name].vision.architecture
+    with torch.device("meta"):
+        whole = timm.create_model(architecture, num_classes=1000).state_dict()
+        own = build_backbone(LINES[name].vision).network.state_dict()
+    left = next(names for beginning, names in CLASSIFIERS.items() if architecture.startswith(beginning))
+    assert whole.keys() - own.keys() == left
+    assert {key: own[key].shape for key in own} == {key: whole[key].shape for key in whole if key not in left}
+
+
+LARGE = {
+    "sam": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_dim": 4096},
+    "blip": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "blip-2": {},
+}
+WHOLE = {
+    "sam": (SamConfig, SamModel, "vision_encoder."),
+    "blip": (BlipConfig, BlipModel, "vision_model."),
+    "blip-2": (Blip2Config, Blip2Model, "vision_model."),
+}
+
+
+@pytest.mark.parametrize("architecture", WHOLE)
+def test_at_true_size_the_network_is_the_image_encoder_of_transformers(architecture):
+    config, kind, prefix = WHOLE[architecture]
+    spec = NetworkSpec(library="transformers", architecture=architecture, options=LARGE[architecture])
+    with torch.device("meta"):
+        whole = kind(config(vision_config=spec.options)).state_dict()
+        own = build_backbone(spec).network.state_dict()
+    expected = {key.removeprefix(prefix): tensor.shape for key, tensor in whole.items() if key.startswith(prefix)}
+    assert {key: tensor.shape for key, tensor in own.items()} == expected
+
+
+# ------------------------------------------------------------------------------------------------------------------ hub
+@pytest.fixture
+def hub(repositories):
+    names = ["timm/convnext_large.fb_in22k", "Salesforce/blip2-opt-2.7b", "google-bert/bert-base-uncased"]
+    with Hub(**{name: Repository(repositories / name) for name in names}) as server:
+        yield server
+
+
+def test_only_the_files_that_hold_the_image_encoder_are_downloaded(hub, repositories, tmp_path):
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+    assert fetch(tmp_path / "home", {tmp_path / "out": ("blip-2", BLIP_2)}, **online) == ["made"]
+    index = read_json(repositories / BLIP_2.repo / "model.safetensors.index.json")["weight_map"]
+    shards = {file for name, file in index.items() if name.startswith("vision_model.")}
+    assert shards < set(index.values())
+    assert hub.served() == {"config.json", "model.safetensors.index.json", *shards}
+    hub.requests.clear()
+    pinned = BLIP_2.model_copy(update={"revision": hub.repositories[BLIP_2.repo].commit})
+    first = read_json(tmp_path / "out/manifest.json")
+    assert fetch(tmp_path / "home", {tmp_path / "out": ("blip-2", pinned)}) == ["made"]
+    assert not hub.requests
+    assert read_json(tmp_path / "out/manifest.json") == first
+
+
+def test_hub_mirrors_pins_and_refusals(hub, tmp_path):
+    spec, home, out = line("convnext-l"), tmp_path / "home", tmp_path / "out"
+    commit = hub.repositories[spec.repo].commit
+    hub.repositories[spec.repo].corrupt = {"model.safetensors"}
+    gone = spec.model_copy(update={"repo": "timm/absent.tag"})
+    jobs = [gone, spec.model_copy(update={"revision": "0" * 40}), spec]
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+    lines = fetch(home, {out / str(i): ("convnext-l", job) for i, job in enumerate(jobs)}, **online)
+    assert f"backbones.convnext-l: timm/absent.tag is not at {hub.url}/timm/absent.tag, or is private" in lines[0]
+    assert "set source: folder and the path of a copy" in lines[0]
+    assert f"backbones.convnext-l: {spec.repo} has no revision {'0' * 40}" in lines[1]
+    assert "backbones.convnext-l: model.safetensors has sha256" in lines[2]
+    assert lines[2].endswith("and fetch it again")
+    assert not any(out.glob("*/manifest.json"))
+    hub.repositories[spec.repo].corrupt = set()
+    shutil.rmtree(home)
+    mirrored = gone.model_copy(update={"mirrors": (f"{spec.repo}@{commit}",)})
+    assert fetch(home, {out / "made": ("convnext-l", mirrored)}, **online) == ["made"]
+    manifest = read_json(out / "made/manifest.json")
+    assert (manifest["repo"], manifest["revision"]) == (spec.repo, commit)
+    (refused,) = fetch(tmp_path / "empty", {out / "offline": ("convnext-l", spec)})
+    assert "HF_HUB_OFFLINE forbids" in refused
+
+
+# --------------------------------------------------------------------------------------------------------------- copies
+@pytest.fixture
+def copy(repositories, tmp_path):
+    """A copy of a line's repository with some tensors changed (None: removed), and a way to make a checkpoint of it."""
+
+    def make(name: str, changes: dict[str, Tensor | None] | None = None, **settings) -> Path:
+        folder = tmp_path / "copy"
+        shutil.copytree(repositories / LINES[name].repo, folder, dirs_exist_ok=True)
+        if changes:
+            state = load_file(folder / "model.safetensors") | changes
+            save_file({k: v for k, v in state.items() if v is not None}, folder / "model.safetensors")
+        spec = line(name, source="folder", path=str(folder), **settings)
+        fetch_backbone(name, spec, tmp_path / "out")
+        return tmp_path / "out"
+
+    return make
+
+
+def vision(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "vision/model.safetensors")
+
+
+def test_a_copy_gives_the_same_checkpoint_as_the_hub(copy, fetched):
+    out = copy("convnext-l")
+    assert same(vision(out), vision(fetched["convnext-l"]))
+    assert "repo" not in read_json(out / "manifest.json")
+
+
+def test_weights_from_before_safetensors_are_read(copy, repositories, tmp_path, fetched):
+    state = load_file(repositories / LINES["dino-vit-b8"].repo / "model.safetensors")
+    (tmp_path / "copy").mkdir()
+    torch.save(state, tmp_path / "copy/pytorch_model.bin")
+    shutil.copy(repositories / LINES["dino-vit-b8"].repo / "config.json", tmp_path / "copy")
+    spec = line("dino-vit-b8", source="folder", path=str(tmp_path / "copy"))
+    fetch_backbone("dino-vit-b8", spec, tmp_path / "out")
+    assert same(vision(tmp_path / "out"), vision(fetched["dino-vit-b8"]))
+    (tmp_path / "copy/pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(UserError, match=r"is no file of plain tensors|is damaged"):
+        fetch_backbone("dino-vit-b8", spec, tmp_path / "out")
+
+
+def test_half_precision_becomes_single(copy, repositories):
+    state = load_file(repositories / LINES["convnext-l"].repo / "model.safetensors")
+    out = copy("convnext-l", {name: tensor.half() for name, tensor in state.items()})
+    assert {tensor.dtype for tensor in vision(out).values()} == {torch.float32}
+
+
+def test_the_decoder_of_masked_pretraining_is_left_out(copy, fetched):
+    extra = {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, 32)}
+    assert same(vision(copy("mae-vit-l", extra)), vision(fetched["mae-vit-l"]))
+
+
+def test_the_original_files_of_swin_are_understood_too(copy, repositories, fetched):
+    """They count a downsampling to the stage before it."""
+    state = load_file(repositories / LINES["swin-l"].repo / "model.safetensors")
+    moved = {name: None for name in state if ".downsample." in name or name.startswith("head.")}
+    for name in [name for name in moved if ".downsample." in name]:
+        stage = int(name.split(".")[1])
+        moved[name.replace(f"layers.{stage}.", f"layers.{stage - 1}.", 1)] = state[name]
+    original = dict.fromkeys(state) | {k: v for k, v in state.items() if k not in moved}
+    original |= {name: tensor for name, tensor in moved.items() if tensor is not None}
+    original |= {"head.weight": state["head.fc.weight"], "head.bias": state["head.fc.bias"]}
+    assert same(vision(copy("swin-l", original)), vision(fetched["swin-l"]))
+
+
+def test_position_embeddings_are_resampled_as_timm_does(copy, repositories):
+    options = {**small("vit"), "img_size": 32}
+    architecture = LINES["mae-vit-l"].vision.architecture
+    network = {"library": "timm", "architecture": architecture, "options": options}
+    out = copy("mae-vit-l", vision=network)
+    overlay = {"file": str(repositories / LINES["mae-vit-l"].repo / "model.safetensors")}
+    expected = timm.create_model(
+        architecture, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **options
+    )
+    assert vision(out)["pos_embed"].shape == (1, 1 + 4, 32)
+    assert same(vision(out), expected.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("convnext-l", {"stem.0.bias": None}, r"does not fit convnext_large \(1 missing, first 'stem\.0\.bias'\)"),
+        ("convnext-l", {"stem.0.more": torch.ones(1)}, r"\(1 unexpected, first 'stem\.0\.more'\)"),
+        ("swin-l", {"norm.more": torch.ones(1), "x": torch.ones(1)}, r"\(2 unexpected, first 'norm\.more'\)"),
+        ("clip-vit-b", {"norm_pre.bias": torch.ones(3)}, r"1 of another shape, first 'norm_pre\.bias' \(3,\) instead"),
+        ("sam", {"vision_encoder.neck.conv1.weight": None}, r"1 missing, first 'neck\.conv1\.weight'"),
+        ("blip", {"vision_model.x": torch.ones(1)}, r"does not fit blip \(1 unexpected, first 'x'\)"),
+    ],
+)
+def test_leftovers_are_refused(copy, tmp_path, name, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        copy(name, changes)
+    assert f"backbones.{name}: {tmp_path / 'copy'}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_architecture_is_refused(repositories, tmp_path):
+    def refuse(name: str, repo: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            fetch_backbone(name, line(name, source="folder", path=str(repositories / repo)), tmp_path / "out")
+
+    refuse(
+        "convnext-l",
+        LINES["convnext-xl"].repo,
+        r"holds 'convnext_xlarge', but vision\.architecture is 'convnext_large'",
+    )
+    # OpenAI's weights go by the name of the architecture without their activation; other weights of it do not fit.
+    refuse("mae-vit-l", LINES["clip-vit-b"].repo, r"holds 'vit_base_patch16_clip_224', but .* 'vit_large_patch16_224'")
+    refuse("sam", LINES["blip"].repo, r"holds 'blip', but vision\.architecture is 'sam'")
+
+
+def test_settings_that_no_shape_shows_are_compared(copy, tmp_path):
+    options = {**small("sam"), "window_size": 3}
+    network = {"library": "transformers", "architecture": "sam", "options": options}
+    with pytest.raises(UserError, match=r"vision_config\.window_size 2, but the network has 3; set vision\.options\.w"):
+        copy("sam", vision=network)
+
+
+def test_incomplete_copies_are_named(copy, tmp_path):
+    with pytest.raises(UserError, match=r"backbones\.sam has source 'folder' but no path"):
+        fetch_backbone("sam", line("sam", source="folder"), tmp_path / "out")
+    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
+        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "nowhere")), tmp_path / "out")
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
+    write_json(tmp_path / "copy/config.json", {"model_type": "sam", "vision_config": dict(small("sam"))})
+    with pytest.raises(
+        UserError, match=r"has no model\.safetensors, no model\.safetensors\.index\.json, no pytorch_model"
+    ):
+        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
+    (tmp_path / "copy/model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged or cut off"):
+        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_with_the_text_encoder_are_named(copy, repositories, tmp_path):
+    bert, name = tmp_path / "bert", "swin-b-bert"
+    shutil.copytree(repositories / "google-bert/bert-base-uncased", bert)
+
+    def language(**changes) -> dict:
+        return {"architecture": "bert", "repo": str(bert)} | changes
+
+    assert read_json(copy(name, language=language()) / "manifest.json")["parameters"]["language"] > 0
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"swin-b-bert\.language: .* has hidden_size 32, but language\.options\.hidden_size"
+    ):
+        copy(name, language=language(options={"hidden_size": 64}))
+    (bert / "vocab.txt").write_text((bert / "vocab.txt").read_text() + "more\n")
+    with pytest.raises(UserError, match=r"its tokenizer knows 12 tokens but its BERT 11"):
+        copy(name, language=language())
+    (bert / "vocab.txt").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer\.json, no vocab\.txt"):
+        copy(name, language=language())
+    state = load_file(bert / "model.safetensors")
+    del state["bert.embeddings.word_embeddings.weight"]
+    save_file(state, bert / "model.safetensors")
+    with pytest.raises(UserError, match=r"no whole BERT \(1 missing, first 'embeddings\.word_embeddings\.weight'\)"):
+        copy(name, language=language())
+    assert not (tmp_path / "out").exists()

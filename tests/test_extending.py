@@ -1,0 +1,96 @@
+"""docs/extending.md, followed word for word: a backbone that the paper does not have is a line, in both orchestrators."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vpd.params import load_params
+from vpd.report.reported import load_reported
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+LINES = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project at the smoke scale with the page's lines in params.yaml."""
+    from test_reproduce import copy_of_project
+
+    folder = copy_of_project(tmp_path_factory.mktemp("extending"))
+    params = folder / "params.yaml"
+    text = params.read_text()
+    for block in LINES:
+        section, line = block.split("\n", 1)
+        assert text.count(f"\n{section}\n") == 1
+        text = text.replace(f"\n{section}\n", f"\n{section}\n{line}")
+    params.write_text(text)
+    return folder
+
+
+def test_the_page_adds_one_line_to_each_of_two_sections():
+    sections = [yaml.safe_load(block) for block in LINES]
+    assert [list(section) for section in sections] == [["backbones"], ["experiments"]]
+    assert [len(next(iter(section.values()))) for section in sections] == [1, 1]
+    (name,), (experiment,) = (next(iter(section.values())) for section in sections)
+    paper = json.dumps({table: source.model_dump() for table, source in load_reported().items()})
+    assert "dinov2" not in paper.casefold()
+    assert sections[1]["experiments"][experiment]["checkpoint"] == name
+
+
+def test_both_orchestrators_make_its_jobs(project):
+    from test_reproduce import run
+
+    jobs = ("vpd backbone dinov2-b --scale smoke", "vpd train seg-fast-dinov2", "vpd evaluate seg-fast-dinov2")
+    by_dvc = run("dvc repro --dry --force evaluate@seg-fast-dinov2", project)
+    by_snakemake = run("snakemake -n -p results/smoke/metrics/seg-fast-dinov2.json", project)
+    for job in jobs:
+        assert job in by_dvc
+        assert job in by_snakemake
+
+
+def test_snakemake_measures_it(project):
+    from test_reproduce import run
+
+    run("snakemake --cores 2 results/smoke/metrics/seg-fast-dinov2.json", project)
+    metrics = json.loads((project / "results/smoke/metrics/seg-fast-dinov2.json").read_text())
+    assert {result["milestone"] for result in metrics["results"]} == {"half", "final"}
+    assert all(0 <= result["metrics"]["miou_ss"] <= 100 for result in metrics["results"])
+    network = json.loads((project / "checkpoints/smoke/dinov2-b/vision/network.json").read_text())
+    assert network["architecture"] == "vit_base_patch14_dinov2"
+
+
+def test_at_paper_scale_its_public_weights_are_fetched(project):
+    spec = load_params(project / "params.yaml", "paper").backbone("dinov2-b")
+    assert (spec.source, spec.repo) == ("hub", "timm/vit_base_patch14_dinov2.lvd142m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("architecture: vit_base_patch14_dinov2", "architecture: maxvit_base_tf_224"), r"networks has no beginning of"),
+        (("checkpoint: dinov2-b", "checkpoint: dinov2"), r"unknown checkpoint 'dinov2'.*dinov2-b"),
+        (("checkpoint: dinov2-b", "checkpoint: sd-1-5"), r"method 'upernet' cannot use checkpoint 'sd-1-5'"),
+        (("objective: self-distillation, vision: {library: timm, architecture: vit_base_patch14", "objective: selfdistil, vision: {library: timm, architecture: vit_base_patch14"), r"objective"),
+    ],
+    ids=["architecture without a size", "misspelt checkpoint", "other kind of checkpoint", "objective"],
+)  # fmt: skip
+def test_mistakes_are_named(project, tmp_path, change, message):
+    path = tmp_path / "params.yaml"
+    text = (project / "params.yaml").read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    done = subprocess.run(
+        ["vpd", "show", "--params", str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{ROOT / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr

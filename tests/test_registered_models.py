@@ -1,0 +1,422 @@
+"""Registered models: a version per trained network, loaded by MLflow and by vpd alike, with the same predictions."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fixtures.parity.narrow import make_spec, write_factor_4
+from tracking_world import free_port, mlflow_server
+from vpd.data import build_dataset, prepare
+from vpd.data.layouts.ade20k import class_names
+from vpd.errors import UserError
+from vpd.files import read_json, sha256, write_json
+from vpd.models import build_model
+from vpd.predict import predict
+from vpd.spec import DatasetSpec, load_spec
+from vpd.tracking import model_places, sync
+from vpd.tracking.store import connected
+
+DATASETS = {
+    "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 1}, size=(88, 64)),
+    "referring": DatasetSpec(
+        layout="refcoco", source="drawn", draw={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    ),
+    "depth": DatasetSpec(layout="nyuv2", source="drawn", draw={"train": 1, "test": 1}, size=(96, 64)),
+}
+REGISTERED = {task: f"tiny-{task}" for task in DATASETS}
+OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from mlflow import MlflowClient
+MlflowClient.{method} = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
+from test_registered_models import World
+World(Path({root!r})).sync({uri!r})
+"""
+
+
+class World:
+    """Results, datasets and a checkpoint of three trained networks, as the stages leave them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.results, self.data, self.checkpoints = (root / name for name in ("results", "data", "checkpoints"))
+        self.params = SimpleNamespace(
+            scale="tiny",
+            protocol="official",
+            experiments=list(REGISTERED.values()),
+            tables={},
+            registered=dict(REGISTERED),
+            registered_checkpoints="copied",
+        )
+
+    def fill(self) -> World:
+        write_factor_4(self.checkpoints / "narrow")
+        write_json(self.checkpoints / "narrow/manifest.json", {"name": "narrow"})
+        for task, dataset in DATASETS.items():
+            prepare(task, dataset, self.data / task)
+            self.train(task)
+        return self
+
+    def train(self, task: str) -> None:
+        names = {"name": REGISTERED[task], "scale": "tiny", "protocol": "official", "dataset": task}
+        names |= {"checkpoint": "narrow", "variant": "refcoco" if task == "referring" else None}
+        spec = make_spec(task).model_copy(update=names)
+        (self.results / "specs").mkdir(parents=True, exist_ok=True)
+        (self.results / f"specs/{spec.name}.json").write_text(spec.model_dump_json())
+        model = build_model(spec, self.checkpoints / "narrow", build_dataset(spec, self.data / task, "val").classes)
+        self.write_run(spec, model.trained_state())
+        rows = [{"seed": 0, "milestone": "final", "step": 2, "metrics": {"score": 0.5}}]
+        write_json(self.results / f"metrics/{spec.name}.json", {"spec": spec.digest(), "results": rows})
+
+    def write_run(self, spec, state: dict[str, torch.Tensor]) -> None:
+        weights = self.results / f"runs/{spec.name}/seed0/final.safetensors"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, weights)
+        files = {weights.name: sha256(weights)}
+        write_json(weights.with_name("manifest.json"), {"spec": spec.training_digest(), "files": files})
+
+    def retrain(self, task: str) -> None:
+        spec = load_spec(self.results / f"specs/{REGISTERED[task]}.json")
+        weights = load_file(self.results / f"runs/{spec.name}/seed0/final.safetensors")
+        self.write_run(spec, {name: value + 0.01 if value.ndim > 1 else value for name, value in weights.items()})
+
+    def sync(self, uri: str):
+        return sync(self.results, self.params, uri, data=self.data, checkpoints=self.checkpoints)
+
+    def predicted(self, task: str, picture: Path, out: Path, **places: Path) -> bytes:
+        """The PNG that ``vpd predict`` writes."""
+        usual = {
+            "spec": self.results / f"specs/{REGISTERED[task]}.json",
+            "weights": self.results / f"runs/{REGISTERED[task]}/seed0/final.safetensors",
+            "checkpoint": self.checkpoints / "narrow",
+        } | places
+        names = [names[0] for names in class_names(self.data / task)] if task == "segmentation" else None
+        names = read_json(places["classes"])["classes"] if places else names
+        spec = load_spec(usual["spec"])
+        assert predict(spec, usual["weights"], usual["checkpoint"], [picture], out, names=names, **OPTIONS[task]) == 0
+        return (out / f"{picture.stem}.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return World(tmp_path_factory.mktemp("trained")).fill().root
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with connected(f"sqlite:///{path}") as client:
+        client.search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module")
+def registered(trained: Path, empty_store: Path, tmp_path_factory) -> str:
+    """A store with the three models, which tests only read."""
+    path = shutil.copy(empty_store, tmp_path_factory.mktemp("registered") / "mlflow.db")
+    World(trained).sync(f"sqlite:///{path}")
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def world(trained: Path, tmp_path: Path) -> World:
+    return World(Path(shutil.copytree(trained, tmp_path / "world")))
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_store: Path) -> str:
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def _own_path(monkeypatch, registered: str) -> None:
+    """Loading a model prepends its code to sys.path; MLflow finds models of the store in the environment."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "photo.png"
+    values = np.random.default_rng(7).integers(0, 255, (5, 7, 3), np.uint8)
+    Image.fromarray(values).resize((90, 70), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def encoded(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()
+
+
+def versions(uri: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for version in MlflowClient(uri).search_model_versions(order_by=["version_number ASC"]):
+        found.setdefault(version.name, []).append(str(version.version))
+    return found
+
+
+def logged_models(uri: str) -> list:
+    client = MlflowClient(uri)
+    return client.search_logged_models([client.get_experiment_by_name("vpd-tiny").experiment_id])
+
+
+# ------------------------------------------------------------------------------------------------------------ versions
+def test_a_second_sync_adds_nothing(world, uri):
+    first, second = world.sync(uri), world.sync(uri)
+    assert (first.added, first.models, first.new_versions) == (3, 3, 3)
+    assert (second.kept, second.models, second.new_versions) == (3, 3, 0)
+    assert "3 registered models, 3 new versions" in str(first)
+    assert second.as_dict() == first.as_dict() == {
+        "experiment": "vpd-tiny", "runs": 3, "missed": 0, "unfinished": 0, "models": 3
+    }  # fmt: skip
+    assert versions(uri) == {f"vpd-{task}": ["1"] for task in DATASETS}
+    assert len(logged_models(uri)) == 3
+    assert mlflow.get_tracking_uri() != uri
+
+
+def test_a_version_knows_its_run_its_results_and_its_weights(trained, registered):
+    client = MlflowClient(registered)
+    version = client.get_model_version_by_alias("vpd-depth", "champion")
+    run = client.get_run(version.run_id)
+    assert run.info.run_name == "tiny-depth/seed0"
+    assert [output.model_id for output in run.outputs.model_outputs] == [version.source.removeprefix("models:/")]
+    weights = trained / "results/runs/tiny-depth/seed0/final.safetensors"
+    tags = {"task": "depth", "scale": "tiny", "checkpoint": "narrow", "weights": sha256(weights)}
+    assert tags.items() <= version.tags.items()
+    logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert {metric.key: metric.value for metric in logged.metrics} == {"final/score": 0.5, "final/score_mean": 0.5}
+    assert logged.params["model.head.kind"] == "depth-decoder"
+    assert client.get_model_version_by_alias("vpd-depth", "tiny-official").version == version.version
+    assert "16-bit millimetres" in client.get_registered_model("vpd-depth").description
+
+
+def test_new_weights_make_a_new_version_of_their_task_alone(world, uri):
+    world.sync(uri)
+    world.retrain("depth")
+    summary = world.sync(uri)
+    assert (summary.kept, summary.new_versions) == (3, 1)
+    assert versions(uri) == {"vpd-depth": ["1", "2"], "vpd-referring": ["1"], "vpd-segmentation": ["1"]}
+    client = MlflowClient(uri)
+    aliases = {alias: str(number) for alias, number in client.get_registered_model("vpd-depth").aliases.items()}
+    assert aliases == {"champion": "2", "tiny-official": "2"}
+    assert world.sync(uri).new_versions == 0
+
+
+def test_a_run_that_is_replaced_keeps_the_version_of_its_weights(world, uri):
+    world.sync(uri)
+    metrics = read_json(world.results / "metrics/tiny-depth.json")
+    metrics["results"][0]["metrics"]["score"] = 0.75
+    write_json(world.results / "metrics/tiny-depth.json", metrics)
+    summary = world.sync(uri)
+    assert (summary.replaced, summary.new_versions) == (1, 0)
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([logged_models(uri)[0].experiment_id], "run_name = 'tiny-depth/seed0'")
+    version = client.get_model_version("vpd-depth", "1")
+    assert [f"models:/{output.model_id}" for output in run.outputs.model_outputs] == [version.source]
+
+
+@pytest.mark.parametrize("method", ["log_model_artifacts", "finalize_logged_model", "create_model_version"])
+def test_after_a_kill_a_sync_completes_without_duplicates(world, uri, method):
+    world.params.registered = {"depth": "tiny-depth"}
+    script = KILLED.format(tests=str(Path(__file__).parent), method=method, root=str(world.root), uri=uri)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert versions(uri) == {}
+    assert len(logged_models(uri)) == 1
+    assert world.sync(uri).new_versions == 1 if method != "never" else 0
+    (logged,) = [model for model in logged_models(uri) if model.name == "vpd-depth"]
+    assert (logged.status.name, versions(uri)["vpd-depth"]) == ("READY", ["1"])
+
+
+# ------------------------------------------------------------------------------------------------- what is not there yet
+def test_what_is_missing_is_said_and_hinders_no_other(world, uri, capsys):
+    (world.results / "runs/tiny-referring/seed0/final.safetensors").unlink()
+    (world.data / "segmentation/manifest.json").unlink()
+    summary = world.sync(uri)
+    assert (summary.added, summary.models) == (3, 1)
+    assert versions(uri) == {"vpd-depth": ["1"]}
+    said = capsys.readouterr().err
+    assert "vpd-referring is not registered: " in said
+    assert "final.safetensors does not exist; train tiny-referring first" in said
+    assert "vpd-segmentation is not registered: " in said
+    assert "segmentation has no manifest.json" in said
+
+
+def test_weights_of_other_settings_are_not_registered(world, uri, capsys):
+    manifest = world.results / "runs/tiny-depth/seed0/manifest.json"
+    write_json(manifest, read_json(manifest) | {"spec": "another"})
+    assert world.sync(uri).models == 2
+    assert "was trained with other settings than those of tiny-depth" in capsys.readouterr().err
+
+
+def test_an_experiment_of_another_task_is_refused(world, uri):
+    world.params.registered = {"depth": "tiny-referring"}
+    with pytest.raises(UserError, match=r"registered\.depth names tiny-referring, which is referring"):
+        world.sync(uri)
+
+
+# ------------------------------------------------------------------------------------------------- loading with MLflow
+@pytest.mark.usefixtures("_own_path")
+@pytest.mark.parametrize("task", DATASETS)
+def test_a_loaded_model_answers_with_the_png_of_vpd_predict(trained, picture, tmp_path, task):
+    model = mlflow.pyfunc.load_model(f"models:/vpd-{task}/1")
+    inputs = pd.DataFrame([{"image": encoded(picture), **OPTIONS[task]}] * 2)
+    answers = model.predict(inputs)
+    assert list(answers.columns) == ["png", "width", "height"]
+    assert answers[["width", "height"]].to_numpy().tolist() == [[90, 70]] * 2
+    expected = World(trained).predicted(task, picture, tmp_path)
+    assert [base64.b64decode(png) for png in answers["png"]] == [expected] * 2
+
+    assert [column.name for column in model.metadata.get_input_schema()] == ["image", *OPTIONS[task]]
+    assert model.metadata.get_output_schema().input_names() == ["png", "width", "height"]
+    example = model.input_example
+    with Image.open(io.BytesIO(base64.b64decode(model.predict(example)["png"][0]))) as png:
+        assert png.size == (96, 64)
+
+
+@pytest.mark.usefixtures("_own_path")
+def test_rows_have_options_of_their_own_and_faults_name_their_row(picture):
+    image = encoded(picture)
+    model = mlflow.pyfunc.load_model("models:/vpd-depth@champion")
+    rows = [{"image": image, "scene": "kitchen"}, {"image": f"data:image/png;base64,{image}", "scene": None}]
+    kitchen, unknown = model.predict(pd.DataFrame(rows))["png"]
+    assert kitchen != unknown
+    assert model.predict(pd.DataFrame([{"image": image}]))["png"][0] == unknown
+    with pytest.raises(UserError, match="row 1: the image is not base64"):
+        model.predict(pd.DataFrame([{"image": image}, {"image": "photo.png"}]))
+    with pytest.raises(UserError, match="row 0: the image is not a picture that can be read"):
+        model.predict(pd.DataFrame([{"image": base64.b64encode(b"text").decode()}]))
+    with pytest.raises(UserError, match="row 0: unknown scene 'kitchn'; did you mean 'kitchen'"):
+        model.predict(pd.DataFrame([{"image": image, "scene": "kitchn"}]))
+
+
+def test_the_command_mlflow_models_predict_gives_the_same(trained, registered, picture, tmp_path):
+    rows = [{"image": encoded(picture), "scene": "kitchen"}]
+    (tmp_path / "input.json").write_text(json.dumps({"dataframe_records": rows}))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", "models:/vpd-depth/1", "-t", "json"]
+    command += ["-i", "input.json", "-o", "output.json", "--env-manager", "local"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": registered}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (answer,) = read_json(tmp_path / "output.json")["predictions"]
+    assert (answer["width"], answer["height"]) == (90, 70)
+    expected = World(trained).predicted("depth", picture, tmp_path / "expected")
+    assert base64.b64decode(answer["png"]) == expected
+
+
+def test_a_model_brings_its_code_and_requirements_and_no_pickles(registered):
+    client = MlflowClient(registered)
+    version = client.get_model_version("vpd-depth", "1")
+    logged = client.get_logged_model(version.source.removeprefix("models:/"))
+    root = Path(logged.artifact_location.removeprefix("file://"))
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert {"MLmodel", "served.py", "code/vpd/predict/run.py", "artifacts/final.safetensors"} <= names
+    assert [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))] == []
+    required = (root / "requirements.txt").read_text().splitlines()
+    assert f"numpy=={np.__version__}" in required
+    assert not any(name.startswith(("vpd", "dvc", "snakemake")) for name in required)
+
+
+# ---------------------------------------------------------------------------------------------------- loading with vpd
+@pytest.mark.parametrize("task", DATASETS)
+def test_vpd_predict_finds_everything_in_the_model(trained, registered, picture, tmp_path, task):
+    places = model_places(f"models:/vpd-{task}@champion", registered)
+    assert {name: path.is_relative_to(trained) for name, path in places.items()} == dict.fromkeys(
+        ("spec", "weights", "classes", "checkpoint"), False
+    )
+    expected = World(trained).predicted(task, picture, tmp_path / "usual")
+    assert World(trained).predicted(task, picture, tmp_path / "registered", **places) == expected
+
+
+def test_the_newest_version_is_latest(world, uri):
+    world.params.registered = {"depth": "tiny-depth"}
+    world.sync(uri)
+    world.retrain("depth")
+    world.sync(uri)
+    latest, first = (model_places(f"models:/vpd-depth/{version}", uri)["weights"] for version in ("latest", "1"))
+    assert sha256(latest) == sha256(world.results / "runs/tiny-depth/seed0/final.safetensors") != sha256(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("models:/vpd-depht/1", "unknown registered model 'vpd-depht'; did you mean 'vpd-depth'"),
+        ("models:/vpd-depth/7", "models:/vpd-depth/7 does not exist; vpd-depth has 1, @champion, @tiny-official"),
+        ("models:/vpd-depth@best", "models:/vpd-depth@best does not exist"),
+        ("models:/vpd-depth", "names no registered model; write for example models:/vpd-depth/1"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_one_sentence(registered, name, said):
+    with pytest.raises(UserError, match=said):
+        model_places(name, registered)
+
+
+@pytest.mark.usefixtures("_own_path")
+def test_a_referenced_checkpoint_is_not_copied_and_must_be_the_same(world, uri, picture, tmp_path, monkeypatch):
+    world.params.registered, world.params.registered_checkpoints = {"depth": "tiny-depth"}, "referenced"
+    world.sync(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    places = model_places("models:/vpd-depth/1", uri)
+    assert places["checkpoint"] == world.checkpoints / "narrow"
+    assert not (places["weights"].parent / "narrow").exists()
+    (answer,) = mlflow.pyfunc.load_model("models:/vpd-depth/1").predict(
+        pd.DataFrame([{"image": encoded(picture), "scene": "kitchen"}])
+    )["png"]
+    assert base64.b64decode(answer) == world.predicted("depth", picture, tmp_path / "usual")
+
+    shutil.move(world.checkpoints, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="the model refers to the checkpoint .*narrow, which is not here"):
+        model_places("models:/vpd-depth/1", uri)
+    moved = {"checkpoint": str(tmp_path / "elsewhere/narrow")}
+    mlflow.pyfunc.load_model("models:/vpd-depth/1", model_config=moved)
+    write_json(tmp_path / "elsewhere/narrow/manifest.json", {"name": "another"})
+    with pytest.raises(UserError, match="is not the checkpoint that the model was trained from"):
+        mlflow.pyfunc.load_model("models:/vpd-depth/1", model_config=moved)
+
+
+def test_a_link_into_a_cache_is_followed(world, uri):
+    """Orchestrators may keep the files elsewhere."""
+    for path in (world.results / "runs/tiny-depth/seed0/final.safetensors", world.checkpoints / "narrow/manifest.json"):
+        cached = world.root / "cache" / path.name
+        cached.parent.mkdir(exist_ok=True)
+        shutil.move(path, cached)
+        path.symlink_to(cached)
+    world.params.registered = {"depth": "tiny-depth"}
+    world.sync(uri)
+    places = model_places("models:/vpd-depth/1", uri)
+    assert sha256(places["weights"]) == sha256(world.root / "cache/final.safetensors")
+    assert (places["checkpoint"] / "manifest.json").is_file()
+
+
+# -------------------------------------------------------------------------------------------------------------- servers
+def test_a_server_stores_the_models_and_gives_them_back_once(world, tmp_path):
+    with mlflow_server(tmp_path, free_port(), f"sqlite:///{tmp_path / 'server.db'}") as uri:
+        assert world.sync(uri).new_versions == 3
+        assert (world.sync(uri).kept, versions(uri)["vpd-depth"]) == (3, ["1"])
+        places = model_places("models:/vpd-depth/1", uri, tmp_path / "downloads")
+        assert sha256(places["weights"]) == sha256(world.results / "runs/tiny-depth/seed0/final.safetensors")
+        assert read_json(places["spec"]) == read_json(world.results / "specs/tiny-depth.json")
+        assert places["checkpoint"].is_relative_to(tmp_path / "downloads")
+        before = places["weights"].stat().st_mtime_ns
+        again = model_places("models:/vpd-depth@champion", uri, tmp_path / "downloads")
+        assert (again, again["weights"].stat().st_mtime_ns) == (places, before)
