@@ -255,28 +255,30 @@ def test_only_the_files_that_hold_the_image_encoder_are_downloaded(hub, reposito
     assert read_json(tmp_path / "out/manifest.json") == first
 
 
-def test_hub_mirrors_pins_and_refusals(hub, tmp_path):
-    spec, home, out = line("convnext-l"), tmp_path / "home", tmp_path / "out"
+def test_mirrors_stand_in_and_refusals_name_the_backbone(hub, tmp_path):
+    spec, out = line("convnext-l"), tmp_path / "out"
     commit = hub.repositories[spec.repo].commit
-    hub.repositories[spec.repo].corrupt = {"model.safetensors"}
     gone = spec.model_copy(update={"repo": "timm/absent.tag"})
-    jobs = [gone, spec.model_copy(update={"revision": "0" * 40}), spec]
+    mirrored = gone.model_copy(update={"mirrors": (f"{spec.repo}@{commit}",)})
+    jobs = {"gone": gone, "unknown": spec.model_copy(update={"revision": "0" * 40}), "mirrored": mirrored}
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
-    lines = fetch(home, {out / str(i): ("convnext-l", job) for i, job in enumerate(jobs)}, **online)
+    lines = fetch(tmp_path / "home", {out / name: ("convnext-l", job) for name, job in jobs.items()}, **online)
     assert f"backbones.convnext-l: timm/absent.tag is not at {hub.url}/timm/absent.tag, or is private" in lines[0]
     assert "set source: folder and the path of a copy" in lines[0]
     assert f"backbones.convnext-l: {spec.repo} has no revision {'0' * 40}" in lines[1]
-    assert "backbones.convnext-l: model.safetensors has sha256" in lines[2]
-    assert lines[2].endswith("and fetch it again")
-    assert not any(out.glob("*/manifest.json"))
-    hub.repositories[spec.repo].corrupt = set()
-    shutil.rmtree(home)
-    mirrored = gone.model_copy(update={"mirrors": (f"{spec.repo}@{commit}",)})
-    assert fetch(home, {out / "made": ("convnext-l", mirrored)}, **online) == ["made"]
-    manifest = read_json(out / "made/manifest.json")
+    assert lines[2] == "made"
+    manifest = read_json(out / "mirrored/manifest.json")
     assert (manifest["repo"], manifest["revision"]) == (spec.repo, commit)
-    (refused,) = fetch(tmp_path / "empty", {out / "offline": ("convnext-l", spec)})
-    assert "HF_HUB_OFFLINE forbids" in refused
+
+
+def test_bytes_that_changed_on_the_way_are_refused(hub, tmp_path):
+    spec = line("convnext-l")
+    hub.repositories[spec.repo].corrupt = {"model.safetensors"}
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+    (refused,) = fetch(tmp_path / "home", {tmp_path / "out": ("convnext-l", spec)}, **online)
+    assert "backbones.convnext-l: model.safetensors has sha256" in refused
+    assert refused.endswith("and fetch it again")
+    assert not (tmp_path / "out").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- copies

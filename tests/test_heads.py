@@ -191,10 +191,12 @@ def test_semantic_fpn_doubles_by_strides_not_by_levels():
 
 
 def test_upernet_of_constant_maps_is_what_one_computes_by_hand():
-    """Every convolution averages its channels at the middle tap; in evaluation batch norm divides by sqrt(1 + eps)."""
+    """Every convolution averages its channels at the middle tap; batch norm, with an eps of 3, halves what it sees."""
     values, width = (1.0, 2.0, 5.0, 3.0), 8
     spec = HeadSpec(kind="upernet", channels=width)
     head = HEADS["upernet"](spec, [width] * 4, SWIN, 2).eval()
+    for norm in (m for m in head.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.eps = 3.0
     with torch.no_grad():
         for conv in (m for m in head.modules() if isinstance(m, torch.nn.Conv2d)):
             conv.weight.zero_()
@@ -203,12 +205,11 @@ def test_upernet_of_constant_maps_is_what_one_computes_by_hand():
         head.conv_seg.bias.copy_(torch.tensor([0.0, 10.0]))
     maps = [torch.full((1, width, 64 // s, 96 // s), value) for value, s in zip(values, SWIN, strict=True)]
     found = head(Features(maps, SWIN, [None] * 4), (64, 96))
-    k = (1 + 1e-5) ** -0.5
-    fourth = k * (3 + 4 * k * 3) / 5
-    third = k * 5 + fourth
-    second = k * 2 + third
-    first = k * 1 + second
-    logit = k * (k * first + k * second + k * third + fourth) / 4
+    fourth = (3 + 4 * 3 / 2) / 5 / 2
+    third = 5 / 2 + fourth
+    second = 2 / 2 + third
+    first = 1 / 2 + second
+    logit = (first / 2 + second / 2 + third / 2 + fourth) / 4 / 2
     expected = torch.tensor([logit, logit + 10])[None, :, None, None].expand(1, 2, 16, 24)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 

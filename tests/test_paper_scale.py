@@ -199,7 +199,8 @@ def released(tmp_path, monkeypatch):
             ("seg-full", "seg.pth", "vpd-seg"),
         )
     }
-    own = spec.model_dump(mode="json", include={"model", "data", "evaluation"}) | {"training": {"workers": 0}}
+    own = spec.model_dump(mode="json", include={"data", "evaluation"}) | {"training": {"workers": 0}}
+    own["methods"] = {"vpd": spec.model_dump(mode="json", include={"model"})}
     scale = {"released": weights, "tasks": {"referring": own, "segmentation": {}, "depth": {}}}
     with running() as server:
         place = Place(tmp_path, server, **scale)

@@ -2,122 +2,42 @@
 
 import json
 import re
+import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
-from PIL import Image
 
+from report_world import PARAMS, extras, measured, report_params, write_results
 from vpd.errors import UserError
 from vpd.params import load_params
-from vpd.report.cells import Cell, Judge, all_cells, by_reference, number
-from vpd.report.claims import compare, table_findings, trend_findings
+from vpd.report.backbones import backbones
+from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_curves
+from vpd.report.costs import read_costs
 from vpd.report.figures import pretraining_steps, trend_figure
-from vpd.report.layout import FigureSpec, TableRow, TableSpec, band, check_layout, report_files
-from vpd.report.reported import load_claims, load_reported, load_reruns
-from vpd.report.statistics import difference
+from vpd.report.judge import SETTING, Judge, all_cells, by_reference
+from vpd.report.layout import FigureSpec, QuestionSpec, TableRow, TableSpec, band, check_layout, report_files
+from vpd.report.learning import Curve, learning_figure
+from vpd.report.provenance import sources
+from vpd.report.reported import load_reported, load_reruns
 from vpd.report.style import styled
 from vpd.report.write import write_report
-
-PARAMS = Path(__file__).parents[1] / "params.yaml"
-METRICS = {
-    "segmentation": {"miou_ss": 30.0, "macc_ss": 40.0, "aacc_ss": 70.0, "miou_ms": 31.0},
-    "referring": {"oiou": 45.0, "miou": 44.0, "p50": 50.0},
-    "depth": {"rmse": 0.6, "delta1": 0.8, "delta2": 0.9, "delta3": 0.95, "rel": 0.2, "log10": 0.08},
-}
-
-
-def write_metrics(folder, spec, generator, seeds):
-    level = generator.normal(0, 1.5)
-    runs = [(seed, name, share) for seed in seeds for name, share in spec.training.milestones.items()]
-    results = [
-        {
-            "seed": seed,
-            "milestone": name,
-            "step": int(200 * share),
-            "metrics": {
-                key: round(value * (1 + 0.05 * level * share + generator.normal(0, 0.02)), 6)
-                for key, value in METRICS[spec.task].items()
-            },
-        }
-        for seed, name, share in runs
-    ]
-    content = {
-        "experiment": spec.name,
-        "scale": spec.scale,
-        "task": spec.task,
-        "spec": spec.digest(),
-        "results": results,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{spec.name}.json").write_text(json.dumps(content))
-
-
-def write_history(path, generator, seeds):
-    steps = np.arange(10, 201, 10)
-    frames = [
-        pd.DataFrame(
-            {
-                "seed": seed,
-                "step": steps,
-                "epoch": 0,
-                "loss": 2 * np.exp(-steps / 80) + 0.3 + generator.normal(0, 0.05, 20),
-            }
-        )
-        for seed in seeds
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat(frames).assign(lr=1e-4, lr_unet=1e-5).to_csv(path, index=False)
-
-
-def write_picture(path, generator):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(generator.integers(0, 255, (12, 36, 3), dtype=np.uint8)).save(path)
-
-
-def write_results(root, params, seeds=(0, 1, 2)):
-    """Results, pre-training outputs and previews as the other stages leave them."""
-    generator = np.random.default_rng(7)
-    results = root / "results"
-    for name in params.experiments:
-        spec = params.resolve(name)
-        write_metrics(results / "metrics", spec, generator, seeds)
-        write_history(results / "history" / f"{name}.csv", generator, seeds)
-        for panel in ("predictions", "attention"):
-            write_picture(results / "panels" / name / f"{panel}.png", generator)
-        timing = {"stage": "train", "name": name, "seconds": 100.5, "steps": 200, "peak_mb": 800}
-        (results / "timing").mkdir(exist_ok=True)
-        (results / "timing" / f"train-{name}.json").write_text(json.dumps(timing))
-    write_picture(root / "pretraining" / "samples.png", generator)
-    steps = np.arange(20, 401, 20)
-    frames = [
-        pd.DataFrame({"phase": phase, "step": steps, "loss": 1 / np.sqrt(steps)}) for phase in ("vae", "clip", "unet")
-    ]
-    pd.concat(frames).to_csv(root / "pretraining" / "history.csv", index=False)
-    previews = {"ade20k": root / "data" / "ade20k.png"}
-    write_picture(previews["ade20k"], generator)
-    return results, root / "pretraining", previews
 
 
 @pytest.fixture(scope="module")
 def params():
-    """The project's own matrix, and a figure of dots whether or not params.yaml asks for one."""
-    params = load_params(PARAMS, scale="mini")
-    figures = params.figures | {"dots": FigureSpec(table="table2")}
-    params.document = params.document.model_copy(update={"figures": figures})
-    return params
+    return report_params()
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, params):
+    """The invented results with their report, of networks counted at the paper's size."""
     root = tmp_path_factory.mktemp("world")
     inputs = write_results(root, params)
-    write_report(params, *inputs, inputs[0])
+    write_report(params, *inputs, inputs[0], **extras(root, params))
     return root, inputs
 
 
@@ -177,11 +97,41 @@ def test_provenance_of_lines(world):
     assert set(quoted["verdict"]) == {"quoted"}
     assert (quoted["value"] == quoted["paper"]).all()
     assert set(quoted["experiment"]) == {""}
-    assert "Swin-L" in set(quoted["row"])
+    assert {"MAttNet, default", "ZoeDepth, default"} <= set(quoted["row"])
     assert (cells[cells["table"] == "table3-released"]["provenance"] == "quoted").all()
-    measured = cells[cells["provenance"] == "measured"]
-    assert set(measured["verdict"]) == {"miniature", "beyond the paper"}
-    assert set(cells[cells["verdict"] == "beyond the paper"]["table"]) == {"figure3"}
+    own = cells[cells["provenance"] == "measured"]
+    assert set(own["verdict"]) == {"miniature", "beyond the paper"}
+    beyond = set(cells[cells["verdict"] == "beyond the paper"]["table"])
+    assert {"figure3", "beyond-the-paper"} <= beyond <= {"figure3", "beyond-the-paper", "table1"}  # no MAE ms printed
+    assert "missing" not in set(cells["provenance"])
+
+
+def test_every_quoted_cell_names_its_reason(world):
+    cells = read_cells(world[1][0])
+    quoted = cells["provenance"] == "quoted"
+    assert (cells[quoted]["reason"].str.len() > 10).all()
+    assert set(cells[~quoted]["reason"]) == {""}
+    settings = cells[quoted & cells["column"].isin(["iters", "crop"])]
+    assert len(settings) == 10
+    assert set(settings["reason"]) == {SETTING}
+    reasons = cells.set_index(["table", "row", "column"])["reason"]
+    assert "language model" in reasons["table3", "VLT, default", "refcoco"]
+    assert "real images" in reasons["table4", "DPT, default", "rmse"]
+    assert "released" not in reasons["table1-released", "released weights", "miou_ss"]
+    assert "no experiment" not in " ".join(cells["reason"])  # every row of the paper is either run or explained
+
+
+def test_counted_columns_are_held_against_the_paper_by_the_networks_size(world, params):
+    """Whatever the scale trains: these counts are of networks of the paper's size."""
+    cells = read_cells(world[1][0]).set_index(["table", "row", "column"])
+    shown = cells.loc[[("table1", row, "gflops") for row in ("VPD", "Swin-L")], ["value", "seeds", "verdict"]]
+    assert shown.to_numpy().tolist() == [["890.85", "", "reproduced"], ["700", "", "differs"]]
+    frame = collect(world[1][0] / "metrics", params.experiments)
+    small = all_cells(params, load_reported(), frame, {"seg-full": {"GMACs, mmcv": 0.5}})
+    found = {cell.row: cell for cell in small if (cell.table, cell.column) == ("table1", "gflops")}
+    assert (found["VPD"].value, found["VPD"].verdict, found["VPD"].provenance) == (0.5, "miniature", "counted")
+    assert (found["Swin-L"].provenance, found["Swin-L"].value) == ("quoted", 647)
+    assert "costs" in found["Swin-L"].reason
 
 
 def test_verdicts_at_a_comparable_scale(tmp_path):
@@ -190,7 +140,7 @@ def test_verdicts_at_a_comparable_scale(tmp_path):
     results = [{"seed": 0, "milestone": "final", "step": 9, "metrics": {"rmse": 0.259, "delta1": 0.9, "rel": 0.069}}]
     (tmp_path / "depth-full.json").write_text(json.dumps({"experiment": spec.name, "results": results}))
     cells = {(c.table, c.row, c.column): c for c in all_cells(params, load_reported(), collect(tmp_path, [spec.name]))}
-    row = params.tables["table4"].rows[0].label
+    row = "VPD, default"
     found = {column: cells["table4", row, column] for column in ("rmse", "delta1", "delta2", "rel")}
     assert {column: cell.verdict for column, cell in found.items()} == {
         "rmse": "reproduced",
@@ -230,7 +180,7 @@ def test_missing_metrics_are_cells_that_say_so(tmp_path, params, world):
     assert set(frame["experiment"]) == {"seg-empty", "seg-prompt"}
     cells = all_cells(params, load_reported(), frame)
     absent = [cell for cell in cells if cell.experiment == "seg-adapter"]
-    assert len(absent) == 2
+    assert {(cell.table, cell.column) for cell in absent} == {("table5", "miou_4k"), ("table5", "miou_8k")}
     assert {(cell.provenance, cell.verdict, cell.value) for cell in absent} == {("missing", "not run", None)}
 
 
@@ -266,81 +216,6 @@ def test_weights_of_the_authors_are_told_apart(tmp_path):
     content = {"experiment": "a", "provenance": "released-weights", "results": [run]}
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert by_reference(collect(tmp_path, ["a"]))["a", "final.x"] == ({0: 1.0}, "released-weights")
-
-
-# ----------------------------------------------------------------------------------------------------------- statistics
-@pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (8, 4)])
-def test_interval_and_effect_equal_scipy_and_the_formula(sizes):
-    generator = np.random.default_rng(sum(sizes))
-    a, b = generator.normal(31, 0.4, sizes[0]), generator.normal(30, 1.2, sizes[1])
-    found = difference(a, b)
-    low, high = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high))
-    pooled = np.sqrt((a.var(ddof=1) * (len(a) - 1) + b.var(ddof=1) * (len(b) - 1)) / (len(a) + len(b) - 2))
-    assert found.effect == pytest.approx((a.mean() - b.mean()) / pooled)
-
-
-def test_one_seed_has_no_interval_and_no_spread_no_effect():
-    assert difference([2.0], [1.0, 1.5]).low is None
-    same = difference([2.0, 2.0], [1.0, 1.0])
-    assert (same.low, same.high, same.effect, same.settled) == (1.0, 1.0, None, 1)
-
-
-def measured(row, values, metric="miou_ss", paper=None):
-    return Cell("t", row, "c", paper, "measured", "miniature", row, metric, tuple(range(len(values))), tuple(values))
-
-
-@pytest.mark.parametrize(
-    ("better", "worse", "metric", "outcome"),
-    [
-        ((31.0, 31.2, 31.1), (20.0, 20.4, 20.3), "miou_ss", "holds"),
-        ((20.0, 20.4, 20.3), (31.0, 31.2, 31.1), "miou_ss", "does not hold, the opposite does"),
-        ((20.0, 20.4, 20.3), (31.0, 31.2, 31.1), "rmse", "holds"),
-        ((31.0, 29.0, 30.5), (30.0, 30.2, 28.3), "miou_ss", "not settled"),
-        ((31.0,), (20.0,), "miou_ss", "as claimed, but of one seed"),
-        ((31.0,), (20.0,), "rmse", "not as claimed, but of one seed"),
-        ((), (20.0,), "miou_ss", "not run"),
-    ],
-)
-def test_claims_say_what_was_seen(better, worse, metric, outcome):
-    finding = compare("A helps", measured("a", better, metric), measured("b", worse, metric), 1)
-    assert finding.outcome == outcome
-
-
-def test_a_claim_reads_as_a_sentence():
-    finding = compare("A helps", measured("a", (31.0, 32.0, 33.0), paper=48.0), measured("b", (30.0,), paper=47.1), 1)
-    assert finding.sentence == (
-        "'a' 32.0 ± 1.0 against 'b' 30.0: +2.00 (one seed, no interval). The paper's difference is +0.9."
-    )
-
-
-def test_trend_names_the_steps_that_fall():
-    values = {"zero": (0, 20.0), "one": (100, 25.0), "two": (200, 24.5), "three": (300, 30.0)}
-    points = [(steps, measured(name, (value - 0.1, value, value + 0.1))) for name, (steps, value) in values.items()]
-    matters, longer, monotone = trend_findings(points[::-1], 1)
-    assert (matters.outcome, longer.outcome, monotone.outcome) == ("holds", "holds", "does not hold")
-    assert matters.sentence.startswith("'three' 30.0 ± 0.1 against 'zero' 20.0 ± 0.1: +10.0")
-    assert longer.sentence.startswith("'three' 30.0 ± 0.1 against 'one' 25.0 ± 0.1")
-    assert "2 of 3 steps" in monotone.sentence
-    assert "'one' to 'two' (−0.5)" in monotone.sentence
-
-
-def test_every_claim_of_the_paper_holds_for_the_paper_s_own_numbers():
-    reported = load_reported()
-    for claim in load_claims():
-        table = reported[claim.table]
-        ((better,), (worse,)) = (table.matching(match) for match in (claim.better, claim.worse))
-        assert table.rows[better][claim.column] > table.rows[worse][claim.column], claim.title
-
-
-def test_table_claims_are_tested_on_the_claimed_rows(params, world):
-    cells = all_cells(params, load_reported(), collect(world[1][0] / "metrics", params.experiments))
-    found = {finding.title: finding for finding in table_findings(load_claims(), load_reported(), cells)}
-    assert len(found) == len(load_claims())
-    sentence = found["The text adapter helps (Table 5, mIoU 8K)"].sentence
-    assert sentence.startswith("'prompt + adapter' ")
-    assert "against 'prompt' " in sentence
-    assert sentence.endswith("The paper's difference is +0.9.")
 
 
 # --------------------------------------------------------------------------------------------------------------- layout
@@ -386,12 +261,24 @@ def test_mistakes_in_figures_and_tolerances_are_sentences():
         check_layout({}, REPORTED, ["seg-full"], figures)
     with pytest.raises(UserError, match="unknown table 'table5'"):
         check_layout({"table1": table()}, REPORTED, ["seg-full"], {"dots": FigureSpec(table="table5")})
+    with pytest.raises(UserError, match="unknown table 'table5'"):
+        check_layout({"table1": table()}, REPORTED, ["seg-full"], {"learning": FigureSpec(curves="table5")})
+    asked = QuestionSpec(title="Why?", metric="final.miou_ss", first="seg-full", second="seg-ful")
+    with pytest.raises(UserError, match="questions, 'Why\\?': unknown experiment 'seg-ful'; did you mean 'seg-full'"):
+        check_layout({}, REPORTED, ["seg-full"], questions=[asked])
     with pytest.raises(UserError, match="unknown metric in tolerances 'miou_ss'"):
         check_layout({"table1": table()}, REPORTED, ["seg-full"], tolerances={"rmse": 1.0})
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"panel": "a", "panels": ["b"]}, {"points": {"a": "b"}}, {"metric": "final.x", "panel": "a"}]
+    "fields",
+    [
+        {},
+        {"panel": "a", "panels": ["b"]},
+        {"table": "a", "curves": "a"},
+        {"points": {"a": "b"}},
+        {"metric": "final.x", "panel": "a"},
+    ],
 )
 def test_a_figure_is_of_one_kind(fields):
     with pytest.raises(ValueError, match="a figure needs"):
@@ -435,6 +322,28 @@ def test_the_trend_s_axes_show_the_numbers():
     assert {text.get_text() for text in axes.texts} >= {"zero", "one"}
 
 
+def test_learning_curves_draw_baselines_behind_vpd_and_the_metric_where_it_is_measured_twice():
+    history = pd.DataFrame({"seed": [0, 0, 1, 1], "step": [1, 2, 1, 2], "loss": [2.0, 1.0, 4.0, 3.0]})
+    scores = pd.DataFrame({"seed": [0, 0, 1, 1], "step": [1, 2, 1, 2], "value": [10.0, 30.0, 20.0, 40.0]})
+    curves = [Curve("MAE", "ade20k", False, history), Curve("VPD", "ade20k", True, history, scores)]
+    with styled():
+        losses, metric = learning_figure([*curves, Curve("VPD", "nyuv2", True)], "miou_ss").axes
+    mae, vpd = losses.lines
+    assert list(vpd.get_ydata()) == [3.0, 2.0]
+    assert vpd.get_zorder() > mae.get_zorder()
+    assert (vpd.get_linestyle(), mae.get_linestyle()) == ("-", "--")
+    assert vpd.get_color() != mae.get_color()
+    (line, *_) = metric.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [15.0, 35.0])
+    assert (losses.get_ylabel(), metric.get_ylabel()) == ("training loss", "mIoU, single scale (%)")
+
+
+def test_a_table_without_runs_has_an_empty_learning_figure():
+    with styled():
+        figure = learning_figure([Curve("VPD", "ade20k", True)], "miou_ss")
+    assert [text.get_text() for text in figure.texts] == ["not run yet"]
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [("", "is not a CSV file"), ("seed,step\n0,1\n", r"has no column 'loss' \(columns: seed, step\)")],
@@ -452,8 +361,10 @@ def test_the_report_makes_exactly_the_files_it_promises(world, params):
     results, _, previews = world[1]
     made = [path for folder in ("tables", "figures") for path in (results / folder).rglob("*")]
     promised = report_files(params, previews)
-    assert sorted(path.relative_to(results).as_posix() for path in made) == sorted(set(promised) - {"REPORT.md"})
-    assert promised[-1] == "REPORT.md"
+    assert sorted(path.relative_to(results).as_posix() for path in made) == sorted(
+        set(promised) - {"REPORT.md", "report.html"}
+    )
+    assert promised[-2:] == ["report.html", "REPORT.md"]
     assert len(set(promised)) == len(promised)
 
 
@@ -469,12 +380,14 @@ def test_every_link_of_the_report_resolves(world):
 
 def test_the_report_shows_tables_and_findings(world, params):
     text = (world[1][0] / "REPORT.md").read_text(encoding="utf-8")
-    assert text.index("Does pre-training matter?") < text.index("### Table 1")
+    assert text.index("Pre-training matters (Figure 3)") < text.index("### Table 1")
     cells = read_cells(world[1][0])
     cell = cells[(cells["table"] == "table5") & (cells["row"] == "no prompt") & (cells["column"] == "miou_8k")].iloc[0]
     shown = f"**{float(cell['value']):.1f} ± {float(cell['sd']):.1f}**<br>paper 46.9"
     assert shown in text
-    assert "| Swin-L | 160000 | 640 | 647 | 52.1 | 53.5 | quoted |" in text
+    assert "| MAttNet, default | 56.51 | 46.67 | 47.64 | quoted |" in text
+    assert "- MAttNet, default: no public weights in a format of the libraries used here" in text
+    assert "<br>paper 647 (+53)" in text
     assert f"| train | {len(params.experiments)} |" in text
 
 
@@ -487,6 +400,60 @@ def test_tables_as_csv_read_back(world):
     )
 
 
+def test_tables_beside_the_paper_s_read_back(world, params):
+    tables = world[1][0] / "tables"
+    costs = pd.read_csv(tables / "costs.csv").set_index("experiment")
+    assert sorted(costs.index) == sorted(params.experiments)
+    seeds = len(params.resolve("seg-fast").seeds)
+    assert costs.loc["seg-fast", "seconds_per_seed"] == pytest.approx(100.5 / seeds)
+    assert tuple(costs.loc["seg-fast", ["table", "row", "peak_mb", "GMACs"]]) == ("Table 2", "VPD-A32", 800, 971.77)
+    claims = pd.read_csv(tables / "claims.csv")
+    assert set(claims["section"]) == {"paper", "beyond the paper"}
+    assert len(claims[claims["claim"] == "VPD beats LAVT after one epoch"]) == 3
+    provenance = pd.read_csv(tables / "provenance.csv").set_index("run")
+    line = provenance.loc["mini/official/seg-fast/seed2"]
+    assert (line["code"], line["weights"], line["spec"]) == ("c0de" * 4, "2" * 64, params.resolve("seg-fast").digest())
+
+
+def test_runs_of_another_spec_prove_nothing(world, params, tmp_path):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "runs/seg-full").mkdir(parents=True)
+    for name in ("metrics/seg-full.json", "runs/seg-full/manifest.json"):
+        content = json.loads((world[1][0] / name).read_text())
+        (tmp_path / name).write_text(json.dumps(content | ({"spec": "other"} if "seeds" in content else {})))
+    found = {source.experiment: source for source in sources(params, tmp_path)}
+    assert {run.code for run in found["seg-full"].runs} == {""}
+    assert not found["seg-fast"].measured
+    content = json.loads((tmp_path / "metrics/seg-full.json").read_text())
+    recorded = {"seed0": {"code": "abc", "data": "d", "checkpoint": "e", "commit": "f"}}
+    (tmp_path / "metrics/seg-full.json").write_text(json.dumps(content | {"runs": recorded}))
+    first = next(source for source in sources(params, tmp_path) if source.experiment == "seg-full").runs[0]
+    assert (first.code, first.data, first.checkpoint, first.commit) == ("abc", "d", "e", "f")
+
+
+def test_pre_trained_networks_say_what_they_saw(world, params):
+    found = {item.name: item for item in backbones(params, world[0] / "checkpoints")}
+    assert set(found) == {line.checkpoint for line in params.experiments.values()}
+    diffusion = found["sd-1-5"].manifest
+    spec = params.pretraining
+    assert diffusion.images_seen == spec.milestones["sd-1-5"] * spec.denoiser.batch_size
+    other = next(item for name, item in found.items() if name not in spec.milestones).manifest
+    assert (other.objective, other.images_seen, other.size) == ("masked-image", 6400, 1_500_000)
+    text = (world[1][0] / "REPORT.md").read_text(encoding="utf-8")
+    assert "| masked-image | 6,400 | 1.5 M | 2.5 → 0.75 | linear probe 0.61 against 0.22 |" in text
+    assert {item.source for item in backbones(params, None)} == {"not here"}
+
+
+def test_damaged_costs_and_manifests_are_refused(tmp_path, params):
+    (tmp_path / "costs.json").write_text('{"seg-full": {"figures": 3}}')
+    with pytest.raises(UserError, match=r"is not a file of costs \(figures\); write it again"):
+        read_costs(tmp_path / "costs.json")
+    (tmp_path / "sd-1-5").mkdir()
+    (tmp_path / "sd-1-5/manifest.json").write_text('{"measures": {"x": 1}}')
+    with pytest.raises(UserError, match=r"is not a checkpoint's manifest \(measures\.x\); make the checkpoint again"):
+        backbones(params, tmp_path)
+
+
 def test_writing_again_gives_the_same_bytes(world, params, tmp_path):
     results, pretraining, previews = world[1]
 
@@ -495,7 +462,7 @@ def test_writing_again_gives_the_same_bytes(world, params, tmp_path):
         return {path.name: path.read_bytes() for path in paths}
 
     before = contents()
-    write_report(params, results, pretraining, previews, results)
+    write_report(params, results, pretraining, previews, results, **extras(world[0], params))
     assert contents() == before
 
 
@@ -513,8 +480,6 @@ def test_a_report_of_one_experiment_has_all_files(params, world, tmp_path):
 
 
 def test_layout_is_light():
-    import subprocess
-
     code = (
         "import sys, vpd.report.layout; sys.exit(bool({'pandas', 'matplotlib', 'scipy', 'torch'} & set(sys.modules)))"
     )

@@ -1,8 +1,13 @@
 """reported.yaml against numbers typed from the paper by hand, and its own bookkeeping."""
 
+from pathlib import Path
+
 import pytest
 
+from vpd.params import load_params
 from vpd.report.reported import load_reported
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
 
 TYPED = [
     ("table1", {"method": "VPD"}, "miou_ss", 53.7),
@@ -86,3 +91,30 @@ def test_decimals_follow_the_print():
     tables = load_reported()
     found = [tables["table1"].decimals(column) for column in ("iters", "miou_ss")]
     assert [*found, tables["table3"].decimals("refcoco"), tables["table4"].decimals("rmse")] == [0, 1, 2, 3]
+
+
+def test_every_row_is_run_at_every_scale_or_says_why_not():
+    params = load_params(PARAMS, scale="mini")
+    for name, table in load_reported().items():
+        rows = params.tables[name].rows if name in params.tables else ()
+        run = {table.matching(row.match)[0] for row in rows if not row.released}
+        run |= set(range(len(table.rows))) if name in params.figures and params.figures[name].points else set()
+        for index, row in enumerate(table.rows):
+            assert (index in run) != bool(row.get("quoted")), (name, table.label(index))
+
+
+def test_reasons_are_sentences_and_no_part_of_a_row_s_name():
+    for table in load_reported().values():
+        for index, row in enumerate(table.rows):
+            reason = str(row.get("quoted", "not a real reason"))
+            assert len(reason.split()) > 3
+            assert not reason.endswith(".")
+            assert reason not in table.label(index)
+
+
+def test_settings_and_counted_columns_are_columns():
+    tables = load_reported()
+    assert tables["table1"].settings == ("iters", "crop")
+    assert {name: dict(table.costs) for name, table in tables.items() if table.costs}.keys() == {"table1"}
+    for table in tables.values():
+        assert {*table.settings, *table.costs} <= set(table.columns)

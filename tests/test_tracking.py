@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
 from vpd.errors import UserError
+from vpd.files import sha256
 from vpd.params import load_params
 from vpd.tracking import Live, compare_links, compare_url, manifest_digests, places, sync, table_runs, ui_command
 from vpd.tracking.records import flatten, metric_name
@@ -118,6 +120,7 @@ def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, par
     assert half.step == 80
 
     tags = {"table": "table5", "row": "table5: + mid attention", "table5": "+ mid attention", "scale": "mini"}
+    tags |= {"tables": "table5", "method": "vpd", "backbone": "sd-1-5"}
     tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "machine": "laptop", "git_commit": "unknown"}
     tags |= {"data_digest": "d" * 16, "checkpoint_digest": "c" * 16, "vpd.key": "mini/official/seg-mid/seed0"}
     assert tags.items() <= run.data.tags.items()
@@ -201,6 +204,9 @@ def test_places_follow_the_matrix():
     assert places(layout, "a") == [("table3", "VPD"), ("table5", "fast"), ("figure3", "sd-1-5")]
     assert places(layout, "b") == [("table3", "VPD")]
     assert places(layout, "c") == []
+    assert place_tags(layout, "c") == {}
+    tags = {"table": "table3", "tables": "table3, table5, figure3", "table3": "VPD", "table5": "fast"}
+    assert place_tags(layout, "a") == tags | {"figure3": "sd-1-5", "row": "table3: VPD; table5: fast; figure3: sd-1-5"}
 
 
 def test_manifest_digests_name_datasets_and_checkpoints(tmp_path):
@@ -208,6 +214,41 @@ def test_manifest_digests_name_datasets_and_checkpoints(tmp_path):
     (tmp_path / "data/ade20k/manifest.json").write_text("{}\n")
     found = manifest_digests(tmp_path / "data", tmp_path / "checkpoints")
     assert found == {"data/ade20k": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"}
+
+
+def dataset_inputs(uri: str, name: str) -> list[tuple]:
+    """Name, digest, context and folder of the datasets that the UI shows at a run."""
+    (run,) = shown_runs(uri)[name]
+    return [
+        (entry.dataset.name, entry.dataset.digest, entry.tags[0].value, mlflow.data.get_source(entry.dataset).load())
+        for entry in run.inputs.dataset_inputs
+    ]
+
+
+def test_runs_record_the_splits_of_their_dataset(results, uri, tmp_path):
+    params, data = table5(experiments=1), tmp_path / "data"
+    (data / "ade20k").mkdir(parents=True)
+    manifest = data / "ade20k/manifest.json"
+    manifest.write_text('{"counts": {"training": 12, "validation": 3}}')
+    sync(results, params, uri, data=data, checkpoints=tmp_path / "checkpoints")
+    digest, place = sha256(manifest), str(data / "ade20k")
+    splits = [(f"ade20k/{context}", digest[:36], context, place) for context in ("training", "validation")]
+    assert dataset_inputs(uri, "seg-empty/seed1") == splits
+    (run,) = shown_runs(uri)["seg-empty/seed1"]
+    profile = {"sha256": digest, "training": 12, "validation": 3}
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.profile) == profile
+    assert shown_runs(uri)["report"][0].inputs.dataset_inputs == []
+
+
+def test_datasets_are_added_once_and_another_content_replaces_the_run(results, uri):
+    params = table5(experiments=1)
+    sync(results, params, uri)
+    assert dataset_inputs(uri, "seg-empty/seed0") == []
+    for digest, kept in (("d" * 64, 4), ("d" * 64, 4), ("e" * 64, 1)):  # the report is always kept
+        summary = sync(results, params, uri, digests={"data/ade20k": digest})
+        assert (summary.kept, summary.replaced) == (kept, 4 - kept)
+        shown = [(name, found) for name, found, *_ in dataset_inputs(uri, "seg-empty/seed0")]
+        assert shown == [("ade20k/training", digest[:36]), ("ade20k/validation", digest[:36])]
 
 
 # ---------------------------------------------------------------------------------------------------------- repetition
@@ -258,7 +299,7 @@ def test_processes_that_start_at_once_share_one_new_database(results, tmp_path, 
     for process in processes:
         said, failed = process.communicate()
         assert process.returncode == 0, failed
-        assert said == f"{{'experiment': 'vpd-mini', 'runs': {RUNS}, 'missed': 0, 'unfinished': 0}}\n"
+        assert said == f"{{'experiment': 'vpd-mini', 'runs': {RUNS}, 'missed': 0, 'unfinished': 0, 'models': 0}}\n"
     assert_complete(new, params)
 
 
@@ -289,7 +330,9 @@ def test_a_dead_server_is_one_sentence_and_fails_only_when_strict(results, param
     with pytest.raises(UserError, match="is unreachable"):
         sync(results, params, uri)
     summary = sync(results, params, uri, strict=False)
-    assert summary.as_dict() == {"experiment": "vpd-mini", "runs": 0, "missed": RUNS, "unfinished": 0}
+    assert summary.as_dict() == {
+        "experiment": "vpd-mini", "runs": 0, "missed": RUNS, "unfinished": 0, "models": 0
+    }  # fmt: skip
     assert capsys.readouterr().err == (
         f"MLflow at {shown(uri)} is unreachable; {RUNS} runs are not logged yet; run 'vpd track' later\n"
     )

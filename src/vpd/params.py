@@ -75,7 +75,7 @@ class Backbones(Frozen):
     threads: PositiveInt = 1
     vocabulary: PositiveInt | None = None
     networks: dict[str, dict[str, Any]] = {}
-    """pretrained: beginning of an architecture's name -> options that make it small; the longest beginning counts."""
+    """Beginning of an architecture's name -> options that give its size; the longest beginning counts."""
     objectives: dict[str, ObjectiveSpec] = {}
     """pretrained: by objective."""
 
@@ -209,12 +209,17 @@ class Params:
         """The backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""
         line: Backbone = pick(name, self.backbones, "backbone", f"{self.source}: backbones")
         scale, where = self.block.backbones, f"{self.source}: scales.{self.scale}.backbones"
-        if scale.source == "hub":
-            return checked(BackboneSpec, {"source": "hub", **line.model_dump()}, where)
-        merged = line.model_dump(include={"objective", "vision", "language"})
-        merged |= scale.model_dump(include={"source", "dataset", "objects", "seed", "threads", "vocabulary"})
+        merged = line.model_dump()
         for part in filter(None, (merged["vision"], merged["language"])):
-            part["options"] = {**_small(part["architecture"], scale.networks, where), **part["options"]}
+            sized = _sized(part["architecture"], scale.networks)
+            if sized is None and scale.source == "pretrained":
+                found = f"has no beginning of '{part['architecture']}', so its small size is unknown"
+                raise UserError(f"{where}.networks {found}; {nearest(part['architecture'], scale.networks)}")
+            part["options"] = {**(sized or {}), **part["options"]}
+        if scale.source == "hub":
+            return checked(BackboneSpec, {"source": "hub", **merged}, where)
+        merged = {key: merged[key] for key in ("objective", "vision", "language")}
+        merged |= scale.model_dump(include={"source", "dataset", "objects", "seed", "threads", "vocabulary"})
         known = dict(scale.objectives)
         merged["training"] = pick(line.objective, known, "objective", f"{where}.objectives").model_dump()
         if line.language:
@@ -232,7 +237,9 @@ class Params:
         merged |= line.model_dump(include={"task", "method", "dataset", "variant", "checkpoint"})
         merged["seeds"] = pick(line.seeds, self.block.seeds, "seeds", where)
         spec = checked(TASKS[line.task], merged, where)
-        own, other = (self.checkpoints, self.backbones) if spec.model.kind == "vpd" else (self.backbones, self.checkpoints)
+        own, other = (
+            (self.checkpoints, self.backbones) if spec.model.kind == "vpd" else (self.backbones, self.checkpoints)
+        )
         if line.checkpoint in other:
             raise UserError(
                 f"{where}: method '{line.method}' cannot use checkpoint '{line.checkpoint}'; choose one of {', '.join(own)}"
@@ -290,7 +297,9 @@ def _check_references(params: Params) -> None:
         if released.model and name in params.experiments:
             raise UserError(f"{where}.{name} is a public model under the name of an experiment; give it another name")
         if released.model and params.experiments[released.experiment].task != "depth":
-            raise UserError(f"{where}.{name}.experiment is {released.experiment}, which is no depth experiment; name one")
+            raise UserError(
+                f"{where}.{name}.experiment is {released.experiment}, which is no depth experiment; name one"
+            )
     for task, layer in params.block.tasks.items():
         base = pick(task, params.document.tasks, "task", f"{params.source}: scales.{params.scale}.tasks")
         for section in ("schedules", "methods"):
@@ -319,13 +328,10 @@ def _without(layer: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in layer.items() if name != key}
 
 
-def _small(architecture: str, networks: Mapping[str, dict], where: str) -> dict[str, Any]:
+def _sized(architecture: str, networks: Mapping[str, dict]) -> dict[str, Any] | None:
     """Options of the longest beginning of ``architecture`` that ``networks`` knows."""
     known = [beginning for beginning in networks if architecture.startswith(beginning)]
-    if not known:
-        hint = nearest(architecture, networks)
-        raise UserError(f"{where}.networks has no beginning of '{architecture}', so its small size is unknown; {hint}")
-    return networks[max(known, key=len)]
+    return networks[max(known, key=len)] if known else None
 
 
 def _variants(params: Params, task: str) -> dict[str, None]:

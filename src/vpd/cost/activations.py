@@ -36,7 +36,8 @@ def keep(spec: Spec, parts: Parts, classes: int, checkpointing: bool) -> Kept:
     spec = spec.model_copy(update={"training": training})
     with torch.device("meta"):
         model = build(spec, parts, classes).train()
-    with FakeTensorMode():
+    # Tables that a network has made of a grid before are real, and stay what they are.
+    with FakeTensorMode(allow_non_fake_inputs=True):
         network = Shapes(model)
         two, four = (_kept(network, spec, make_batch(spec, images, classes)) for images in (2, 4))
     return Kept((four - two) // 2, 2 * two - four)

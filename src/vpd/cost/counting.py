@@ -45,9 +45,8 @@ def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
     flops = {name: sum(by_kind.values()) for name, by_kind in counter.get_flop_counts().items()}
 
     def part(module: nn.Module, name: str) -> Part:
-        return Part(
-            size(module), size(module, True), flops.get(f"{type(model).__name__}.{name}", 0) // 2, mmcv.total(name)
-        )
+        macs = _within(flops, f"{type(model).__name__}.{name}") // 2
+        return Part(size(module), size(module, True), macs, mmcv.total(name))
 
     found = {name: part(module, name) for name, module in model.named_children() if _has_work(module, name)}
     neck = getattr(model.head, "neck", None)
@@ -56,6 +55,13 @@ def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
         found["neck"] = _plus(found.get("neck", NOTHING), inner)
         found["head"] = _plus(found["head"], inner, sign=-1)
     return {name: found[name] for name in PARTS if name in found}
+
+
+def _within(flops: dict[str, int], name: str) -> int:
+    """Operations of a module, or of its parts where others call those one by one (LAVT its backbone's stages)."""
+    inside = {path for path in flops if f"{path}.".startswith(f"{name}.")}
+    outermost = {path for path in inside if not any(path.startswith(f"{other}.") for other in inside)}
+    return sum(flops[path] for path in outermost)
 
 
 def _has_work(module: nn.Module, name: str) -> bool:

@@ -1,10 +1,10 @@
 """Multiply-adds as mmcv's ``get_model_complexity_info`` counts them, the convention of the GFLOPs in the paper's Table 1.
 
 Its rules (mmcv 1.7, by module type): convolutions with their biases; linear layers without; two per element of an
-affine norm's input; one per element of a ReLU's output and of a pooling's input. It sees modules only, so the matrix products of attention, bare functions
-and SiLU cost nothing. Subclasses do not count either, which leaves out the norms of the U-Net's residual blocks (LDM's own
-class there) and the head's upsampling (mmseg's own class). timm's LayerNorm counts nevertheless: it stands where Swin and
-ViT have torch's own.
+affine norm's input; one per element of a ReLU's output and of a pooling's input. It sees modules only, so the matrix
+products of attention, bare functions and SiLU cost nothing. Subclasses do not count either, which leaves out the norms of
+the U-Net's residual blocks (LDM's own class there) and the head's upsampling (mmseg's own class). timm's LayerNorm counts
+nevertheless: it stands where Swin and ViT have torch's own.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BatchEncoding, BertConfig, BertModel
 
 from vpd.files import read_json
 from vpd.models import VPD, compose
@@ -41,6 +41,19 @@ class GivenTokens(nn.Module):
     def pooled(self, sentences: list[str]) -> Tensor:
         """States (sentences, width)."""
         return self.states[-1].expand(len(sentences), -1)
+
+
+class GivenWords:
+    """Stands for BERT's tokenizer: every expression has as many tokens as fit, the same one throughout."""
+
+    def __call__(self, sentences: list[str], *, max_length: int, **_options: object) -> BatchEncoding:
+        """Tokens (sentences, max_length), none of them padding."""
+        size = (len(sentences), max_length)
+        tokens = {
+            "input_ids": torch.zeros(size, dtype=torch.long),
+            "attention_mask": torch.ones(size, dtype=torch.long),
+        }
+        return BatchEncoding(tokens)
 
 
 def build(spec: Spec, parts: Parts, classes: int) -> nn.Module:

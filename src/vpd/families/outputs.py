@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.checkpoints.outputs import HISTORY_EVERY, write_tables
 from vpd.checkpoints.pictures import Row, plot_losses
-from vpd.families.language import MaskedLanguage
 from vpd.families.objective import Objective
-from vpd.files import atomic_folder, read_json, sha256
+from vpd.files import atomic_folder, atomic_path, read_json, sha256, write_json
 from vpd.models.backbones import save_backbone
 from vpd.spec import BackboneSpec
 
 PARTS = ("vision", "language")
+HISTORY_EVERY = 10
+"""Steps that one line of history.csv averages."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,26 @@ def write_outputs(spec: BackboneSpec, outcomes: list[Outcome], out: Path, identi
         "images_seen": outcomes[0].seen,
     }
     files = sorted(path for part in PARTS for path in (out / part).rglob("*") if path.is_file())
-    write_tables(
-        out, rows, identity | details | {"files": {str(path.relative_to(out)): sha256(path) for path in files}}
-    )
+    write_history(rows, out / "history.csv")
+    digests = {str(path.relative_to(out)): sha256(path) for path in files}
+    write_json(out / "manifest.json", identity | details | {"files": digests})
 
 
-def save_language(objective: MaskedLanguage, folder: Path) -> int:
+def save_language(objective: Objective, folder: Path) -> int:
     """Write BERT without its guessing layer, and the tokenizer, as a transformers folder; number of parameters."""
     model = objective.model.cpu().eval().bert
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         objective.tokenizer.save_pretrained(temporary)
     return model.num_parameters()
+
+
+def write_history(rows: list[Row], path: Path) -> None:
+    """Write phase, step and loss, a line per row."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("phase", "step", "loss"))
+        writer.writerows((phase, step, f"{loss:.6f}") for phase, step, loss in rows)
 
 
 def _history(outcome: Outcome) -> list[Row]:

@@ -6,6 +6,7 @@ killed run stopped.
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,29 +16,23 @@ import torch
 from vpd.checkpoints.loop import Observer, Workplace, cpu_threads, initialised_by
 from vpd.code import code_digest
 from vpd.errors import UserError, pick
-from vpd.families.caption_contrast import CaptionContrast
-from vpd.families.classification import Classification
-from vpd.families.contrast import Contrast
 from vpd.families.examples import Examples, load_examples
-from vpd.families.language import MaskedLanguage
-from vpd.families.masked_image import MaskedImage
-from vpd.families.objective import Objective
+from vpd.families.objective import Objective, VisionObjective
 from vpd.families.outputs import Outcome, is_finished, write_outputs
-from vpd.families.promptable_masks import PromptableMasks
-from vpd.families.self_distillation import SelfDistillation
 from vpd.families.training import Training
 from vpd.files import locked, read_json, sha256
 from vpd.models.backbones import build_backbone
 from vpd.spec import BackboneSpec, ObjectiveSpec
 
 OBJECTIVES = {
-    "classification": Classification,
-    "masked-image": MaskedImage,
-    "self-distillation": SelfDistillation,
-    "contrast": Contrast,
-    "caption-contrast": CaptionContrast,
-    "promptable-masks": PromptableMasks,
+    "classification": ("vpd.families.classification", "Classification"),
+    "masked-image": ("vpd.families.masked_image", "MaskedImage"),
+    "self-distillation": ("vpd.families.self_distillation", "SelfDistillation"),
+    "contrast": ("vpd.families.contrast", "Contrast"),
+    "caption-contrast": ("vpd.families.caption_contrast", "CaptionContrast"),
+    "promptable-masks": ("vpd.families.promptable_masks", "PromptableMasks"),
 }
+"""Objective -> module and class; imported when asked for, because transformers alone takes seconds."""
 LANGUAGE = "masked-language"
 CODE = ("checkpoints", "families", "models/backbones")
 """Packages whose change makes a finished backbone stale."""
@@ -78,9 +73,14 @@ def pretrain_backbone(
         shutil.rmtree(state)
 
 
+def objective_class(name: str) -> type[VisionObjective]:
+    """The class that trains vision by the objective ``name``."""
+    module, kind = pick(name, OBJECTIVES, "objective")
+    return getattr(importlib.import_module(module), kind)
+
+
 def _check(name: str, spec: BackboneSpec) -> None:
     key = f"backbones.{name}"
-    pick(spec.objective, OBJECTIVES, "objective", key)
     needed = {"training": True, "language_training": bool(spec.language), "vocabulary": _reads(spec)}
     for field, need in needed.items():
         if need and getattr(spec, field) is None:
@@ -89,7 +89,7 @@ def _check(name: str, spec: BackboneSpec) -> None:
 
 def _reads(spec: BackboneSpec) -> bool:
     """Whether any of the networks reads words."""
-    return bool(spec.language) or "captions" in OBJECTIVES[spec.objective].sees
+    return bool(spec.language) or "captions" in objective_class(spec.objective).sees
 
 
 def _workplace(
@@ -110,9 +110,11 @@ def _train(name: str, spec: BackboneSpec, examples: Examples, place: Workplace) 
     key = f"backbones.{name}"
 
     def vision() -> Objective:
-        return OBJECTIVES[spec.objective](build_backbone(spec.vision), examples, spec)
+        return objective_class(spec.objective)(build_backbone(spec.vision), examples, spec)
 
     def language() -> Objective:
+        from vpd.families.language import MaskedLanguage
+
         return MaskedLanguage(examples, spec)
 
     outcomes = [_phase(spec.objective, f"{key}.training", vision, spec.training, place)]

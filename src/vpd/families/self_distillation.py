@@ -30,15 +30,20 @@ COMPARED, CHUNK = 1024, 64
 
 
 class ProjectionHead(nn.Module):
-    """Three layers, a normalised bottleneck, and the cosine to each prototype."""
+    """Three layers, a normalised bottleneck, and the cosine to each prototype.
+
+    Batch normalisation, which DINO offers and its transformers do without, tells the nearly equal features of a fresh
+    network apart: without it all answers become uniform within so few steps and stay so.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(width),
             nn.Linear(width, HIDDEN),
+            nn.BatchNorm1d(HIDDEN),
             nn.GELU(),
             nn.Linear(HIDDEN, HIDDEN),
+            nn.BatchNorm1d(HIDDEN),
             nn.GELU(),
             nn.Linear(HIDDEN, BOTTLENECK),
         )

@@ -9,12 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpd.errors import UserError, pick
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.run import predictor
-from vpd.models import VPD
 from vpd.predict.depth import Depth
 from vpd.predict.inputs import Job, find_pictures, plan
 from vpd.predict.panel import Panel, plain_text, printable
@@ -23,7 +22,7 @@ from vpd.predict.referring import Referring
 from vpd.predict.segmentation import Segmentation
 from vpd.predict.weights import build, check_names, classes, load_weights, scene_names
 from vpd.progress import Progress
-from vpd.spec import Spec
+from vpd.spec import LavtModel, Spec
 
 OPTIONS = {"text": "referring", "scene": "depth"}
 """Option -> the only task that it is for."""
@@ -86,22 +85,23 @@ def check_options(spec: Spec, **options: str | None) -> None:
 
 def choose(
     spec: Spec, state: dict[str, Tensor], text: str | None, scene: str | None, names: list[str] | None
-) -> Callable[[VPD, Predict], Task]:
+) -> Callable[[nn.Module, Predict], Task]:
     """Return how to make the task from the network, with all options checked before that is loaded."""
     if spec.task == "segmentation":
         known = check_names(names, classes(spec, state))
         return lambda model, predict: Segmentation(predict, spec.evaluation, known)
     if spec.task == "referring":
-        return lambda model, predict: Referring(predict, spec.evaluation.size, fitting(text, model))
+        part = "language" if isinstance(spec.model, LavtModel) else "text"
+        return lambda model, predict: Referring(predict, spec.evaluation.size, fitting(text, getattr(model, part)))
     number, name = scene_class(scene, scene_names(spec, state))
     return lambda model, predict: Depth(predict, spec.evaluation, number, name)
 
 
-def fitting(text: str, model: VPD) -> str:
-    """``text``, after saying so if the network does not see all of it."""
-    tokens = len(model.text.tokenizer(text).input_ids)
-    if tokens > model.text.length:
-        say(f"the text has {tokens} tokens, of which the network sees {model.text.length}; shorten it")
+def fitting(text: str, reader: nn.Module) -> str:
+    """``text``, after saying so if the network's text encoder ``reader`` does not see all of it."""
+    tokens = len(reader.tokenizer(text).input_ids)
+    if tokens > reader.length:
+        say(f"the text has {tokens} tokens, of which the network sees {reader.length}; shorten it")
     return text
 
 

@@ -8,18 +8,22 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpd.data.layouts import ade20k
 from vpd.data.layouts.nyuv2 import SCENES
 from vpd.errors import UserError
 from vpd.files import read_json, sha256
-from vpd.models import VPD, LatentCache, compose
+from vpd.models import LatentCache, build_model, compose
 from vpd.models.diffusion import load_unet, load_vae
 from vpd.models.prompts import FROM_IMAGES, TextEncoder
-from vpd.spec import Spec
+from vpd.spec import Spec, VPDModel
 
-CLASSIFIERS = {"semantic-fpn": "head.conv_seg.bias", "simple-decoding": "head.classify.bias"}
+CLASSIFIERS = {
+    "semantic-fpn": "head.conv_seg.bias",
+    "upernet": "head.conv_seg.bias",
+    "simple-decoding": "head.classify.bias",
+}
 """Head -> the tensor with one number per class."""
 EMBEDDINGS = "class_embeddings"
 
@@ -53,12 +57,22 @@ def load_weights(path: Path, spec: Spec, say: Callable[[str], None]) -> dict[str
     return weights
 
 
-def build(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> VPD:
-    """Build the trained network on the best device, in evaluation mode.
+def build(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
+    """Build the trained network on the best device, in evaluation mode; UserError if its parts do not fit each other.
 
-    The frozen encoders come from ``checkpoint``, all else, encoded class names included, from ``weights``. UserError
-    if they do not fit each other.
+    VPD's frozen encoders and a baseline's architecture come from ``checkpoint``, all else from ``weights``.
     """
+    model = _vpd(spec, checkpoint, weights) if isinstance(spec.model, VPDModel) else _baseline(spec, checkpoint, weights)
+    model.load_trained_state(weights)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _baseline(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
+    names = [""] * (classes(spec, weights) if spec.task == "segmentation" else 0)
+    return build_model(spec, checkpoint, names)
+
+
+def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
     prompts = weights.get(EMBEDDINGS)
     model = compose(
         spec,
@@ -68,10 +82,9 @@ def build(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> VPD:
         text=TextEncoder(checkpoint, spec.model.prompt.length) if spec.model.prompt.strategy in FROM_IMAGES else None,
         class_embeddings=None if prompts is None else torch.zeros_like(prompts),
     )
-    model.load_trained_state(weights)
     # Keys make the encoder take images one by one, as in evaluation, but each is seen once: nothing is worth keeping.
     model.latents = LatentCache(0)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model
 
 
 def classes(spec: Spec, weights: dict[str, Tensor]) -> int:
@@ -95,7 +108,7 @@ def check_names(names: list[str] | None, count: int) -> list[str]:
 
 def scene_names(spec: Spec, weights: dict[str, Tensor]) -> list[str]:
     """Scene classes by id; none if the prompt does not depend on the scene."""
-    if spec.model.prompt.strategy != "scene":
+    if not isinstance(spec.model, VPDModel) or spec.model.prompt.strategy != "scene":
         return []
     count = classes(spec, weights)
     return list(SCENES) if count == len(SCENES) else check_names(None, count)

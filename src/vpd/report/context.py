@@ -19,7 +19,7 @@ from vpd.report.collect import collect, collect_released, read_curves, read_timi
 from vpd.report.costs import RowCost, read_costs, row_costs
 from vpd.report.figures import pretraining_steps
 from vpd.report.judge import Costs, all_cells, questions_of
-from vpd.report.layout import table_names, tasks
+from vpd.report.layout import matched_row, table_names, tasks
 from vpd.report.learning import Curve
 from vpd.report.provenance import Source, sources
 from vpd.report.questions import answers
@@ -155,20 +155,23 @@ class Report:
         return {column: cells for column, cells in columns.items() if cells}
 
     def curves(self, table: str) -> tuple[list[Curve], str]:
-        """Learning curves of a table's trained rows, and their metric."""
-        spec = self.params.tables[table]
+        """Learning curves of a table's trained rows in the paper's order, and their metric."""
+        spec, source = self.params.tables[table], self.reported[table]
+        metric = _metric(spec.columns)
+        placed = [(matched_row(row, source, f"tables.{table}"), row) for row in spec.rows]
         curves = []
-        for row in spec.rows:
+        for index, row in sorted(placed, key=lambda pair: pair[0]):
+            printed = source.rows[index]
             for experiment in dict.fromkeys(row.trained.values()):
-                curves.append(self._curve(row.label, experiment, _metric(spec.columns)))
-        return curves, _metric(spec.columns)
+                label, schedule = str(printed.get("method", row.label)), printed.get("schedule")
+                curves.append(self._curve(label, f", {schedule}" if schedule else "", experiment, metric))
+        return curves, metric
 
-    def _curve(self, label: str, experiment: str, metric: str) -> Curve:
-        resolved = self.params.resolve(experiment)
-        panel = f"{resolved.variant or resolved.dataset}, {resolved.schedule}"
-        frame = self.frame
+    def _curve(self, label: str, schedule: str, experiment: str, metric: str) -> Curve:
+        resolved, frame = self.params.resolve(experiment), self.frame
         scores = frame[(frame["experiment"] == experiment) & (frame["metric"] == metric)]
         scores = scores[scores["milestone"].isin(resolved.training.milestones)][["seed", "step", "value"]]
+        panel = (resolved.variant or resolved.dataset) + schedule
         own = resolved.model.kind == "vpd"
         return Curve(label, panel, own, self.histories.get(experiment), scores if len(scores) else None)
 

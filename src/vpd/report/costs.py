@@ -14,7 +14,9 @@ from vpd.errors import UserError
 from vpd.files import read_json
 from vpd.report.cells import csv_text, number
 from vpd.report.judge import Costs
+from vpd.report.layout import matched_row
 from vpd.report.names import ordinal
+from vpd.report.reported import load_reported
 
 if TYPE_CHECKING:
     from vpd.params import Params
@@ -69,9 +71,9 @@ def row_costs(params: Params, timings: pd.DataFrame, costs: Costs) -> list[RowCo
 
 
 def _places(params: Params) -> Iterator[tuple[str, str, str]]:
-    seen = set()
+    seen, reported = set(), load_reported()
     for name, table in params.tables.items():
-        for row in table.rows:
+        for row in sorted(table.rows, key=lambda row: matched_row(row, reported[name], f"tables.{name}")):
             for column, experiment in row.trained.items():
                 if experiment not in seen:
                     seen.add(experiment)

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from vpd.report import pictures as packing
 from vpd.report.cells import PROVENANCES, counts
 from vpd.report.context import Report
 from vpd.report.markdown import backbone_texts, cost_texts, duration, plural, stage_times
 from vpd.report.names import heading, ordinal
-from vpd.report.pictures import data_uri, figure
 from vpd.report.provenance import Source
 from vpd.report.sections import CAPTIONS, TRAINING, drawn
 from vpd.report.views import badge, claim_view, table_view, tally
@@ -70,7 +70,9 @@ def content(report: Report) -> dict:
 def pictures(report: Report, captions: dict[str, str]) -> list[dict]:
     """Pictures of the report's own folder of figures, by name."""
     folder = report.out / "figures"
-    return [{"name": name, "caption": text, **figure(folder / f"{name}.png")} for name, text in captions.items()]
+    return [
+        {"name": name, "caption": text, **packing.figure(folder / f"{name}.png")} for name, text in captions.items()
+    ]
 
 
 def figures(report: Report) -> list[dict]:
@@ -108,7 +110,7 @@ def panels(report: Report) -> list[dict]:
         shown = []
         for experiment in figure.panels or (figure.panel,):
             path = report.results / "panels" / experiment / f"{kind}.png"
-            shown.append({"experiment": experiment, "uri": data_uri(path) if path.is_file() else ""})
+            shown.append({"experiment": experiment, "uri": packing.data_uri(path) if path.is_file() else ""})
         found.append({"name": name, "title": ordinal(name), "text": text, "pictures": shown})
     return found
 

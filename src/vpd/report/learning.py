@@ -54,7 +54,8 @@ def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
         panel.set_title(name)
     for panel in axes:
         panel.remove()
-    figure.supxlabel("training step", fontsize=10)
+    for panel in figure.axes[-across:]:
+        panel.set_xlabel("training step")
     _legend(figure)
     return figure
 

@@ -12,7 +12,10 @@ from vpd.report.cells import csv_text
 if TYPE_CHECKING:
     from vpd.params import Params
 
-COLUMNS = ("run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights", "commit")  # fmt: skip
+COLUMNS = (
+    "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
+    "commit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

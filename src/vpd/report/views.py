@@ -93,7 +93,7 @@ class TableView:
 def table_view(report: Report, name: str) -> TableView:
     """A table in the paper's own shape."""
     source, here = report.reported[name], grid(report.cells, name)
-    marks = {reason: mark for reason, mark in zip(reasons(here.values()), MARKS, strict=False)}
+    marks = dict(zip(reasons(here.values()), MARKS, strict=False))
     best = {column: _best([c for (_, name), c in here.items() if name == column]) for column in source.columns}
     rows = []
     for row in row_names(here):

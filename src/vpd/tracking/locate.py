@@ -91,7 +91,7 @@ def _files(client: MlflowClient, version: ModelVersion, tracking_uri: str, folde
             path = database_file(tracking_uri)
             store = f"sqlite:///{path}" if path else tracking_uri
             download_artifacts(location, dst_path=str(temporary), tracking_uri=store)
-    return place
+    return place / location.rstrip("/").rpartition("/")[2]
 
 
 def check_checkpoint(folder: Path, digest: str) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 from vpd.tracking.candidates import Candidate
 from vpd.tracking.locate import model_id
 from vpd.tracking.package import PNG, options, save_package
-from vpd.tracking.store import as_global
+from vpd.tracking.store import as_global, setting
 from vpd.tracking.tags import KEY
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ MODEL = "vpd.model"
 """Tag with the digest that tells versions apart."""
 CHAMPION = "champion"
 VERSIONS = "mlflow.modelVersions"
-UPLOAD_SECONDS = 600
+TIMEOUT, UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", "600"
 """A server answers only when it has stored a whole file."""
 DESCRIPTIONS = {
     "segmentation": "Semantic segmentation",
@@ -91,9 +89,11 @@ def _logged_model(client: MlflowClient, experiment: str, found: Candidate, run: 
         if logged.status == LoggedModelStatus.READY:
             return logged
         client.delete_logged_model(logged.model_id)
-    logged = client.create_logged_model(experiment, found.name, run.info.run_id, _tags(found), run.data.params, "pyfunc")
+    logged = client.create_logged_model(
+        experiment, found.name, run.info.run_id, _tags(found), run.data.params, "pyfunc"
+    )
     described = Model(logged.artifact_location, run.info.run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-    with tempfile.TemporaryDirectory() as folder, _patience():
+    with tempfile.TemporaryDirectory() as folder, setting(TIMEOUT, UPLOAD_SECONDS):
         scratch = Path(folder) / "scratch"
         scratch.mkdir()
         save_package(Path(folder) / "model", found, scratch, described)
@@ -132,18 +132,3 @@ def _link(client: MlflowClient, version: ModelVersion, run: Run) -> None:
     metrics = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model, run_id=run_id) for p in points]
     client.log_batch(run_id, metrics=metrics)
     client.log_outputs(run_id, [LoggedModelOutput(model, step=last)])
-
-
-@contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """Let uploads take longer than questions."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(name)
-    os.environ[name] = str(max(UPLOAD_SECONDS, int(before or 0)))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -41,7 +41,9 @@ class Predictor(PythonModel):
         self.shapes = {name: tensor.to("meta") for name, tensor in state.items()}
 
     @torch.inference_mode()
-    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict | None = None
+    ) -> pd.DataFrame:
         """Columns ``png`` (base64), ``width`` and ``height`` for rows with ``image`` (base64) and the task's options."""
         rows = []
         for number, row in enumerate(model_input.to_dict("records")):

@@ -141,12 +141,30 @@ def as_global(uri: str) -> Iterator[None]:
     """Make ``uri`` MLflow's global store in the block, which is where its sqlite registry looks logged models up."""
     import mlflow
 
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
+    before = mlflow.get_tracking_uri()
+    with setting("MLFLOW_TRACKING_URI", uri):
+        chosen = mlflow.get_tracking_uri() != uri  # in this process, which counts for more than the environment
+        try:
+            if chosen:
+                mlflow.set_tracking_uri(uri)
+            yield
+        finally:
+            if chosen:
+                mlflow.set_tracking_uri(before)
+
+
+@contextlib.contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable in the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

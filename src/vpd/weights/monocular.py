@@ -13,6 +13,7 @@ from transformers import DPTConfig, ZoeDepthForDepthEstimation
 from transformers.utils import logging
 
 from vpd.errors import UserError
+from vpd.files import read_json
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
 from vpd.spec import ReleasedSpec
 from vpd.weights.fitting import misfits
@@ -35,7 +36,6 @@ DPT_HYBRID: dict[str, Any] = {
 """Settings of the DPT authors' hybrid model; transformers' own default of the last one, 1e-12, is not theirs."""
 CONTAINERS = ("model",)
 """Where DPT's training files keep the weights; the released ones are bare."""
-
 DERIVED = re.compile(r"relative_position_index|k_idx|k_minus_1|K_minus_1")
 """Tensors in older files that the network computes itself."""
 _BIT = "dpt.embeddings.backbone.bit."
@@ -121,8 +121,7 @@ def _from_folder(model: str, folder: Path) -> nn.Module:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; give a folder in transformers' layout with safetensors weights")
-    network = NETWORKS[model]
-    config = network.config_class.get_config_dict(folder)[0]
+    network, config = NETWORKS[model], read_json(folder / CONFIG)
     kind = config.get("model_type")
     if kind != MODEL_TYPES[model] or (model == "dpt-hybrid" and not config.get("is_hybrid")):
         raise UserError(
@@ -133,23 +132,22 @@ def _from_folder(model: str, folder: Path) -> nn.Module:
         opened, found = network.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
             f"{folder / WEIGHTS} does not hold {model} as {CONFIG} says ({reason}); fetch it again"
         ) from None
-    faults = [(kind, sorted(map(str, names))) for kind, names in leftovers(found)]
-    if faults:
-        text = "; ".join(f"{len(names)} {kind}, first '{names[0]}'" for kind, names in faults)
-        raise UserError(f"{folder / WEIGHTS} does not fit {model} ({text}); give the model's own repository")
+    if fault := leftovers(found):
+        raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
     return opened
 
 
-def leftovers(found: dict[str, Any]) -> list[tuple[str, list]]:
-    """What transformers left out or invented while loading, by kind, but for tensors that the network computes."""
+def leftovers(found: dict[str, Any]) -> str:
+    """Say what transformers invented or left out while loading, but for tensors that the network computes itself."""
     kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys", "of another shape": "mismatched_keys"}
-    left = {kind: [name for name in found.get(key, ()) if not DERIVED.search(str(name))] for kind, key in kinds.items()}
-    return [(kind, names) for kind, names in left.items() if names]
+    faults = {kind: sorted(str(name) for name in found.get(key, ())) for kind, key in kinds.items()}
+    real = {kind: [name for name in names if not DERIVED.search(name)] for kind, names in faults.items()}
+    return "; ".join(f"{len(names)} {kind}, first '{names[0]}'" for kind, names in real.items() if names)
 
 
 # ----------------------------------------------------------------------------------------------------------- key map
