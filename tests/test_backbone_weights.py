@@ -29,7 +29,8 @@ from vpd.spec import BackboneSpec, NetworkSpec
 from vpd.weights import verify_checkpoint
 from vpd.weights.backbones import fetch_backbone
 
-LINES = load_params("params.yaml", "paper").backbones
+PARAMS = load_params("params.yaml", "paper")
+LINES = {name: PARAMS.backbone(name) for name in PARAMS.backbones}
 TIMM = [name for name, line in LINES.items() if line.vision.library == "timm"]
 SIZE = 64
 
@@ -37,8 +38,8 @@ SIZE = 64
 def line(name: str, **changes) -> BackboneSpec:
     """The line of params.yaml with small sizes, from the hub unless changed."""
     given = LINES[name].model_dump()
-    given["vision"]["options"] = small(given["vision"]["architecture"])
-    return BackboneSpec.model_validate({"source": "hub"} | given | changes)
+    given["vision"]["options"] |= small(given["vision"]["architecture"])
+    return BackboneSpec.model_validate(given | changes)
 
 
 def write_repository(folder: Path, spec: BackboneSpec) -> None:
@@ -209,11 +210,6 @@ def test_at_true_size_the_network_is_timms_without_its_classifier(name):
     assert {key: own[key].shape for key in own} == {key: whole[key].shape for key in whole if key not in left}
 
 
-LARGE = {
-    "sam": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_dim": 4096},
-    "blip": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    "blip-2": {},
-}
 WHOLE = {
     "sam": (SamConfig, SamModel, "vision_encoder."),
     "blip": (BlipConfig, BlipModel, "vision_model."),
@@ -224,7 +220,8 @@ WHOLE = {
 @pytest.mark.parametrize("architecture", WHOLE)
 def test_at_true_size_the_network_is_the_image_encoder_of_transformers(architecture):
     config, kind, prefix = WHOLE[architecture]
-    spec = NetworkSpec(library="transformers", architecture=architecture, options=LARGE[architecture])
+    known = LINES[architecture].vision.options if architecture in LINES else {}
+    spec = NetworkSpec(library="transformers", architecture=architecture, options=known)
     with torch.device("meta"):
         whole = kind(config(vision_config=spec.options)).state_dict()
         own = build_backbone(spec).network.state_dict()
@@ -347,7 +344,7 @@ def test_the_original_files_of_swin_are_understood_too(copy, repositories, fetch
 
 
 def test_position_embeddings_are_resampled_as_timm_does(copy, repositories):
-    options = {**small("vit"), "img_size": 32}
+    options = {**line("mae-vit-l").vision.options, "img_size": 32}
     architecture = LINES["mae-vit-l"].vision.architecture
     network = {"library": "timm", "architecture": architecture, "options": options}
     out = copy("mae-vit-l", vision=network)
@@ -378,6 +375,13 @@ def test_leftovers_are_refused(copy, tmp_path, name, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_get_images_normalised_as_in_their_training(copy):
+    options = {name: value for name, value in line("mae-vit-l").vision.options.items() if name != "pretrained_cfg"}
+    network = {"library": "timm", "architecture": "vit_large_patch16_224", "options": options}
+    with pytest.raises(UserError, match=r"images of mean \(0\.485, .* gets \(0\.5, .*pretrained_cfg to 'mae'"):
+        copy("mae-vit-l", vision=network)
+
+
 def test_another_architecture_is_refused(repositories, tmp_path):
     def refuse(name: str, repo: str, message: str) -> None:
         with pytest.raises(UserError, match=message):
@@ -394,7 +398,7 @@ def test_another_architecture_is_refused(repositories, tmp_path):
 
 
 def test_settings_that_no_shape_shows_are_compared(copy, tmp_path):
-    options = {**small("sam"), "window_size": 3}
+    options = {**line("sam").vision.options, "window_size": 3}
     network = {"library": "transformers", "architecture": "sam", "options": options}
     with pytest.raises(UserError, match=r"vision_config\.window_size 2, but the network has 3; set vision\.options\.w"):
         copy("sam", vision=network)

@@ -377,7 +377,7 @@ def test_the_map_is_transformers_own_output_at_the_native_size(name):
 )
 def test_images_are_normalised_as_in_pretraining(name, mean, std):
     """The papers' own numbers; a tag such as ``mae`` selects them where one architecture had several."""
-    white = evaluated(name)._prepare(torch.ones(1, 3, 64, 64))[0, :, 0, 0]
+    white = evaluated(name).prepare(torch.ones(1, 3, 64, 64))[0, :, 0, 0]
     close(white, torch.tensor([(1 - m) / s for m, s in zip(mean, std, strict=True)]))
 
 

@@ -1,18 +1,20 @@
-"""The MLflow UI, in a real browser, lists the runs and shows Table 5's seven rows side by side."""
+"""The MLflow UI, in a real browser: the runs, Table 5's seven rows side by side, a registered model, datasets."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mlflow import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_results
+from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_depth, write_results
 from vpd.tracking import compare_links, sync
 
 FLAGS = [
@@ -70,23 +72,47 @@ def line(driver: webdriver.Chrome, xpath: str) -> list[str]:
     return driver.execute_script(SAME_LINE, driver.find_element(By.XPATH, xpath))
 
 
-def test_the_ui_lists_the_runs_and_compares_the_rows_of_table_5(browser, tmp_path):
-    params = table5()
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sync(write_results(tmp_path / "results", params), params, store)
-    names = [f"{name}/seed{seed}" for name in params.experiments for seed in SEEDS]
-    with mlflow_server(tmp_path, free_port(), store) as uri:
-        browser.get(f"{uri}/#/experiments/1/runs")
-        listed = wait_for(browser, lambda text: all(name in text for name in names))
-        assert {"vpd-mini", "report", *names} <= set(listed.split("\n"))
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory) -> Iterator[tuple[str, SimpleNamespace]]:
+    """Address of a server that shows the runs of Table 5 and a registered model, and the parameters of Table 5."""
+    folder, params, more = tmp_path_factory.mktemp("ui"), table5(), table5()
+    write_results(folder / "results", params)
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    sync(folder / "results", more, store, **write_depth(folder, more))
+    with mlflow_server(folder, free_port(), store) as uri:
+        yield uri, params
 
-        browser.get(compare_links(uri, params)["table5"])
-        wait_for(browser, lambda text: "Comparing 7 Runs" in text and "final/miou_ss" in text and "vpd.key" in text)
-        browser.save_screenshot(str(tmp_path / "compare.png"))
-        assert line(browser, "//th[.='Run Name:']") == [f"{name}/seed0" for name in params.experiments]
-        assert line(browser, "//th[.='table5']") == [row.label for row in params.tables["table5"].rows]
-        for milestone in ("half", "final"):
-            values = [f"{miou(params, name, 0, milestone):.4g}" for name in params.experiments]
-            assert line(browser, f"//a[normalize-space(.)='{milestone}/miou_ss']") == values
-        places = ["none", "none", "none", "mid", "down", "up", "down, up"]
-        assert line(browser, "//th[.='model.attention.places']") == places
+
+def test_the_ui_lists_the_runs_and_compares_the_rows_of_table_5(browser, ui, tmp_path):
+    uri, params = ui
+    names = [f"{name}/seed{seed}" for name in params.experiments for seed in SEEDS]
+    browser.get(f"{uri}/#/experiments/1/runs")
+    listed = wait_for(browser, lambda text: all(name in text for name in names))
+    assert {"vpd-mini", "report", *names} <= set(listed.split("\n"))
+
+    browser.get(compare_links(uri, params)["table5"])
+    wait_for(browser, lambda text: "Comparing 7 Runs" in text and "final/miou_ss" in text and "vpd.key" in text)
+    browser.save_screenshot(str(tmp_path / "compare.png"))
+    assert line(browser, "//th[.='Run Name:']") == [f"{name}/seed0" for name in params.experiments]
+    assert line(browser, "//th[.='table5']") == [row.label for row in params.tables["table5"].rows]
+    for milestone in ("half", "final"):
+        values = [f"{miou(params, name, 0, milestone):.4g}" for name in params.experiments]
+        assert line(browser, f"//a[normalize-space(.)='{milestone}/miou_ss']") == values
+    places = ["none", "none", "none", "mid", "down", "up", "down, up"]
+    assert line(browser, "//th[.='model.attention.places']") == places
+
+
+def test_the_ui_shows_the_registered_model_and_the_datasets_of_its_run(browser, ui, tmp_path):
+    uri, _ = ui
+    browser.get(f"{uri}/#/models/vpd-depth")
+    listed = wait_for(browser, lambda text: "Version 1" in text and "champion" in text)
+    assert "16-bit millimetres" in listed
+    browser.get(f"{uri}/#/models/vpd-depth/versions/1")
+    expected = ("depth-full/seed0", "Inputs (2)", "Outputs (3)", "champion", "mini-official")
+    wait_for(browser, lambda text: all(part in text for part in expected))
+    browser.save_screenshot(str(tmp_path / "model.png"))
+
+    version = MlflowClient(uri).get_model_version("vpd-depth", "1")
+    browser.get(f"{uri}/#/experiments/1/runs/{version.run_id}")
+    wait_for(browser, lambda text: "nyuv2/training" in text and "nyuv2/validation" in text and "vpd-depth" in text)
+    browser.save_screenshot(str(tmp_path / "run.png"))

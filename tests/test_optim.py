@@ -10,7 +10,7 @@ from torch import nn
 from vpd.errors import UserError
 from vpd.params import load_params
 from vpd.spec import DecayRule, LearningRateRule, OptimizerSpec, ScheduleSpec
-from vpd.training.optim import build_optimizer, parameter_groups, set_rates, pretrained_multiplier
+from vpd.training.optim import build_optimizer, parameter_groups, pretrained_multiplier, set_rates
 from vpd.training.schedule import factor
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"

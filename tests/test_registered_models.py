@@ -384,7 +384,7 @@ def test_a_referenced_checkpoint_is_not_copied_and_must_be_the_same(world, uri, 
     assert base64.b64decode(answer) == world.predicted("depth", picture, tmp_path / "usual")
 
     shutil.move(world.checkpoints, tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="the model refers to the checkpoint .*narrow, which is not here"):
+    with pytest.raises(UserError, match=r"the model refers to the checkpoint .*narrow, which is not here"):
         model_places("models:/vpd-depth/1", uri)
     moved = {"checkpoint": str(tmp_path / "elsewhere/narrow")}
     mlflow.pyfunc.load_model("models:/vpd-depth/1", model_config=moved)

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 from PIL import Image
 
+from vpd.files import write_json
 from vpd.params import load_params
 
 SEEDS = (0, 1, 2)
@@ -78,6 +79,24 @@ def _write_experiment(folder: Path, params: SimpleNamespace, name: str) -> None:
         writer.writerow(["seed", "step", "epoch", "loss", "lr", "lr_unet"])
         writer.writerows([seed, step, step // 50, 3 / step + seed, 1e-3, 1e-4] for seed in SEEDS for step in STEPS)
     Image.new("RGB", (48, 32), (200, 80, 40)).save(folder / "panels" / name / "predictions.png")
+
+
+def write_depth(root: Path, params: SimpleNamespace) -> dict[str, Path]:
+    """Add a trained depth network, its dataset and checkpoint; return the folders, as arguments of ``sync``."""
+    name, results = "depth-full", root / "results"
+    params.experiments.append(name)
+    params.registered, params.registered_checkpoints = {"depth": name}, "copied"
+    spec = params.resolve(name)
+    (results / "specs" / f"{name}.json").write_text(spec.model_dump_json())
+    rows = [{"seed": spec.seeds[0], "milestone": "final", "step": 160, "metrics": {"rmse": 0.75}}]
+    write_json(results / "metrics" / f"{name}.json", {"spec": spec.digest(), "results": rows})
+    weights = results / "runs" / name / f"seed{spec.seeds[0]}" / "final.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    write_json(weights.with_name("manifest.json"), {"spec": spec.training_digest(), "files": {weights.name: "w" * 64}})
+    for kind, thing in (("data", spec.dataset), ("checkpoints", spec.checkpoint)):
+        write_json(root / kind / thing / "manifest.json", {"counts": {"train": 12, "test": 3}})
+    return {kind: root / kind for kind in ("data", "checkpoints")}
 
 
 def free_port() -> int:

@@ -15,7 +15,6 @@ from vpd.spec import (
     HeadSpec,
     LearningRateRule,
     LossSpec,
-    VPDModel,
     OptimizerSpec,
     PromptSpec,
     ScheduleSpec,
@@ -23,6 +22,7 @@ from vpd.spec import (
     SegmentationEvaluation,
     SegmentationSpec,
     TrainingSpec,
+    VPDModel,
 )
 
 KEYS = {"spec": "s", "seed": 0, "data": "d", "checkpoint": "c"}
@@ -86,7 +86,8 @@ def tiny_spec(**training) -> SegmentationSpec:
         name="tiny", scale="test", protocol="official", schedule="fast", task="segmentation", method="vpd", dataset="squares",
         checkpoint="none", seeds=(0,),
         model=VPDModel(
-            kind="vpd", unet="random", timestep=1, latent_scale=1.0, attention=AttentionSpec(places=(), limit=0.5, gradient="detached"),
+            kind="vpd",
+            unet="random", timestep=1, latent_scale=1.0, attention=AttentionSpec(places=(), limit=0.5, gradient="detached"),
             prompt=PromptSpec(strategy="empty", templates="single", length=8), adapter=AdapterSpec(enabled=True, gamma=1e-4),
             head=HeadSpec(kind="semantic-fpn", channels=8),
         ),

@@ -218,7 +218,9 @@ class ReleasedSpec(Frozen):
         if (self.path is None) == (self.repo is None):
             raise ValueError("released weights need either path or repo")
         if (self.model is None) != (self.experiment is None) or (self.repo and self.model is None):
-            raise ValueError("a public model needs both model and experiment; the authors' own weights have a path alone")
+            raise ValueError(
+                "a public model needs both model and experiment; the authors' own weights have a path alone"
+            )
         if (self.repo and self.download) or (self.path and (self.revision or self.mirrors)):
             raise ValueError("download goes with path, revision and mirrors with repo")
         return self

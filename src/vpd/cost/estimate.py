@@ -130,7 +130,7 @@ def _measure(spec: Spec, parts: Parts, classes: int) -> dict:
     own = parts.model_dump(include=ARCHITECTURE) if isinstance(parts, BackboneSpec) else parts
     key = digest([spec.task, model, training, crop(spec), own, classes])
     if key not in _measured:
-        _measured[key] = {
+        _measured[key] = {  # Counting comes first: it makes the tables that networks keep by grid from real tensors.
             "parts": count(spec, parts, classes),
             "text_parameters": text_parameters(spec, parts),
             "kept": keep(spec, parts, classes, checkpointing=False),

@@ -118,7 +118,7 @@ def conclude(spec: Spec, model: nn.Module, dataset, runs: Path, metrics: Path, p
     load_run(model, runs / f"seed{spec.seeds[0]}", "final")
     final = next(r for r in results if r["seed"] == spec.seeds[0] and r["milestone"] == "final")
     draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
-    write_json(metrics, {**header(spec), "results": results})
+    write_json(metrics, {**header(spec), "results": results, "runs": provenance(spec, runs)})
     shutil.rmtree(folder)
 
 
@@ -133,6 +133,13 @@ def header(spec: Spec) -> dict:
     """Return what the metrics file says about its experiment."""
     names = ("scale", "task", "dataset", "variant")
     return {"experiment": spec.name, **{name: getattr(spec, name) for name in names}, "spec": spec.digest()}
+
+
+def provenance(spec: Spec, runs: Path) -> dict[str, dict]:
+    """Per seed the digests of what made its weights, and of the weights: the runs themselves are not kept in git."""
+    manifests = {f"seed{seed}": read_json(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds}
+    kept = ("code", "data", "checkpoint", "files")
+    return {seed: {name: manifest[name] for name in kept if name in manifest} for seed, manifest in manifests.items()}
 
 
 def result_path(folder: Path, pair: Pair) -> Path:

@@ -23,7 +23,7 @@ STRENGTH, GREY = 0.4, 0.2
 """Colour jitter; DINO's hue shifts, blur and solarisation are left out."""
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
 CENTRE_MOMENTUM = 0.9
-HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 512
+HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 128
 """Widths of the projection head, which is thrown away (DINO: 2048, 256 and 65536)."""
 COMPARED, CHUNK = 1024, 64
 """Training images among which neighbours are sought; images looked at together."""

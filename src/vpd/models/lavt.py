@@ -43,7 +43,7 @@ class Lavt(nn.Module):
         images, network = batch["image"], self.backbone.network
         self._check_size(images)
         words, mask = self.language(batch["text"])
-        x, maps = network.patch_embed(self.backbone._prepare(images)), []
+        x, maps = network.patch_embed(self.backbone.prepare(images)), []
         for level, stage in enumerate(network.layers):
             fused, x = self.fusion(level, stage(x), words, mask)
             maps.append(fused)

@@ -62,7 +62,9 @@ def build(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module
 
     VPD's frozen encoders and a baseline's architecture come from ``checkpoint``, all else from ``weights``.
     """
-    model = _vpd(spec, checkpoint, weights) if isinstance(spec.model, VPDModel) else _baseline(spec, checkpoint, weights)
+    model = (
+        _vpd(spec, checkpoint, weights) if isinstance(spec.model, VPDModel) else _baseline(spec, checkpoint, weights)
+    )
     model.load_trained_state(weights)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

@@ -174,7 +174,7 @@ def table_finding(claim: Claim, source: ReportedTable, cells: Sequence[Cell]) ->
         for better, worse in claim.pairs:
             line = compare(cell(better, column), cell(worse, column), decimals)
             lines.append(replace(line, label=prefix + line.label))
-    place = f"{ordinal(claim.table)}, {' and '.join(map(heading, claim.columns))}"
+    place = f"{ordinal(claim.table)}, {', '.join(map(heading, claim.columns))}"
     return Finding(claim.title, place, conclude(line.verdict for line in lines), tuple(lines))
 
 

@@ -143,8 +143,17 @@ class Report:
     @cached_property
     def released(self) -> Mapping[str, Mapping]:
         """What was found out about the authors' released weights, where the scale measures them."""
-        index = self.results / "released" / "index.json"
-        return read_json(index)["released"] if index.is_file() else {}
+        return self._index.get("released", {})
+
+    @cached_property
+    def public(self) -> Mapping[str, Mapping]:
+        """The same of public models of others."""
+        return self._index.get("public", {})
+
+    @cached_property
+    def _index(self) -> Mapping[str, Mapping]:
+        path = self.results / "released" / "index.json"
+        return read_json(path) if path.is_file() else {}
 
     def dots(self, table: str) -> dict[str, list[Cell]]:
         """Cells that this project runs, by measured column of a table."""

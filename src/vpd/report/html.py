@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from vpd.report import pictures as packing
 from vpd.report.cells import PROVENANCES, counts
 from vpd.report.context import Report
-from vpd.report.markdown import backbone_texts, cost_texts, duration, plural, stage_times
+from vpd.report.markdown import backbone_texts, cost_texts, duration, plural, public_source, stage_times
 from vpd.report.names import heading, ordinal
 from vpd.report.provenance import Source
 from vpd.report.sections import CAPTIONS, TRAINING, drawn
@@ -117,17 +118,20 @@ def panels(report: Report) -> list[dict]:
 
 # ----------------------------------------------------------------------------------------------------------------- runs
 def released(report: Report) -> list[dict]:
-    """A line per released file: digest and agreement, or why it was not measured."""
-    lines = []
-    for name, fact in report.released.items():
-        embeddings = fact.get("class_embeddings")
-        agreement = (
-            f"{embeddings['mean']:.4f} / {embeddings['worst']:.4f} ({embeddings['worst_class']})" if embeddings else "–"
-        )
-        line = {"experiment": name, "missing": fact.get("missing", ""), "agreement": agreement}
-        line |= {"file": fact.get("file", ""), "sha256": fact.get("sha256", "")}
-        lines.append(line | {"difference": f"{fact['vae_difference']:.1e}" if "vae_difference" in fact else "–"})
-    return lines
+    """A line per file of weights that others trained: digest and agreement, or why it was not measured."""
+    facts = {**report.released, **report.public}
+    return [{"name": name, **_released(facts.get(name, {"missing": "not run"}))} for name in report.params.released]
+
+
+def _released(fact: Mapping) -> dict[str, str]:
+    if "missing" in fact:
+        return {"missing": fact["missing"]}
+    embeddings = fact.get("class_embeddings")
+    notes = [f"VAE differs by {fact['vae_difference']:.1e}"] if "vae_difference" in fact else []
+    if embeddings:
+        worst = f"worst {embeddings['worst']:.4f} ({embeddings['worst_class']})"
+        notes.append(f"class embeddings: cosine with ours {embeddings['mean']:.4f} in the mean, {worst}")
+    return {"missing": "", "file": public_source(fact), "sha256": fact["sha256"], "notes": "; ".join(notes) or "–"}
 
 
 def run(report: Report, source: Source) -> dict:

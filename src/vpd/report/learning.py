@@ -15,6 +15,8 @@ from vpd.report.names import metric_name
 from vpd.report.style import BLUE, CYCLE, ORANGE, empty_figure, new_figure, whole_numbers
 
 ACROSS = 3
+LEGEND_WIDTH = 2.0
+"""Inches for one entry of the legend."""
 DASHES = ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
@@ -45,6 +47,7 @@ def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
     width = 3.6 if across == ACROSS else 4.4
     figure = new_figure(width * across + 0.3, 2.9 * down + 0.7)
     axes = list(figure.subplots(down, across, squeeze=False).flat)
+    figure.get_layout_engine().set(h_pad=0.1)
     looks = styles(curves)
     for name, here in losses.items():
         _losses(panel := axes.pop(0), here, looks)
@@ -110,5 +113,5 @@ def _legend(figure: Figure) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    across = min(4, len(handles))
+    across = max(1, int(figure.get_figwidth() / LEGEND_WIDTH))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, frameon=False)

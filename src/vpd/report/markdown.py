@@ -72,8 +72,14 @@ def summary(scale: str, protocol: str, comparable: bool, cells: Sequence[Cell]) 
 
 
 def findings(found: Iterable[Finding]) -> str:
-    """Claims or questions as a list, each with its verdict in front."""
-    lines = [f"- {item.title} ({item.place}): **{item.verdict}**. {item.sentence}" for item in found]
+    """Claims or questions as a list, each with its verdict in front and, if it has several, its comparisons below."""
+    lines = []
+    for item in found:
+        head = f"- {item.title} ({item.place}): **{item.verdict}**."
+        if len(item.lines) == 1:
+            lines.append(f"{head} {item.sentence}")
+        else:
+            lines += [head, *(f"  - {line.verdict}: {line.sentence}" for line in item.lines)]
     return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -110,6 +116,23 @@ def released(facts: Mapping[str, Mapping]) -> str:
             f"| `{name}` | {fact['file']} | `{fact['sha256'][:16]}` | {fact['vae_difference']:.1e} | {agreement} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def public(facts: Mapping[str, Mapping]) -> str:
+    """A line per public model of others: what it is, or why it is missing."""
+    lines = ["| model | weights | SHA-256 | parameters |", "|---|---|---|---:|"]
+    for name, fact in facts.items():
+        if "missing" in fact:
+            lines.append(f"| `{name}` | not measured: {fact['missing']} | – | – |")
+            continue
+        size = f"{fact['parameters'] / 1e6:.0f} M"
+        lines.append(f"| `{name}` | {public_source(fact)} | `{fact['sha256'][:16]}` | {size} |")
+    return "\n".join(lines) + "\n"
+
+
+def public_source(fact: Mapping) -> str:
+    """Where a public model's weights come from: a file, with its repository and commit if it has one."""
+    return f"{fact['file']} of {fact['repo']} at {fact['revision'][:12]}" if "repo" in fact else fact["file"]
 
 
 def costs(rows: Iterable[RowCost]) -> str:

@@ -79,9 +79,10 @@ def pictures(report: Report, links: markdown.Links) -> list[str]:
 
 
 def released(report: Report) -> str:
-    """What was found out about the authors' released weights, where the scale measures them."""
-    facts = report.released
-    return "## The authors' released weights\n\n" + markdown.released(facts) if facts else ""
+    """What was found out about weights of others, where the scale measures them."""
+    own = "## The authors' released weights\n\n" + markdown.released(report.released) if report.released else ""
+    public = "## Public models of others\n\n" + markdown.public(report.public) if report.public else ""
+    return "\n".join(filter(None, (own, public)))
 
 
 def panels(report: Report, links: markdown.Links) -> list[str]:

@@ -44,7 +44,12 @@ class Badge:
 
 def badge(verdict: str) -> Badge:
     """The look of a verdict; one of an unpublished protocol looks like the same verdict without it."""
-    return Badge(verdict, *LOOKS.get(verdict.removesuffix(PROTOCOL_OURS), ("ahead", "›")))
+    return Badge(verdict, *LOOKS.get(plain(verdict), ("ahead", "›")))
+
+
+def plain(verdict: str) -> str:
+    """A verdict without whose protocol it was, which a table says once per row."""
+    return verdict.removesuffix(PROTOCOL_OURS)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -58,7 +63,7 @@ class CellView:
     difference: str = ""
     others: tuple[str, ...] = ()
     anchor: str = ""
-    """Run that the number comes from."""
+    """Place of the page that says what the number was made from."""
     badge: Badge | None = None
     mark: str = ""
     """Letter of the reason why it is quoted."""
@@ -103,7 +108,7 @@ def table_view(report: Report, name: str) -> TableView:
             _cell(here.get((row, column)), source.decimals(column), marks, best[column], ours)
             for column in source.columns
         )
-        verdicts = dict.fromkeys(cell.verdict for cell in cells if cell.provenance not in ("quoted", "counted"))
+        verdicts = dict.fromkeys(plain(cell.verdict) for cell in cells if cell.provenance not in ("quoted", "counted"))
         rows.append(RowView(row, ours, views, origin(cells), tuple(map(badge, verdicts))))
     notes = tuple((mark, reason) for reason, mark in marks.items())
     return TableView(name, report.tables[name], tuple(map(heading, source.columns)), tuple(rows), notes)
@@ -136,11 +141,17 @@ def _cell(
         paper,
         signed(cell.difference, decimals) if paper else "",
         tuple(f"{shown(value, decimals)} {source}" for source, value in cell.reruns),
-        cell.experiment.removesuffix(RELEASED),
-        badge(cell.verdict),
+        anchor(cell.experiment),
+        badge(plain(cell.verdict)),
         best=bool(cell.seeds) and cell.value == best[0],
         **shared,
     )
+
+
+def anchor(experiment: str) -> str:
+    """Where the page tells the provenance of an experiment, or of released weights."""
+    name = experiment.removesuffix(RELEASED)
+    return f"run-{name}" if name == experiment else f"released-{name}"
 
 
 # --------------------------------------------------------------------------------------------------------------- claims

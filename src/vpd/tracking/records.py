@@ -63,8 +63,9 @@ def collect(
 ) -> tuple[list[Record], int]:
     """Records of all finished experiments of the matrix and of the report, and how many experiments are unfinished.
 
-    ``params`` has ``scale``, ``protocol``, ``experiments`` (names) and ``tables``; ``data`` holds the datasets. An experiment is finished when its
-    metrics exist and carry the digest of its present spec, so that a new spec never stands beside old numbers.
+    ``params`` has ``scale``, ``protocol``, ``experiments`` (names) and ``tables``; ``data`` holds the datasets. An
+    experiment is finished when its metrics exist and carry the digest of its present spec, so that a new spec never
+    stands beside old numbers.
     """
     common = {"git_commit": git_commit(results), **tags}
     records, unfinished = [], 0

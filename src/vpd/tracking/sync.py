@@ -74,8 +74,8 @@ def sync(
 
     A run that is there with the same content stays, any other of the same key (older results, a killed attempt, live
     logging) is deleted once its successor is complete, so that sending again never duplicates. Runs of other keys are
-    left alone. ``digests`` replaces those of the manifests in the two folders. An unavailable store raises Unavailable (a UserError) when
-    ``strict``, else it is reported in one line.
+    left alone. ``digests`` replaces those of the manifests in the two folders. An unavailable store raises Unavailable
+    (a UserError) when ``strict``, else it is reported in one line.
     """
     if digests is None:
         digests = manifest_digests(data, checkpoints) if data and checkpoints else {}

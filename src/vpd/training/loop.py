@@ -25,7 +25,7 @@ from vpd.spec import LossSpec, Spec
 from vpd.training.loader import Plan, micro_batches, plan_batches
 from vpd.training.losses import loss
 from vpd.training.observers import Observer, Observers
-from vpd.training.optim import build_optimizer, set_rates, pretrained_multiplier
+from vpd.training.optim import build_optimizer, pretrained_multiplier, set_rates
 from vpd.training.record import Timing, publish, timing
 from vpd.training.schedule import factor
 from vpd.training.state import Journal, keep_weights, load_state, save_state, seed_all, state_folder, weights_path

@@ -81,7 +81,7 @@ def _check_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -
         if tuple(own) != other:
             raise UserError(
                 f"{repository.where} was trained with images of {name} {other}, but '{spec.architecture}' gets {own}; "
-                f"write vision.architecture as '{named}'"
+                f"set vision.options.pretrained_cfg to '{trained.get('tag')}'"
             )
 
 

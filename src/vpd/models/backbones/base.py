@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         """
         size = images.shape[-2:]
         with self._hidden(mask, mask_token):
-            maps = self._maps(self._prepare(images))
+            maps = self._maps(self.prepare(images))
         return [
             x[:, :, : -(-size[0] // stride), : -(-size[1] // stride)]
             for x, stride in zip(maps, self.strides, strict=True)
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         """Native levels of normalised images whose sides are multiples of ``multiple``."""
         raise NotImplementedError
 
-    def _prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         """Normalise as in pre-training, and pad with zeros (the mean colour) at the bottom and on the right."""
         images = (images * 0.5 + 0.5 - self.mean) / self.std
         bottom, right = (-side % self.multiple for side in images.shape[-2:])
