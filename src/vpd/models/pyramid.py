@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,7 +72,7 @@ def resample(x: Tensor, stride: int, base: int, size: Size) -> Tensor:
 
     The map is first continued with its last row and column until both strides divide its extent in pixels.
     """
-    unit = torch.lcm(torch.tensor(stride), torch.tensor(base)).item()
+    unit = math.lcm(stride, base)
     extents = [-(-side // unit) * unit for side in size]
     for axis, extent in enumerate(extents, start=2):
         last = x.narrow(axis, x.shape[axis] - 1, 1)

@@ -87,13 +87,11 @@ def bias_for(table: Tensor, native: Grid, grid: Grid) -> Tensor:
     return chosen.view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
 
 
-@lru_cache(maxsize=8)
 def position_index(grid: Grid, device: torch.device) -> Tensor:
     """Place in the table of every pair of tokens (1 + patches, 1 + patches)."""
     return gen_relative_position_index(grid, device=device)
 
 
-@lru_cache(maxsize=64)
 def resampling(old: int, new: int) -> Tensor:
     """Matrix (2 new - 1, 2 old - 1) that linearly interpolates the offsets of ``new`` patches along one axis."""
     if old == 1:
@@ -105,13 +103,14 @@ def resampling(old: int, new: int) -> Tensor:
     return (1 - (wanted - known).abs() / gap).clamp(min=0).float()
 
 
-def known_positions(old: int, new: int) -> list[float]:
+@lru_cache(maxsize=64)
+def known_positions(old: int, new: int) -> tuple[float, ...]:
     """Where the table's 2 old - 1 offsets lie among those of ``new`` patches."""
     ratio = growth(old - 1, new - 1)
     positions = [0.0]
     for step in range(old - 1):
         positions.append(positions[-1] + ratio**step)
-    return [-position for position in positions[:0:-1]] + positions
+    return (*(-position for position in positions[:0:-1]), *positions)
 
 
 def growth(steps: int, length: int) -> float:
