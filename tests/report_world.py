@@ -94,16 +94,14 @@ def write_runs(folder, spec, seeds):
     (folder / "manifest.json").write_text(json.dumps({"spec": spec.training_digest(), "seeds": runs}))
 
 
-def write_checkpoints(folder, params):
-    """A manifest for each checkpoint that the matrix uses; all but Stable Diffusion's say what they saw."""
-    for name in dict.fromkeys(line.checkpoint for line in params.experiments.values()):
+def write_backbones(folder, params):
+    """What the backbone stage leaves in the results of every backbone."""
+    folder.mkdir(parents=True)
+    for name in params.backbones:
         manifest = {"name": name, "source": "pretrained", "parameters": {"vision": 1_200_000, "language": 300_000}}
-        if name not in params.pretraining.milestones:
-            manifest |= {"objective": "masked-image", "images_seen": 6400, "loss": {"first": 2.5, "last": 0.75}}
-            manifest |= {"measures": {"linear probe": {"trained": 0.61, "random": 0.22}}}
-        (folder / name).mkdir(parents=True)
-        (folder / name / "manifest.json").write_text(json.dumps(manifest))
-    return folder
+        manifest |= {"objective": "masked-image", "images_seen": 6400, "loss": {"first": 2.5, "last": 0.75}}
+        manifest |= {"measures": {"linear probe": {"trained": 0.61, "random": 0.22}}}
+        (folder / f"{name}.json").write_text(json.dumps(manifest))
 
 
 def write_costs(path, params, counts):
@@ -129,8 +127,6 @@ def report_params(scale="mini") -> Params:
         f"learning-{name}": FigureSpec(curves=name) for name in ("table1", "table2", "table3", "table4", "table5")
     }
     params.document = params.document.model_copy(update={"figures": figures, "questions": QUESTIONS})
-    if not hasattr(type(params), "questions"):
-        params.questions = QUESTIONS
     return params
 
 
@@ -150,6 +146,7 @@ def write_results(root, params, seeds=(0, 1, 2)):
         timing = {"stage": "train", "name": name, "seconds": 100.5, "steps": 200, "peak_mb": 800}
         (results / "timing").mkdir(exist_ok=True)
         (results / "timing" / f"train-{name}.json").write_text(json.dumps(timing))
+    write_backbones(results / "backbones", params)
     write_picture(root / "pretraining" / "samples.png", generator)
     steps = np.arange(20, 401, 20)
     frames = [
@@ -162,11 +159,10 @@ def write_results(root, params, seeds=(0, 1, 2)):
 
 
 def extras(root, params):
-    """The optional inputs of the report: costs of networks of the paper's size, and the checkpoints' manifests."""
+    """The optional input of the report: costs of networks of the paper's size."""
     if not (root / "costs.json").exists():
         write_costs(root / "costs.json", params, {"seg-full": 890.85, "seg-swin-l": 700.0})
-        write_checkpoints(root / "checkpoints", params)
-    return {"costs": root / "costs.json", "costs_scale": "paper", "checkpoints": root / "checkpoints"}
+    return {"costs": root / "costs.json", "costs_scale": "paper"}
 
 
 def measured(row, values, metric="miou_ss", paper=None):

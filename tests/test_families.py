@@ -327,7 +327,6 @@ def test_wordpiece_knows_frequent_words_and_splits_others(tmp_path):
 LEARNING = {
     "classification": (SWIN, 30, 3e-3),
     "masked-image": (SWIN, 30, 3e-3),
-    "self-distillation": (VIT, 30, 3e-3),
     "contrast": (VIT, 30, 1e-3),
     "caption-contrast": (VIT, 30, 3e-3),
     "promptable-masks": (VIT, 30, 3e-3),
@@ -345,10 +344,26 @@ def test_every_objective_learns(name, examples, tmp_path):
     spec = spec_of(name, vision, steps=steps, lr=lr)
     objective = objective_class(name)(build_backbone(spec.vision), examples, spec)
     losses = train(objective, spec.training, tmp_path)
-    early = max(losses[:5]) if name != "self-distillation" else max(losses)
-    print(name, [round(x, 3) for x in losses])
-    assert sum(losses[-5:]) / 5 < 0.9 * early
-    assert all(0 <= value <= 1 for value in objective.measure().values()) or name == "masked-image"
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert all(value <= 1 for value in objective.measure().values())
+
+
+def test_student_learns_what_a_fixed_teacher_says(examples):
+    """In training the target moves with the student, so that the loss alone tells little."""
+    spec = spec_of("self-distillation", training={"steps": 30, "batch_size": 16, "lr": 1e-3, "momentum": 1.0})
+    objective = SelfDistillation(build_backbone(spec.vision), examples, spec)
+    optimizer = torch.optim.AdamW(parameter_groups(objective, 0.0), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        objective.centre.zero_()
+        loss = objective.loss(torch.arange(16), generator_of("the same views"))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.after(0.5)
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert 0 <= objective.eval().measure()["neighbour_overlap"] <= 1
 
 
 def test_masked_language_learns(examples, tmp_path):

@@ -432,7 +432,7 @@ def test_runs_of_another_spec_prove_nothing(world, params, tmp_path):
 
 
 def test_pre_trained_networks_say_what_they_saw(world, params):
-    found = {item.name: item for item in backbones(params, world[0] / "checkpoints")}
+    found = {item.name: item for item in backbones(params, world[1][0] / "backbones")}
     assert set(found) == {line.checkpoint for line in params.experiments.values()}
     diffusion = found["sd-1-5"].manifest
     spec = params.pretraining
@@ -441,16 +441,15 @@ def test_pre_trained_networks_say_what_they_saw(world, params):
     assert (other.objective, other.images_seen, other.size) == ("masked-image", 6400, 1_500_000)
     text = (world[1][0] / "REPORT.md").read_text(encoding="utf-8")
     assert "| masked-image | 6,400 | 1.5 M | 2.5 → 0.75 | linear probe 0.61 against 0.22 |" in text
-    assert {item.source for item in backbones(params, None)} == {"not here"}
+    assert {item.source for item in backbones(params, world[0])} == {"not here", "pre-trained here"}
 
 
 def test_damaged_costs_and_manifests_are_refused(tmp_path, params):
     (tmp_path / "costs.json").write_text('{"seg-full": {"figures": 3}}')
     with pytest.raises(UserError, match=r"is not a file of costs \(figures\); write it again"):
         read_costs(tmp_path / "costs.json")
-    (tmp_path / "sd-1-5").mkdir()
-    (tmp_path / "sd-1-5/manifest.json").write_text('{"measures": {"x": 1}}')
-    with pytest.raises(UserError, match=r"is not a checkpoint's manifest \(measures\.x\); make the checkpoint again"):
+    (tmp_path / "swin-l.json").write_text('{"measures": {"x": 1}}')
+    with pytest.raises(UserError, match=r"is not a backbone's manifest \(measures\.x\); make the backbone again"):
         backbones(params, tmp_path)
 
 

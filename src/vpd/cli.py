@@ -66,11 +66,12 @@ def _everyday(commands) -> None:
     _params(command)
 
     command = _command(commands, "predict", _predict, "depth, segments or the object of a text in your own images")
-    command.add_argument("name", help="experiment whose weights are used")
+    command.add_argument("name", help="experiment whose weights are used, or models:/NAME/VERSION of MLflow's registry")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     command.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: %(default)s)")
     command.add_argument("--text", help="what to look for (referring segmentation)")
     command.add_argument("--scene", help="kind of room, such as kitchen (depth)")
+    _uri(command)
     _params(command)
     for name, text in PREDICT_PATHS.items():
         command.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"{text} (default: that of the scale)")
@@ -153,6 +154,8 @@ def _stages(commands) -> None:
     command = _command(commands, "report", _report, "write every table and figure beside the paper's numbers")
     _params(command)
     _paths(command, "results", "pretraining", "previews", "out")
+    command.add_argument("--costs", type=Path, help="file of vpd cost --out, for sizes and multiply-adds")
+    command.add_argument("--costs-scale", metavar="SCALE", help="whose networks it counts (default: this scale's)")
 
     command = _command(commands, "track", _track, "log all results to MLflow, without duplicates")
     _params(command)
@@ -160,9 +163,7 @@ def _stages(commands) -> None:
     command.add_argument("--data", type=Path, help="folder of the scale's datasets, for their digests")
     command.add_argument("--checkpoints", type=Path, help="folder of the scale's checkpoints, for their digests")
     command.add_argument("--out", type=Path, help="JSON summary to write")
-    command.add_argument(
-        "--uri", default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), help="MLflow store"
-    )
+    _uri(command)
     command.add_argument("--if-reachable", action="store_true", help="succeed with a note when the server is down")
 
 
@@ -186,6 +187,11 @@ def _params(command: argparse.ArgumentParser, protocol: bool = True) -> None:
     command.set_defaults(protocol=None)
     if protocol:
         command.add_argument("--protocol", help="instead of the file's own")
+
+
+def _uri(command: argparse.ArgumentParser) -> None:
+    usual = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    command.add_argument("--uri", default=usual, help="MLflow store (default: %(default)s)")
 
 
 def _paths(command: argparse.ArgumentParser, *names: str) -> None:
@@ -220,7 +226,8 @@ def _predict(options: argparse.Namespace) -> int:
     from vpd.errors import UserError
     from vpd.spec import load_spec
 
-    places = _places(options)
+    registered = options.name.startswith("models:/")
+    places = _registered_places(options) if registered else _places(options)
     if not places["spec"].is_file():
         raise UserError(
             f"{places['spec']} does not exist, so {options.name} has not been trained here; "
@@ -228,13 +235,25 @@ def _predict(options: argparse.Namespace) -> int:
         )
     spec = load_spec(places["spec"])
     from vpd.data.manifest import located
+    from vpd.files import read_json
     from vpd.predict import class_names, predict
 
-    names = class_names(spec, located(places["data"])) if places["data"].is_dir() else None
+    if registered:
+        names = read_json(places["classes"])["classes"]
+    else:
+        names = class_names(spec, located(places["data"])) if places["data"].is_dir() else None
     picked = {"text": options.text, "scene": options.scene, "names": names}
     failed = predict(spec, places["weights"], places["checkpoint"], options.images, options.out, **picked)
     print(f"predictions are in {options.out}; look at the files that end in .panel.png")
     return 2 if failed else 0
+
+
+def _registered_places(options: argparse.Namespace) -> dict[str, Path]:
+    """Where the parts of a model in MLflow's registry lie, fetched if need be."""
+    from vpd.tracking import model_places
+
+    found = model_places(options.name, options.uri)
+    return {name: getattr(options, name, None) or path for name, path in found.items()}
 
 
 def _places(options: argparse.Namespace) -> dict[str, Path]:
@@ -379,8 +398,9 @@ def _report(options: argparse.Namespace) -> None:
     from vpd.report.write import write_report
 
     previews = {name: options.previews / name / "preview.png" for name in params.datasets}
-    write_report(params, options.results, options.pretraining, previews, options.out)
-    print(f"the report is {options.out / 'REPORT.md'}")
+    counted = {"costs": options.costs, "costs_scale": options.costs_scale}
+    write_report(params, options.results, options.pretraining, previews, options.out, **counted)
+    print(f"the report is {options.out / 'REPORT.md'}, and as one page {options.out / 'report.html'}")
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -394,10 +414,10 @@ def _diff(options: argparse.Namespace) -> int:
 def _track(options: argparse.Namespace) -> None:
     params = _load(options)
     from vpd.files import write_json
-    from vpd.tracking import compare_links, manifest_digests, sync, ui_command
+    from vpd.tracking import compare_links, sync, ui_command
 
-    digests = manifest_digests(options.data, options.checkpoints) if options.data and options.checkpoints else {}
-    summary = sync(options.results, params, options.uri, digests=digests, strict=not options.if_reachable)
+    folders = {"data": options.data, "checkpoints": options.checkpoints}
+    summary = sync(options.results, params, options.uri, strict=not options.if_reachable, **folders)
     print(summary)
     if not summary.missed:
         command = ui_command(options.uri)

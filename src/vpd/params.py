@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from vpd.errors import UserError, nearest, pick
-from vpd.report.layout import FigureSpec, TableSpec
+from vpd.report.layout import FigureSpec, QuestionSpec, TableSpec
 from vpd.spec import (
     TASKS,
     BackboneModel,
@@ -92,6 +92,8 @@ class Scale(Frozen):
     backbones: Backbones
     released: dict[str, ReleasedSpec] = {}
     """Experiment -> the authors' own weights for it, which are measured too."""
+    registered_checkpoints: Literal["copied", "referenced"] = "copied"
+    """Whether a model in MLflow's registry holds its checkpoint or names the folder."""
     tasks: dict[str, dict[str, Any]]
 
 
@@ -108,6 +110,9 @@ class Document(Frozen):
     tolerances: dict[str, float]
     tables: dict[str, TableSpec]
     figures: dict[str, FigureSpec]
+    questions: tuple[QuestionSpec, ...] = ()
+    registered: dict[Literal["segmentation", "referring", "depth"], str] = {}
+    """Task -> the experiment that MLflow registers as its model."""
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +181,21 @@ class Params:
         return self.document.figures
 
     @property
+    def questions(self) -> tuple[QuestionSpec, ...]:
+        """What is asked beyond the paper."""
+        return self.document.questions
+
+    @property
+    def registered(self) -> dict[str, str]:
+        """The experiment of each task that MLflow registers."""
+        return self.document.registered
+
+    @property
+    def registered_checkpoints(self) -> str:
+        """Whether registered models hold their checkpoints."""
+        return self.block.registered_checkpoints
+
+    @property
     def tolerances(self) -> dict[str, float]:
         """Half-widths of a ``reproduced`` verdict by metric."""
         return self.document.tolerances
@@ -195,7 +215,8 @@ class Params:
 
     def layout(self) -> str:
         """What the report and the tracking read, as JSON: a change of it reruns them and nothing else."""
-        return self.document.model_dump_json(include={"experiments", "tables", "figures", "tolerances"})
+        sections = {"experiments", "tables", "figures", "questions", "registered", "tolerances"}
+        return self.document.model_dump_json(include=sections)
 
     def dataset(self, name: str) -> DatasetSpec:
         """The dataset ``name`` at this scale."""
@@ -321,7 +342,11 @@ def _check_references(params: Params) -> None:
         params.resolve(name)
     public = [name for scale in params.document.scales.values() for name, line in scale.released.items() if line.model]
     names = [*params.experiments, *public]
-    check_layout(params.tables, load_reported(), names, params.figures, params.tolerances)
+    check_layout(params.tables, load_reported(), names, params.figures, params.tolerances, params.questions)
+    for task, name in params.registered.items():
+        line: Experiment = pick(name, params.experiments, "experiment", f"{params.source}: registered.{task}")
+        if line.task != task:
+            raise UserError(f"{params.source}: registered.{task} is '{name}', an experiment of {line.task}; choose another")
 
 
 def _without(layer: Mapping[str, Any], key: str) -> dict[str, Any]:

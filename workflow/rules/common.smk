@@ -47,12 +47,13 @@ def folder(path):
     return str(Path(path).parent)
 
 
-def code(*packages):
+def code(*packages, kinds=(".py",)):
     """Source files of the packages whose change must rerun a stage."""
     return [
         str(path)
         for package in packages
-        for path in sorted(Path("src/vpd", package).rglob("*.py"))
+        for path in sorted(Path("src/vpd", package).rglob("*.*"))
+        if path.suffix in kinds
     ]
 
 

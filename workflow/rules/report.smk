@@ -6,13 +6,15 @@ rule report:
         timing=per_experiment(rules.train.output.timing)
         + per_experiment(rules.evaluate.output.timing)
         + expand(rules.backbone.output.timing, backbone=PARAMS.backbones),
+        costs="workflow/costs.json",
         backbones=expand(rules.backbone.output.facts, backbone=PARAMS.backbones),
         released=[rules.released.output.index, rules.released.output.timing],
         pretraining=rules.pretrain.output.manifest,
         previews=expand(rules.data.output.preview, dataset=PARAMS.datasets),
-        code=code("report"),
+        code=code("report", kinds=(".py", ".yaml", ".html", ".css")),
     output:
         report=f"results/{SCALE}/REPORT.md",
+        page=f"results/{SCALE}/report.html",
         cells=f"results/{SCALE}/tables/cells.csv",
         figure3=f"results/{SCALE}/figures/figure3.svg",
     log:
@@ -29,7 +31,7 @@ rule report:
         layout=PARAMS.layout(),
     shell:
         "vpd report --scale {params.scale} --protocol {params.protocol} --results {params.results} --pretraining {params.pretraining}"
-        " --previews {params.previews} --out {params.results} 2>&1 | tee {log}"
+        " --previews {params.previews} --out {params.results} --costs {input.costs} --costs-scale paper 2>&1 | tee {log}"
 
 
 rule track:
@@ -39,6 +41,7 @@ rule track:
         history=per_experiment(rules.train.output.history),
         predictions=per_experiment(rules.evaluate.output.predictions),
         report=rules.report.output.report,
+        page=rules.report.output.page,
         cells=rules.report.output.cells,
         figure3=rules.report.output.figure3,
         code=code("tracking"),
@@ -53,7 +56,9 @@ rule track:
         scale=SCALE,
         protocol=PROTOCOL,
         results=lambda wildcards, input: folder(input.report),
+        data=f"data/{SCALE}",
+        checkpoints=f"checkpoints/{SCALE}",
         layout=PARAMS.layout(),
     shell:
-        "vpd track --scale {params.scale} --protocol {params.protocol} --results {params.results} --if-reachable"
-        " --out {output.summary} 2>&1 | tee {log}"
+        "vpd track --scale {params.scale} --protocol {params.protocol} --results {params.results} --data {params.data}"
+        " --checkpoints {params.checkpoints} --if-reachable --out {output.summary} 2>&1 | tee {log}"

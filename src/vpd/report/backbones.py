@@ -1,4 +1,4 @@
-"""What each pre-trained network saw before it was fine-tuned, from the manifests of the checkpoints."""
+"""What each pre-trained network saw before it was fine-tuned, from the facts that its stage left in the results."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Backbone:
 
     name: str
     manifest: Manifest | None
-    """None if the checkpoint is not here."""
+    """None if nothing is recorded of it."""
     used_by: tuple[str, ...]
 
     @property
@@ -83,28 +83,34 @@ class Backbone:
         return f"{self.manifest.repo}{revision}" if self.manifest.repo else self.manifest.source
 
 
-def backbones(params: Params, folder: Path | None) -> list[Backbone]:
-    """Every checkpoint that the matrix uses, in the order of first use, with its manifest where ``folder`` has it."""
+def backbones(params: Params, folder: Path) -> list[Backbone]:
+    """Every checkpoint that the matrix uses, in the order of first use; ``folder`` has copies of backbones' manifests."""
     used: dict[str, list[str]] = {}
     for name in params.experiments:
         used.setdefault(params.resolve(name).checkpoint, []).append(name)
     return [Backbone(name, _manifest(params, name, folder), tuple(names)) for name, names in used.items()]
 
 
-def _manifest(params: Params, name: str, folder: Path | None) -> Manifest | None:
-    path = folder / name / "manifest.json" if folder else None
-    if path is None or not path.is_file():
+def _manifest(params: Params, name: str, folder: Path) -> Manifest | None:
+    if name in params.checkpoints:
+        return _diffusion(params, name)
+    path = folder / f"{name}.json"
+    if not path.is_file():
         return None
     try:
-        manifest = Manifest.model_validate(read_json(path))
+        return Manifest.model_validate(read_json(path))
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a checkpoint's manifest ({place}); make the checkpoint again") from None
-    steps, denoiser = params.pretraining.milestones.get(name), params.pretraining.denoiser
-    if manifest.objective or steps is None or denoiser is None:
-        return manifest
-    # Stable Diffusion's own manifest says nothing of this: its milestones and batches are in the parameters.
-    return manifest.model_copy(update={"objective": DIFFUSION, "images_seen": steps * denoiser.batch_size})
+        raise UserError(f"{path} is not a backbone's manifest ({place}); make the backbone again") from None
+
+
+def _diffusion(params: Params, name: str) -> Manifest:
+    """What the parameters say of a Stable Diffusion checkpoint: its milestone, or its repository."""
+    spec, denoiser = params.checkpoint(name), params.pretraining.denoiser
+    steps = params.pretraining.milestones.get(name)
+    seen = steps * denoiser.batch_size if steps is not None and denoiser is not None else None
+    about = {"source": spec.source, "repo": spec.repo, "revision": spec.revision}
+    return Manifest(objective=DIFFUSION, images_seen=seen, **about)
 
 
 def backbones_csv(found: list[Backbone]) -> str:

@@ -18,7 +18,7 @@ from vpd.report.claims import Finding, Points, findings
 from vpd.report.collect import collect, collect_released, read_curves, read_timings
 from vpd.report.costs import RowCost, read_costs, row_costs
 from vpd.report.figures import pretraining_steps
-from vpd.report.judge import Costs, all_cells, questions_of
+from vpd.report.judge import Costs, all_cells
 from vpd.report.layout import matched_row, table_names, tasks
 from vpd.report.learning import Curve
 from vpd.report.provenance import Source, sources
@@ -42,7 +42,6 @@ class Report:
     costs_file: Path | None = None
     costs_scale: str | None = None
     """Scale whose networks the costs are of; None stands for the report's own."""
-    checkpoints: Path | None = None
 
     @cached_property
     def reported(self) -> Mapping[str, ReportedTable]:
@@ -111,7 +110,7 @@ class Report:
     @cached_property
     def answers(self) -> list[Finding]:
         """Answers to the questions beyond the paper."""
-        return answers(questions_of(self.params), self.cells)
+        return answers(self.params.questions, self.cells)
 
     @cached_property
     def histories(self) -> dict[str, pd.DataFrame]:
@@ -133,7 +132,7 @@ class Report:
     @cached_property
     def backbones(self) -> list[Backbone]:
         """The pre-trained networks."""
-        return backbones(self.params, self.checkpoints)
+        return backbones(self.params, self.results / "backbones")
 
     @cached_property
     def sources(self) -> list[Source]:

@@ -119,12 +119,7 @@ def all_cells(
     for name, figure in params.figures.items():
         if figure.points:
             cells += figure_cells(name, figure, reported.get(name), judge, params.tolerances)
-    return cells + list(question_cells(questions_of(params), judge))
-
-
-def questions_of(params: Params) -> tuple[QuestionSpec, ...]:
-    """The questions beyond the paper; none in params without that section."""
-    return tuple(getattr(params, "questions", ()))
+    return cells + list(question_cells(params.questions, judge))
 
 
 def table_cells(

@@ -39,16 +39,14 @@ def write_report(
     *,
     costs: Path | None = None,
     costs_scale: str | None = None,
-    checkpoints: Path | None = None,
 ) -> None:
     """Write REPORT.md, report.html, ``tables/`` and ``figures/`` under ``out``.
 
     ``results`` holds metrics, history, panels, specs and timing; ``previews`` maps datasets to their contact sheets.
-    ``costs`` is a file of ``vpd cost --out`` for the networks of ``costs_scale`` (by default the scale of ``params``), and
-    ``checkpoints`` the folder of the scale's checkpoints.
+    ``costs`` is a file of ``vpd cost --out`` for the networks of ``costs_scale`` (by default the scale of ``params``).
     What has not been run is reported as such; UserError only if no metrics exist at all, or a file is damaged.
     """
-    report = Report(params, results, pretraining, previews, out, costs, costs_scale, checkpoints)
+    report = Report(params, results, pretraining, previews, out, costs, costs_scale)
     tables = table_texts(report)  # whatever is damaged shows before anything old is removed
     for name in PAGES:
         (out / name).unlink(missing_ok=True)

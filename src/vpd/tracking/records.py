@@ -155,7 +155,8 @@ def _final_points(metrics: list[dict], seed: int) -> list[Point]:
 
 
 def _report_record(results: Path, params: Any, tags: dict[str, str]) -> Record:
-    files = [results / "REPORT.md", *sorted((results / "tables").glob("*")), *sorted((results / "figures").glob("*"))]
+    pages = [results / "REPORT.md", results / "report.html"]
+    files = pages + [path for folder in ("tables", "figures") for path in sorted((results / folder).glob("*"))]
     key = f"{params.scale}/{params.protocol}/report"
     tags = {**tags, "scale": params.scale, "protocol": params.protocol, KEY: key}
     return Record(
