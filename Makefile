@@ -32,8 +32,8 @@ test: setup                               ## all tests, the smoke scale by both 
 	sh tests/system-packages.sh
 	pytest -n 2 --dist loadfile
 
-test-slow: setup                          ## true-size networks: 16 GiB of memory and some minutes
-	pytest -m slow -s tests/test_true_size.py
+test-slow: setup                          ## true-size networks (16 GiB of memory), all of smoke by both orchestrators
+	pytest -m slow -s
 
 costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
 	vpd cost --scale paper --out workflow/costs.json

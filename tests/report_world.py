@@ -99,8 +99,9 @@ def write_backbones(folder, params):
     folder.mkdir(parents=True)
     for name in params.backbones:
         manifest = {"name": name, "source": "pretrained", "parameters": {"vision": 1_200_000, "language": 300_000}}
-        manifest |= {"objective": "masked-image", "images_seen": 6400, "loss": {"first": 2.5, "last": 0.75}}
-        manifest |= {"measures": {"linear probe": {"trained": 0.61, "random": 0.22}}}
+        measures = {"fresh": {"linear_probe": 0.22, "chance": 0.2}, "trained": {"linear_probe": 0.61, "chance": 0.2}}
+        phase = {"loss": {"first": 2.5, "last": 0.75}, "measures": measures}
+        manifest |= {"objective": "masked-image", "images_seen": 6400, "phases": {"masked-image": phase}}
         (folder / f"{name}.json").write_text(json.dumps(manifest))
 
 

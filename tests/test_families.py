@@ -327,9 +327,9 @@ def test_wordpiece_knows_frequent_words_and_splits_others(tmp_path):
 LEARNING = {
     "classification": (SWIN, 30, 3e-3),
     "masked-image": (SWIN, 30, 3e-3),
-    "contrast": (VIT, 30, 1e-3),
-    "caption-contrast": (VIT, 30, 3e-3),
-    "promptable-masks": (VIT, 30, 3e-3),
+    "contrast": (VIT, 20, 2e-3),
+    "caption-contrast": (VIT, 16, 3e-3),
+    "promptable-masks": (VIT, 20, 3e-3),
 }
 
 
@@ -376,7 +376,7 @@ def test_masked_language_learns(examples, tmp_path):
 
 
 def test_a_random_start_fails_where_training_does_not(examples, tmp_path):
-    spec = spec_of("masked-image", SWIN, steps=60)
+    spec = spec_of("masked-image", SWIN, steps=40)
     objective = MaskedImage(build_backbone(spec.vision), examples, spec)
     fresh = objective.eval().measure()["explained_variance"]
     train(objective, spec.training, tmp_path)

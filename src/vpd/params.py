@@ -346,7 +346,9 @@ def _check_references(params: Params) -> None:
     for task, name in params.registered.items():
         line: Experiment = pick(name, params.experiments, "experiment", f"{params.source}: registered.{task}")
         if line.task != task:
-            raise UserError(f"{params.source}: registered.{task} is '{name}', an experiment of {line.task}; choose another")
+            raise UserError(
+                f"{params.source}: registered.{task} is '{name}', an experiment of {line.task}; choose another"
+            )
 
 
 def _without(layer: Mapping[str, Any], key: str) -> dict[str, Any]:

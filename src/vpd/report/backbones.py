@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,7 +29,8 @@ COLUMNS = (
 )
 
 
-class Measure(BaseModel):
+@dataclass(frozen=True)
+class Measure:
     """A quantity of the pre-trained network beside that of the same network with fresh weights."""
 
     trained: float
@@ -43,6 +44,18 @@ class Loss(BaseModel):
     last: float
 
 
+class Phase(BaseModel):
+    """One objective of a pre-training, as the backbone stage records it."""
+
+    loss: Loss
+    measures: dict[Literal["fresh", "trained"], dict[str, float]]
+
+    def compared(self) -> dict[str, Measure]:
+        """Each measure trained and fresh; ``chance`` is the same for both and named beside them."""
+        fresh, trained = (self.measures.get(name, {}) for name in ("fresh", "trained"))
+        return {name.replace("_", " "): Measure(value, fresh[name]) for name, value in trained.items() if name in fresh}
+
+
 class Manifest(BaseModel):
     """A checkpoint's manifest, as far as the report shows it."""
 
@@ -52,8 +65,18 @@ class Manifest(BaseModel):
     objective: str | None = None
     images_seen: int | None = None
     parameters: dict[str, Any] | int | None = None
-    loss: Loss | None = None
-    measures: dict[str, Measure] = {}
+    phases: dict[str, Phase] = {}
+
+    @property
+    def loss(self) -> Loss | None:
+        """Loss of the image encoder's own phase, the first."""
+        return next((phase.loss for phase in self.phases.values()), None)
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Held-out measures of all phases."""
+        found = [phase.compared() for phase in self.phases.values()]
+        return {name: value for part in found for name, value in part.items() if name != "chance"}
 
     @property
     def size(self) -> int | None:
