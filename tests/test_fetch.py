@@ -822,7 +822,7 @@ def test_a_killed_fetch_is_finished_by_the_next(server, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- sources
 NAMES = ["ade20k", "nyuv2-labeled", "nyuv2-sync", "coco", "refcoco", "refcoco+", "refcocog"]
-WEIGHTS = ["vpd-seg", "vpd-refcoco", "vpd-refcoco+", "vpd-refcocog", "vpd-depth"]
+WEIGHTS = ["vpd-seg", "vpd-refcoco", "vpd-refcoco+", "vpd-refcocog", "vpd-depth", "dpt-nyu"]
 
 
 def test_every_shipped_entry_has_terms_and_a_way_to_get_it():

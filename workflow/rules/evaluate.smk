@@ -56,8 +56,8 @@ rule released:
         out=lambda wildcards, output: folder(output.index),
         state=f".vpd/{SCALE}/released",
         specs=[
-            (PARAMS.released[name].model_dump_json(), SPECS[name].model_dump_json())
-            for name in PARAMS.released
+            (line.model_dump_json(), SPECS[line.experiment or name].model_dump_json())
+            for name, line in PARAMS.released.items()
         ],
     shell:
         "vpd released --scale {params.scale} --protocol {params.protocol} --data {params.data}"
