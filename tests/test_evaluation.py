@@ -234,7 +234,9 @@ def test_metrics_hold_every_seed_and_milestone(tmp_path, task):
     experiment = Experiment(tmp_path, task)
     value = json.loads(experiment.evaluate())
     runs = {seed: facts["files"] for seed, facts in value.pop("runs").items()}
-    manifests = {f"seed{seed}": experiment.folder / "runs" / f"seed{seed}" / "manifest.json" for seed in experiment.spec.seeds}
+    manifests = {
+        f"seed{seed}": experiment.folder / "runs" / f"seed{seed}" / "manifest.json" for seed in experiment.spec.seeds
+    }
     assert runs == {seed: json.loads(path.read_text())["files"] for seed, path in manifests.items()}
     assert {name: value[name] for name in value if name != "results"} == {
         "experiment": f"{task}-small",

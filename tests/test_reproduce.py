@@ -181,9 +181,12 @@ def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(by_dvc, by_snak
 @pytest.mark.parametrize("seconds", [1.5, 2.5, 3.5])
 def test_report_killed_in_the_middle_is_whole_after_the_next(by_dvc, tmp_path, seconds):
     results = shutil.copytree(by_dvc / "results/smoke", tmp_path / "results", ignore=shutil.ignore_patterns("runs"))
-    files = ["REPORT.md", "tables/cells.csv", "figures/figure3.svg"]
+    files = ["REPORT.md", "report.html", "tables/cells.csv", "figures/figure3.svg"]
     whole = {name: (results / name).read_bytes() for name in files}
-    command = f"vpd report --results {results} --pretraining checkpoints/smoke/pretraining --previews data/smoke --out {results}"
+    command = (
+        f"vpd report --results {results} --pretraining checkpoints/smoke/pretraining --previews data/smoke --out {results}"
+        " --costs workflow/costs.json --costs-scale paper"
+    )
     killed = subprocess.Popen(command.split(), cwd=by_dvc, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     time.sleep(seconds)
     killed.kill()
