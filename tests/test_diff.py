@@ -22,7 +22,8 @@ def other(tmp_path):
     rows = (frame["table"] == "table5") & (frame["row"] == "no prompt")
     frame.loc[rows & (frame["column"] == "miou_8k"), "value"] += 1.5
     frame = frame[~(rows & (frame["column"] == "miou_4k"))]
-    frame.loc[(frame["table"] == "table6") & (frame["row"] == "SAM"), "provenance"] = "measured"
+    quoted = (frame["table"] == "table4") & (frame["row"] == "BTS, default") & (frame["column"] == "rmse")
+    frame.loc[quoted, "provenance"] = "measured"
     frame.to_csv(folder / "tables/cells.csv", index=False)
     return folder
 
@@ -40,7 +41,7 @@ def test_differences_are_named_with_their_noise(other, capsys):
     assert higher["difference"] == pytest.approx(1.5)
     assert higher["noise"] == pytest.approx(sd * 2**0.5)
     assert found.loc["table5", "no prompt", "miou_4k"]["source"] == "measured -> absent"
-    assert found.loc["table6", "SAM", "rmse"]["source"] == "quoted -> measured"
+    assert found.loc["table4", "BTS, default", "rmse"]["source"] == "quoted -> measured"
     assert main(["diff", str(RESULTS), str(other)]) == 1
     said = capsys.readouterr().out
     assert said.startswith("3 of ")
