@@ -20,7 +20,6 @@ from transformers import AutoModel, AutoTokenizer
 from vpd.checkpoints.loop import Workplace, generator_of
 from vpd.data import prepare
 from vpd.errors import UserError
-from vpd.families import pretrain_backbone
 from vpd.families.caption_contrast import IGNORED, following
 from vpd.families.classification import average_precision
 from vpd.families.contrast import Contrast
@@ -28,7 +27,7 @@ from vpd.families.examples import Examples, load_examples
 from vpd.families.language import MaskedLanguage, to_guess
 from vpd.families.masked_image import MaskedImage, enlarge, hidden_error, normalise_squares
 from vpd.families.outputs import HISTORY_EVERY
-from vpd.families.pretrain import OBJECTIVES, objective_class
+from vpd.families.pretrain import OBJECTIVES, objective_class, pretrain_backbone
 from vpd.families.promptable_masks import dice_loss, focal_loss, points_inside
 from vpd.families.self_distillation import SelfDistillation, class_overlap, distillation, sharpened
 from vpd.families.training import Training, parameter_groups
@@ -461,7 +460,7 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from vpd.families import pretrain_backbone
+from vpd.families.pretrain import pretrain_backbone
 from vpd.spec import BackboneSpec
 
 torch.use_deterministic_algorithms(True)

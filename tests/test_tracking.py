@@ -217,10 +217,10 @@ def test_manifest_digests_name_datasets_and_checkpoints(tmp_path):
 
 
 def dataset_inputs(uri: str, name: str) -> list[tuple]:
-    """Name, digest, context and folder of the datasets that the UI shows at a run."""
+    """Name, digest, context and source of the datasets that the UI shows at a run."""
     (run,) = shown_runs(uri)[name]
     return [
-        (entry.dataset.name, entry.dataset.digest, entry.tags[0].value, mlflow.data.get_source(entry.dataset).load())
+        (entry.dataset.name, entry.dataset.digest, entry.tags[0].value, mlflow.data.get_source(entry.dataset))
         for entry in run.inputs.dataset_inputs
     ]
 
@@ -233,7 +233,8 @@ def test_runs_record_the_splits_of_their_dataset(results, uri, tmp_path):
     sync(results, params, uri, data=data, checkpoints=tmp_path / "checkpoints")
     digest, place = sha256(manifest), str(data / "ade20k")
     splits = [(f"ade20k/{context}", digest[:36], context, place) for context in ("training", "validation")]
-    assert dataset_inputs(uri, "seg-empty/seed1") == splits
+    shown = dataset_inputs(uri, "seg-empty/seed1")
+    assert [(name, found, context, source.load()) for name, found, context, source in shown] == splits
     (run,) = shown_runs(uri)["seg-empty/seed1"]
     profile = {"sha256": digest, "training": 12, "validation": 3}
     assert json.loads(run.inputs.dataset_inputs[0].dataset.profile) == profile

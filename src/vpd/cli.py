@@ -353,7 +353,7 @@ def _backbone(options: argparse.Namespace) -> None:
     from vpd.files import read_json, write_json
 
     if spec.source == "pretrained":
-        from vpd.families import pretrain_backbone
+        from vpd.families.pretrain import pretrain_backbone
 
         pretrain_backbone(options.name, spec, options.captions, options.objects, options.out, options.state)
     else:

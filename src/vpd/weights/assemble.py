@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vpd.errors import UserError, nearest, pick
 from vpd.files import atomic_folder, read_json, sha256, write_json
-from vpd.progress import track
 from vpd.spec import CheckpointSpec
 from vpd.weights.stable_diffusion import INDEX, check_pipeline, pipeline_files, possible_files, weight_files
 
@@ -56,15 +55,10 @@ def _from_folder(name: str, spec: CheckpointSpec, pretraining: Path, target: Pat
 
 
 def _from_hub(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Origin:
-    from vpd.weights.hub import download, kept_digests
+    from vpd.weights.hub import checked_digests, download
 
     snapshot = download(name, spec, [INDEX, *possible_files()], [INDEX, *weight_files()])
-    kept = kept_digests(snapshot.folder, pipeline_files(snapshot.folder))
-    checked = track(kept, len(kept), f"check {name}", "files")
-    found = {file: sha256(snapshot.folder / file) for file in checked}
-    for file, digest in kept.items():
-        blob = (snapshot.folder / file).resolve()
-        check_digests(name, found, {file: digest}, f"delete {blob} and fetch it again")
+    found = checked_digests(f"checkpoints.{name}", snapshot.folder, pipeline_files(snapshot.folder))
     check_pipeline(snapshot.folder)
     _copy(snapshot.folder, target, link=True)
     return {"repo": snapshot.repo, "revision": snapshot.revision}, found
