@@ -523,7 +523,9 @@ def test_a_baselines_new_weights_do_not_depend_on_its_backbones(tmp_path):
     states = {}
     for weights in ("pretrained", "random"):
         torch.manual_seed(11)
-        states[weights] = build_baseline(make_spec("segmentation", backbone=weights), tmp_path, 5).state_dict()
+        states[weights] = build_baseline(
+            make_spec("segmentation", backbone=weights), tmp_path, list("abcde")
+        ).state_dict()
     new = [n for n in states["random"] if not n.startswith("backbone.")]
     assert all(torch.equal(states["random"][n], states["pretrained"][n]) for n in new)
     inner = "backbone.network.patch_embed.proj.weight"

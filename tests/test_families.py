@@ -10,27 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from sklearn.neighbors import KNeighborsRegressor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from vpd.checkpoints.loop import Workplace, generator_of
+from vpd.checkpoints.history import HISTORY_EVERY
+from vpd.checkpoints.loop import generator_of
+from vpd.checkpoints.workplace import Workplace
 from vpd.data import prepare
 from vpd.errors import UserError
 from vpd.families.caption_contrast import IGNORED, following
-from vpd.families.classification import average_precision
 from vpd.families.contrast import Contrast
 from vpd.families.examples import Examples, load_examples
 from vpd.families.language import MaskedLanguage, to_guess
 from vpd.families.masked_image import MaskedImage, enlarge, hidden_error, normalise_squares
-from vpd.families.outputs import HISTORY_EVERY
+from vpd.families.precision import average_precision, mean_average_precision
 from vpd.families.pretrain import OBJECTIVES, objective_class, pretrain_backbone
 from vpd.families.promptable_masks import dice_loss, focal_loss, points_inside
-from vpd.families.self_distillation import SelfDistillation, class_overlap, distillation, sharpened
-from vpd.families.training import Training, parameter_groups
+from vpd.families.self_distillation import SelfDistillation, distillation, sharpened, voted
+from vpd.families.training import parameter_groups, train_objective
 from vpd.families.views import crops, flipped, jittered, luminance
 from vpd.families.wordpiece import train_wordpiece
 from vpd.files import read_json, sha256
@@ -168,6 +171,16 @@ def test_average_precision_is_scikit_learns():
     assert average_precision(scores, positive) == pytest.approx(average_precision_score(positive, scores))
 
 
+def test_mean_average_precision_leaves_out_classes_that_all_or_no_images_show():
+    scores, generator = torch.rand(30, 4), torch.Generator().manual_seed(1)
+    shown = torch.rand(30, 4, generator=generator) < 0.5
+    shown[:, 1], shown[:, 3] = True, False
+    kept = [average_precision_score(shown[:, column], scores[:, column]) for column in (0, 2)]
+    expected = (sum(kept) / 2, shown[:, [0, 2]].float().mean().item())
+    assert mean_average_precision(scores, shown) == pytest.approx(expected)
+    assert mean_average_precision(scores[:, :0], shown[:, :0]) == (0, 0)
+
+
 def test_squares_are_normalised_by_themselves():
     images = torch.zeros(1, 3, 8, 16)
     images[..., :8] = torch.tensor([-1.0, 1.0]).repeat(4) * 0.5 + 0.25
@@ -253,10 +266,13 @@ def test_centre_and_teacher_follow_with_their_momenta(examples):
     assert objective.result() is objective.teacher.backbone
 
 
-def test_class_overlap_is_intersection_over_union():
-    one = torch.tensor([[True, True, False], [False, False, False]])
-    other = torch.tensor([[True, False, True], [True, True, False], [False, False, False]])
-    assert class_overlap(one, other).tolist() == [[pytest.approx(1 / 3), 1.0, 0.0], [0.0, 0.0, 1.0]]
+def test_votes_are_those_of_scikit_learns_weighted_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    features, known = (F.normalize(torch.randn(count, 8, generator=generator), dim=1) for count in (5, 50))
+    shown = torch.rand(50, 3, generator=generator) < 0.4
+    weigh = KNeighborsRegressor(20, weights=lambda distance: np.exp((1 - distance) / 0.07), metric="cosine")
+    expected = weigh.fit(known.numpy(), shown.float().numpy()).predict(features.numpy())
+    assert voted(features, known, shown).numpy() == pytest.approx(expected, abs=1e-5)
 
 
 def test_logits_of_contrast_are_scaled_cosines(examples):
@@ -334,7 +350,7 @@ LEARNING = {
 
 def train(objective: nn.Module, training: ObjectiveSpec, folder: Path) -> list[float]:
     place = Workplace(folder, 0, 1000, torch.device("cpu"))
-    return Training("phase", "backbones.tiny.training", objective, training).run(place)
+    return train_objective("phase", "backbones.tiny.training", objective, training, place)
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -362,7 +378,9 @@ def test_student_learns_what_a_fixed_teacher_says(examples):
         objective.after(0.5)
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    assert 0 <= objective.eval().measure()["neighbour_overlap"] <= 1
+    measured = objective.eval().measure()
+    assert 0 <= measured["view_matching"] <= 1
+    assert 0 <= measured["chance"] <= measured["neighbour_average_precision"] <= 1
 
 
 def test_masked_language_learns(examples, tmp_path):

@@ -27,7 +27,8 @@ from vpd.evaluation.inference import estimate_depth, refer, segment
 from vpd.evaluation.referring import native_mask
 from vpd.evaluation.run import predictor
 from vpd.files import sha256, write_json
-from vpd.models import VPD, build_model
+from vpd.models import build_model
+from vpd.models.network import VPD
 from vpd.predict import class_names, maps, predict
 from vpd.predict.depth import Depth, window_places
 from vpd.predict.inputs import Job, find_pictures, plan

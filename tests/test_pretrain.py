@@ -22,11 +22,12 @@ from vpd.checkpoints.autoencoder import build_autoencoder, encode_images, scalin
 from vpd.checkpoints.captions import load_captions
 from vpd.checkpoints.denoiser import Encoded, build_scheduler
 from vpd.checkpoints.ema import EMA
-from vpd.checkpoints.loop import Workplace, constant_after, generator_of, rise_and_fall
+from vpd.checkpoints.loop import constant_after, generator_of, rise_and_fall
 from vpd.checkpoints.pooling import initialise_as_pooling
 from vpd.checkpoints.pretrain import pretrain
 from vpd.checkpoints.text import contrastive_loss
 from vpd.checkpoints.tokenizer import encode, train_tokenizer
+from vpd.checkpoints.workplace import Workplace
 from vpd.errors import UserError
 from vpd.files import read_json, sha256
 from vpd.spec import PretrainingSpec
@@ -278,7 +279,9 @@ def test_state_of_another_spec_is_not_resumed(data, tmp_path):
 def test_non_finite_loss_stops_before_the_optimizer(data, tmp_path):
     wild = SPEC.autoencoder.model_copy(update={"lr": 1e30})
     spec = SPEC.model_copy(update={"autoencoder": wild})
-    with pytest.raises(UserError, match=r"phase 'autoencoder' is \w+ at step 2; lower pretraining\.autoencoder\.lr"):
+    with pytest.raises(
+        UserError, match=r"of pretraining\.autoencoder is \w+ at step 2; lower pretraining\.autoencoder\.lr"
+    ):
         pretrain(spec, data, tmp_path / "out", tmp_path / "state", save_every=1)
     (kept,) = (tmp_path / "state").rglob("autoencoder.pt")
     assert len(torch.load(kept, weights_only=True)["losses"]) == 1

@@ -1,6 +1,6 @@
-"""`smoke`, run whole by DVC, and by Snakemake, from clean copies of the project, as a user would run it.
+"""`smoke`, run whole by Snakemake, and by DVC, from clean copies of the project, as a user would run it.
 
-Snakemake runs one experiment of every method here; all of them in the slow test (`make test-slow`).
+DVC runs one experiment of every method here; all of them in the slow test (`make test-slow`).
 """
 
 import os
@@ -43,6 +43,7 @@ def copy_of_project(folder: Path) -> Path:
     params = folder / "params.yaml"
     params.write_text(re.sub(r"(?m)^scale: \w+", "scale: smoke", params.read_text()))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    (folder / ".venv").symlink_to(ROOT / ".venv")  # `make setup` was run by whoever runs this test
     return folder
 
 
@@ -51,14 +52,6 @@ def run(command: str, folder: Path, succeed: bool = True) -> str:
     done = subprocess.run(command, shell=True, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.returncode == 0) == succeed, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="session")
-def by_dvc(tmp_path_factory):
-    """A project in which a newcomer typed `make reproduce`: environment, and everything by DVC."""
-    folder = copy_of_project(tmp_path_factory.mktemp("dvc"))
-    run("make reproduce", folder)
-    return folder
 
 
 def one_of_each_method() -> list[str]:
@@ -70,34 +63,62 @@ def one_of_each_method() -> list[str]:
 
 
 FEW = one_of_each_method()
-TARGETS = " ".join(f"results/smoke/metrics/{name}.json" for name in FEW)
+STAGES = " ".join(f"evaluate@{name}" for name in FEW)
 
 
 @pytest.fixture(scope="session")
-def by_snakemake(tmp_path_factory):
-    """A project in which `snakemake` made FEW, killed with SIGKILL in the middle and started again."""
-    return killed_and_restarted(copy_of_project(tmp_path_factory.mktemp("snakemake")), TARGETS)
+def both(tmp_path_factory):
+    """Two clean projects: all of it by Snakemake, killed with SIGKILL and started again; FEW by DVC, at the same time."""
+    whole, few = (copy_of_project(tmp_path_factory.mktemp(name)) for name in ("snakemake", "dvc"))
+    with (few / "dvc.log").open("w") as log:
+        dvc = subprocess.Popen(
+            ["dvc", "repro", *STAGES.split()], cwd=few, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            killed_and_restarted(whole)
+            assert dvc.wait() == 0, (few / "dvc.log").read_text()
+        finally:
+            dvc.kill()
+    return whole, few
 
 
-def killed_and_restarted(folder: Path, targets: str = "") -> Path:
+@pytest.fixture(scope="session")
+def whole(both):
+    """The project that Snakemake made, as a newcomer's `snakemake --cores 2` would."""
+    return both[0]
+
+
+@pytest.fixture(scope="session")
+def few(both):
+    """The project in which DVC made FEW and what they need."""
+    return both[1]
+
+
+@pytest.fixture(scope="session")
+def recorded(whole):
+    """The project that Snakemake made, after DVC was told of it."""
+    run("make record", whole)
+    return whole
+
+
+def killed_and_restarted(folder: Path) -> None:
     """Run Snakemake to the end in ``folder``, after it was killed once with SIGKILL."""
     engine = subprocess.Popen(
-        ["snakemake", "--cores", "2", *targets.split()],
+        ["snakemake", "--cores", "2"],
         cwd=folder,
         env=ENVIRONMENT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 900
     while len(list(folder.glob("results/smoke/metrics/*.json"))) < 3 and time.monotonic() < deadline:
         assert engine.poll() is None, "snakemake ended by itself"
         time.sleep(0.5)
     os.killpg(engine.pid, signal.SIGKILL)
     engine.wait()
     run("snakemake --unlock", folder)
-    run(f"snakemake --cores 2 {targets}", folder)
-    return folder
+    run("snakemake --cores 2", folder)
 
 
 def cells(folder):
@@ -105,8 +126,8 @@ def cells(folder):
     return pd.read_csv(folder / CELLS)
 
 
-def test_every_experiment_is_measured(by_dvc):
-    frame = cells(by_dvc)
+def test_every_experiment_is_measured(whole):
+    frame = cells(whole)
     measured = frame[frame.provenance == "measured"]
     shown = {name for value in measured.experiment for name in str(value).split()}
     assert shown == set(load_params(ROOT / "params.yaml").experiments)
@@ -115,38 +136,39 @@ def test_every_experiment_is_measured(by_dvc):
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_snakemake_interrupted_gives_the_same_metrics_as_dvc(by_dvc, by_snakemake, name):
+def test_snakemake_interrupted_gives_the_same_metrics_as_dvc(whole, few, name):
     """Equal to the bit, the digests of data, checkpoint and weights included: threads are fixed in both."""
     path = f"results/smoke/metrics/{name}.json"
-    assert (by_dvc / path).read_bytes() == (by_snakemake / path).read_bytes()
+    assert (few / path).read_bytes() == (whole / path).read_bytes()
 
 
 @pytest.mark.slow
-def test_the_whole_by_snakemake_gives_the_same_cells_as_dvc(by_dvc, tmp_path):
-    folder = killed_and_restarted(copy_of_project(tmp_path))
-    assert_frame_equal(cells(by_dvc), cells(folder), check_exact=True)
-    assert "Nothing to be done" in run("snakemake -n", folder)
+def test_the_whole_whole_gives_the_same_cells_as_snakemake(whole, tmp_path):
+    folder = copy_of_project(tmp_path)
+    (folder / ".venv").unlink()
+    run("make reproduce", folder)
+    assert_frame_equal(cells(whole), cells(folder), check_exact=True)
+    assert "up to date" in run("dvc repro", folder)
 
 
-def test_second_dvc_repro_does_nothing(by_dvc):
-    assert "up to date" in run("dvc repro", by_dvc)
+def test_second_dvc_repro_does_nothing(few):
+    assert "up to date" in run(f"dvc repro {STAGES}", few)
 
 
-def test_second_snakemake_does_nothing(by_snakemake):
-    assert "Nothing to be done" in run(f"snakemake -n {TARGETS}", by_snakemake)
+def test_second_snakemake_does_nothing(whole):
+    assert "Nothing to be done" in run("snakemake -n", whole)
 
 
-def test_dvc_takes_over_what_snakemake_made(by_snakemake):
-    stages = " ".join(f"train@{name} evaluate@{name}" for name in FEW)
-    run(f"dvc commit --force --quiet {stages}", by_snakemake)
-    assert "up to date" in run(f"dvc status {stages}", by_snakemake)
-    assert "Nothing to be done" in run(f"snakemake -n {TARGETS}", by_snakemake)
+def test_dvc_takes_over_what_snakemake_made(recorded):
+    assert "up to date" in run("make reproduce", recorded)
+    assert "Nothing to be done" in run("snakemake -n", recorded)
 
 
-def test_snakemake_takes_over_what_dvc_made(by_dvc):
-    run("snakemake --touch --cores 1", by_dvc)
-    assert "Nothing to be done" in run("snakemake -n", by_dvc)
-    assert "up to date" in run("dvc repro", by_dvc)
+def test_snakemake_takes_over_what_dvc_made(few):
+    targets = " ".join(f"results/smoke/metrics/{name}.json" for name in FEW)
+    run(f"snakemake --touch --cores 1 {targets}", few)
+    assert "Nothing to be done" in run(f"snakemake -n {targets}", few)
+    assert "up to date" in run(f"dvc repro {STAGES}", few)
 
 
 EDITS = {
@@ -157,21 +179,21 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(by_dvc, by_snakemake, edit):
+def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(recorded, edit):
     start, old, new, wanted = EDITS[edit]
-    for folder, command in ((by_dvc, "dvc repro --dry"), (by_snakemake, f"snakemake -n {TARGETS}")):
-        params = folder / "params.yaml"
+    params = recorded / "params.yaml"
+    for command in ("dvc repro --dry", "snakemake -n"):
         text = params.read_text()
         line = next(line for line in text.splitlines() if line.strip().startswith(start))
         assert old in line
         try:
             params.write_text(text.replace(line, line.replace(old, new)))
-            changed = run(command, folder)
+            changed = run(command, recorded)
         finally:
             params.write_text(text)
         names = set(re.findall(r"vpd (?:train|evaluate) (\S+)", changed)) or set(re.findall(r"\bname=(\S+)", changed))
         # A dry DVC run cannot know that an experiment will see another backbone before that is made.
-        assert names == wanted or (edit == "a backbone" and folder == by_dvc and names <= wanted), changed
+        assert names == wanted or (edit == "a backbone" and command.startswith("dvc") and names <= wanted), changed
         stages = set(re.findall(r"^(?:local)?(?:rule |Running stage ')(\w+)", changed, flags=re.M))
         assert stages & {"data", "pretrain", "checkpoint"} == set(), changed
         backbones = set(re.findall(r"vpd backbone (\S+)", changed)) or set(re.findall(r"backbone=(\S+)", changed))
@@ -179,27 +201,27 @@ def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(by_dvc, by_snak
 
 
 @pytest.mark.parametrize("seconds", [1.5, 2.5, 3.5])
-def test_report_killed_in_the_middle_is_whole_after_the_next(by_dvc, tmp_path, seconds):
-    results = shutil.copytree(by_dvc / "results/smoke", tmp_path / "results", ignore=shutil.ignore_patterns("runs"))
+def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path, seconds):
+    results = shutil.copytree(whole / "results/smoke", tmp_path / "results", ignore=shutil.ignore_patterns("runs"))
     files = ["REPORT.md", "report.html", "tables/cells.csv", "figures/figure3.svg"]
     whole = {name: (results / name).read_bytes() for name in files}
     command = (
         f"vpd report --results {results} --pretraining checkpoints/smoke/pretraining --previews data/smoke --out {results}"
         " --costs workflow/costs.json --costs-scale paper"
     )
-    killed = subprocess.Popen(command.split(), cwd=by_dvc, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command.split(), cwd=whole, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     time.sleep(seconds)
     killed.kill()
     killed.wait()
-    run(command, by_dvc)
+    run(command, whole)
     assert {name: (results / name).read_bytes() for name in files} == whole
     assert not list(results.glob("**/.*partial*"))
 
 
-def test_all_runs_are_in_mlflow(by_dvc):
+def test_all_runs_are_in_mlflow(whole):
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{by_dvc / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{whole / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("vpd-smoke")
     names = [found.info.run_name for found in client.search_runs([experiment.experiment_id], max_results=1000)]
     params = load_params(ROOT / "params.yaml", "smoke")
@@ -208,9 +230,9 @@ def test_all_runs_are_in_mlflow(by_dvc):
     assert len(names) == len(set(names))
 
 
-def test_a_failed_job_fails_the_whole_and_leaves_no_output(by_dvc, tmp_path):
+def test_a_failed_job_fails_the_whole_and_leaves_no_output(whole, tmp_path):
     """A truncated image ends `vpd train` with code 2 and one sentence; neither weights nor a manifest appear."""
-    data = shutil.copytree(by_dvc / "data/smoke/ade20k", tmp_path / "ade20k")
+    data = shutil.copytree(whole / "data/smoke/ade20k", tmp_path / "ade20k")
     for image in sorted((data / "ADEChallengeData2016/images/training").iterdir()):
         whole = image.read_bytes()
         image.unlink()
@@ -219,7 +241,7 @@ def test_a_failed_job_fails_the_whole_and_leaves_no_output(by_dvc, tmp_path):
         f"vpd train seg-fast --data {data} --checkpoint checkpoints/smoke/sd-1-5 --runs {tmp_path}/runs"
         f" --spec {tmp_path}/spec.json --history {tmp_path}/history.csv --state {tmp_path}/state --timing {tmp_path}/timing.json",
         shell=True,
-        cwd=by_dvc,
+        cwd=whole,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -247,8 +269,8 @@ ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
-def test_command_of_the_readme_works(command, by_dvc):
-    run(command.replace("mini", "smoke"), by_dvc)
+def test_command_of_the_readme_works(command, whole):
+    run(command.replace("mini", "smoke"), whole)
 
 
 @pytest.mark.parametrize("command", sorted(ELSEWHERE))

@@ -47,7 +47,7 @@ rule backbone:
     input:
         captions=f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json",
         objects=f"data/{SCALE}/{PARAMS.block.backbones.objects}/manifest.json",
-        code=code("families", "models/backbones", "weights"),
+        code=code("checkpoints", "families", "models/backbones", "weights"),
     output:
         manifest=f"checkpoints/{SCALE}/{{backbone}}/manifest.json",
         facts=f"results/{SCALE}/backbones/{{backbone}}.json",

@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from vpd.checkpoints.captions import Captions
-from vpd.checkpoints.loop import Phase, Workplace, initialised_by, rise_and_fall
+from vpd.checkpoints.loop import Phase, initialised_by, rise_and_fall
 from vpd.checkpoints.pooling import initialise_as_pooling
+from vpd.checkpoints.workplace import Workplace
 from vpd.progress import track
 from vpd.spec import AutoencoderSpec
 
@@ -53,8 +54,8 @@ def train_autoencoder(spec: AutoencoderSpec, captions: Captions, place: Workplac
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + spec.kl_weight * divergence
 
-    losses = Phase("autoencoder", model, spec.steps, spec.lr, rise_and_fall(spec.steps)).train(place, loss_of)
-    return model, losses
+    phase = Phase("autoencoder", "pretraining.autoencoder", model, spec.steps, spec.lr, rise_and_fall(spec.steps))
+    return model, phase.train(place, loss_of)
 
 
 @torch.no_grad()

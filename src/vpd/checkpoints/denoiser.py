@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from vpd.checkpoints.autoencoder import LATENT_CHANNELS
 from vpd.checkpoints.ema import EMA
-from vpd.checkpoints.loop import Phase, Workplace, constant_after, initialised_by
+from vpd.checkpoints.loop import Phase, constant_after, initialised_by
+from vpd.checkpoints.workplace import Workplace
 from vpd.spec import DenoiserSpec
 
 
@@ -101,5 +102,5 @@ def train_denoiser(
         predicted = unet(noisy.to(place.device), times.to(place.device), contexts.to(place.device)).sample
         return F.mse_loss(predicted, noise.to(place.device))
 
-    phase = Phase("denoiser", unet, steps, spec.lr, constant_after(spec.warmup_steps), ema)
+    phase = Phase("denoiser", "pretraining.denoiser", unet, steps, spec.lr, constant_after(spec.warmup_steps), ema=ema)
     return phase.train(place, loss_of, after=lambda step: keep(step, ema.weights))

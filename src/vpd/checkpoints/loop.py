@@ -13,12 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from vpd.checkpoints.ema import EMA
+from vpd.checkpoints.workplace import Workplace
 from vpd.errors import UserError
 from vpd.files import atomic_path
 from vpd.progress import Progress
-
-Observer = Callable[[str, int, float], None]
-"""Called with phase, steps done and loss after every step, once a state due at that step is on disk."""
 
 
 def seed_of(*key: object) -> int:
@@ -62,30 +60,25 @@ def rise_and_fall(steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / rise, (steps - step) / max(steps - rise + 1, 1), 1.0)
 
 
-@dataclass(frozen=True)
-class Workplace:
-    """Where and how often phases keep their resumable states, and the seed that all their randomness comes from."""
-
-    folder: Path
-    seed: int
-    save_every: int
-    device: torch.device
-    observers: tuple[Observer, ...] = ()
-
-
 @dataclass
 class Phase:
     """One model on its way through ``steps`` optimizer steps of AdamW at ``lr`` times ``factor(step)``.
 
-    Randomness of step s comes from a generator seeded by (seed, phase, s), so that model, optimizer, average and step
-    are the whole state, and a run that is resumed makes the same bits as one that never stopped.
+    Randomness of step s comes from (seed, phase, s) alone, so that model, optimizer, average and losses are the whole
+    state, and a run that is resumed makes the same bits as one that never stopped.
     """
 
     name: str
+    settings: str
+    """Where params.yaml has them, for messages."""
     model: nn.Module
     steps: int
     lr: float
     factor: Callable[[int], float]
+    groups: list[dict] | None = None
+    """Parameters in groups of their own settings; all of the model's by default."""
+    largest_gradient: float | None = None
+    """Norm to which a larger gradient is scaled down."""
     ema: EMA | None = None
 
     def train(
@@ -99,11 +92,11 @@ class Phase:
         ``loss_of`` draws its batch from the generator; ``after`` is called with the steps done, before a state is kept.
         """
         self.model.to(place.device).train()
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, fused=True)
+        optimizer = torch.optim.AdamW(self.groups or self.model.parameters(), lr=self.lr, fused=True)
         losses = self._resume(place, optimizer)
-        progress = Progress(self.steps, f"pre-training {self.name}", "steps", len(losses))
+        progress = Progress(self.steps, self.settings, "steps", len(losses))
         for step in range(len(losses), self.steps):
-            losses.append(self._step(step, optimizer, loss_of(generator_of(place.seed, self.name, step))))
+            losses.append(self._step(step, optimizer, place, loss_of))
             after(step + 1)
             if (step + 1) % place.save_every == 0 or step + 1 == self.steps:
                 self._save(place, optimizer, losses)
@@ -114,19 +107,30 @@ class Phase:
         self.model.eval()
         return losses
 
-    def _step(self, step: int, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    def _step(
+        self, step: int, optimizer: torch.optim.Optimizer, place: Workplace, loss_of: Callable[[Generator], Tensor]
+    ) -> float:
+        # Dropout and stochastic depth inside a library's network draw from the global generator.
+        with initialised_by(place.seed, self.name, "network", step):
+            loss = loss_of(generator_of(place.seed, self.name, step))
         value = loss.item()
         if not math.isfinite(value):
-            message = f"the loss of pre-training phase '{self.name}' is {value} at step {step + 1}"
-            raise UserError(f"{message}; lower pretraining.{self.name}.lr or look at the captions dataset")
+            raise UserError(
+                f"the loss of {self.settings} is {value} at step {step + 1}; lower {self.settings}.lr or look at the images"
+            )
         for group in optimizer.param_groups:
             group["lr"] = self.lr * self.factor(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.largest_gradient is not None:
+            nn.utils.clip_grad_norm_(trained_parameters(self.model), self.largest_gradient)
         optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, step)
         return value
+
+    def _path(self, place: Workplace) -> Path:
+        return place.folder / f"{self.name}.pt"
 
     def _save(self, place: Workplace, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
         state = {
@@ -135,16 +139,20 @@ class Phase:
             "ema": self.ema.weights if self.ema is not None else {},
             "losses": torch.tensor(losses, dtype=torch.float64),
         }
-        with atomic_path(place.folder / f"{self.name}.pt") as temporary:
+        with atomic_path(self._path(place)) as temporary:
             torch.save(state, temporary)
 
     def _resume(self, place: Workplace, optimizer: torch.optim.Optimizer) -> list[float]:
-        path = place.folder / f"{self.name}.pt"
-        if not path.exists():
+        if not self._path(place).exists():
             return []
-        state = torch.load(path, map_location=place.device, weights_only=True)
+        state = torch.load(self._path(place), map_location=place.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.weights = state["ema"]
         return state["losses"].tolist()
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that take a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

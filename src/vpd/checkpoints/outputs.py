@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +13,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vpd.checkpoints.captions import Captions
 from vpd.checkpoints.denoiser import build_unet
+from vpd.checkpoints.history import averaged, write_history
 from vpd.checkpoints.loop import seed_of
-from vpd.checkpoints.pictures import Row, plot_grid, plot_losses
+from vpd.checkpoints.pictures import plot_grid, plot_losses
 from vpd.checkpoints.pipeline import draw, save_pipeline
-from vpd.files import sha256, write_json, write_text
+from vpd.files import sha256, write_json
 from vpd.spec import PretrainingSpec
 
-HISTORY_EVERY = 10
-"""Steps that one line of history.csv averages."""
+PICTURES = ("loss.png", "samples.png")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def write_outputs(
         unet = _load_unet(spec, trained, path)
         parameters["unet"] = unet.num_parameters()
         save_pipeline(out / name, trained.vae, trained.text, trained.tokenizer, unet)
-    rows = _history(trained.losses)
+    rows = averaged(trained.losses)
     plot_losses(rows, spec.milestones, out / "loss.png")
     plot_grid(_pictures(spec, captions, trained, out), list(spec.milestones), out / "samples.png")
     details = {
@@ -60,27 +58,9 @@ def write_outputs(
         "scaling_factor": trained.vae.config.scaling_factor,
         "measures": trained.measures,
     }
-    write_tables(out, rows, identity | {"milestones": spec.milestones} | details | {"files": _digests(spec, out)})
-
-
-def write_tables(out: Path, rows: list[Row], manifest: dict) -> None:
-    """Write history.csv and, last, manifest.json."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("phase", "step", "loss"))
-    writer.writerows((phase, step, f"{loss:.6f}") for phase, step, loss in rows)
-    write_text(out / "history.csv", text.getvalue())
-    write_json(out / "manifest.json", manifest)
-
-
-def _history(losses: dict[str, list[float]]) -> list[Row]:
-    """Mean loss of every ten steps (fewer at a phase's end), at the last of them."""
-    rows = []
-    for phase, values in losses.items():
-        for start in range(0, len(values), HISTORY_EVERY):
-            chunk = values[start : start + HISTORY_EVERY]
-            rows.append((phase, start + len(chunk), sum(chunk) / len(chunk)))
-    return rows
+    write_history(rows, out / "history.csv")
+    files = {"files": _digests(spec, out)}
+    write_json(out / "manifest.json", identity | {"milestones": spec.milestones} | details | files)
 
 
 def _load_unet(spec: PretrainingSpec, trained: Trained, path: Path) -> UNet2DConditionModel:

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from vpd.checkpoints.history import Row
 from vpd.files import atomic_path
-
-Row = tuple[str, int, float]
-"""Phase, step, loss."""
 
 
 def plot_losses(rows: list[Row], milestones: dict[str, int], path: Path) -> None:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vpd.checkpoints.denoiser import build_scheduler
+from vpd.checkpoints.silence import quiet
 from vpd.files import atomic_folder
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Loading and saving models shows no progress bars within the block."""
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
 
 
 def save_pipeline(

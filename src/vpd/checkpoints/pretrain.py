@@ -18,12 +18,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vpd.checkpoints.autoencoder import encode_images, reconstruction_psnr, scaling_factor, train_autoencoder
 from vpd.checkpoints.captions import Captions, load_captions
 from vpd.checkpoints.denoiser import Encoded, encode_texts, train_denoiser
-from vpd.checkpoints.loop import Observer, Workplace, cpu_threads
-from vpd.checkpoints.outputs import Trained, write_outputs, write_tables
+from vpd.checkpoints.history import write_history
+from vpd.checkpoints.loop import cpu_threads
+from vpd.checkpoints.outputs import PICTURES, Trained, write_outputs
 from vpd.checkpoints.text import matching_accuracy, text_tower, train_clip
 from vpd.checkpoints.tokenizer import encode, train_tokenizer
+from vpd.checkpoints.workplace import Observer, Workplace, is_finished, open_workplace
 from vpd.code import code_digest
-from vpd.files import atomic_path, locked, read_json, sha256
+from vpd.files import atomic_path, locked, read_json, sha256, write_json
 from vpd.spec import PretrainingSpec
 
 
@@ -42,39 +44,18 @@ def pretrain(
     nothing is trained and ``data`` is not read. A finished ``out`` of the same spec and data is left alone.
     """
     if not spec.milestones:
-        write_tables(out, [], {"spec": spec.digest(), "milestones": {}, "files": {}})
+        write_history([], out / "history.csv")
+        write_json(out / "manifest.json", {"spec": spec.digest(), "milestones": {}, "files": {}})
         return
     read_json(data / "manifest.json")
     identity = {"spec": spec.digest(), "dataset": sha256(data / "manifest.json"), "code": code_digest("checkpoints")}
-    if _finished(out, identity):
+    if is_finished(out, identity, ("history.csv", *PICTURES)):
         return
     with locked(state), cpu_threads(spec.threads):
-        place = _workplace(spec, state, identity, save_every, observers)
+        place = open_workplace(state, identity, spec.seed, save_every, observers)
         captions = load_captions(data)
         write_outputs(spec, captions, _train(spec, captions, place), out, identity)
         shutil.rmtree(state)
-
-
-def _finished(out: Path, identity: dict[str, str]) -> bool:
-    if not (out / "manifest.json").exists():
-        return False
-    manifest = read_json(out / "manifest.json")
-    same = all(manifest.get(key) == value for key, value in identity.items())
-    names = [*manifest["files"], "history.csv", "loss.png", "samples.png"]
-    return same and all((out / name).is_file() for name in names)
-
-
-def _workplace(
-    spec: PretrainingSpec, state: Path, identity: dict[str, str], save_every: int, observers: Sequence[Observer]
-) -> Workplace:
-    """The folder of this spec, dataset and code within ``state``; states of any other are removed."""
-    folder = state / f"{identity['spec']}-{identity['dataset'][:16]}-{identity['code']}"
-    for other in state.iterdir():
-        if other.is_dir() and other != folder:
-            shutil.rmtree(other)
-    folder.mkdir(exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Workplace(folder, spec.seed, save_every, device, tuple(observers))
 
 
 def _train(spec: PretrainingSpec, captions: Captions, place: Workplace) -> Trained:

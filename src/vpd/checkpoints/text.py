@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from vpd.checkpoints.captions import Captions
-from vpd.checkpoints.loop import Phase, Workplace, initialised_by, rise_and_fall
+from vpd.checkpoints.loop import Phase, initialised_by, rise_and_fall
 from vpd.checkpoints.tokenizer import encode
+from vpd.checkpoints.workplace import Workplace
 from vpd.spec import TextSpec
 
 MATCHED = 64
@@ -58,8 +59,8 @@ def train_clip(
         logits = _logits(model, captions.pixels(captions.image_of[pair]), tokens[text], place)
         return contrastive_loss(logits, (text[:, None] == text[None]).to(place.device))
 
-    losses = Phase("text", model, spec.steps, spec.lr, rise_and_fall(spec.steps)).train(place, loss_of)
-    return model, losses
+    phase = Phase("text", "pretraining.text", model, spec.steps, spec.lr, rise_and_fall(spec.steps))
+    return model, phase.train(place, loss_of)
 
 
 def _logits(model: CLIPModel, images: Tensor, tokens: Tensor, place: Workplace) -> Tensor:

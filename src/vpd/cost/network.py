@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import BatchEncoding, BertConfig, BertModel
 
 from vpd.files import read_json
-from vpd.models import VPD, compose
+from vpd.models.compose import compose
+from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES
 from vpd.spec import BackboneSpec, DepthSpec, ReferringSpec, SegmentationSpec, Spec
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from vpd.evaluation.drawing import LINE, Sheet, caption, pixels, show
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.segmentation import IGNORED
 from vpd.evaluation.windows import SlidingWindow, resize, scaled_image
 from vpd.spec import ReferringSpec, SegmentationSpec, Spec, VPDModel
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 WORDS = 10
 Word = tuple[str, Tensor]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vpd.families.examples import Examples
 from vpd.families.objective import VisionObjective, pooled
+from vpd.families.precision import mean_average_precision
 from vpd.families.views import flipped
 from vpd.spec import BackboneSpec
 
@@ -42,18 +43,5 @@ class Classification(VisionObjective):
         """Mean average precision over the classes that some of the images show and some do not, and that of chance."""
         numbers = self.candidates(held=True)
         scores = torch.cat([self.logits(self.pixels(part)).cpu() for part in numbers.split(CHUNK)])
-        shown = self.examples.shown[numbers]
-        mixed = [column for column in range(shown.shape[1]) if 0 < shown[:, column].sum() < len(shown)]
-        precisions = [average_precision(scores[:, column], shown[:, column]) for column in mixed]
-        count = max(len(mixed), 1)
-        return {
-            "mean_average_precision": sum(precisions) / count,
-            "chance": sum(shown[:, column].float().mean().item() for column in mixed) / count,
-        }
-
-
-def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Mean, over the positives, of the share of positives among all that score at least as high."""
-    ranked = positive[scores.argsort(descending=True, stable=True)]
-    precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)
-    return precision[ranked].mean().item()
+        precision, chance = mean_average_precision(scores, self.examples.shown[numbers])
+        return {"mean_average_precision": precision, "chance": chance}

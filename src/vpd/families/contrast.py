@@ -69,15 +69,23 @@ class Contrast(VisionObjective):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Share of held-out images whose own caption scores best among those of all of them (at most MATCHED)."""
-        batch = self.candidates(held=True)[:MATCHED]
+        """Share of held-out images whose own caption scores best among those of a group, and that of chance.
+
+        Groups have at most MATCHED pairs, and as equal sizes as the pairs allow.
+        """
+        pairs = self.candidates(held=True)
+        groups = pairs.tensor_split(math.ceil(len(pairs) / MATCHED))
+        right, chance = (
+            torch.cat(found).float().mean().item() for found in zip(*map(self._matched, groups), strict=True)
+        )
+        return {"matching_accuracy": right, "chance": chance}
+
+    def _matched(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each image's best caption is its own (B,), and the share of captions that are (B,)."""
         images, tokens = self.pair(batch)
         best = self.logits(self.backbone(images), tokens).argmax(dim=1)
         own = self.same(batch)
-        return {
-            "matching_accuracy": own[torch.arange(len(batch)), best].float().mean().item(),
-            "chance": own.float().mean().item(),
-        }
+        return own[torch.arange(len(batch)), best], own.float().mean(dim=1)
 
 
 def caption_tokenizer(examples: Examples, vocabulary: int | None) -> CLIPTokenizer:

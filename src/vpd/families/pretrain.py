@@ -11,15 +11,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from vpd.checkpoints.loop import Observer, Workplace, cpu_threads, initialised_by
+from vpd.checkpoints.loop import cpu_threads, initialised_by
+from vpd.checkpoints.workplace import Observer, Workplace, is_finished, open_workplace
 from vpd.code import code_digest
 from vpd.errors import UserError, pick
 from vpd.families.examples import Examples, load_examples
 from vpd.families.objective import Objective, VisionObjective
-from vpd.families.outputs import Outcome, is_finished, write_outputs
-from vpd.families.training import Training
+from vpd.families.outputs import Outcome, write_outputs
+from vpd.families.training import train_objective
 from vpd.files import locked, read_json, sha256
 from vpd.models.backbones import build_backbone
 from vpd.spec import BackboneSpec, ObjectiveSpec
@@ -65,10 +64,10 @@ def pretrain_backbone(
         "objects": sha256(objects / "manifest.json"),
         "code": code_digest(*CODE),
     }
-    if is_finished(out, identity):
+    if is_finished(out, identity, ("history.csv", "loss.png")):
         return
     with locked(state), cpu_threads(spec.threads):
-        place = _workplace(spec, state, identity, save_every, observers)
+        place = open_workplace(state, identity, spec.seed, save_every, observers)
         write_outputs(spec, _train(name, spec, load_examples(captions, objects), place), out, identity)
         shutil.rmtree(state)
 
@@ -90,19 +89,6 @@ def _check(name: str, spec: BackboneSpec) -> None:
 def _reads(spec: BackboneSpec) -> bool:
     """Whether any of the networks reads words."""
     return bool(spec.language) or "captions" in objective_class(spec.objective).sees
-
-
-def _workplace(
-    spec: BackboneSpec, state: Path, identity: dict[str, str], save_every: int, observers: Sequence[Observer]
-) -> Workplace:
-    """The folder of this identity within ``state``; states of any other are removed."""
-    folder = state / "-".join(identity[key][:16] for key in ("spec", "captions", "objects", "code"))
-    for other in state.iterdir():
-        if other.is_dir() and other != folder:
-            shutil.rmtree(other)
-    folder.mkdir(exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Workplace(folder, spec.seed, save_every, device, tuple(observers))
 
 
 def _train(name: str, spec: BackboneSpec, examples: Examples, place: Workplace) -> list[Outcome]:
@@ -128,6 +114,6 @@ def _phase(phase: str, key: str, build: Callable[[], Objective], spec: Objective
     with initialised_by(place.seed, phase):
         objective = build()
     fresh = objective.to(place.device).eval().measure()
-    losses = Training(phase, key, objective, spec).run(place)
+    losses = train_objective(phase, key, objective, spec, place)
     measures = {"fresh": fresh, "trained": objective.measure()}
     return Outcome(phase, objective, losses, spec.steps * spec.batch_size, measures)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from vpd.checkpoints.loop import generator_of
 from vpd.families.examples import Examples
 from vpd.families.objective import VisionObjective, pooled
+from vpd.families.precision import mean_average_precision
 from vpd.families.views import crops, flipped, jittered
 from vpd.spec import BackboneSpec
 
@@ -25,8 +28,10 @@ STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
 CENTRE_MOMENTUM = 0.9
 HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 128
 """Widths of the projection head, which is thrown away (DINO: 2048, 256 and 65536)."""
-COMPARED, CHUNK = 1024, 64
-"""Training images among which neighbours are sought; images looked at together."""
+NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07
+"""Of the vote by which DINO's features are judged in its paper."""
+CHUNK = 64
+"""Images looked at together when measured."""
 
 
 class ProjectionHead(nn.Module):
@@ -106,19 +111,28 @@ class SelfDistillation(VisionObjective):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Overlap (IoU) of the visible classes of a held-out image and its nearest training image, and of any two."""
-        held, trained = self.candidates(held=True), self.candidates(held=False)[:COMPARED]
-        one, other = (F.normalize(torch.cat([self._features(part) for part in numbers.split(CHUNK)]), dim=1)
-                      for numbers in (held, trained))  # fmt: skip
-        nearest = (one @ other.T).argmax(dim=1)
-        overlap = class_overlap(self.examples.shown[held], self.examples.shown[trained])
-        return {
-            "neighbour_overlap": overlap[torch.arange(len(held)), nearest].mean().item(),
-            "chance": overlap.mean().item(),
-        }
+        """How well held-out images are told apart, and their classes told, from features alone.
 
-    def _features(self, numbers: Tensor) -> Tensor:
-        return pooled(self.teacher.backbone(self.pixels(numbers))).cpu()
+        ``view_matching``: share of held-out images whose one global view is nearest to their other among all of them.
+        ``neighbour_average_precision``: of the visible classes, by a vote of the nearest training images, and ``chance``
+        for it.
+        """
+        held, trained = self.candidates(held=True), self.candidates(held=False)
+        votes = voted(self._features(held), self._features(trained), self.examples.shown[trained])
+        precision, chance = mean_average_precision(votes, self.examples.shown[held])
+        matching = self._view_matching(held)
+        return {"view_matching": matching, "neighbour_average_precision": precision, "chance": chance}
+
+    def _view_matching(self, images: Tensor) -> float:
+        generator = generator_of("held-out views")
+        one, other = (self._features(images, lambda part: self._view(part, GLOBAL_SIDE, GLOBAL_AREAS, generator))
+                      for _ in range(2))  # fmt: skip
+        return ((one @ other.T).argmax(dim=1) == torch.arange(len(images))).float().mean().item()
+
+    def _features(self, numbers: Tensor, look: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+        """(N,C) unit vectors of the teacher for images as ``look`` shows them."""
+        parts = [pooled(self.teacher.backbone(look(self.pixels(part)))).cpu() for part in numbers.split(CHUNK)]
+        return F.normalize(torch.cat(parts), dim=1)
 
 
 def sharpened(outputs: Tensor, centre: Tensor) -> Tensor:
@@ -134,9 +148,11 @@ def distillation(answers: list[Tensor], targets: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def class_overlap(one: Tensor, other: Tensor) -> Tensor:
-    """(A,B) intersection over union of class sets (A,C) and (B,C) bool; two empty sets overlap fully."""
-    one, other = one.float(), other.float()
-    both = one @ other.T
-    either = one.sum(dim=1)[:, None] + other.sum(dim=1) - both
-    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+def voted(features: Tensor, known: Tensor, shown: Tensor) -> Tensor:
+    """(N,K) share of the vote for each class: of the nearest of ``known`` (M,C), weighted by their cosine.
+
+    ``features`` (N,C) and ``known`` have unit length; ``shown`` (M,K) bool has the known images' classes.
+    """
+    cosines, nearest = (features @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
+    weights = (cosines / NEIGHBOUR_TEMPERATURE).softmax(dim=1)
+    return (weights[..., None] * shown[nearest].float()).sum(dim=1)

@@ -1,22 +1,23 @@
-"""Networks: ``build_model`` is the one place that composes them from a spec."""
+"""Networks: ``build_model`` is the one place that makes them from a spec."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 
-from vpd.errors import UserError
-from vpd.models.diffusion import FeatureUNet, FrozenEncoder, load_unet, load_vae
 from vpd.models.features import Features, LatentCache
-from vpd.models.heads import HEADS, grid_stride
-from vpd.models.network import VPD
-from vpd.models.prompts import FROM_IMAGES, TextAdapter, TextEncoder, encode_prompts, token_count
 from vpd.spec import Spec
 
-__all__ = ["VPD", "Features", "LatentCache", "build_model", "compose"]
+__all__ = ["Features", "LatentCache", "build_model"]
+
+BUILDERS = {
+    "vpd": ("vpd.models.compose", "build_vpd"),
+    "backbone": ("vpd.models.baseline", "build_baseline"),
+    "lavt": ("vpd.models.lavt", "build_lavt"),
+}
+"""Kind of model -> module and function; diffusers, transformers and timm take seconds each, so only what is used is imported."""
 
 
 def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
@@ -24,83 +25,5 @@ def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
 
     ``classes`` are the dataset's, in label order. UserError if checkpoint and spec do not fit each other.
     """
-    return BUILDERS[spec.model.kind](spec, checkpoint, classes)
-
-
-def _build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
-    # Restoring the random state gives every checkpoint, and the random U-Net, the same initial adapter and head.
-    with torch.random.fork_rng(devices=[]):
-        unet, vae = load_unet(checkpoint, spec.model.unet), load_vae(checkpoint)
-        text = TextEncoder(checkpoint, spec.model.prompt.length)
-        check_widths(text.width, unet)
-        fixed = None if spec.model.prompt.strategy in FROM_IMAGES else encode_prompts(spec.model.prompt, text, classes)
-    return compose(spec, unet, vae, len(classes), text=text if fixed is None else None, class_embeddings=fixed)
-
-
-# timm and its architectures are imported only where they are used.
-def _build_baseline(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
-    from vpd.models.baseline import build_baseline
-
-    return build_baseline(spec, checkpoint, len(classes))
-
-
-def _build_lavt(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
-    from vpd.models.lavt import build_lavt
-
-    return build_lavt(spec, checkpoint)
-
-
-BUILDERS = {"vpd": _build_vpd, "backbone": _build_baseline, "lavt": _build_lavt}
-
-
-def compose(
-    spec: Spec,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    classes: int,
-    *,
-    text: TextEncoder | None = None,
-    class_embeddings: Tensor | None = None,
-) -> VPD:
-    """Put VPD's network of one experiment together from its parts, on whatever device they are (``meta`` included).
-
-    ``classes`` is their number. UserError if a canvas does not fit the head or its grid.
-    """
-    model = spec.model
-    features = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
-    encoder = FrozenEncoder(vae, model.latent_scale, model.posterior)
-    check_canvas(spec, encoder.factor)
-    tokens, width = token_count(model.prompt, classes), features.context_width
-    channels = [c + (tokens if level in features.recorded else 0) for level, c in enumerate(features.channels)]
-    strides = [encoder.factor * 2**level for level in range(len(channels))]
-    outputs = {"segmentation": classes, "referring": 2, "depth": 1}[spec.task]
-    return VPD(
-        model,
-        vae=encoder,
-        unet=features,
-        text=text,
-        class_embeddings=class_embeddings,
-        adapter=TextAdapter(width, model.adapter) if model.adapter.enabled else nn.Identity(),
-        head=HEADS[model.head.kind](model.head, channels, strides, outputs),
-    )
-
-
-def check_widths(width: int, unet: UNet2DConditionModel) -> None:
-    """UserError where the text encoder's width is not the one that the U-Net attends to."""
-    wanted = unet.config.cross_attention_dim
-    if width != wanted:
-        raise UserError(
-            f"the text encoder is {width} wide but the U-Net attends to {wanted} channels; "
-            f"use parts of one Stable Diffusion checkpoint"
-        )
-
-
-def check_canvas(spec: Spec, factor: int) -> None:
-    """UserError where the canvas does not fit the head or its grid."""
-    canvas, unit = spec.model.canvas, grid_stride(factor)
-    if canvas is None:
-        return
-    if spec.model.head.kind != "depth-decoder":
-        raise UserError(f"model.canvas={canvas} works only with head 'depth-decoder'; set it to null")
-    if canvas % unit:
-        raise UserError(f"model.canvas={canvas} is no multiple of the depth decoder's grid of {unit} pixels; change it")
+    module, function = BUILDERS[spec.model.kind]
+    return getattr(importlib.import_module(module), function)(spec, checkpoint, classes)

@@ -46,10 +46,10 @@ class Baseline(nn.Module):
         load_trained_state(self, state)
 
 
-def build_baseline(spec: Spec, checkpoint: Path, classes: int) -> Baseline:
+def build_baseline(spec: Spec, checkpoint: Path, classes: list[str]) -> Baseline:
     """Build the network of one experiment from a backbone's checkpoint folder; new weights come from torch's global seed.
 
-    ``classes`` is the dataset's number of them.
+    Of ``classes`` only the number matters.
     """
     # Restoring the random state gives every backbone, and the random one, the same initial head.
     with torch.random.fork_rng(devices=[]):
@@ -59,7 +59,7 @@ def build_baseline(spec: Spec, checkpoint: Path, classes: int) -> Baseline:
             drop_path=spec.model.drop_path,
             gradient_checkpointing=spec.training.gradient_checkpointing,
         )
-    return compose_baseline(spec, backbone, classes)
+    return compose_baseline(spec, backbone, len(classes))
 
 
 def compose_baseline(spec: Spec, backbone: Backbone, classes: int) -> Baseline:

@@ -66,8 +66,11 @@ class Lavt(nn.Module):
         load_trained_state(self, state)
 
 
-def build_lavt(spec: Spec, checkpoint: Path) -> Lavt:
-    """Build LAVT from a checkpoint folder with vision/ and language/; new weights come from torch's global seed."""
+def build_lavt(spec: Spec, checkpoint: Path, classes: list[str]) -> Lavt:
+    """Build LAVT from a checkpoint folder with vision/ and language/; new weights come from torch's global seed.
+
+    ``classes`` are not looked at: what to find is in the expression.
+    """
     # Restoring the random state gives every backbone, and the random one, the same initial fusion and head.
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(

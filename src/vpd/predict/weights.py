@@ -14,9 +14,7 @@ from vpd.data.layouts import ade20k
 from vpd.data.layouts.nyuv2 import SCENES
 from vpd.errors import UserError
 from vpd.files import read_json, sha256
-from vpd.models import LatentCache, build_model, compose
-from vpd.models.diffusion import load_unet, load_vae
-from vpd.models.prompts import FROM_IMAGES, TextEncoder
+from vpd.models import LatentCache, build_model
 from vpd.spec import Spec, VPDModel
 
 CLASSIFIERS = {
@@ -75,6 +73,10 @@ def _baseline(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Mo
 
 
 def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
+    from vpd.models.compose import compose
+    from vpd.models.diffusion import load_unet, load_vae
+    from vpd.models.prompts import FROM_IMAGES, TextEncoder
+
     prompts = weights.get(EMBEDDINGS)
     model = compose(
         spec,
