@@ -16,7 +16,7 @@ from vpd.cost import all_costs, cost, markdown, paper_gflops, read_parts, resour
 from vpd.cost.activations import any_loss, keep, saved_bytes
 from vpd.cost.counting import count
 from vpd.cost.estimate import GIB
-from vpd.cost.hours import REFERENCES
+from vpd.cost.hours import REFERENCES, forward_passes
 from vpd.cost.network import build, make_batch
 from vpd.errors import UserError
 from vpd.params import load_params
@@ -360,9 +360,29 @@ def test_the_file_for_schedulers_is_the_same_twice(params, checkpoints, tmp_path
     assert files[0].read_bytes() == files[1].read_bytes()
     entries = json.loads(files[0].read_text())
     assert list(entries) == names
-    assert entries["seg-sd-1-1"] == entries["seg-fast"] != entries["seg-fast-a64"]
+    figures = {name: entry["figures"] for name, entry in entries.items()}
+    assert figures["seg-sd-1-1"] == figures["seg-fast"] != figures["seg-fast-a64"]
     wanted = {"gpus", "gpu_mem_mb", "mem_mb", "runtime", "cpus"}
-    assert all(set(entry["resources"]) == wanted for entry in entries.values())
+    for entry in entries.values():
+        assert all(set(entry["resources"][stage]) == wanted for stage in ("train", "evaluate"))
+        assert entry["resources"]["evaluate"]["gpu_mem_mb"] < entry["resources"]["train"]["gpu_mem_mb"]
+        assert entry["hours"]["train"] > 0
+
+
+def test_an_evaluation_passes_every_window_view_and_mirror(params):
+    """Windows of 512 with stride 341 on 512 x 683, scaled by 1, 1.125, 1.25, 1.375 and 1.5: 2, 4, 6, 6 and 6 (G7, G8)."""
+    assert forward_passes(params.resolve("seg-fast-a64"), 3) == 3 * 2 * (2 + 4 + 6 + 6 + 6)
+    assert forward_passes(params.resolve("seg-sd-1-1")) == 2000 * 2
+    depth = params.resolve("depth-full")
+    assert forward_passes(depth) == 654 * depth.evaluation.windows * (2 if depth.evaluation.flip else 1)
+    assert forward_passes(params.resolve("refcoco-full")) == 10834
+
+
+def test_evaluation_hours_are_the_authors_pace(costs):
+    """Their pace, 80,000 steps of 16 in 26 h on 8 V100, holds for forward passes too."""
+    pace = 80_000 * 16 * 1798.66e9 / (26 * 8)
+    expected = costs["seg"].evaluation_images * costs["seg"].macs / pace
+    assert costs["seg"].evaluation_hours == pytest.approx(expected, rel=1e-6)
 
 
 def test_only_the_named_experiments_are_counted(params, checkpoints):

@@ -22,7 +22,7 @@ from vpd.report.judge import SETTING, Judge, all_cells, by_reference
 from vpd.report.layout import FigureSpec, QuestionSpec, TableRow, TableSpec, band, check_layout, report_files
 from vpd.report.learning import Curve, learning_figure
 from vpd.report.provenance import sources
-from vpd.report.reported import load_reported, load_reruns
+from vpd.report.reported import load_claims, load_reported, load_reruns
 from vpd.report.style import styled
 from vpd.report.write import write_report
 
@@ -380,7 +380,13 @@ def test_every_link_of_the_report_resolves(world):
 
 def test_the_report_shows_tables_and_findings(world, params):
     text = (world[1][0] / "REPORT.md").read_text(encoding="utf-8")
-    assert text.index("Pre-training matters (Figure 3)") < text.index("### Table 1")
+    assert text.index("| Pre-training matters | Figure 3 | **") < text.index("### Table 1")
+    table = text[text.index("| claim | shown in |") : text.index("<details>")].splitlines()
+    assert len([line for line in table if line.startswith("| ")]) == 1 + len(load_claims())
+    folded = text[text.index("<details>") : text.index("</details>")]
+    every = pd.read_csv(world[1][0] / "tables" / "claims.csv")
+    sizes = every[every["section"] == "paper"].groupby("claim").size()
+    assert len(re.findall("^- ", folded, flags=re.M)) == sizes[sizes > 1].sum()
     cells = read_cells(world[1][0])
     cell = cells[(cells["table"] == "table5") & (cells["row"] == "no prompt") & (cells["column"] == "miou_8k")].iloc[0]
     shown = f"**{float(cell['value']):.1f} ± {float(cell['sd']):.1f}**<br>paper 46.9"

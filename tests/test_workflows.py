@@ -130,6 +130,6 @@ def test_snakemake_lists_the_whole_of_paper_scale_with_what_each_job_needs(at_pa
     assert sorted(name for name, _ in jobs) == sorted(load_params(ROOT / "params.yaml", "paper").experiments)
     for name, resources in jobs:
         found = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", resources)}
-        assert found["gpus"] >= 1, name
+        assert found["gpu"] >= 1, name
         assert found["gpu_mem_mb"] > 10_000, name
         assert found["runtime"] > 30, name

@@ -107,6 +107,18 @@ def _paper_scale(commands) -> None:
     command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
     _params(command)
 
+    command = _command(commands, "plan", _plan, "jobs, hours, disk and the critical path, before paying for them")
+    command.add_argument(
+        "words", nargs="*", metavar="WHAT", help="experiments, tasks, tables or figures (default: the whole matrix)"
+    )
+    command.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs at hand (default: %(default)s)")
+    command.add_argument("--cores", type=_count, metavar="N", help="cores at hand (default: enough, or this machine's)")
+    command.add_argument("--jobs", action="store_true", help="list every job with what it needs, too")
+    command.add_argument(
+        "--costs", type=Path, default=Path("workflow/costs.json"), help="file of vpd cost --out (default: %(default)s)"
+    )
+    _params(command)
+
     command = _command(commands, "import-weights", _import_weights, "turn the authors' released weights into a run")
     command.add_argument("name", help="experiment that the weights stand for")
     command.add_argument("file", type=Path, help="the authors' file")
@@ -291,6 +303,28 @@ def _cost(options: argparse.Namespace) -> None:
     if options.out:
         write_costs(params, costs, options.out)
     print(markdown(costs, paper_gflops(params)))
+
+
+def _count(text: str) -> int:
+    """A number of GPUs or cores, at least one."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from vpd.plan import ancestors, describe, enough_cores, estimates, listing, read_graph, select
+    from vpd.plan.estimate import read_computed
+
+    params = _load(options)
+    names, jobs = select(params, options.words), read_graph(params)
+    if options.words:
+        jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
+    found = estimates(params, jobs, read_computed(options.costs))
+    if options.jobs:
+        print(listing(jobs, found), end="\n\n")
+    title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"
+    print(describe(title, jobs, found, options.gpus, options.cores or enough_cores(found, options.gpus)))
 
 
 def _import_weights(options: argparse.Namespace) -> None:

@@ -15,22 +15,32 @@ SCALE, PROTOCOL = PARAMS.scale, PARAMS.protocol
 SPECS = {name: PARAMS.resolve(name) for name in PARAMS.experiments}
 
 
-# Scales that fix the threads of their jobs are for CPUs and reserve nothing but those.
 COSTS = json.loads(Path("workflow/costs.json").read_text())
+# Scales that fix the threads of their jobs are for CPUs: what one seed of their small networks needs, and never as long.
+SMALL = {"gpus": 0, "gpu_mem_mb": 0, "mem_mb": 3000, "runtime": 120, "cpus": 1}
+
+GROWING = {"mem_mb", "runtime"}
 
 
-def reserved(resource):
-    """What `vpd cost` found that an experiment's training needs; the most of its task where it has not looked."""
+def reserved(stage, resource):
+    """What `vpd cost` found that a job needs; the most of its task's experiments where it has not looked.
 
-    def amount(wildcards):
+    A job that is tried again gets that much more memory and time.
+    """
+
+    def amount(wildcards, attempt):
+        return needed(wildcards) * (attempt if resource in GROWING else 1)
+
+    def needed(wildcards):
         spec = SPECS[wildcards.name]
         if spec.training.threads:
-            return 0
+            return SMALL[resource] * (len(spec.seeds) if resource == "mem_mb" else 1)
         alike = [
             name for name in COSTS if name in SPECS and SPECS[name].task == spec.task
         ]
         known = [wildcards.name] if wildcards.name in COSTS else alike
-        return max((COSTS[name]["resources"][resource] for name in known), default=0)
+        found = [COSTS[name]["resources"][stage][resource] for name in known]
+        return max(found, default=SMALL[resource])
 
     return amount
 

@@ -13,12 +13,12 @@ rule evaluate:
         f"logs/{SCALE}/evaluate/{{name}}.log",
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: reserved("evaluate", "cpus")
     resources:
-        gpus=reserved("gpus"),
-        gpu_mem_mb=reserved("gpu_mem_mb"),
-        mem_mb=reserved("mem_mb"),
-        runtime=reserved("runtime"),
+        gpu=reserved("evaluate", "gpus"),
+        gpu_mem_mb=reserved("evaluate", "gpu_mem_mb"),
+        mem_mb=reserved("evaluate", "mem_mb"),
+        runtime=reserved("evaluate", "runtime"),
     params:
         data=lambda wildcards, input: folder(input.data),
         checkpoint=lambda wildcards, input: folder(input.checkpoint),

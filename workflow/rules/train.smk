@@ -12,12 +12,12 @@ rule train:
         f"logs/{SCALE}/train/{{name}}.log",
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: reserved("train", "cpus")
     resources:
-        gpus=reserved("gpus"),
-        gpu_mem_mb=reserved("gpu_mem_mb"),
-        mem_mb=reserved("mem_mb"),
-        runtime=reserved("runtime"),
+        gpu=reserved("train", "gpus"),
+        gpu_mem_mb=reserved("train", "gpu_mem_mb"),
+        mem_mb=reserved("train", "mem_mb"),
+        runtime=reserved("train", "runtime"),
     params:
         scale=SCALE,
         protocol=PROTOCOL,

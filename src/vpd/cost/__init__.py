@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from vpd.cost.estimate import Cost, cost
 from vpd.cost.network import read_parts
-from vpd.cost.plan import all_costs, resources, write_costs
+from vpd.cost.reserve import all_costs, evaluation_resources, resources, write_costs
 from vpd.cost.table import markdown, paper_gflops
 
-__all__ = ["Cost", "all_costs", "cost", "markdown", "paper_gflops", "read_parts", "resources", "write_costs"]
+__all__ = [
+    "Cost",
+    "all_costs",
+    "cost",
+    "evaluation_resources",
+    "markdown",
+    "paper_gflops",
+    "read_parts",
+    "resources",
+    "write_costs",
+]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vpd.cost.activations import Kept, keep
 from vpd.cost.counting import Part, count, text_parameters
-from vpd.cost.hours import gpu_hours, training_images, training_macs
+from vpd.cost.hours import forward_passes, gpu_hours, training_images, training_macs
 from vpd.cost.network import CLASSES, LAYOUTS, Parts, crop
 from vpd.errors import UserError
 from vpd.spec import BackboneSpec, Spec, digest
@@ -50,6 +50,11 @@ class Cost:
     """Training images that the run sees."""
     gpu_hours: float
     """V100-hours (see ``vpd.cost.hours``)."""
+    evaluation_batch: int
+    evaluation_images: int
+    """Network inputs of measuring all of the run's milestones."""
+    evaluation_hours: float
+    """V100-hours of that."""
 
     @property
     def parameters(self) -> int:
@@ -91,13 +96,24 @@ class Cost:
         """Memory to expect on each GPU."""
         return self.step_bytes(gpus) + RESERVED
 
+    def evaluation_bytes(self) -> int:
+        """Memory of an evaluation: weights, and per image less than what checkpointing keeps for the backward pass."""
+        weights = FLOAT * (self.parameters + self.text_parameters)
+        return weights + self.evaluation_batch * (self.kept_checkpointed.per_image + self.encoder)
 
-def cost(spec: Spec, parts: Parts | None = None, classes: int | None = None, samples: int | None = None) -> Cost:
+
+def cost(
+    spec: Spec,
+    parts: Parts | None = None,
+    classes: int | None = None,
+    samples: int | None = None,
+    evaluated: int | None = None,
+) -> Cost:
     """Cost of one run of ``spec``, without computing anything.
 
     ``parts`` are VPD's configurations of unet, vae and text_encoder (Stable Diffusion 1's unless given, see
-    ``read_parts``), or a baseline's backbone (``params.backbone(spec.checkpoint)``); ``classes`` and ``samples`` per epoch
-    are those of the real dataset unless given.
+    ``read_parts``), or a baseline's backbone (``params.backbone(spec.checkpoint)``); ``classes``, ``samples`` per epoch
+    and ``evaluated`` samples are those of the real dataset unless given.
     """
     parts = parts or sd1_configs()
     if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
@@ -105,6 +121,8 @@ def cost(spec: Spec, parts: Parts | None = None, classes: int | None = None, sam
     measured = _measure(spec, parts, CLASSES[LAYOUTS[spec.task]] if classes is None else classes)
     training, images = spec.training, training_images(spec, samples)
     macs = training_macs(measured["parts"], training.gradient_checkpointing)
+    forward = sum(part.macs for part in measured["parts"].values())
+    inputs = forward_passes(spec, evaluated) * len(training.milestones)
     return Cost(
         **measured,
         encoder=_encoder(spec, parts),
@@ -112,7 +130,10 @@ def cost(spec: Spec, parts: Parts | None = None, classes: int | None = None, sam
         accumulate=training.accumulate,
         checkpointing=training.gradient_checkpointing,
         images=images,
-        gpu_hours=gpu_hours(spec, images, macs),
+        gpu_hours=gpu_hours(spec.task, images, macs),
+        evaluation_batch=spec.evaluation.batch_size,
+        evaluation_images=inputs,
+        evaluation_hours=gpu_hours(spec.task, inputs, forward),
     )
 
 

@@ -1,15 +1,23 @@
-"""GPU-hours of a training run, scaled from the times that the authors report for their own runs."""
+"""GPU-hours of training and of evaluation, scaled from the times that the authors report for their own runs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vpd.cost.counting import Part
-from vpd.spec import Spec
+from vpd.data.transforms import resized_size
+from vpd.evaluation.inference import views
+from vpd.evaluation.windows import window_starts
+from vpd.spec import DepthSpec, SegmentationSpec, Spec
 
 SAMPLES = {"ade20k": 20210, "nyuv2": 24231, "refcoco": 42404, "refcoco+": 42278, "refcocog": 42226}
 """Training samples of the real datasets: images, and in the RefCOCO family (UMD split of RefCOCOg) objects."""
+EVALUATED = {"ade20k": 2000, "nyuv2": 654, "refcoco": 10834, "refcoco+": 10758, "refcocog": 4896}
+"""Images, and in the RefCOCO family sentences, of the splits that the tables show."""
+TYPICAL = (512, 683)
+"""Height and width of a validation image of ADE20K, most of which have sides of 3 to 4."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,32 @@ def training_images(spec: Spec, samples: int | None = None) -> int:
     training = spec.training
     if training.steps:
         return training.steps * training.batch_size
-    samples = samples or SAMPLES[spec.variant or {"segmentation": "ade20k", "depth": "nyuv2"}[spec.task]]
+    samples = samples or SAMPLES[_dataset(spec)]
     return training.epochs * (samples // training.batch_size * training.batch_size if training.drop_last else samples)
+
+
+def forward_passes(spec: Spec, samples: int | None = None) -> int:
+    """Network inputs of one evaluation: windows, views and mirrored copies of ``samples``, by default the real split's."""
+    return (samples or EVALUATED[_dataset(spec)]) * _inputs(spec)
+
+
+def _inputs(spec: Spec) -> int:
+    """Network inputs of one sample."""
+    if isinstance(spec, SegmentationSpec):
+        return sum(_windows(spec, ratio) for ratio, _ in views(spec.evaluation))
+    if isinstance(spec, DepthSpec):
+        return spec.evaluation.windows * (1 + spec.evaluation.flip)
+    return 1
+
+
+def _windows(spec: SegmentationSpec, ratio: float) -> int:
+    settings = spec.evaluation
+    size = resized_size(*TYPICAL, settings.short_side, settings.long_side, ratio)
+    return math.prod(len(window_starts(side, settings.crop, settings.stride)) for side in size)
+
+
+def _dataset(spec: Spec) -> str:
+    return spec.variant or {"segmentation": "ade20k", "depth": "nyuv2"}[spec.task]
 
 
 def training_macs(parts: Mapping[str, Part], checkpointing: bool) -> int:
@@ -53,7 +85,10 @@ def training_macs(parts: Mapping[str, Part], checkpointing: bool) -> int:
     return forward + backward + (repeated if checkpointing else 0)
 
 
-def gpu_hours(spec: Spec, images: int, macs: int) -> float:
-    """V100-hours of one run: the authors' hours x 8 GPUs x (images / their images) x (macs / those of that network)."""
-    reference = REFERENCES[spec.task]
+def gpu_hours(task: str, images: int, macs: int) -> float:
+    """V100-hours of passing ``images`` through a network at ``macs`` each, at the pace of the authors' run of ``task``.
+
+    The pace is their multiply-adds, images x macs, over their hours x 8 GPUs.
+    """
+    reference = REFERENCES[task]
     return reference.hours * GPUS * (images / reference.images) * (macs / reference.macs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from vpd.report.claims import Finding, shown
 from vpd.report.costs import RowCost
 from vpd.report.names import ordinal
 from vpd.report.specs import FigureSpec
+from vpd.report.tables import escaped
 
 STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate", "released")
 
@@ -72,15 +74,34 @@ def summary(scale: str, protocol: str, comparable: bool, cells: Sequence[Cell]) 
 
 
 def findings(found: Iterable[Finding]) -> str:
-    """Claims or questions as a list, each with its verdict in front and, if it has several, its comparisons below."""
+    """Claims or questions as a table of verdicts; of those with several comparisons, each is told in a folded part."""
+    found = list(found)
+    if not found:
+        return ""
+    rows = [
+        f"| {escaped(item.title)} | {item.place} | **{item.verdict}** | {escaped(_evidence(item))} |" for item in found
+    ]
+    heads = ["| claim | shown in | verdict | measured here |", "|---|---|---|---|"]
+    return "\n".join([*heads, *rows]) + "\n" + _comparisons([item for item in found if len(item.lines) > 1])
+
+
+def _evidence(item: Finding) -> str:
+    """The one comparison in words, or how many of several ended how."""
+    if len(item.lines) == 1:
+        return item.sentence
+    verdicts = Counter(line.verdict for line in item.lines)
+    return f"of {len(item.lines)} comparisons " + ", ".join(f"{count} {name}" for name, count in verdicts.items())
+
+
+def _comparisons(found: Sequence[Finding]) -> str:
+    """Every comparison of claims that have several, folded; a page that cannot fold shows them as they are."""
+    if not found:
+        return ""
     lines = []
     for item in found:
-        head = f"- {item.title} ({item.place}): **{item.verdict}**."
-        if len(item.lines) == 1:
-            lines.append(f"{head} {item.sentence}")
-        else:
-            lines += [head, *(f"  - {line.verdict}: {line.sentence}" for line in item.lines)]
-    return "\n".join(lines) + "\n" if lines else ""
+        lines += [f"{item.title} ({item.place}): {item.verdict}", ""]
+        lines += [*(f"- {line.verdict}: {line.sentence}" for line in item.lines), ""]
+    return "\n<details><summary>Every comparison</summary>\n\n" + "\n".join(lines) + "\n</details>\n"
 
 
 def panels(name: str, figure: FigureSpec, links: Links, folder: Path) -> str:

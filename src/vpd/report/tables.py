@@ -66,7 +66,7 @@ def markdown_table(name: str, table: TableSpec | None, source: ReportedTable, ce
     for row in row_names(here):
         ours = row_cells(here, row)
         texts = [_markdown(here.get((row, column)), source.decimals(column), own(ours)) for column in source.columns]
-        lines.append(_line([f"**{_escape(row)}**" if own(ours) else _escape(row), *texts, origin(ours)]))
+        lines.append(_line([f"**{escaped(row)}**" if own(ours) else escaped(row), *texts, origin(ours)]))
     why = [f"- {', '.join(rows)}: {reason}." for reason, rows in reasons(here.values()).items()]
     notes = "\nQuoted, because:\n\n" + "\n".join(why) + "\n" if why else ""
     return f"### {caption(name, table, source)}\n\n" + "\n".join(lines) + "\n" + notes
@@ -76,7 +76,8 @@ def _line(texts: Sequence[str]) -> str:
     return "| " + " | ".join(texts) + " |"
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """``text`` as one cell of a markdown table."""
     return text.replace("|", "\\|")
 
 

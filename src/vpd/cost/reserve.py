@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.cost.estimate import Cost, cost
+from vpd.cost.estimate import FLOAT, RESERVED, Cost, cost
 from vpd.cost.network import CLASSES, Parts, read_parts
 from vpd.cost.table import figures
 from vpd.data.world.classes import CLASSES as DRAWN
@@ -45,6 +45,25 @@ def resources(cost: Cost, spec: Spec, gpus: int = 1) -> dict[str, int]:
     return _rounded(gpus, cost.gpu_bytes(gpus) / MIB, memory, minutes * seeds, gpus * (1 + workers))
 
 
+def evaluation_resources(cost: Cost, spec: Spec) -> dict[str, int]:
+    """What a job that measures all seeds of ``spec`` should reserve; the names are those of ``resources``."""
+    threads, workers, seeds = spec.training.threads, spec.training.workers, len(spec.seeds)
+    if threads:
+        minutes = cost.evaluation_images * cost.macs / (CPU_MACS * threads) / 60
+        memory = seeds * (HOST + workers * WORKER + cost.evaluation_bytes() / MIB)
+        return _rounded(0, 0, memory, minutes * seeds, threads * seeds)
+    memory = HOST + workers * WORKER + FLOAT * cost.parameters / MIB
+    return _rounded(
+        1, (cost.evaluation_bytes() + RESERVED) / MIB, memory, cost.evaluation_hours * 60 * seeds, 1 + workers
+    )
+
+
+def hours(cost: Cost, spec: Spec) -> dict[str, float]:
+    """V100-hours of training and of measuring all seeds of ``spec``."""
+    seeds = len(spec.seeds)
+    return {"train": round(cost.gpu_hours * seeds, 3), "evaluate": round(cost.evaluation_hours * seeds, 3)}
+
+
 def _rounded(gpus: int, gpu_mem: float, mem: float, minutes: float, cpus: int) -> dict[str, int]:
     return {
         "gpus": gpus,
@@ -67,17 +86,18 @@ def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[s
 
 
 def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:
-    """Write ``{experiment: {resources, figures}}`` to ``path`` as JSON."""
-    entries = {
-        name: {"resources": resources(found, params.resolve(name)), "figures": figures(found)}
-        for name, found in costs.items()
-    }
-    write_json(path, entries)
+    """Write ``{experiment: {resources, hours, trainable, figures}}`` to ``path`` as JSON; resources by stage."""
+    write_json(path, {name: _entry(found, params.resolve(name)) for name, found in costs.items()})
+
+
+def _entry(cost: Cost, spec: Spec) -> dict:
+    stages = {"train": resources(cost, spec), "evaluate": evaluation_resources(cost, spec)}
+    return {"resources": stages, "hours": hours(cost, spec), "trainable": cost.trainable, "figures": figures(cost)}
 
 
 def _cost(params: Params, spec: Spec, checkpoints: Path | None) -> Cost:
     dataset = params.dataset(spec.dataset)
-    return cost(spec, _parts(params, spec, checkpoints), classes(dataset), samples(dataset))
+    return cost(spec, _parts(params, spec, checkpoints), classes(dataset), samples(dataset), evaluated(dataset))
 
 
 def _parts(params: Params, spec: Spec, checkpoints: Path | None) -> Parts | None:
@@ -99,4 +119,13 @@ def classes(dataset: DatasetSpec) -> int:
 
 def samples(dataset: DatasetSpec) -> int | None:
     """Training images that are drawn, or None where the dataset is real and its size known."""
-    return next((dataset.draw[split] for split in ("training", "train") if split in dataset.draw), None)
+    return _drawn(dataset, "training", "train")
+
+
+def evaluated(dataset: DatasetSpec) -> int | None:
+    """Drawn images of the split that the tables show, or None where the dataset is real."""
+    return _drawn(dataset, "validation", "test", "val")
+
+
+def _drawn(dataset: DatasetSpec, *splits: str) -> int | None:
+    return next((dataset.draw[split] for split in splits if split in dataset.draw), None)

@@ -1,0 +1,24 @@
+"""What a run will take before it is paid for: jobs, GPU-hours, disk and the time that N GPUs need."""
+
+from __future__ import annotations
+
+from vpd.plan.estimate import Estimate, estimates
+from vpd.plan.graph import Job, ancestors, read_graph
+from vpd.plan.schedule import Schedule, critical_path, enough_cores, schedule
+from vpd.plan.selection import select
+from vpd.plan.text import describe, listing
+
+__all__ = [
+    "Estimate",
+    "Job",
+    "Schedule",
+    "ancestors",
+    "critical_path",
+    "describe",
+    "enough_cores",
+    "estimates",
+    "listing",
+    "read_graph",
+    "schedule",
+    "select",
+]

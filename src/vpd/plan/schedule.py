@@ -1,0 +1,114 @@
+"""How long jobs take together: the longest chain, and a schedule on so many GPUs and cores."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpd.errors import UserError
+
+if TYPE_CHECKING:
+    from vpd.plan.estimate import Estimate
+    from vpd.plan.graph import Job
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Hours from the start at which each job begins, and at which the last one ends."""
+
+    starts: dict[str, float]
+    hours: float
+
+
+def enough_cores(found: Mapping[str, Estimate], gpus: int) -> int:
+    """Cores that keep ``gpus`` busy; those of this machine where no job has a GPU."""
+    per_gpu = max((estimate.cores / estimate.gpus for estimate in found.values() if estimate.gpus), default=0.0)
+    return math.ceil(gpus * per_gpu) or len(os.sched_getaffinity(0))
+
+
+def remaining(jobs: Mapping[str, Job], found: Mapping[str, Estimate]) -> dict[str, float]:
+    """Hours of each job and of the longest chain of jobs behind it; what is present or unknown takes none."""
+    longest: dict[str, float] = {}
+    behind: dict[str, float] = dict.fromkeys(jobs, 0.0)
+    for name in reversed(jobs):  # jobs come after what they need
+        longest[name] = _hours(found[name]) + behind[name]
+        for needed in jobs[name].needs:
+            if needed in behind:
+                behind[needed] = max(behind[needed], longest[name])
+    return longest
+
+
+def critical_path(jobs: Mapping[str, Job], found: Mapping[str, Estimate]) -> list[str]:
+    """The longest chain of jobs that are still to do: no number of GPUs is faster."""
+    longest = remaining(jobs, found)
+    chain: list[str] = []
+    ready = [name for name, job in jobs.items() if not any(needed in jobs for needed in job.needs)]
+    while ready:
+        first = max(ready, key=longest.__getitem__)
+        chain.append(first)
+        ready = [name for name, job in jobs.items() if first in job.needs]
+    return [name for name in chain if not found[name].present]
+
+
+def schedule(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int, cores: int) -> Schedule:
+    """Start whatever is ready and fits, the longest chain first, until all is done.
+
+    UserError if a job needs more than there is.
+    """
+    longest = remaining(jobs, found)
+    todo = {name: job for name, job in jobs.items() if not found[name].present}
+    _check_fit(todo, found, gpus)
+    waiting = {name: sum(needed in todo for needed in job.needs) for name, job in todo.items()}
+    followers: dict[str, list[str]] = {name: [] for name in todo}
+    for name, job in todo.items():
+        for needed in job.needs:
+            if needed in todo:
+                followers[needed].append(name)
+    ready = [(-longest[name], name) for name, count in waiting.items() if count == 0]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    starts: dict[str, float] = {}
+    clock, free = 0.0, [gpus, cores]
+    while ready or running:
+        for name in _fitting(ready, found, free, cores):
+            starts[name] = clock
+            heapq.heappush(running, (clock + _hours(found[name]), name))
+        clock, ended = heapq.heappop(running)
+        free[0] += found[ended].gpus
+        free[1] += min(found[ended].cores, cores)
+        for follower in followers[ended]:
+            waiting[follower] -= 1
+            if not waiting[follower]:
+                heapq.heappush(ready, (-longest[follower], follower))
+    return Schedule(starts, clock)
+
+
+def _fitting(ready: list, found: Mapping[str, Estimate], free: list[int], cores: int) -> list[str]:
+    """Take from ``ready`` what fits into ``free`` GPUs and cores, which are lessened."""
+    taken, left = [], []
+    while ready:
+        entry = heapq.heappop(ready)
+        job = found[entry[1]]
+        if job.gpus <= free[0] and min(job.cores, cores) <= free[1]:
+            free[0] -= job.gpus
+            free[1] -= min(job.cores, cores)
+            taken.append(entry[1])
+        else:
+            left.append(entry)
+    for entry in left:
+        heapq.heappush(ready, entry)
+    return taken
+
+
+def _check_fit(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int) -> None:
+    largest = max(jobs, key=lambda name: found[name].gpus, default=None)
+    if largest is not None and found[largest].gpus > gpus:
+        raise UserError(f"{largest} needs {found[largest].gpus} GPUs, but the plan is for {gpus}; raise --gpus")
+
+
+def _hours(estimate: Estimate) -> float:
+    return 0.0 if estimate.present else estimate.hours or 0.0

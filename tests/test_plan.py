@@ -1,0 +1,269 @@
+"""``vpd plan``: the graph against DVC's own, schedules against hand values and bounds, estimates against the files they read."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vpd.cli import main
+from vpd.errors import UserError
+from vpd.fetch.amounts import amount
+from vpd.files import read_json
+from vpd.params import load_params
+from vpd.plan import (
+    Estimate,
+    Job,
+    ancestors,
+    critical_path,
+    describe,
+    enough_cores,
+    estimates,
+    read_graph,
+    schedule,
+    select,
+)
+from vpd.plan.estimate import SD1_BYTES, read_computed
+from vpd.plan.text import duration
+
+ROOT = Path(__file__).parent.parent
+COSTS = ROOT / "workflow/costs.json"
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return load_params(ROOT / "params.yaml", "paper")
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return load_params(ROOT / "params.yaml", "smoke")
+
+
+# ---------------------------------------------------------------------------------------------------------------- graph
+def test_jobs_outputs_and_dependencies_are_those_of_dvc():
+    from dvc.repo import Repo
+
+    jobs = read_graph(load_params(ROOT / "params.yaml"), ROOT / "dvc.yaml")
+    with Repo(str(ROOT)) as repo:
+        outs = {stage.addressing: {out.def_path for out in stage.outs} for stage in repo.index.stages}
+        graph = repo.index.graph
+        needs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in graph}
+    assert {name: set(job.outs) for name, job in jobs.items()} == outs
+    assert {name: set(job.needs) for name, job in jobs.items()} == needs
+
+
+def test_jobs_come_after_what_they_need(paper):
+    seen = set()
+    for name, job in read_graph(paper, ROOT / "dvc.yaml").items():
+        assert set(job.needs) <= seen
+        seen.add(name)
+
+
+def test_ancestors_are_the_chain_to_an_experiment_and_nothing_else(paper):
+    jobs = read_graph(paper, ROOT / "dvc.yaml")
+    wanted = ["data@captions", "data@nyuv2", "data@objects", "backbone@sam", "train@depth-sam", "evaluate@depth-sam"]
+    assert set(ancestors(jobs, ["evaluate@depth-sam"])) == set(wanted)
+
+
+def test_a_placeholder_that_names_nothing_is_reported(paper, tmp_path):
+    (tmp_path / "dvc.yaml").write_text("stages: {all: {foreach: '${experimens}', do: {cmd: x, outs: ['${key}']}}}")
+    with pytest.raises(UserError, match=r"\$\{experimens\} names nothing .* did you mean 'experiments'"):
+        read_graph(paper, tmp_path / "dvc.yaml")
+    with pytest.raises(UserError, match=r"none/dvc\.yaml does not exist"):
+        read_graph(paper, tmp_path / "none/dvc.yaml")
+
+
+# ------------------------------------------------------------------------------------------------------------ selection
+def test_words_mean_experiments_tasks_tables_and_figures(paper):
+    assert select(paper, []) == list(paper.experiments)
+    matrix = list(paper.experiments)
+    assert select(paper, ["seg-up", "seg-mid"]) == sorted(["seg-up", "seg-mid"], key=matrix.index)
+    assert set(select(paper, ["depth"])) == {n for n, line in paper.experiments.items() if line.task == "depth"}
+    assert set(select(paper, ["table6"])) == {"depth-full", "depth-sam", "depth-blip"}
+    assert "seg-sd-1-3" in select(paper, ["figure3"])
+    with pytest.raises(UserError, match="unknown experiment, task, table or figure 'tabel6'; did you mean 'table6'"):
+        select(paper, ["tabel6"])
+
+
+# ------------------------------------------------------------------------------------------------------------- schedule
+def diamond() -> tuple[dict[str, Job], dict[str, Estimate]]:
+    """One hour, then two jobs of 5 and 3 hours side by side, then one of 2."""
+    needs = {"data": (), "long": ("data",), "short": ("data",), "report": ("long", "short")}
+    hours = {"data": 1.0, "long": 5.0, "short": 3.0, "report": 2.0}
+    jobs = {name: Job(name, "", (name,), needed) for name, needed in needs.items()}
+    return jobs, {name: Estimate(False, hours[name], gpus=1) for name in jobs}
+
+
+def test_a_diamond_on_one_and_on_two_gpus():
+    jobs, found = diamond()
+    assert critical_path(jobs, found) == ["data", "long", "report"]
+    assert schedule(jobs, found, gpus=1, cores=9).hours == pytest.approx(11)
+    two = schedule(jobs, found, gpus=2, cores=9)
+    assert two.hours == pytest.approx(8)
+    assert two.starts == {"data": 0, "long": 1, "short": 1, "report": 6}
+    assert schedule(jobs, found, gpus=2, cores=1).hours == pytest.approx(11)  # one core takes one job at a time
+
+
+def test_what_is_present_takes_no_time_and_no_place():
+    jobs, found = diamond()
+    found |= {name: Estimate(True, found[name].hours, gpus=1) for name in ("data", "long")}
+    assert schedule(jobs, found, gpus=1, cores=9).starts == {"short": 0, "report": 3}
+    assert critical_path(jobs, found) == ["short", "report"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_schedule_keeps_grahams_bounds(seed):
+    """No shorter than the longest chain or the work shared out, and no longer than both together."""
+    dice, jobs, found = random.Random(seed), {}, {}
+    for number in range(40):
+        needs = tuple(name for name in jobs if dice.random() < 0.08)
+        jobs[f"job{number}"] = Job("job", str(number), (), needs)
+        found[f"job{number}"] = Estimate(False, dice.uniform(0.1, 9), gpus=1)
+    gpus = dice.randint(1, 6)
+    plan = schedule(jobs, found, gpus, cores=99)
+    chain = sum(found[name].hours for name in critical_path(jobs, found))
+    share = sum(estimate.hours for estimate in found.values()) / gpus
+    assert max(chain, share) - 1e-9 <= plan.hours <= chain + share + 1e-9
+    ends = {name: plan.starts[name] + found[name].hours for name in jobs}
+    assert all(plan.starts[name] >= ends[needed] - 1e-9 for name, job in jobs.items() for needed in job.needs)
+    assert all(
+        sum(plan.starts[other] <= start < ends[other] for other in jobs) <= gpus for start in plan.starts.values()
+    )
+
+
+def test_a_job_that_fits_nowhere_is_named():
+    jobs, found = diamond()
+    found["long"] = Estimate(False, 5.0, gpus=4)
+    with pytest.raises(UserError, match="long needs 4 GPUs, but the plan is for 2"):
+        schedule(jobs, found, gpus=2, cores=9)
+
+
+def test_cores_are_enough_for_the_gpus():
+    found = {"train": Estimate(False, 1.0, gpus=1, cores=5), "data": Estimate(False, None, cores=2)}
+    assert enough_cores(found, 8) == 40
+    assert enough_cores({"data": found["data"]}, 8) >= 1
+
+
+# ------------------------------------------------------------------------------------------------------------ estimates
+def test_hours_and_disk_at_paper_scale_are_those_of_vpd_cost(paper, tmp_path):
+    jobs, costs = read_graph(paper, ROOT / "dvc.yaml"), json.loads(COSTS.read_text())
+    found = estimates(paper, jobs, read_computed(COSTS), tmp_path)
+    assert not any(estimate.present for estimate in found.values())
+    for name, entry in costs.items():
+        assert found[f"train@{name}"].hours == entry["hours"]["train"]
+        assert found[f"evaluate@{name}"].hours == entry["hours"]["evaluate"]
+        assert found[f"train@{name}"].gpus == 1
+    seeds, milestones = len(paper.resolve("seg-fast").seeds), 2
+    assert found["train@seg-fast"].written == 4 * costs["seg-fast"]["trainable"] * seeds * milestones
+    assert found["checkpoint@sd-1-4"].written == SD1_BYTES
+    assert found["data@nyuv2"].written > 10e9
+
+
+def test_what_was_recorded_here_comes_before_what_was_computed(paper, tmp_path):
+    timing = tmp_path / "results/paper/timing/train/seg-full.json"
+    timing.parent.mkdir(parents=True)
+    timing.write_text('{"seconds": 7200}')
+    jobs = read_graph(paper, ROOT / "dvc.yaml")
+    assert estimates(paper, jobs, read_computed(COSTS), tmp_path)["train@seg-full"].hours == 2
+
+
+def test_another_scales_costs_are_not_used(smoke, tmp_path):
+    jobs = read_graph(smoke, ROOT / "dvc.yaml")
+    found = estimates(smoke, jobs, read_computed(COSTS), tmp_path)
+    assert found["train@seg-full"] == Estimate(False, None, gpus=0, cores=1)
+
+
+@pytest.fixture
+def finished(smoke, tmp_path):
+    """A folder in which everything that depth-full needs has been made, at the smoke scale."""
+    for job in ancestors(read_graph(smoke, ROOT / "dvc.yaml"), ["evaluate@depth-full"]).values():
+        for out in job.outs:
+            path = tmp_path / out
+            (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+            if path.suffix:
+                path.write_text("{}")
+    manifest = tmp_path / "results/smoke/runs/depth-full/manifest.json"
+    manifest.write_text(json.dumps({"spec": smoke.resolve("depth-full").training_digest()}))
+    return tmp_path
+
+
+def present(params, root: Path) -> set[str]:
+    jobs = ancestors(read_graph(params, ROOT / "dvc.yaml"), ["evaluate@depth-full"])
+    return {name for name, estimate in estimates(params, jobs, {}, root).items() if estimate.present}
+
+
+def test_done_is_what_is_there_with_all_that_it_needs(smoke, finished):
+    made = present(smoke, finished)
+    assert {"evaluate@depth-full", "train@depth-full", "checkpoint@sd-1-5", "data@nyuv2"} <= made
+    shutil.rmtree(finished / "checkpoints/smoke/sd-1-5")
+    assert made - present(smoke, finished) == {"checkpoint@sd-1-5", "train@depth-full", "evaluate@depth-full"}
+
+
+def test_a_run_of_other_settings_is_not_done(smoke, finished):
+    manifest = finished / "results/smoke/runs/depth-full/manifest.json"
+    before = present(smoke, finished)
+    manifest.write_text(json.dumps({**read_json(manifest), "spec": "of another learning rate"}))
+    assert before - present(smoke, finished) == {"train@depth-full", "evaluate@depth-full"}
+
+
+def test_a_file_that_holds_no_costs_is_named(tmp_path):
+    (tmp_path / "costs.json").write_text('{"seg-full": {"hours": {}}}')
+    with pytest.raises(UserError, match=r"costs\.json is not a file of costs \(seg-full\.resources\)"):
+        read_computed(tmp_path / "costs.json")
+
+
+# ----------------------------------------------------------------------------------------------------------------- text
+def test_the_table_adds_up():
+    jobs, found = diamond()
+    found["short"] = Estimate(False, None, gpus=1, written=2_000_000_000, state=5_000_000)
+    lines = describe("title", jobs, found, gpus=2, cores=9).splitlines()
+    assert lines[0] == "title"
+    assert lines[-6].split() == ["all", "4", "0", "4", "8.0", "0.0", "2.0", "GB"]
+    assert lines[-4] == "On 2 GPUs: 8.0 h."
+    assert lines[-3] == "Critical path, 8.0 h on any number: data -> long -> report."
+    assert "up to 5.0 MB per seed" in lines[-2]
+    assert lines[-1].endswith("the time of short.")
+
+
+@pytest.mark.parametrize(("hours", "text"), [(0.4, "24 min"), (30, "30.0 h"), (240, "10.0 days")])
+def test_durations_in_words(hours, text):
+    assert duration(hours) == text
+
+
+def test_the_command_plans_one_table(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "table6", "--scale", "paper", "--gpus", "2"]) == 0
+    printed, costs = capsys.readouterr().out, json.loads(COSTS.read_text())
+    assert "scale paper, protocol official: 3 of 47 experiments" in printed
+    hours = sum(costs[name]["hours"]["train"] for name in ("depth-full", "depth-sam", "depth-blip"))
+    assert next(line.split()[4] for line in printed.splitlines() if line.startswith("train")) == f"{hours:.1f}"
+
+
+def test_every_job_is_listed_with_what_it_needs(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "--jobs", "--scale", "paper", "--gpus", "8"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    for name, entry in json.loads(COSTS.read_text()).items():
+        for stage in ("train", "evaluate"):
+            needs = entry["resources"][stage]
+            shown = re.split(r"  +", lines[f"{stage}@{name}"])
+            assert shown[3:] == [
+                "1", amount(needs["gpu_mem_mb"] * 2**20), amount(needs["mem_mb"] * 2**20), str(needs["cpus"])
+            ]  # fmt: skip
+
+
+def test_the_documentations_total_is_that_of_the_costs():
+    page, costs = (ROOT / "docs/paper-scale.md").read_text(), json.loads(COSTS.read_text())
+    total = sum(hours for entry in costs.values() for hours in entry["hours"].values())
+    assert f"needs {total:,.0f} of them" in page
+
+
+@pytest.mark.parametrize("arguments", [["--gpus", "0"], ["--cores", "some"]])
+def test_numbers_of_machines_are_checked(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *arguments])
+    assert ended.value.code == 2
+    assert "no number of 1 or more" in capsys.readouterr().err
