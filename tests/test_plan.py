@@ -153,13 +153,19 @@ def test_hours_and_disk_at_paper_scale_are_those_of_vpd_cost(paper, tmp_path):
     found = estimates(paper, jobs, read_computed(COSTS), tmp_path)
     assert not any(estimate.present for estimate in found.values())
     for name, entry in costs.items():
-        assert found[f"train@{name}"].hours == entry["hours"]["train"]
+        assert found[f"train@{name}"].hours == pytest.approx(entry["hours"]["train"] / 8)
         assert found[f"evaluate@{name}"].hours == entry["hours"]["evaluate"]
-        assert found[f"train@{name}"].gpus == 1
+        assert (found[f"train@{name}"].gpus, found[f"evaluate@{name}"].gpus) == (8, 1)
     seeds, milestones = len(paper.resolve("seg-fast").seeds), 2
     assert found["train@seg-fast"].written == 4 * costs["seg-fast"]["trainable"] * seeds * milestones
     assert found["checkpoint@sd-1-4"].written == SD1_BYTES
     assert found["data@nyuv2"].written > 10e9
+
+
+def test_on_fewer_gpus_a_training_uses_those_and_takes_longer(paper, tmp_path):
+    jobs, costs = read_graph(paper, ROOT / "dvc.yaml"), read_computed(COSTS)
+    found = estimates(paper, jobs, costs, tmp_path, gpus=2)["train@seg-full"]
+    assert (found.gpus, found.hours) == (2, pytest.approx(costs["seg-full"].hours["train"] / 2))
 
 
 def test_what_was_recorded_here_comes_before_what_was_computed(paper, tmp_path):
@@ -251,7 +257,7 @@ def test_every_job_is_listed_with_what_it_needs(capsys, monkeypatch):
             needs = entry["resources"][stage]
             shown = re.split(r"  +", lines[f"{stage}@{name}"])
             assert shown[3:] == [
-                "1", amount(needs["gpu_mem_mb"] * 2**20), amount(needs["mem_mb"] * 2**20), str(needs["cpus"])
+                str(needs["gpus"]), amount(needs["gpu_mem_mb"] * 2**20), amount(needs["mem_mb"] * 2**20), str(needs["cpus"])
             ]  # fmt: skip
 
 

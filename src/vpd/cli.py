@@ -320,7 +320,7 @@ def _plan(options: argparse.Namespace) -> None:
     names, jobs = select(params, options.words), read_graph(params)
     if options.words:
         jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
-    found = estimates(params, jobs, read_computed(options.costs))
+    found = estimates(params, jobs, read_computed(options.costs), gpus=options.gpus)
     if options.jobs:
         print(listing(jobs, found), end="\n\n")
     title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"
@@ -400,11 +400,13 @@ def _backbone(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    started, spec = time.monotonic(), _load(options).resolve(options.name)
+    started, params = time.monotonic(), _load(options)
+    spec, resources = params.resolve(options.name), params.resources(options.name)
     from vpd.jobs import train_seeds
 
-    steps = train_seeds(spec, options)
-    _timed(options.timing, "train", options.name, started, steps=steps, seeds=len(spec.seeds))
+    steps = train_seeds(spec, options, resources.gpus)
+    if steps is not None:
+        _timed(options.timing, "train", options.name, started, steps=steps, seeds=len(spec.seeds))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpd.files import atomic_path, read_json, sha256, write_json, write_text
+from vpd.launch import launch, machines, process_count
 from vpd.processes import side_by_side
 from vpd.spec import Spec
 
@@ -41,8 +42,12 @@ def plain_captions() -> None:
     mpl.rcParams["text.parse_math"] = False
 
 
-def train_seeds(spec: Spec, options: argparse.Namespace) -> int:
-    """Train every seed of ``spec``; write histories, run manifest and spec; return the steps of one seed."""
+def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int | None:
+    """Train every seed of ``spec``; write histories, run manifest and spec; return the steps of one seed.
+
+    With several GPUs the seeds come one after another, each on all of them. None on all but the first of several machines,
+    which writes.
+    """
     runs: Path = options.runs
     jobs = [
         (
@@ -56,7 +61,15 @@ def train_seeds(spec: Spec, options: argparse.Namespace) -> int:
         )
         for seed in spec.seeds
     ]
-    side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
+    where = machines()
+    count = process_count(gpus, where.count) if gpus > 1 else 1
+    if count * where.count == 1:
+        side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
+    else:
+        for job in jobs:
+            launch(_train_seed, job, options.state / f"seed{job[1]}", count, where)
+    if not where.lead:
+        return None
     manifests = {f"seed{seed}": read_json(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds}
     write_json(
         runs / "manifest.json",
@@ -78,7 +91,7 @@ def _train_seed(spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, 
 
     with contextlib.ExitStack() as stack:
         observers = []
-        if live:
+        if live and int(os.environ.get("RANK", "0")) == 0:
             from vpd.tracking import Live
 
             observers.append(stack.enter_context(Live(live, spec, seed)))

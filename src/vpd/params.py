@@ -80,6 +80,14 @@ class Backbones(Frozen):
     """pretrained: by objective."""
 
 
+class Resources(Frozen):
+    """Where a training runs; what it computes does not depend on it."""
+
+    gpus: PositiveInt = 1
+    """GPUs that share one effective batch, over all machines; fewer where a machine has fewer."""
+    machines: PositiveInt = 1
+
+
 class Scale(Frozen):
     """One block of ``scales``: everything that differs between smoke, mini and paper."""
 
@@ -94,6 +102,8 @@ class Scale(Frozen):
     """Experiment -> the authors' own weights for it, which are measured too."""
     registered_checkpoints: Literal["copied", "referenced"] = "copied"
     """Whether a model in MLflow's registry holds its checkpoint or names the folder."""
+    resources: dict[str, Resources] = {}
+    """Task or experiment -> what each of its trainings runs on; the experiment's own counts."""
     tasks: dict[str, dict[str, Any]]
 
 
@@ -247,6 +257,11 @@ class Params:
             merged["language_training"] = pick(LANGUAGE, known, "objective", f"{where}.objectives").model_dump()
         return checked(BackboneSpec, merged, where)
 
+    def resources(self, name: str) -> Resources:
+        """What a training of experiment ``name`` runs on: its own entry, else its task's, else one process."""
+        known, line = self.block.resources, pick(name, self.experiments, "experiment", str(self.source))
+        return known.get(name) or known.get(line.task) or Resources()
+
     def resolve(self, name: str) -> Spec:
         """Everything about experiment ``name``, merged from all layers and checked."""
         where = f"{self.source}: experiments.{name}"
@@ -331,6 +346,9 @@ def _check_references(params: Params) -> None:
             for key in block.get("variants", {}):
                 where = f"{params.source}: scales.{params.scale}.tasks.{task}.methods.{method}.variants"
                 pick(key, _variants(params, task), "variant", where)
+    for name in params.block.resources:
+        known = params.experiments | params.document.tasks
+        pick(name, known, "task or experiment", f"{params.source}: scales.{params.scale}.resources")
     for name in params.backbones:
         if name in params.checkpoints:
             raise UserError(f"{params.source}: backbones.{name} is also a Stable Diffusion checkpoint; rename it")

@@ -31,7 +31,7 @@ def beside(function: Callable[..., Any], jobs: Sequence[tuple], count: int | Non
         yield []
         return
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(count or len(jobs), mp_context=spawn, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(count or len(jobs), mp_context=spawn, initializer=end_with_parent) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         try:
             yield futures
@@ -42,6 +42,6 @@ def beside(function: Callable[..., Any], jobs: Sequence[tuple], count: int | Non
             raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask the kernel for a SIGTERM when the parent dies, so that no orphan goes on writing."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

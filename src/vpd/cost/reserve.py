@@ -87,11 +87,12 @@ def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[s
 
 def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:
     """Write ``{experiment: {resources, hours, trainable, figures}}`` to ``path`` as JSON; resources by stage."""
-    write_json(path, {name: _entry(found, params.resolve(name)) for name, found in costs.items()})
+    write_json(path, {name: _entry(params, found, params.resolve(name)) for name, found in costs.items()})
 
 
-def _entry(cost: Cost, spec: Spec) -> dict:
-    stages = {"train": resources(cost, spec), "evaluate": evaluation_resources(cost, spec)}
+def _entry(params: Params, cost: Cost, spec: Spec) -> dict:
+    gpus = params.resources(spec.name).gpus
+    stages = {"train": resources(cost, spec, gpus), "evaluate": evaluation_resources(cost, spec)}
     return {"resources": stages, "hours": hours(cost, spec), "trainable": cost.trainable, "figures": figures(cost)}
 
 

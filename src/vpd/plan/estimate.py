@@ -62,17 +62,26 @@ def read_computed(path: Path) -> dict[str, Computed]:
 
 
 def estimates(
-    params: Params, jobs: Mapping[str, Job], computed: Mapping[str, Computed], root: Path = Path()
+    params: Params,
+    jobs: Mapping[str, Job],
+    computed: Mapping[str, Computed],
+    root: Path = Path(),
+    gpus: int | None = None,
 ) -> dict[str, Estimate]:
-    """An estimate of every job, whose paths are relative to ``root``; ``jobs`` come after those that they need."""
+    """An estimate of every job, whose paths are relative to ``root``; ``jobs`` come after those that they need.
+
+    A job that may use more than ``gpus`` uses so many and takes longer.
+    """
     found: dict[str, Estimate] = {}
     for name, job in jobs.items():
         ready = all(found[needed].present for needed in job.needs if needed in found)
-        found[name] = _estimate(params, job, computed, root, ready)
+        found[name] = _estimate(params, job, computed, root, ready, gpus)
     return found
 
 
-def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: Path, ready: bool) -> Estimate:
+def _estimate(
+    params: Params, job: Job, computed: Mapping[str, Computed], root: Path, ready: bool, limit: int | None
+) -> Estimate:
     present = ready and _made(params, job, root)
     recorded = _recorded(job, root)
     if job.stage not in ("train", "evaluate"):
@@ -82,10 +91,11 @@ def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: 
         return Estimate(present, recorded, cores=spec.training.threads or 1)
     needs, hours = cost.resources[job.stage], cost.hours[job.stage]
     trains = job.stage == "train"
+    gpus = min(needs["gpus"], limit or needs["gpus"])
     return Estimate(
         present,
-        hours / max(needs["gpus"], 1) if recorded is None else recorded,
-        gpus=needs["gpus"],
+        hours / max(gpus, 1) if recorded is None else recorded,
+        gpus=gpus,
         gpu_mem_mb=needs["gpu_mem_mb"],
         mem_mb=needs["mem_mb"],
         cores=needs["cpus"],

@@ -1,0 +1,123 @@
+"""One training in several processes, on one machine or several, each with a GPU of its own where there are GPUs.
+
+torch's elastic launcher starts the processes, and after the loss of one starts all of them again: the training goes on from its
+last saved state.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpd.errors import UserError
+from vpd.processes import end_with_parent
+
+RESTARTS = 3
+"""Times that the processes are started again before a training counts as failed."""
+PORT = 29431
+"""Of the meeting place of several machines; on one machine any free port is taken."""
+MISTAKE = "mistake.txt"
+"""Within the state: what the user has to cure, so that no process is started again for it."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines that share a training, and which of them this one is."""
+
+    count: int = 1
+    number: int = 0
+    endpoint: str = "127.0.0.1:0"
+    """Where they meet: host and port of the first."""
+
+    @property
+    def lead(self) -> bool:
+        """Whether this machine writes what all of them made."""
+        return self.number == 0
+
+
+def machines(environment: Mapping[str, str] = os.environ) -> Machines:
+    """From VPD_MACHINES, VPD_MACHINE and VPD_MEET, or from what Slurm says inside ``srun``; else this machine alone."""
+    count = int(environment.get("VPD_MACHINES") or environment.get("SLURM_STEP_NUM_NODES") or 1)
+    if count == 1:
+        return Machines()
+    number = int(environment.get("VPD_MACHINE") or environment["SLURM_NODEID"])
+    endpoint = environment.get("VPD_MEET") or f"{_first_host(environment['SLURM_STEP_NODELIST'])}:{PORT}"
+    return Machines(count, number, endpoint)
+
+
+def _first_host(nodes: str) -> str:
+    """The first of Slurm's compressed list, such as ``node[03-07]``."""
+    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    return done.stdout.split()[0]
+
+
+def process_count(gpus: int, machines: int = 1) -> int:
+    """Processes on each machine for a training that may use ``gpus`` in all.
+
+    No more than this machine has GPUs; without any, as many processes as GPUs were asked for.
+    """
+    import torch
+
+    wanted = max(1, gpus // machines)
+    return min(wanted, torch.cuda.device_count()) if torch.cuda.is_available() else wanted
+
+
+def launch(function: Callable[..., None], arguments: tuple, state: Path, count: int, where: Machines) -> None:
+    """Call ``function(*arguments)`` in ``count`` processes on every machine, with RANK, WORLD_SIZE and the like set.
+
+    ``function`` is importable. UserError if one of them raised it; SystemExit with 128 + n after signal n.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    state.mkdir(parents=True, exist_ok=True)
+    mistake = state / MISTAKE
+    if where.lead:
+        mistake.unlink(missing_ok=True)
+    config = LaunchConfig(
+        min_nodes=where.count,
+        max_nodes=where.count,
+        nproc_per_node=count,
+        run_id=f"vpd-{state.name}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=where.endpoint,
+        max_restarts=RESTARTS,
+        monitor_interval=0.5,
+    )
+    # As commands, because of functions the launcher waits for ever where one hangs over the death of another.
+    call = base64.b64encode(pickle.dumps((function, arguments, mistake))).decode()
+    try:
+        elastic_launch(config, sys.executable)("-m", "vpd.launch", call)
+    except SignalException as stopped:
+        raise SystemExit(128 + stopped.sigval) from None
+    except ChildFailedError as error:
+        if not mistake.exists():
+            raise RuntimeError(f"a process of {state} failed {1 + RESTARTS} times; its own output says why") from error
+    if mistake.exists():
+        raise UserError(mistake.read_text(encoding="utf-8"))
+
+
+def work(call: str) -> None:
+    """In a process that ``launch`` started: a mistake of the user is written down, and nothing runs where one is."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes it on as SIGTERM
+    function, arguments, mistake = pickle.loads(base64.b64decode(call))  # from the parent's command line
+    if mistake.exists():
+        return
+    try:
+        function(*arguments)
+    except UserError as error:
+        mistake.write_text(str(error), encoding="utf-8")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])

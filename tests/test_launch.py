@@ -1,0 +1,166 @@
+"""Training in several processes: equal to one, whole after the loss of a process, and its mistakes told once."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training_fakes import KEYS, Samples, network, tiny_spec
+from vpd.errors import UserError
+from vpd.launch import RESTARTS, Machines, launch, machines, process_count
+from vpd.params import load_params
+
+ROOT = Path(__file__).parent.parent
+STEPS = 12
+
+
+def train_here(where: Path, delay: float = 0.0, wild: bool = False) -> None:
+    """The tiny training, as one of several processes if the environment says so; each notes its beginning."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    from vpd.training.loop import fit
+
+    rank = os.environ.get("RANK", "0")
+    with (where / f"begun{rank}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    spec = tiny_spec(
+        save_every=2, optimizer=tiny_spec().training.optimizer.model_copy(update={"lr": 1e30 if wild else 1e-2})
+    )
+    fit(network(dropout=0.0, norm=False), Samples(delay=delay), spec, 0, where / "out", where / "state", (), KEYS)
+
+
+def weights(where: Path) -> dict[str, torch.Tensor]:
+    return load_file(where / "out" / "final.safetensors")
+
+
+def losses(where: Path) -> list[float]:
+    return [float(line.split(",")[2]) for line in (where / "out" / "history.csv").read_text().splitlines()[1:]]
+
+
+def pids(where: Path, rank: int) -> list[int]:
+    """Processes that began as this rank, the newest last."""
+    path = where / f"begun{rank}"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """Processes of their own find this file's functions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    where = tmp_path_factory.mktemp("two")
+    launch(train_here, (where,), where / "state", 2, Machines())
+    return where
+
+
+def in_background(where: Path, delay: float, **environment: str) -> subprocess.Popen:
+    """``launch`` in a process that can be killed."""
+    code = (
+        "import sys; from pathlib import Path; from test_launch import train_here\n"
+        "from vpd.launch import launch, machines\n"
+        "if __name__ == '__main__':\n"
+        "    where = Path(sys.argv[1])\n"
+        "    launch(train_here, (where, float(sys.argv[2])), where / 'state', int(sys.argv[3]), machines())\n"
+    )
+    main = where / f"main{environment.get('VPD_MACHINE', '')}.py"
+    main.write_text(code)
+    count = "1" if environment else "2"
+    return subprocess.Popen([sys.executable, main, where, str(delay), count], env={**os.environ, **environment})
+
+
+def wait_for_a_state(where: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not list((where / "state").glob("*/step-*.pt")):
+        assert time.monotonic() < deadline, "no state was saved"
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------------------------------------------------------- equal
+def test_two_processes_have_the_losses_and_weights_of_one(two, tmp_path):
+    train_here(tmp_path)
+    assert losses(two) == pytest.approx(losses(tmp_path), rel=1e-6)
+    alone, both = weights(tmp_path), weights(two)
+    for name in alone:
+        torch.testing.assert_close(both[name], alone[name], rtol=1e-5, atol=1e-7)
+    assert len(pids(two, 0)) == len(pids(two, 1)) == 1
+
+
+def test_two_machines_with_one_process_each_do_the_same(two, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        meet = f"127.0.0.1:{server.getsockname()[1]}"
+    common = {"VPD_MACHINES": "2", "VPD_MEET": meet}
+    parents = [in_background(tmp_path, 0.0, **common, VPD_MACHINE=number) for number in ("0", "1")]
+    assert [parent.wait(120) for parent in parents] == [0, 0]
+    assert len(pids(tmp_path, 0)) == len(pids(tmp_path, 1)) == 1
+    assert all(torch.equal(weights(tmp_path)[name], value) for name, value in weights(two).items())
+
+
+# --------------------------------------------------------------------------------------------------------------- deaths
+@pytest.mark.parametrize("rank", [0, 1])
+def test_after_the_loss_of_a_process_all_go_on_and_end_with_the_same_bits(two, tmp_path, rank):
+    parent = in_background(tmp_path, 0.1)
+    wait_for_a_state(tmp_path)
+    os.kill(pids(tmp_path, rank)[-1], signal.SIGKILL)
+    assert parent.wait(120) == 0
+    assert all(2 <= len(pids(tmp_path, number)) <= 1 + RESTARTS for number in (0, 1))
+    assert all(torch.equal(weights(tmp_path)[name], value) for name, value in weights(two).items())
+    assert losses(tmp_path) == losses(two)
+
+
+def test_sigterm_saves_the_state_and_the_next_call_goes_on(two, tmp_path):
+    parent = in_background(tmp_path, 0.1)
+    wait_for_a_state(tmp_path)
+    parent.terminate()
+    assert parent.wait(60) == 128 + signal.SIGTERM
+    assert not (tmp_path / "out").exists()
+    assert in_background(tmp_path, 0.0).wait(120) == 0
+    assert all(torch.equal(weights(tmp_path)[name], value) for name, value in weights(two).items())
+
+
+def test_a_mistake_reaches_the_caller_and_nothing_is_started_again_for_it(tmp_path):
+    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf); lower training\.optimizer\.lr"):
+        launch(train_here, (tmp_path, 0.0, True), tmp_path / "state", 2, Machines())
+    assert len(pids(tmp_path, 0)) == 1 < 1 + RESTARTS
+
+
+# ------------------------------------------------------------------------------------------------------- where it runs
+def test_machines_come_from_the_environment():
+    assert machines({}) == Machines(1, 0)
+    assert machines({"VPD_MACHINES": "3", "VPD_MACHINE": "2", "VPD_MEET": "one:1234"}) == Machines(3, 2, "one:1234")
+    assert not machines({"VPD_MACHINES": "3", "VPD_MACHINE": "2", "VPD_MEET": "one:1234"}).lead
+
+
+def test_processes_are_shared_out_over_machines(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [process_count(gpus, 2) for gpus in (1, 2, 8)] == [1, 1, 4]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [process_count(gpus) for gpus in (1, 4, 8)] == [1, 4, 4]
+
+
+def test_resources_are_an_experiments_own_or_its_tasks(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    block = "resources: {depth: {gpus: 2}, depth-fast: {gpus: 4, machines: 2}}"
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("  smoke:\n", f"  smoke:\n    {block}\n", 1))
+    params = load_params(path, "smoke")
+    found = {name: params.resources(name) for name in ("depth-full", "depth-fast", "seg-full")}
+    assert [found[name].gpus for name in found] == [2, 4, 1]
+    assert found["depth-fast"].machines == 2
+    path.write_text(path.read_text().replace("depth: {gpus", "dept: {gpus"))
+    with pytest.raises(UserError, match="unknown task or experiment 'dept'; did you mean 'depth'"):
+        load_params(path, "smoke")
+    assert json.loads(params.resolve("depth-full").model_dump_json()).get("resources") is None
