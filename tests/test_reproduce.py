@@ -269,8 +269,8 @@ ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
-def test_command_of_the_readme_works(command, whole):
-    run(command.replace("mini", "smoke"), whole)
+def test_command_of_the_readme_works(command, recorded):
+    run(command.replace("mini", "smoke"), recorded)
 
 
 @pytest.mark.parametrize("command", sorted(ELSEWHERE))
