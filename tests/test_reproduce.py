@@ -143,7 +143,7 @@ def test_snakemake_interrupted_gives_the_same_metrics_as_dvc(whole, few, name):
 
 
 @pytest.mark.slow
-def test_the_whole_whole_gives_the_same_cells_as_snakemake(whole, tmp_path):
+def test_the_whole_by_dvc_gives_the_same_cells_as_snakemake(whole, tmp_path):
     folder = copy_of_project(tmp_path)
     (folder / ".venv").unlink()
     run("make reproduce", folder)
@@ -204,7 +204,7 @@ def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(recorded, edit)
 def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path, seconds):
     results = shutil.copytree(whole / "results/smoke", tmp_path / "results", ignore=shutil.ignore_patterns("runs"))
     files = ["REPORT.md", "report.html", "tables/cells.csv", "figures/figure3.svg"]
-    whole = {name: (results / name).read_bytes() for name in files}
+    before = {name: (results / name).read_bytes() for name in files}
     command = (
         f"vpd report --results {results} --pretraining checkpoints/smoke/pretraining --previews data/smoke --out {results}"
         " --costs workflow/costs.json --costs-scale paper"
@@ -214,7 +214,7 @@ def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path, se
     killed.kill()
     killed.wait()
     run(command, whole)
-    assert {name: (results / name).read_bytes() for name in files} == whole
+    assert {name: (results / name).read_bytes() for name in files} == before
     assert not list(results.glob("**/.*partial*"))
 
 
@@ -234,9 +234,9 @@ def test_a_failed_job_fails_the_whole_and_leaves_no_output(whole, tmp_path):
     """A truncated image ends `vpd train` with code 2 and one sentence; neither weights nor a manifest appear."""
     data = shutil.copytree(whole / "data/smoke/ade20k", tmp_path / "ade20k")
     for image in sorted((data / "ADEChallengeData2016/images/training").iterdir()):
-        whole = image.read_bytes()
+        content = image.read_bytes()
         image.unlink()
-        image.write_bytes(whole[: len(whole) // 2])
+        image.write_bytes(content[: len(content) // 2])
     done = subprocess.run(
         f"vpd train seg-fast --data {data} --checkpoint checkpoints/smoke/sd-1-5 --runs {tmp_path}/runs"
         f" --spec {tmp_path}/spec.json --history {tmp_path}/history.csv --state {tmp_path}/state --timing {tmp_path}/timing.json",
