@@ -133,3 +133,15 @@ def test_snakemake_lists_the_whole_of_paper_scale_with_what_each_job_needs(at_pa
         assert found["gpu"] >= 1, name
         assert found["gpu_mem_mb"] > 10_000, name
         assert found["runtime"] > 30, name
+
+
+def test_the_local_gpu_profile_shares_out_the_gpus_of_one_machine(at_paper_scale):
+    """A training that may use eight gets the four there are, an evaluation one; the sum never exceeds them."""
+    from test_reproduce import run
+
+    listed = run("snakemake -n --profile profiles/local-gpu --config scale=paper", at_paper_scale)
+    found = {
+        rule: {int(number) for number in re.findall(rf"rule {rule}:(?:(?!\nrule ).)*?\bgpu=(\d+)", listed, flags=re.S)}
+        for rule in ("train", "evaluate")
+    }
+    assert found == {"train": {4}, "evaluate": {1}}

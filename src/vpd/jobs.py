@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vpd.devices import claimed_gpus
 from vpd.files import atomic_path, read_json, sha256, write_json, write_text
 from vpd.launch import launch, machines, process_count
 from vpd.processes import side_by_side
@@ -62,12 +63,13 @@ def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int |
         for seed in spec.seeds
     ]
     where = machines()
-    count = process_count(gpus, where.count) if gpus > 1 else 1
-    if count * where.count == 1:
-        side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
-    else:
-        for job in jobs:
-            launch(_train_seed, job, options.state / f"seed{job[1]}", count, where)
+    with claimed_gpus(max(1, gpus // where.count)):
+        count = process_count(gpus, where.count) if gpus > 1 else 1
+        if count * where.count == 1:
+            side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
+        else:
+            for job in jobs:
+                launch(_train_seed, job, options.state / f"seed{job[1]}", count, where)
     if not where.lead:
         return None
     manifests = {f"seed{seed}": read_json(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds}
@@ -117,5 +119,6 @@ def evaluate_seeds(spec: Spec, options: argparse.Namespace) -> None:
     from vpd.evaluation import evaluate
 
     places = (options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state)
-    # As many as seeds: for the milestones of one seed another start of torch would cost more than it saves.
-    evaluate(spec, *places, processes=workers(spec, len(spec.seeds)))
+    with claimed_gpus(1):
+        # As many as seeds: for the milestones of one seed another start of torch would cost more than it saves.
+        evaluate(spec, *places, processes=workers(spec, len(spec.seeds)))

@@ -1,0 +1,87 @@
+"""GPUs are given out once each: with a stand-in for nvidia-smi that lists two, on a machine that has none."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vpd.devices import claimed_gpus
+
+WORKER = """
+import json, sys, time
+from vpd.devices import claimed_gpus
+with claimed_gpus(int(sys.argv[1])) as names:
+    started = time.time()
+    time.sleep(float(sys.argv[2]))
+    print(json.dumps([names, started, time.time()]))
+"""
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def worker(count: int, seconds: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(count), str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_jobs_side_by_side_never_share_a_gpu():
+    found = [json.loads(job.communicate()[0]) for job in [worker(count, 0.4) for count in (1, 2, 1, 1, 2)]]
+    assert sorted(len(names) for names, _, _ in found) == [1, 1, 1, 2, 2]
+    for name in ("GPU-aaaa", "GPU-bbbb"):
+        times = sorted((start, end) for names, start, end in found if name in names)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times)), times
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_killed_jobs_gpu_is_free_at_once():
+    first = worker(2, 60)
+    time.sleep(1)
+    first.kill()
+    assert json.loads(worker(2, 0).communicate(timeout=20)[0])[0] == ["GPU-aaaa", "GPU-bbbb"]
+    first.wait()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_cuda_sees_what_was_claimed_and_only_meanwhile():
+    with claimed_gpus(1) as names:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == names[0] == "GPU-aaaa"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("allowed", ["1", "GPU-bbbb"])
+def test_the_users_choice_is_kept_and_more_than_there_are_is_all(allowed, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    with claimed_gpus(8) as names:
+        assert names == ["GPU-bbbb"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == allowed
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_who_assigns_gpus_is_left_alone(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with claimed_gpus(1) as names:
+        assert names == []
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_without_gpus_nothing_happens(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with claimed_gpus(1) as names:
+        assert names == []
+    assert not list(Path(tmp_path).iterdir())
