@@ -78,6 +78,8 @@ def launch(function: Callable[..., None], arguments: tuple, state: Path, count: 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Else processes that start again may meet at the addresses of dead ones (pytorch/pytorch, issue 135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     state.mkdir(parents=True, exist_ok=True)
     mistake = state / MISTAKE
     if where.lead:
