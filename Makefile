@@ -28,11 +28,11 @@ snakemake: setup                          ## the same with Snakemake, on all cor
 record: setup                             ## tell DVC about results that Snakemake made
 	dvc commit --force --quiet
 
-test: setup                               ## all tests, the smoke scale by both orchestrators included
+test: setup                               ## all tests, the whole smoke scale included
 	sh tests/system-packages.sh
 	pytest -n 2 --dist loadfile
 
-test-slow: setup                          ## true-size networks (16 GiB of memory), all of smoke by both orchestrators
+test-slow: setup                          ## true-size networks (16 GiB of memory), all of smoke by DVC too
 	pytest -m slow -s
 
 costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
