@@ -35,7 +35,8 @@ def two_gpus(tmp_path, monkeypatch):
 
 
 def worker(count: int, seconds: float) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(count), str(seconds)], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(count), str(seconds)], **pipes)
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -45,6 +46,15 @@ def test_jobs_side_by_side_never_share_a_gpu():
     for name in ("GPU-aaaa", "GPU-bbbb"):
         times = sorted((start, end) for names, start, end in found if name in names)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times)), times
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_who_waits_says_so():
+    first = worker(2, 3)
+    time.sleep(1)
+    said = worker(1, 0).communicate()[1]
+    assert said == "waiting for 1 of 2 GPUs, which other jobs hold\n"
+    assert first.communicate()[1] == ""
 
 
 @pytest.mark.usefixtures("two_gpus")

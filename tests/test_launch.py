@@ -143,23 +143,38 @@ def test_machines_come_from_the_environment():
     assert not machines({"VPD_MACHINES": "3", "VPD_MACHINE": "2", "VPD_MEET": "one:1234"}).lead
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"VPD_MACHINES": "two"},
+        {"VPD_MACHINES": "2"},
+        {"VPD_MACHINES": "2", "VPD_MACHINE": "2", "VPD_MEET": "one:1234"},
+        {"VPD_MACHINES": "2", "VPD_MACHINE": "1", "VPD_MEET": "one"},
+    ],
+)
+def test_variables_that_do_not_fit_are_named(wrong):
+    with pytest.raises(
+        UserError, match=r"VPD_MACHINES=.*VPD_MACHINE=.*VPD_MEET=.* do not fit .* host:port of the first"
+    ):
+        machines(wrong)
+
+
 def test_processes_are_shared_out_over_machines(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [process_count(gpus, 2) for gpus in (1, 2, 8)] == [1, 1, 4]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [process_count(gpus) for gpus in (1, 8)] == [1, 1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [process_count(gpus) for gpus in (1, 4, 8)] == [1, 4, 4]
+    assert [process_count(gpus, machines=2) for gpus in (1, 2, 8)] == [1, 1, 4]
 
 
 def test_resources_are_an_experiments_own_or_its_tasks(tmp_path):
     text = (ROOT / "params.yaml").read_text()
-    block = "resources: {depth: {gpus: 2}, depth-fast: {gpus: 4, machines: 2}}"
+    block = "resources: {depth: {gpus: 2}, depth-fast: {gpus: 4}}"
     path = tmp_path / "params.yaml"
     path.write_text(text.replace("  smoke:\n", f"  smoke:\n    {block}\n", 1))
     params = load_params(path, "smoke")
     found = {name: params.resources(name) for name in ("depth-full", "depth-fast", "seg-full")}
     assert [found[name].gpus for name in found] == [2, 4, 1]
-    assert found["depth-fast"].machines == 2
     path.write_text(path.read_text().replace("depth: {gpus", "dept: {gpus"))
     with pytest.raises(UserError, match="unknown task or experiment 'dept'; did you mean 'depth'"):
         load_params(path, "smoke")

@@ -452,7 +452,7 @@ def test_pre_trained_networks_say_what_they_saw(world, params):
 
 def test_damaged_costs_and_manifests_are_refused(tmp_path, params):
     (tmp_path / "costs.json").write_text('{"seg-full": {"figures": 3}}')
-    with pytest.raises(UserError, match=r"is not a file of costs \(figures\); write it again"):
+    with pytest.raises(UserError, match=r"is not a file of costs \(seg-full\.figures\); write it again"):
         read_costs(tmp_path / "costs.json")
     (tmp_path / "swin-l.json").write_text('{"phases": {"x": {"loss": 1}}}')
     with pytest.raises(UserError, match=r"is not a backbone's manifest \(phases\.x\.loss\); make the backbone again"):

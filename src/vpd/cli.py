@@ -313,14 +313,14 @@ def _count(text: str) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from vpd.plan import ancestors, describe, enough_cores, estimates, listing, read_graph, select
-    from vpd.plan.estimate import read_computed
+    from vpd.costs import read_entries
+    from vpd.plan import Computed, ancestors, describe, enough_cores, estimates, listing, read_graph, select
 
     params = _load(options)
     names, jobs = select(params, options.words), read_graph(params)
     if options.words:
         jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
-    found = estimates(params, jobs, read_computed(options.costs), gpus=options.gpus)
+    found = estimates(params, jobs, read_entries(options.costs, Computed))
     if options.jobs:
         print(listing(jobs, found), end="\n\n")
     title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"

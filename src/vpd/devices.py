@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -59,15 +61,17 @@ def _claim(count: int, known: list[str], held: contextlib.ExitStack) -> list[str
     """Lock ``count`` of ``known`` until ``held`` ends; fewer are given back at once, so that two jobs cannot block each other."""
     folder = Path(tempfile.gettempdir()) / f"vpd-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    while True:
-        with contextlib.ExitStack() as attempt:
+    for attempt in itertools.count():
+        with contextlib.ExitStack() as locks:
             names = []
             for uuid in known:
-                if len(names) < count and _lock(attempt.enter_context((folder / uuid).open("w"))):
+                if len(names) < count and _lock(locks.enter_context((folder / uuid).open("w"))):
                     names.append(uuid)
             if len(names) == count:
-                held.push(attempt.pop_all())
+                held.push(locks.pop_all())
                 return names
+        if attempt == 0:
+            print(f"waiting for {count} of {len(known)} GPUs, which other jobs hold", file=sys.stderr, flush=True)
         time.sleep(PAUSE)
 
 

@@ -10,7 +10,6 @@ import base64
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from vpd.processes import end_with_parent
 
 RESTARTS = 3
 """Times that the processes are started again before a training counts as failed."""
-PORT = 29431
-"""Of the meeting place of several machines; on one machine any free port is taken."""
 MISTAKE = "mistake.txt"
 """Within the state: what the user has to cure, so that no process is started again for it."""
 
@@ -43,30 +40,23 @@ class Machines:
 
 
 def machines(environment: Mapping[str, str] = os.environ) -> Machines:
-    """From VPD_MACHINES, VPD_MACHINE and VPD_MEET, or from what Slurm says inside ``srun``; else this machine alone."""
-    count = int(environment.get("VPD_MACHINES") or environment.get("SLURM_STEP_NUM_NODES") or 1)
-    if count == 1:
+    """From VPD_MACHINES, VPD_MACHINE and VPD_MEET; without them this machine alone. UserError if they do not fit."""
+    count, number, meet = (environment.get(name) for name in ("VPD_MACHINES", "VPD_MACHINE", "VPD_MEET"))
+    if count in (None, "1"):
         return Machines()
-    number = int(environment.get("VPD_MACHINE") or environment["SLURM_NODEID"])
-    endpoint = environment.get("VPD_MEET") or f"{_first_host(environment['SLURM_STEP_NODELIST'])}:{PORT}"
-    return Machines(count, number, endpoint)
-
-
-def _first_host(nodes: str) -> str:
-    """The first of Slurm's compressed list, such as ``node[03-07]``."""
-    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return done.stdout.split()[0]
+    if not (count.isdigit() and (number or "").isdigit() and int(number) < int(count) and ":" in (meet or "")):
+        raise UserError(
+            f"VPD_MACHINES={count}, VPD_MACHINE={number} and VPD_MEET={meet} do not fit each other; "
+            "give how many machines there are, which this is (from 0), and host:port of the first"
+        )
+    return Machines(int(count), int(number), meet)
 
 
 def process_count(gpus: int, machines: int = 1) -> int:
-    """Processes on each machine for a training that may use ``gpus`` in all.
-
-    No more than this machine has GPUs; without any, as many processes as GPUs were asked for.
-    """
+    """Processes on each machine for a training that may use ``gpus`` in all: one per GPU that is there, at least one."""
     import torch
 
-    wanted = max(1, gpus // machines)
-    return min(wanted, torch.cuda.device_count()) if torch.cuda.is_available() else wanted
+    return max(1, min(gpus // machines, torch.cuda.device_count()))
 
 
 def launch(function: Callable[..., None], arguments: tuple, state: Path, count: int, where: Machines) -> None:

@@ -84,8 +84,7 @@ class Resources(Frozen):
     """Where a training runs; what it computes does not depend on it."""
 
     gpus: PositiveInt = 1
-    """GPUs that share one effective batch, over all machines; fewer where a machine has fewer."""
-    machines: PositiveInt = 1
+    """GPUs that share one effective batch, over all machines; fewer where there are fewer."""
 
 
 class Scale(Frozen):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from vpd.plan.estimate import Estimate, estimates
+from vpd.plan.estimate import Computed, Estimate, estimates
 from vpd.plan.graph import Job, ancestors, read_graph
 from vpd.plan.schedule import Schedule, critical_path, enough_cores, schedule
 from vpd.plan.selection import select
 from vpd.plan.text import describe, listing
 
 __all__ = [
+    "Computed",
     "Estimate",
     "Job",
     "Schedule",

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
-from vpd.errors import UserError
 from vpd.files import read_json
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Estimate:
     present: bool
     """Whether its outputs are there, those of all that it needs too, and made with the present settings."""
     hours: float | None
-    """On the clock, with all its seeds; None if nobody knows."""
+    """On the clock, with all its seeds, on as many GPUs as it may use; None if nobody knows."""
     gpus: int = 0
     gpu_mem_mb: int = 0
     mem_mb: int = 0
@@ -51,37 +50,24 @@ class Estimate:
     state: int = 0
     """Bytes of resumable state while it runs."""
 
-
-def read_computed(path: Path) -> dict[str, Computed]:
-    """The file of ``vpd cost --out`` by experiment; UserError if it is not one."""
-    try:
-        return TypeAdapter(dict[str, Computed]).validate_python(read_json(path))
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a file of costs ({place}); write it again with vpd cost --out") from None
+    def hours_on(self, gpus: int) -> float:
+        """Hours still to come where there are ``gpus``, of which it uses all that it may; none if present or unknown."""
+        hours = 0.0 if self.present else self.hours or 0.0
+        return hours * self.gpus / min(self.gpus, gpus) if self.gpus else hours
 
 
 def estimates(
-    params: Params,
-    jobs: Mapping[str, Job],
-    computed: Mapping[str, Computed],
-    root: Path = Path(),
-    gpus: int | None = None,
+    params: Params, jobs: Mapping[str, Job], computed: Mapping[str, Computed], root: Path = Path()
 ) -> dict[str, Estimate]:
-    """An estimate of every job, whose paths are relative to ``root``; ``jobs`` come after those that they need.
-
-    A job that may use more than ``gpus`` uses so many and takes longer.
-    """
+    """An estimate of every job, whose paths are relative to ``root``; ``jobs`` come after those that they need."""
     found: dict[str, Estimate] = {}
     for name, job in jobs.items():
         ready = all(found[needed].present for needed in job.needs if needed in found)
-        found[name] = _estimate(params, job, computed, root, ready, gpus)
+        found[name] = _estimate(params, job, computed, root, ready)
     return found
 
 
-def _estimate(
-    params: Params, job: Job, computed: Mapping[str, Computed], root: Path, ready: bool, limit: int | None
-) -> Estimate:
+def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: Path, ready: bool) -> Estimate:
     present = ready and _made(params, job, root)
     recorded = _recorded(job, root)
     if job.stage not in ("train", "evaluate"):
@@ -91,11 +77,10 @@ def _estimate(
         return Estimate(present, recorded, cores=spec.training.threads or 1)
     needs, hours = cost.resources[job.stage], cost.hours[job.stage]
     trains = job.stage == "train"
-    gpus = min(needs["gpus"], limit or needs["gpus"])
     return Estimate(
         present,
-        hours / max(gpus, 1) if recorded is None else recorded,
-        gpus=gpus,
+        hours / max(needs["gpus"], 1) if recorded is None else recorded,
+        gpus=needs["gpus"],
         gpu_mem_mb=needs["gpu_mem_mb"],
         mem_mb=needs["mem_mb"],
         cores=needs["cpus"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ class Job:
     key: str
     """Experiment, dataset or checkpoint; empty for a stage without items."""
     outs: tuple[str, ...]
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
     """Names of the jobs whose outputs it reads."""
 
     @property
@@ -47,17 +47,12 @@ def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, J
     values = params.document.model_dump(include={"experiments", "backbones"})
     values |= {"scale": params.scale, "protocol": params.protocol}
     declared = [found for stage, body in stages.items() for found in _instances(stage, body, values, workflow)]
-    makers = {out: name for name, _, _, outs, _ in declared for out in outs}
+    makers = {out: job.name for job, _ in declared for out in job.outs}
     below = _by_folder(makers)
-    jobs = {
-        name: Job(
-            stage,
-            key,
-            tuple(outs),
-            tuple(dict.fromkeys(maker for path in deps for maker in _makers(path, makers, below))),
-        )
-        for name, stage, key, outs, deps in declared
-    }
+    jobs = {}
+    for job, deps in declared:
+        needs = dict.fromkeys(maker for path in deps for maker in _makers(path, makers, below))
+        jobs[job.name] = replace(job, needs=tuple(needs))
     return {name: jobs[name] for name in _in_order(jobs)}
 
 
@@ -72,26 +67,20 @@ def ancestors(jobs: Mapping[str, Job], names: Iterable[str]) -> dict[str, Job]:
     return {name: job for name, job in jobs.items() if name in wanted}
 
 
-def _instances(
-    stage: str, body: dict, values: dict, workflow: Path
-) -> Iterator[tuple[str, str, str, list[str], list[str]]]:
-    """Name, stage, key, outputs and dependencies of every job of one stage."""
-    if "foreach" not in body:
-        yield (
-            stage,
-            stage,
-            "",
-            _paths(body, ("outs", "metrics"), values, workflow),
-            _paths(body, ("deps",), values, workflow),
-        )
-        return
-    over = body["foreach"]
-    items = _look_up(PLACEHOLDER.fullmatch(over)[1], values, workflow) if isinstance(over, str) else over
-    pairs = items.items() if isinstance(items, Mapping) else ((item, item) for item in items)
-    for key, item in pairs:
-        known, inner = {**values, "key": key, "item": item}, body["do"]
+def _instances(stage: str, body: dict, values: dict, workflow: Path) -> Iterator[tuple[Job, list[str]]]:
+    """Every job of one stage, without what it needs, and the paths that it depends on."""
+    for key, item in _items(body.get("foreach"), values, workflow):
+        known, inner = {**values, "key": key, "item": item}, body.get("do", body)
         outs = _paths(inner, ("outs", "metrics"), known, workflow)
-        yield f"{stage}@{key}", stage, str(key), outs, _paths(inner, ("deps",), known, workflow)
+        yield Job(stage, str(key), tuple(outs)), _paths(inner, ("deps",), known, workflow)
+
+
+def _items(over: str | list | None, values: dict, workflow: Path) -> Iterable[tuple[str, Any]]:
+    """Keys and items of a foreach: of a list, or of the section that a placeholder names; one of no name without it."""
+    if over is None:
+        return [("", None)]
+    items = _look_up(PLACEHOLDER.fullmatch(over)[1], values, workflow) if isinstance(over, str) else over
+    return items.items() if isinstance(items, Mapping) else [(item, item) for item in items]
 
 
 def _paths(body: dict, sections: Iterable[str], values: dict, workflow: Path) -> list[str]:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vpd.errors import UserError
-
 if TYPE_CHECKING:
     from vpd.plan.estimate import Estimate
     from vpd.plan.graph import Job
@@ -30,21 +28,21 @@ def enough_cores(found: Mapping[str, Estimate], gpus: int) -> int:
     return math.ceil(gpus * per_gpu) or len(os.sched_getaffinity(0))
 
 
-def remaining(jobs: Mapping[str, Job], found: Mapping[str, Estimate]) -> dict[str, float]:
+def remaining(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int) -> dict[str, float]:
     """Hours of each job and of the longest chain of jobs behind it; what is present or unknown takes none."""
     longest: dict[str, float] = {}
     behind: dict[str, float] = dict.fromkeys(jobs, 0.0)
     for name in reversed(jobs):  # jobs come after what they need
-        longest[name] = _hours(found[name]) + behind[name]
+        longest[name] = found[name].hours_on(gpus) + behind[name]
         for needed in jobs[name].needs:
             if needed in behind:
                 behind[needed] = max(behind[needed], longest[name])
     return longest
 
 
-def critical_path(jobs: Mapping[str, Job], found: Mapping[str, Estimate]) -> list[str]:
-    """The longest chain of jobs that are still to do: no number of GPUs is faster."""
-    longest = remaining(jobs, found)
+def critical_path(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int) -> list[str]:
+    """The longest chain of jobs that are still to do, none of which may use more than ``gpus``."""
+    longest = remaining(jobs, found, gpus)
     chain: list[str] = []
     ready = [name for name, job in jobs.items() if not any(needed in jobs for needed in job.needs)]
     while ready:
@@ -57,11 +55,11 @@ def critical_path(jobs: Mapping[str, Job], found: Mapping[str, Estimate]) -> lis
 def schedule(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int, cores: int) -> Schedule:
     """Start whatever is ready and fits, the longest chain first, until all is done.
 
-    UserError if a job needs more than there is.
+    A job that may use more than there is uses all of it, and with fewer GPUs takes longer.
     """
-    longest = remaining(jobs, found)
+    longest = remaining(jobs, found, gpus)
     todo = {name: job for name, job in jobs.items() if not found[name].present}
-    _check_fit(todo, found, gpus)
+    taken = {name: (min(found[name].gpus, gpus), min(found[name].cores, cores)) for name in todo}
     waiting = {name: sum(needed in todo for needed in job.needs) for name, job in todo.items()}
     followers: dict[str, list[str]] = {name: [] for name in todo}
     for name, job in todo.items():
@@ -74,12 +72,11 @@ def schedule(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int, 
     starts: dict[str, float] = {}
     clock, free = 0.0, [gpus, cores]
     while ready or running:
-        for name in _fitting(ready, found, free, cores):
+        for name in _fitting(ready, taken, free):
             starts[name] = clock
-            heapq.heappush(running, (clock + _hours(found[name]), name))
+            heapq.heappush(running, (clock + found[name].hours_on(gpus), name))
         clock, ended = heapq.heappop(running)
-        free[0] += found[ended].gpus
-        free[1] += min(found[ended].cores, cores)
+        free = [had + back for had, back in zip(free, taken[ended], strict=True)]
         for follower in followers[ended]:
             waiting[follower] -= 1
             if not waiting[follower]:
@@ -87,28 +84,17 @@ def schedule(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int, 
     return Schedule(starts, clock)
 
 
-def _fitting(ready: list, found: Mapping[str, Estimate], free: list[int], cores: int) -> list[str]:
-    """Take from ``ready`` what fits into ``free`` GPUs and cores, which are lessened."""
-    taken, left = [], []
+def _fitting(ready: list[tuple[float, str]], taken: Mapping[str, tuple[int, int]], free: list[int]) -> list[str]:
+    """Move from ``ready`` what fits into the ``free`` GPUs and cores, which are lessened."""
+    fitting, left = [], []
     while ready:
         entry = heapq.heappop(ready)
-        job = found[entry[1]]
-        if job.gpus <= free[0] and min(job.cores, cores) <= free[1]:
-            free[0] -= job.gpus
-            free[1] -= min(job.cores, cores)
-            taken.append(entry[1])
+        gpus, cores = taken[entry[1]]
+        if gpus <= free[0] and cores <= free[1]:
+            free[0] -= gpus
+            free[1] -= cores
+            fitting.append(entry[1])
         else:
             left.append(entry)
-    for entry in left:
-        heapq.heappush(ready, entry)
-    return taken
-
-
-def _check_fit(jobs: Mapping[str, Job], found: Mapping[str, Estimate], gpus: int) -> None:
-    largest = max(jobs, key=lambda name: found[name].gpus, default=None)
-    if largest is not None and found[largest].gpus > gpus:
-        raise UserError(f"{largest} needs {found[largest].gpus} GPUs, but the plan is for {gpus}; raise --gpus")
-
-
-def _hours(estimate: Estimate) -> float:
-    return 0.0 if estimate.present else estimate.hours or 0.0
+    ready.extend(left)  # in order already, which is a heap
+    return fitting

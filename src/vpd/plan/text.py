@@ -23,12 +23,12 @@ def describe(title: str, jobs: Mapping[str, Job], found: Mapping[str, Estimate],
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))
     rows = [_row(stage, [found[name] for name, job in jobs.items() if job.stage == stage]) for stage in stages]
     rows.append(_row("all", list(found.values())))
-    plan, chain = schedule(jobs, found, gpus, cores), critical_path(jobs, found)
+    plan, chain = schedule(jobs, found, gpus, cores), critical_path(jobs, found, gpus)
     lines = [title, "", *_table([COLUMNS, *rows]), ""]
     lines.append(f"On {_machine(found, gpus, cores)}: {duration(plan.hours)}.")
     if chain:
-        longest = sum(found[name].hours or 0.0 for name in chain)
-        lines.append(f"Critical path, {duration(longest)} on any number: {' -> '.join(chain)}.")
+        longest = sum(found[name].hours_on(gpus) for name in chain)
+        lines.append(f"Critical path, {duration(longest)}: {' -> '.join(chain)}.")
     state = max((estimate.state for estimate in found.values() if not estimate.present), default=0)
     if state:
         lines.append(f"While it trains, a job keeps up to {amount(state)} per seed of resumable state besides.")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from vpd.errors import UserError
-from vpd.files import read_json
+from vpd.costs import read_entries
 from vpd.report.cells import csv_text, number
 from vpd.report.judge import Costs
 from vpd.report.layout import matched_row
@@ -46,13 +45,7 @@ class RowCost:
 
 def read_costs(path: Path | None) -> Costs:
     """Figures by experiment from a file that ``vpd cost --out`` wrote; empty without a path."""
-    if path is None:
-        return {}
-    try:
-        return {name: _Entry.model_validate(entry).figures for name, entry in read_json(path).items()}
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a file of costs ({place}); write it again with vpd cost --out") from None
+    return {name: entry.figures for name, entry in read_entries(path, _Entry).items()} if path else {}
 
 
 def row_costs(params: Params, timings: pd.DataFrame, costs: Costs) -> list[RowCost]:
