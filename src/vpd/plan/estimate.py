@@ -30,7 +30,6 @@ class Computed(BaseModel):
     resources: dict[str, dict[str, int]]
     hours: dict[str, float]
     trainable: int
-    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
