@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup reproduce snakemake record test test-slow costs lint lock ui clean
+.PHONY: setup reproduce snakemake record test test-slow test-cluster costs lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -34,6 +34,10 @@ test: setup                               ## all tests, the whole smoke scale in
 
 test-slow: setup                          ## true-size networks (16 GiB of memory), all of smoke by DVC too
 	pytest -m slow -s
+
+test-cluster: setup                       ## all of smoke on a one-node Slurm started here, requeued and killed (root)
+	sh tests/system-packages.sh slurm
+	pytest -m cluster -s
 
 costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
 	vpd cost --scale paper --out workflow/costs.json

@@ -1,10 +1,20 @@
 #!/bin/sh
-# The browser that tests/test_mlflow_ui.py drives. Everything else comes from requirements.lock.
+# What tests need beside requirements.lock: a browser for tests/test_mlflow_ui.py, or with the word `slurm` a cluster.
 set -eu
-command -v chromium >/dev/null && command -v chromedriver >/dev/null && exit 0
+if [ "${1:-}" = slurm ]; then
+    commands="slurmctld slurmd munged" packages="slurm-wlm munge"
+else
+    commands="chromium chromedriver" packages="chromium chromium-driver"
+fi
+missing=""
+for command in $commands; do
+    command -v "$command" >/dev/null || missing=yes
+done
+[ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "The browser test needs chromium and chromedriver; install them (Debian: apt-get install chromium chromium-driver)." >&2
+    echo "The tests need $commands; install them (Debian: apt-get install $packages)." >&2
     exit 1
 fi
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null
+# shellcheck disable=SC2086
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null

@@ -1,0 +1,134 @@
+"""A Slurm cluster of one node on this machine, from Debian's packages: slurmctld, slurmd and munged, started as root.
+
+Slurm's commands look for /etc/slurm/slurm.conf, and Snakemake's plugin takes other places out of the environment; so the lab
+writes that file, refuses to replace one that is not its own, and takes it away at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+CONF, GRES = Path("/etc/slurm/slurm.conf"), Path("/etc/slurm/gres.conf")
+MARK = "# written by tests/slurm_lab.py"
+SETTINGS = """\
+{mark}
+ClusterName=lab
+SlurmctldHost={host}
+AuthType=auth/munge
+SlurmUser=root
+SlurmdUser=root
+SlurmctldPort=16817
+SlurmdPort=16818
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+KillWait=10
+MinJobAge=600
+SlurmdTimeout=20
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+MEGABYTE = 1 << 20
+
+
+class Lab:
+    """The running cluster."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.host = root, socket.gethostname()
+
+    def start(self) -> None:
+        """Start all daemons and wait until the node takes jobs."""
+        for name in ("state", "spool"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEGABYTE * 3 // 4
+        cpus = len(os.sched_getaffinity(0))
+        CONF.write_text(SETTINGS.format(mark=MARK, host=self.host, root=self.root, cpus=cpus, memory=memory))
+        start_munge()
+        subprocess.run(["slurmctld"], check=True)
+        self.start_node()
+        self.wait_for(lambda: "idle" in output("sinfo", "-h", "-o", "%T"), "the node never became idle")
+
+    def start_node(self) -> None:
+        """Start slurmd, also after it was killed."""
+        subprocess.run(["slurmd", "-N", self.host], check=True)
+
+    def kill_node(self) -> None:
+        """Kill slurmd as a power cut does; its jobs' processes go with it."""
+        os.kill(self._pid("slurmd"), signal.SIGKILL)
+        for step in output("pgrep", "-f", "slurmstepd").split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(step), signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Cancel all jobs and end all daemons."""
+        subprocess.run(["scancel", "--user", "root"], check=False)
+        for name in ("slurmd", "slurmctld"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+                os.kill(self._pid(name), signal.SIGTERM)
+        time.sleep(2)
+        # A conf without a controller makes every later Snakemake wait ten seconds for an answer.
+        CONF.unlink(missing_ok=True)
+
+    def _pid(self, name: str) -> int:
+        return int((self.root / f"{name}.pid").read_text())
+
+    def wait_for(self, condition, complaint: str, seconds: float = 60) -> None:
+        """Wait until ``condition()``; with the daemons' logs if it never comes."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = [(self.root / f"{name}.log").read_text()[-2000:] for name in ("slurmctld", "slurmd")]
+                raise AssertionError("\n".join([complaint, *logs]))
+            time.sleep(0.5)
+
+
+def start_munge() -> None:
+    """Start munged unless it runs."""
+    if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0:
+        return
+    Path("/run/munge").mkdir(exist_ok=True)
+    shutil.chown("/run/munge", "munge", "munge")
+    subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=True)
+
+
+def output(*command: str) -> str:
+    """What a command prints; empty if it fails."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+@contextlib.contextmanager
+def slurm(root: Path) -> Iterator[Lab]:
+    """A cluster while the block runs."""
+    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
+    assert not missing, f"{', '.join(missing)} not found; run `make test-cluster`, which installs them"
+    assert not CONF.exists() or MARK in CONF.read_text(), f"{CONF} is a real cluster's; this test would replace it"
+    lab = Lab(root)
+    try:
+        lab.start()
+        yield lab
+    finally:
+        lab.stop()

@@ -1,0 +1,144 @@
+"""The workflow on a real Slurm (one node, started here): whole, requeued, over its time limit, and through a dead node.
+
+Needs root and Debian's slurm-wlm and munge: `make test-cluster` installs and runs them.
+"""
+
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from slurm_lab import Lab, output, slurm
+from test_reproduce import CELLS, ENVIRONMENT, copy_of_project, run
+
+pytestmark = pytest.mark.cluster
+
+PROFILE = "snakemake --profile profiles/slurm --slurm-init-seconds-before-status-checks 5 --latency-wait 10"
+NAME = "depth-full"
+TARGET = f"results/smoke/metrics/{NAME}.json"
+STEPS, SAVE_EVERY = 400, 5
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+# ---------------------------------------------------------------------------------------------------------------- whole
+@pytest.fixture(scope="module")
+def locally(tmp_path_factory):
+    """All of smoke, without a cluster."""
+    folder = copy_of_project(tmp_path_factory.mktemp("local"))
+    run("snakemake --cores 2", folder)
+    return folder
+
+
+def test_smoke_through_the_profile_gives_the_local_runs_cells(lab, locally, tmp_path):
+    folder = copy_of_project(tmp_path)
+    run(PROFILE, folder)
+    assert_frame_equal(pd.read_csv(folder / CELLS), pd.read_csv(locally / CELLS), check_exact=True)
+    assert "Nothing to be done" in run("snakemake -n", folder)
+    logs = {path.stem for path in (folder / "logs/smoke/train").glob("*.log")}
+    assert logs == {path.stem for path in (folder / "results/smoke/metrics").glob("*.json")}
+
+
+# --------------------------------------------------------------------------------------------------------- interruptions
+def longer(folder: Path) -> Path:
+    """A project whose NAME trains long enough to be interrupted."""
+    params = folder / "params.yaml"
+    text = params.read_text()
+    line = next(line for line in text.splitlines() if line.strip().startswith(f"{NAME}:"))
+    training = f"training: {{epochs: null, steps: {STEPS}, save_every: {SAVE_EVERY}}}"
+    params.write_text(text.replace(line, re.sub(r"\}\s*(#.*)?$", f", {training}}}", line)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The metrics of NAME when nothing happens."""
+    folder = longer(copy_of_project(tmp_path_factory.mktemp("undisturbed")))
+    run(f"snakemake --cores 2 {TARGET}", folder)
+    return folder
+
+
+@pytest.fixture
+def prepared(undisturbed, tmp_path):
+    """The same project before the training of NAME: data and checkpoints are there."""
+    subprocess.run(["cp", "-a", f"{undisturbed}/.", str(tmp_path)], check=True)
+    for made in (f"results/smoke/runs/{NAME}", TARGET, f"results/smoke/specs/{NAME}.json", f".vpd/smoke/train/{NAME}"):
+        subprocess.run(["rm", "-rf", str(tmp_path / made)], check=True)
+    return tmp_path
+
+
+def job() -> str:
+    """Number of the running job; empty while there is none."""
+    return output("squeue", "-h", "-t", "R", "-o", "%A").strip()
+
+
+def saved_steps(folder: Path) -> bool:
+    """Whether the training has a state to go on from."""
+    return any((folder / f".vpd/smoke/train/{NAME}").rglob("*.safetensors")) or any(
+        (folder / f".vpd/smoke/train/{NAME}").rglob("*.json")
+    )
+
+
+def disturbed(lab: Lab, folder: Path, disturb, extra: str = "") -> str:
+    """Run NAME on the cluster, call ``disturb`` once a state is saved, and wait for the end; the training's log."""
+    engine = subprocess.Popen(
+        [*PROFILE.split(), *extra.split(), TARGET],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(engine.stdout), daemon=True)
+    reader.start()
+    try:
+        lab.wait_for(lambda: saved_steps(folder) or engine.poll() is not None, "no state was ever saved", 240)
+        assert engine.poll() is None, "".join(said)
+        disturb()
+        assert engine.wait(900) == 0, "".join(said)
+    finally:
+        engine.kill()
+    return "".join(said)
+
+
+def assert_equal(folder: Path, undisturbed: Path) -> None:
+    """The interrupted run went on from its state, and ended as if nothing had happened."""
+    assert (folder / TARGET).read_bytes() == (undisturbed / TARGET).read_bytes()
+
+
+def test_a_requeued_job_goes_on_and_ends_with_the_same_metrics(lab, prepared, undisturbed):
+    def requeue():
+        number = job()
+        subprocess.run(["scontrol", "requeue", number], check=True)
+        time.sleep(2)
+        subprocess.run(["scontrol", "release", number], check=False)
+
+    disturbed(lab, prepared, requeue)
+    assert_equal(prepared, undisturbed)
+
+
+def test_a_job_over_its_time_limit_is_tried_again_and_goes_on(lab, prepared, undisturbed):
+    said = disturbed(lab, prepared, lambda: None, "--set-resources train:runtime=1")
+    assert "Trying to restart job" in said
+    assert_equal(prepared, undisturbed)
+
+
+def test_a_job_goes_on_after_its_node_died(lab, prepared, undisturbed):
+    def die():
+        lab.kill_node()
+        subprocess.run(["pkill", "-9", "-f", f"vpd train {NAME}"], check=False)
+        time.sleep(1)
+        lab.start_node()
+
+    disturbed(lab, prepared, die)
+    assert_equal(prepared, undisturbed)
