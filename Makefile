@@ -35,8 +35,8 @@ test: setup                               ## all tests, the whole smoke scale in
 test-slow: setup                          ## true-size networks (16 GiB of memory), all of smoke by DVC too
 	pytest -m slow -s
 
-test-cluster: setup                       ## all of smoke on a one-node Slurm started here, requeued and killed (root)
-	sh tests/system-packages.sh slurm
+test-cluster: setup                       ## against real engines started here: Slurm, PostgreSQL, SSH (Debian, root)
+	sh tests/system-packages.sh cluster
 	pytest -m cluster -s
 
 costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
@@ -46,7 +46,7 @@ lint: setup                               ## style of code and workflow
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && snakemake --lint
 
 lock: setup                               ## pin all dependencies anew
-	uv pip compile pyproject.toml --extra test --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --extra test --extra group --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
 
 ui: setup                                 ## open the MLflow UI on the local runs
 	mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1

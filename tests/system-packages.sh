@@ -1,8 +1,9 @@
 #!/bin/sh
-# What tests need beside requirements.lock: a browser for tests/test_mlflow_ui.py, or with the word `slurm` a cluster.
+# What tests need beside requirements.lock: a browser for tests/test_mlflow_ui.py, or with the word `cluster` what that needs.
 set -eu
-if [ "${1:-}" = slurm ]; then
-    commands="slurmctld slurmd munged" packages="slurm-wlm munge"
+PATH="$PATH:/usr/sbin"
+if [ "${1:-}" = cluster ]; then
+    commands="slurmctld slurmd munged sshd pg_ctlcluster" packages="slurm-wlm munge openssh-server postgresql"
 else
     commands="chromium chromedriver" packages="chromium chromium-driver"
 fi
