@@ -21,6 +21,7 @@ rule report:
         f"logs/{SCALE}/report.log",
     conda:
         "../../environment.yml"
+    localrule: True
     threads: 1
     params:
         scale=SCALE,
@@ -51,6 +52,7 @@ rule track:
         f"logs/{SCALE}/track.log",
     conda:
         "../../environment.yml"
+    localrule: True
     threads: 1
     params:
         scale=SCALE,
