@@ -17,24 +17,28 @@ from training_fakes import KEYS, Samples, network, tiny_spec
 from vpd.errors import UserError
 from vpd.launch import RESTARTS, Machines, launch, machines, process_count
 from vpd.params import load_params
+from vpd.spec import LossSpec
+from vpd.training.batch_norm import synchronise
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
+MAPS = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(1)) * 3 + 10
+FACTORS = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(2))
 
 
-def train_here(where: Path, delay: float = 0.0, wild: bool = False) -> None:
+def train_here(where: Path, delay: float = 0.0, wild: bool = False, norm: bool = False, **training) -> None:
     """The tiny training, as one of several processes if the environment says so; each notes its beginning."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     from vpd.training.loop import fit
 
     rank = os.environ.get("RANK", "0")
+    where.mkdir(exist_ok=True)
     with (where / f"begun{rank}").open("a") as file:
         file.write(f"{os.getpid()}\n")
-    spec = tiny_spec(
-        save_every=2, optimizer=tiny_spec().training.optimizer.model_copy(update={"lr": 1e30 if wild else 1e-2})
-    )
-    fit(network(dropout=0.0, norm=False), Samples(delay=delay), spec, 0, where / "out", where / "state", (), KEYS)
+    optimizer = tiny_spec().training.optimizer.model_copy(update={"lr": 1e30 if wild else 1e-2})
+    spec = tiny_spec(**{"save_every": 2, "optimizer": optimizer} | training)
+    fit(network(dropout=0.0, norm=norm), Samples(delay=delay), spec, 0, where / "out", where / "state", (), KEYS)
 
 
 def weights(where: Path) -> dict[str, torch.Tensor]:
@@ -108,6 +112,70 @@ def test_two_machines_with_one_process_each_do_the_same(two, tmp_path):
     assert all(torch.equal(weights(tmp_path)[name], value) for name, value in weights(two).items())
 
 
+def train_normed(where: Path) -> None:
+    train_here(where, norm=True)
+
+
+def test_batch_norms_see_the_samples_of_both_processes(tmp_path):
+    train_normed(tmp_path / "one")
+    launch(train_normed, (tmp_path / "both",), tmp_path / "both" / "state", 2, Machines())
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    alone, both = weights(tmp_path / "one"), weights(tmp_path / "both")
+    # A bias before a batch norm has no gradient but rounding noise, of which AdamW makes steps; the norm's mean follows it.
+    for name in alone.keys() - {"unet.bias", "head.0.running_mean"}:
+        torch.testing.assert_close(both[name], alone[name], rtol=1e-3, atol=1e-5)
+
+
+UNEVEN = LossSpec(kind="cross-entropy", average="valid-pixels", class_weights=(0.2, 1.0, 3.0))
+
+
+def train_unevenly(where: Path, accumulate: int) -> None:
+    train_here(where, loss=UNEVEN, accumulate=accumulate)
+
+
+def test_processes_compute_the_parts_that_one_would_accumulate(tmp_path):
+    """Even where the loss of a part is no plain mean over its pixels."""
+    train_unevenly(tmp_path / "one", 2)
+    launch(train_unevenly, (tmp_path / "both", 1), tmp_path / "both" / "state", 2, Machines())
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+    train_unevenly(tmp_path / "whole", 1)
+    assert losses(tmp_path / "whole") != pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def normalise(where: Path) -> None:
+    """One training pass of a batch norm over this process's half of the maps; what it gives and leaves."""
+    torch.distributed.init_process_group("gloo")
+    rank, half = torch.distributed.get_rank(), MAPS[2 * torch.distributed.get_rank() :][:2].clone().requires_grad_()
+    model = synchronise(torch.nn.Sequential(norm_layer()), torch.device("cpu"))
+    given = model(half)
+    (given * FACTORS[2 * rank :][:2]).sum().backward()
+    found = {"given": given, "gradient": half.grad, "weight": model[0].weight.grad, "bias": model[0].bias.grad}
+    torch.save({**found, **model.state_dict()}, where / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def norm_layer() -> torch.nn.BatchNorm2d:
+    norm = torch.nn.BatchNorm2d(3, momentum=0.3)
+    torch.nn.init.constant_(norm.weight, 2.0)
+    return norm
+
+
+def test_a_shared_batch_norm_is_torchs_over_the_joint_batch(tmp_path):
+    launch(normalise, (tmp_path,), tmp_path / "state", 2, Machines())
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    norm, maps = norm_layer(), MAPS.clone().requires_grad_()
+    given = norm(maps)
+    (given * FACTORS).sum().backward()
+    joined = {name: torch.cat([half[name] for half in halves]) for name in ("given", "gradient")}
+    torch.testing.assert_close(joined["given"], given)
+    torch.testing.assert_close(joined["gradient"], maps.grad, rtol=1e-4, atol=1e-5)
+    for name, gradient in (("weight", norm.weight.grad), ("bias", norm.bias.grad)):
+        torch.testing.assert_close(halves[0][name] + halves[1][name], gradient, rtol=1e-4, atol=1e-5)
+    for half in halves:
+        for name, value in norm.state_dict(prefix="0.").items():
+            torch.testing.assert_close(half[name], value)
+
+
 # --------------------------------------------------------------------------------------------------------------- deaths
 @pytest.mark.parametrize("rank", [0, 1])
 def test_after_the_loss_of_a_process_all_go_on_and_end_with_the_same_bits(two, tmp_path, rank):
@@ -165,6 +233,9 @@ def test_processes_are_shared_out_over_machines(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [process_count(gpus) for gpus in (1, 4, 8)] == [1, 4, 4]
     assert [process_count(gpus, machines=2) for gpus in (1, 2, 8)] == [1, 1, 4]
+    assert process_count(1, environment={"VPD_PROCESSES": "2"}) == 2
+    with pytest.raises(UserError, match="VPD_PROCESSES=none is not a number of processes"):
+        process_count(8, environment={"VPD_PROCESSES": "none"})
 
 
 def test_resources_are_an_experiments_own_or_its_tasks(tmp_path):

@@ -64,7 +64,7 @@ def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int |
     ]
     where = machines()
     with claimed_gpus(max(1, gpus // where.count)):
-        count = process_count(gpus, where.count) if gpus > 1 else 1
+        count = process_count(gpus, where.count)
         if count * where.count == 1:
             side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
         else:

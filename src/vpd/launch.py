@@ -52,8 +52,18 @@ def machines(environment: Mapping[str, str] = os.environ) -> Machines:
     return Machines(int(count), int(number), meet)
 
 
-def process_count(gpus: int, machines: int = 1) -> int:
-    """Processes on each machine for a training that may use ``gpus`` in all: one per GPU that is there, at least one."""
+def process_count(gpus: int, machines: int = 1, environment: Mapping[str, str] = os.environ) -> int:
+    """Processes on each machine for a training that may use ``gpus`` in all: one per GPU that is there, at least one.
+
+    VPD_PROCESSES, where set, says how many, for machines without GPUs. UserError if it is no number.
+    """
+    asked = environment.get("VPD_PROCESSES")
+    if asked is not None:
+        if not asked.isdigit() or int(asked) < 1:
+            raise UserError(f"VPD_PROCESSES={asked} is not a number of processes; give 1 or more, or unset it")
+        return int(asked)
+    if gpus == 1:
+        return 1
     import torch
 
     return max(1, min(gpus // machines, torch.cuda.device_count()))
@@ -84,6 +94,7 @@ def launch(function: Callable[..., None], arguments: tuple, state: Path, count: 
         max_restarts=RESTARTS,
         monitor_interval=0.5,
     )
+    signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))  # which it passes on
     # As commands, because of functions the launcher waits for ever where one hangs over the death of another.
     call = base64.b64encode(pickle.dumps((function, arguments, mistake))).decode()
     try:

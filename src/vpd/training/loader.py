@@ -55,7 +55,12 @@ class Plan:
         batch = self.batch(step)
         side = -(-len(batch) // self.accumulate)
         micros = [batch[start : start + side] for start in range(0, len(batch), side)]
-        return [micro[self.rank :: self.processes] for micro in micros]
+        # Neighbours, so that two processes compute the same parts as one that accumulates twice as many.
+        return [micro[self._portion(len(micro))] for micro in micros]
+
+    def _portion(self, samples: int) -> slice:
+        side = -(-samples // self.processes)
+        return slice(self.rank * side, (self.rank + 1) * side)
 
     def total_steps(self, training: TrainingSpec) -> int:
         """Steps of the whole training."""
@@ -133,4 +138,5 @@ class _Samples(Dataset):
 def _outlive_the_step(worker: int) -> None:
     """Let the training process finish its step after a signal that went to every process, then end without it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: signal.alarm(GRACE))

@@ -22,6 +22,7 @@ from vpd.errors import UserError
 from vpd.files import locked
 from vpd.progress import Progress
 from vpd.spec import LossSpec, Spec
+from vpd.training.batch_norm import SYNCHRONISED, synchronise
 from vpd.training.loader import Plan, micro_batches, plan_batches
 from vpd.training.losses import loss
 from vpd.training.observers import Observer, Observers
@@ -44,7 +45,7 @@ def fit(
     """Train ``model`` on ``dataset`` as ``spec.training`` says and publish weights and history into ``out``.
 
     ``keys`` identify the run in its state and its manifest. Raises UserError if the loss is not finite, before the step
-    that would spoil the weights; after SIGTERM or SIGINT it saves the state and raises SystemExit or KeyboardInterrupt.
+    that would spoil the weights; after SIGTERM, SIGUSR1 or SIGINT it saves the state and raises SystemExit or KeyboardInterrupt.
     """
     training, run = spec.training, f"{spec.name} seed {seed}"
     accelerator = start_accelerator(training.precision)
@@ -56,7 +57,7 @@ def fit(
         if lead:
             stack.enter_context(locked(state))
         folder = state_folder(state, keys)
-        model = on_device(model, accelerator).train()
+        model = on_device(model, accelerator, spec.task in SYNCHRONISED).train()
         optimizer = build_optimizer(model, training.optimizer)
         journal = load_state(folder, model, optimizer)
         parallel, optimizer = accelerator.prepare(model, optimizer)
@@ -121,10 +122,10 @@ def start_accelerator(precision: str) -> Accelerator:
     return accelerator
 
 
-def on_device(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Move ``model`` to its device; with several GPUs its batch norms see the whole batch, as in the paper (G6)."""
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+def on_device(model: nn.Module, accelerator: Accelerator, synchronised: bool) -> nn.Module:
+    """Move ``model`` to its device; its batch norms see the samples of all processes where ``synchronised`` (G6)."""
+    if accelerator.num_processes > 1 and synchronised:
+        model = synchronise(model, accelerator.device)
     return model.to(accelerator.device)
 
 
@@ -173,7 +174,7 @@ def log_row(journal: Journal, plan: Plan, lr: float, lr_unet: float) -> dict[str
 # ---------------------------------------------------------------------------------------------------------------- signals
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, so that a step ends before the process does; a second one acts at once."""
+    """Collect SIGTERM, SIGINT and SIGUSR1, so that a step ends before the process does; a second one acts at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -183,7 +184,7 @@ def deferred_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, previous[number])
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
     for number in numbers:
         signal.signal(number, note)
@@ -199,4 +200,4 @@ def leave(signals: list[int], run: str, step: int) -> None:
     print(f"{run}: stopped after step {step}; the next run goes on from there", file=sys.stderr, flush=True)
     if signals and signals[0] == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + signal.SIGTERM)
+    raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM))
