@@ -301,7 +301,10 @@ def test_dying_at_any_step_changes_nothing(uninterrupted, tmp_path, at):
     assert digests(tmp_path) == digests(uninterrupted)
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGTERM, SystemExit), (signal.SIGUSR1, SystemExit), (signal.SIGINT, KeyboardInterrupt)],
+)
 @pytest.mark.parametrize("step", [3, 12])
 def test_a_signal_ends_the_step_saves_the_state_and_exits_non_zero(uninterrupted, tmp_path, number, raised, step):
     before = signal.getsignal(number)
@@ -309,7 +312,7 @@ def test_a_signal_ends_the_step_saves_the_state_and_exits_non_zero(uninterrupted
     dataset.before[4 * (step - 1) + 2] = lambda: os.kill(os.getpid(), number)
     with pytest.raises(raised) as caught:
         run(tmp_path, dataset=dataset)
-    assert raised is KeyboardInterrupt or caught.value.code == 143
+    assert raised is KeyboardInterrupt or caught.value.code == 128 + number
     assert signal.getsignal(number) is before
     assert len(dataset.seen) == 4 * step
     assert states(tmp_path)[-1].name == f"step-{step:09d}.pt"
@@ -320,7 +323,7 @@ def test_a_signal_ends_the_step_saves_the_state_and_exits_non_zero(uninterrupted
     assert digests(tmp_path) == digests(uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_loader_workers_too_changes_nothing(uninterrupted, tmp_path, number):
     """As Slurm and a terminal send it: to every process of the group."""
     process = start(tmp_path, delay=0.05, workers=2)
@@ -328,7 +331,7 @@ def test_a_signal_to_loader_workers_too_changes_nothing(uninterrupted, tmp_path,
         time.sleep(0.01)
     os.killpg(process.pid, number)
     process.join(60)
-    assert process.exitcode == {signal.SIGTERM: 143, signal.SIGINT: 1}[number]
+    assert process.exitcode == {signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGINT: 1}[number]
     saved = torch.load(states(tmp_path)[-1], weights_only=True)["journal"]["step"]
     assert saved < 12
     rest = Samples()
