@@ -115,6 +115,11 @@ def _paper_scale(commands) -> None:
     command.add_argument("--cores", type=_count, metavar="N", help="cores at hand (default: enough, or this machine's)")
     command.add_argument("--jobs", action="store_true", help="list every job with what it needs, too")
     command.add_argument(
+        "--annotate",
+        action="store_true",
+        help="instead, read what `dvc repro --dry` says and add what each stage needs",
+    )
+    command.add_argument(
         "--costs", type=Path, default=Path("workflow/costs.json"), help="file of vpd cost --out (default: %(default)s)"
     )
     _params(command)
@@ -314,13 +319,17 @@ def _count(text: str) -> int:
 
 def _plan(options: argparse.Namespace) -> None:
     from vpd.costs import read_entries
-    from vpd.plan import Computed, ancestors, describe, enough_cores, estimates, listing, read_graph, select
+    from vpd.plan import Computed, ancestors, annotated, describe, enough_cores, estimates, listing, read_graph, select
 
     params = _load(options)
     names, jobs = select(params, options.words), read_graph(params)
     if options.words:
         jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
     found = estimates(params, jobs, read_entries(options.costs, Computed))
+    if options.annotate:
+        for line in sys.stdin:
+            print(annotated(line.rstrip("\n"), found), flush=True)
+        return
     if options.jobs:
         print(listing(jobs, found), end="\n\n")
     title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"

@@ -6,7 +6,7 @@ from vpd.plan.estimate import Computed, Estimate, estimates
 from vpd.plan.graph import Job, ancestors, read_graph
 from vpd.plan.schedule import Schedule, critical_path, enough_cores, schedule
 from vpd.plan.selection import select
-from vpd.plan.text import describe, listing
+from vpd.plan.text import annotated, describe, listing
 
 __all__ = [
     "Computed",
@@ -14,6 +14,7 @@ __all__ = [
     "Job",
     "Schedule",
     "ancestors",
+    "annotated",
     "critical_path",
     "describe",
     "enough_cores",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,21 @@ def listing(jobs: Mapping[str, Job], found: Mapping[str, Estimate]) -> str:
             (name, "done" if needs.present else "to do", time, str(needs.gpus or "-"), *memory, str(needs.cores))
         )
     return "\n".join(_table(rows))
+
+
+def annotated(line: str, found: Mapping[str, Estimate]) -> str:
+    """A line of a dry run of DVC; where it names a stage, with what that needs."""
+    named = re.search(r"stage '([^']+)'", line)
+    return f"{line} {needs(found[named[1]])}" if named and named[1] in found else line
+
+
+def needs(job: Estimate) -> str:
+    """``8 GPUs of 23.6 GB, 40 cores, 207.4 GB of memory, 12.0 h``, as far as it is known."""
+    parts = [f"{job.gpus} GPU{'s' * (job.gpus != 1)} of {amount(job.gpu_mem_mb * MEGABYTE)}"] if job.gpus else []
+    parts.append(f"{job.cores} core{'s' * (job.cores != 1)}")
+    parts += [f"{amount(job.mem_mb * MEGABYTE)} of memory"] if job.mem_mb else []
+    parts += [duration(job.hours)] if job.hours is not None else []
+    return ", ".join(parts)
 
 
 def duration(hours: float) -> str:
