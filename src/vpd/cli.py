@@ -203,7 +203,10 @@ def _params(command: argparse.ArgumentParser, protocol: bool = True) -> None:
 
 def _uri(command: argparse.ArgumentParser) -> None:
     usual = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    command.add_argument("--uri", default=usual, help="MLflow store (default: %(default)s)")
+    # The value itself may hold a password.
+    command.add_argument(
+        "--uri", default=usual, help="MLflow store (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)"
+    )
 
 
 def _paths(command: argparse.ArgumentParser, *names: str) -> None:
@@ -458,13 +461,14 @@ def _track(options: argparse.Namespace) -> None:
     params = _load(options)
     from vpd.files import write_json
     from vpd.tracking import compare_links, sync, ui_command
+    from vpd.tracking.store import shown
 
     folders = {"data": options.data, "checkpoints": options.checkpoints}
     summary = sync(options.results, params, options.uri, strict=not options.if_reachable, **folders)
     print(summary)
     if not summary.missed:
         command = ui_command(options.uri)
-        print(f"open the runs with: {command}" if command else f"the runs are at {options.uri}")
+        print(f"open the runs with: {command}" if command else f"the runs are at {shown(options.uri)}")
         for table, link in compare_links(options.uri, params).items():
             print(f"  {table} side by side: {link}")
     if options.out:
