@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +10,29 @@ import time
 import pytest
 
 from vpd.errors import UserError, nearest, pick
-from vpd.files import atomic_folder, atomic_path, locked, read_json, sha256, write_json
+from vpd.files import atomic_folder, atomic_path, locked, making, read_json, sha256, write_json
+
+MAKER = """
+import sys, time
+from pathlib import Path
+from vpd.files import atomic_folder, making
+out = Path(sys.argv[1])
+with making(out):
+    if (out / "maker").is_file():
+        print("found", flush=True)
+    else:
+        with atomic_folder(out) as folder:
+            (folder / "maker").write_text(sys.argv[2])
+            print("begun", flush=True)
+            sys.stdin.readline()
+        print("made", flush=True)
+"""
+
+
+def maker(out, name):
+    code = [sys.executable, "-c", MAKER, str(out), name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(code, text=True, **pipes)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):
@@ -78,6 +101,73 @@ def test_second_process_is_told_about_the_lock_and_a_killed_one_frees_it(tmp_pat
     started = time.monotonic()
     with locked(tmp_path):
         assert time.monotonic() - started < 10
+
+
+def test_one_makes_and_the_others_wait_and_find_it(tmp_path):
+    out = tmp_path / "shared" / "out"
+    first = maker(out, "first")
+    assert first.stdout.readline() == "begun\n"
+    others = [maker(out, "other") for _ in range(3)]
+    for other in others:
+        assert other.stderr.readline() == (
+            f"{out}: waiting for process {first.pid} on {socket.gethostname()}, which is at it\n"
+        )
+    assert not out.exists()
+    assert first.communicate("go\n")[0] == "made\n"
+    assert [other.communicate()[0] for other in others] == ["found\n"] * 3
+    assert (out / "maker").read_text() == "first"
+
+
+def test_after_a_killed_maker_the_next_makes_it(tmp_path):
+    first = maker(tmp_path / "out", "first")
+    assert first.stdout.readline() == "begun\n"
+    second = maker(tmp_path / "out", "second")
+    assert "waiting for process" in second.stderr.readline()
+    first.kill()
+    first.wait()
+    assert second.communicate("go\n")[0] == "begun\nmade\n"
+    assert (tmp_path / "out" / "maker").read_text() == "second"
+    assert sorted(os.listdir(tmp_path)) == [".out.lock", "out"]
+
+
+@pytest.mark.parametrize(("before", "kept"), [("same", True), ("other", False)])
+def test_a_folder_made_again_alike_stays_under_its_readers(tmp_path, before, kept):
+    old = tmp_path / "out" / "deep"
+    old.mkdir(parents=True)
+    (old / "file").write_text(before)
+    os.utime(old / "file", (1, 1))
+    inode = old.stat().st_ino
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "file").write_text("same")
+    assert (old.stat().st_ino == inode) == kept
+    assert (old / "file").read_text() == "same"
+    assert (old / "file").stat().st_mtime > 1
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_with_a_file_more_is_another(tmp_path):
+    for names in ("ab", "a", "ab"):
+        with atomic_folder(tmp_path / "out") as temporary:
+            for name in names:
+                (temporary / name).write_text("x")
+        assert sorted(os.listdir(tmp_path / "out")) == list(names)
+
+
+def test_who_may_not_write_beside_a_folder_does_not_wait_for_it(tmp_path):
+    """As root everything may be written; so the folder beside is one in which nobody may."""
+    with making("/proc/self/made"):
+        pass
+    (tmp_path / ".out.lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot lock .*out: .*Is a directory"), making(tmp_path / "out"):
+        pass
+
+
+def test_a_lock_may_be_taken_by_whoever_may_write_beside(tmp_path):
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group").chmod(0o770)
+    with making(tmp_path / "group" / "out"):
+        assert (tmp_path / "group" / ".out.lock").stat().st_mode & 0o777 == 0o660
 
 
 def test_nearest_names_the_likely_one():

@@ -510,7 +510,10 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing_half_written(tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([".lock"], [".lock", "half.safetensors"])
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in (
+        [".state.lock"],
+        [".state.lock", "half.safetensors"],
+    )
     run(tmp_path)
     assert sorted(digests(tmp_path)) == OUTPUTS
 

@@ -106,21 +106,44 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class Server:
+    """A real ``mlflow server`` in a process group of its own, which can be killed and started again."""
+
+    def __init__(self, folder: Path, port: int, store: str, *options: str, **environment: str) -> None:
+        self.folder, self.uri, self.process = folder, f"http://127.0.0.1:{port}", None
+        self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        self.command += ["--backend-store-uri", store, "--artifacts-destination", (folder / "artifacts").as_uri()]
+        self.command += options or ("--workers", "1")
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self.environment = {**os.environ, **quiet, **environment}
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        log = self.folder / "server.log"
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env=self.environment, stdout=file, stderr=file, start_new_session=True
+            )
+        _wait_until_healthy(self.process, self.uri, log)
+
+    def kill(self) -> None:
+        """Kill it with all its workers, as a power cut does."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):  # it never started
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
 @contextlib.contextmanager
 def mlflow_server(folder: Path, port: int, store: str) -> Iterator[str]:
-    """A real ``mlflow server`` in a process group of its own, stopped at the end; yields its address."""
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", store, "--artifacts-destination", (folder / "artifacts").as_uri()]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    """A ``Server`` while the block runs; yields its address."""
+    server = Server(folder, port, store)
     try:
-        _wait_until_healthy(server, uri, folder / "server.log")
-        yield uri
+        server.start()
+        yield server.uri
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
 
 
 def _wait_until_healthy(server: subprocess.Popen, uri: str, log: Path) -> None:

@@ -208,7 +208,10 @@ def _params(command: argparse.ArgumentParser, protocol: bool = True) -> None:
 
 def _uri(command: argparse.ArgumentParser) -> None:
     usual = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    command.add_argument("--uri", default=usual, help="MLflow store (default: %(default)s)")
+    # The value itself may hold a password.
+    command.add_argument(
+        "--uri", default=usual, help="MLflow store (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)"
+    )
 
 
 def _paths(command: argparse.ArgumentParser, *names: str) -> None:
@@ -369,8 +372,10 @@ def _timed(path: Path, stage: str, name: str, started: float, **more) -> None:
 def _data(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).dataset(options.name)
     from vpd.data import prepare
+    from vpd.files import making
 
-    prepare(options.name, spec, options.out, options.archives)
+    with making(options.out):
+        prepare(options.name, spec, options.out, options.archives)
     _timed(options.timing, "data", options.name, started)
     print(f"{options.name} is ready; look at {options.out / 'preview.png'}")
 
@@ -378,32 +383,37 @@ def _data(options: argparse.Namespace) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).pretraining
     from vpd.checkpoints.pretrain import pretrain
+    from vpd.files import making
 
-    pretrain(spec, options.data, options.out, options.state)
+    with making(options.out):
+        pretrain(spec, options.data, options.out, options.state)
     _timed(options.timing, "pretrain", "pretraining", started, steps=max(spec.milestones.values(), default=0))
 
 
 def _checkpoint(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).checkpoint(options.name)
+    from vpd.files import making
     from vpd.weights.assemble import assemble
 
-    assemble(options.name, spec, options.pretraining, options.out)
+    with making(options.out):
+        assemble(options.name, spec, options.pretraining, options.out)
     _timed(options.timing, "checkpoint", options.name, started)
 
 
 def _backbone(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).backbone(options.name)
-    from vpd.files import read_json, write_json
+    from vpd.files import making, read_json, write_json
 
-    if spec.source == "pretrained":
-        from vpd.families.pretrain import pretrain_backbone
+    with making(options.out):
+        if spec.source == "pretrained":
+            from vpd.families.pretrain import pretrain_backbone
 
-        pretrain_backbone(options.name, spec, options.captions, options.objects, options.out, options.state)
-    else:
-        from vpd.weights.backbones import fetch_backbone
+            pretrain_backbone(options.name, spec, options.captions, options.objects, options.out, options.state)
+        else:
+            from vpd.weights.backbones import fetch_backbone
 
-        fetch_backbone(options.name, spec, options.out)
-    facts = read_json(options.out / "manifest.json")
+            fetch_backbone(options.name, spec, options.out)
+        facts = read_json(options.out / "manifest.json")
     write_json(options.facts, facts)
     _timed(options.timing, "backbone", options.name, started, steps=spec.training.steps if spec.training else 0)
 
@@ -460,13 +470,14 @@ def _track(options: argparse.Namespace) -> None:
     params = _load(options)
     from vpd.files import write_json
     from vpd.tracking import compare_links, sync, ui_command
+    from vpd.tracking.store import shown
 
     folders = {"data": options.data, "checkpoints": options.checkpoints}
     summary = sync(options.results, params, options.uri, strict=not options.if_reachable, **folders)
     print(summary)
     if not summary.missed:
         command = ui_command(options.uri)
-        print(f"open the runs with: {command}" if command else f"the runs are at {options.uri}")
+        print(f"open the runs with: {command}" if command else f"the runs are at {shown(options.uri)}")
         for table, link in compare_links(options.uri, params).items():
             print(f"  {table} side by side: {link}")
     if options.out:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpd.devices import claimed_gpus
-from vpd.files import atomic_path, read_json, sha256, write_json, write_text
-from vpd.launch import launch, machines, process_count
+from vpd.files import atomic_path, making, read_json, sha256, write_json, write_text
+from vpd.launch import Machines, launch, machines, process_count
 from vpd.processes import side_by_side
 from vpd.spec import Spec
 
@@ -47,8 +47,18 @@ def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int |
     """Train every seed of ``spec``; write histories, run manifest and spec; return the steps of one seed.
 
     With several GPUs the seeds come one after another, each on all of them. None on all but the first of several machines,
-    which writes.
+    which writes. Waits for another job that trains into the same folder, and then finds its runs finished.
     """
+    where = machines()
+    if not where.lead:
+        _train_all(spec, options, gpus, where)
+        return None
+    with making(options.runs):
+        _train_all(spec, options, gpus, where)
+        return _gather(spec, options)
+
+
+def _train_all(spec: Spec, options: argparse.Namespace, gpus: int, where: Machines) -> None:
     runs: Path = options.runs
     jobs = [
         (
@@ -62,7 +72,6 @@ def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int |
         )
         for seed in spec.seeds
     ]
-    where = machines()
     with claimed_gpus(max(1, gpus // where.count)):
         count = process_count(gpus, where.count)
         if count * where.count == 1:
@@ -70,8 +79,11 @@ def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int |
         else:
             for job in jobs:
                 launch(_train_seed, job, options.state / f"seed{job[1]}", count, where)
-    if not where.lead:
-        return None
+
+
+def _gather(spec: Spec, options: argparse.Namespace) -> int:
+    """Write what belongs to all seeds together; return the steps of one."""
+    runs: Path = options.runs
     manifests = {f"seed{seed}": read_json(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds}
     write_json(
         runs / "manifest.json",

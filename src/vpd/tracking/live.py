@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vpd.spec import Spec
 from vpd.tracking.records import Point, history_points, spec_params
 from vpd.tracking.store import connected, experiment_id
-from vpd.tracking.sync import METRICS_PER_BATCH, as_metrics, log_params, tracked_runs
+from vpd.tracking.sync import METRICS_PER_BATCH, age, as_metrics, log_params, runs_of
 from vpd.tracking.tags import HASH, KEY, SPEC, git_commit, run_name, spec_tags
 
 if TYPE_CHECKING:
@@ -121,18 +121,24 @@ class Live:
     def _open(self, client: MlflowClient) -> str:
         """Continue the live run of the same key and spec, or start one in place of any other live run of the key."""
         tags = spec_tags(self.spec, self.seed)
-        experiment, found = experiment_id(client, self.uri, self.spec.scale), None
-        for run in tracked_runs(client, experiment, f"tags.`{KEY}` = '{tags[KEY]}'"):
-            if HASH in run.data.tags:  # a synchronised run stays until new results replace it
-                continue
-            if found is None and run.data.tags.get(SPEC) == tags[SPEC]:
-                found = run.info.run_id
-            else:
-                client.delete_run(run.info.run_id)
-        if found:
-            client.update_run(found, status="RUNNING")
-            return found
-        tags["git_commit"] = git_commit(Path())
-        run = client.create_run(experiment, run_name=run_name(self.spec.name, self.seed), tags=tags).info.run_id
-        log_params(client, run, spec_params(self.spec))
-        return run
+        experiment = experiment_id(client, self.uri, self.spec.scale)
+        same, others = _live_runs(client, experiment, tags)
+        for run in others:
+            client.delete_run(run)
+        if not same:
+            shown = {**tags, "git_commit": git_commit(Path())}
+            run = client.create_run(experiment, run_name=run_name(self.spec.name, self.seed), tags=shown).info.run_id
+            log_params(client, run, spec_params(self.spec))
+            same, _ = _live_runs(client, experiment, tags)
+            if run != same[0]:  # the same training began elsewhere at this moment
+                client.delete_run(run)
+        client.update_run(same[0], status="RUNNING")
+        return same[0]
+
+
+def _live_runs(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Live runs of the key, the oldest first: those of the same spec, and others; synchronised runs are left out."""
+    live = sorted((run for run in runs_of(client, experiment, tags[KEY]) if HASH not in run.data.tags), key=age)
+    return tuple(
+        [run.info.run_id for run in live if (run.data.tags.get(SPEC) == tags[SPEC]) == same] for same in (True, False)
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.errors import UserError, nearest
-from vpd.files import atomic_folder, sha256
+from vpd.files import atomic_folder, making, sha256
 from vpd.tracking.store import connected, database_file
 
 if TYPE_CHECKING:
@@ -86,11 +86,12 @@ def _files(client: MlflowClient, version: ModelVersion, tracking_uri: str, folde
 
         return Path(local_file_uri_to_path(location))
     place = folder / model_id(version)
-    if not place.is_dir():
-        with atomic_folder(place) as temporary:
-            path = database_file(tracking_uri)
-            store = f"sqlite:///{path}" if path else tracking_uri
-            download_artifacts(location, dst_path=str(temporary), tracking_uri=store)
+    with making(place):
+        if not place.is_dir():
+            with atomic_folder(place) as temporary:
+                path = database_file(tracking_uri)
+                store = f"sqlite:///{path}" if path else tracking_uri
+                download_artifacts(location, dst_path=str(temporary), tracking_uri=store)
     return place / location.rstrip("/").rpartition("/")[2]
 
 

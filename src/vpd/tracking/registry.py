@@ -36,32 +36,56 @@ DESCRIPTIONS = {
 def register(client: MlflowClient, experiment: str, found: Candidate, run: Run) -> bool:
     """Make the version of ``found`` exist and the aliases point to it; return whether it is new.
 
-    Every step looks for its own result first, so that a killed attempt is completed.
+    Every step looks for its own result first, so that a killed attempt is completed. Of versions that several processes
+    made at once, the one with the lowest number stays; whoever made another finds it gone and is to begin again.
     """
-    version = _version(client, found)
-    new = version is None
-    if new:
-        logged = _logged_model(client, experiment, found, run)
-        version = _new_version(client, found, logged, run)
+    versions, new = _versions(client, found), None
+    if not versions:
+        new = _new_version(client, found, _logged_model(client, experiment, found, run), run)
+        versions = _versions(client, found)
+    version, *surplus = versions
+    for other in surplus:
+        client.delete_model_version(found.name, other.version)
+    _remove_attempts(client, experiment, found, version)
+    _show(client, version)
     _point(client, found, version)
     _link(client, version, run)
-    return new
+    return new is not None and new.version == version.version
 
 
-def _version(client: MlflowClient, found: Candidate) -> ModelVersion | None:
+def _versions(client: MlflowClient, found: Candidate) -> list[ModelVersion]:
+    """Versions of this very network; the first by number, which all processes see alike, is the one that counts."""
     versions = client.search_model_versions(f"name = '{found.name}'", max_results=10_000)
     same = [version for version in versions if version.tags.get(MODEL) == found.digest]
-    return min(same, key=lambda version: int(version.version), default=None)
+    return sorted(same, key=lambda version: int(version.version))
 
 
 def _new_version(client: MlflowClient, found: Candidate, logged: LoggedModel, run: Run) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
     _ensure_registered(client, found)
     source, tags = f"models:/{logged.model_id}", _tags(found)
     with as_global(client.tracking_uri):
-        version = client.create_model_version(found.name, source, run.info.run_id, tags, model_id=logged.model_id)
-    shown = [{"name": found.name, "version": version.version}]
-    client.set_logged_model_tags(logged.model_id, {VERSIONS: json.dumps(shown)})
-    return version
+        try:
+            return client.create_model_version(found.name, source, run.info.run_id, tags, model_id=logged.model_id)
+        except MlflowException:
+            client.get_logged_model(logged.model_id)  # says so if a faster process has deleted it
+            raise
+
+
+def _show(client: MlflowClient, version: ModelVersion) -> None:
+    """Name the version at its logged model."""
+    logged = client.get_logged_model(model_id(version))
+    text = json.dumps([{"name": version.name, "version": version.version}])
+    if logged.tags.get(VERSIONS) != text:
+        client.set_logged_model_tags(logged.model_id, {VERSIONS: text})
+
+
+def _remove_attempts(client: MlflowClient, experiment: str, found: Candidate, version: ModelVersion) -> None:
+    """Delete uploads that no version stands for: a killed attempt's, or a slower process's."""
+    for logged in _attempts(client, experiment, found):
+        if logged.model_id != model_id(version):
+            client.delete_logged_model(logged.model_id)
 
 
 def _ensure_registered(client: MlflowClient, found: Candidate) -> None:
@@ -81,14 +105,13 @@ def _tags(found: Candidate) -> dict[str, str]:
 
 
 def _logged_model(client: MlflowClient, experiment: str, found: Candidate, run: Run) -> LoggedModel:
-    """Upload the model, unless a complete upload is there already; what a killed attempt left is deleted."""
+    """Upload the model, unless a complete upload is there already."""
     from mlflow.entities import LoggedModelStatus
     from mlflow.models import Model
 
     for logged in _attempts(client, experiment, found):
         if logged.status == LoggedModelStatus.READY:
             return logged
-        client.delete_logged_model(logged.model_id)
     logged = client.create_logged_model(
         experiment, found.name, run.info.run_id, _tags(found), run.data.params, "pyfunc"
     )

@@ -1,27 +1,27 @@
-"""Reaching an MLflow store: quick probes instead of long retries, a database created once, one writer at a time."""
+"""Reaching an MLflow store: quick probes instead of long retries, and a database created once."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+import re
 import socket
 import ssl
-import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from vpd.errors import UserError, nearest
-from vpd.files import atomic_path, locked
+from vpd.files import atomic_path, making
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from sqlalchemy import Engine
 
+T = TypeVar("T")
 PROBE_SECONDS = 3.0
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SCHEMES = ("http", "https", "sqlite", *PORTS)
@@ -34,6 +34,15 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+
+USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+LOST_RACES = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+"""What MLflow answers where another process was faster: a row is there already, or the run has been deleted."""
+ROUNDS = 10
+"""How often a process looks again at what others are changing, too."""
+TABLES_LOCK = 0x767064
+"""Number of PostgreSQL's advisory lock under which this project makes MLflow's tables."""
 
 
 class Unavailable(UserError):
@@ -52,9 +61,13 @@ def scheme(uri: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """``uri`` without user name and password."""
+    """``uri`` without user name, password and what else a database's address may hold of that kind."""
     host = urlsplit(uri).netloc
-    return uri.replace(host, host.rpartition("@")[2], 1) if "@" in host else uri
+    if "@" in host:
+        uri = uri.replace(host, host.rpartition("@")[2], 1)
+    if uri.partition(":")[0].partition("+")[0] not in PORTS:
+        return uri
+    return re.sub("://.*@", "://", uri).partition("?")[0]  # a password with a slash ends the host too soon
 
 
 def database_file(uri: str) -> Path | None:
@@ -69,14 +82,20 @@ def database_file(uri: str) -> Path | None:
 
 # -------------------------------------------------------------------------------------------------------------- probe
 def reachable(uri: str) -> bool:
-    """Whether something answers at ``uri``, found out within seconds; files always do."""
-    parts, kind = urlsplit(uri), scheme(uri)
+    """Whether something answers at ``uri``, found out within seconds; files always do. UserError if it is no address."""
+    kind = scheme(uri)
+    try:
+        parts, port = urlsplit(uri), urlsplit(uri).port
+    except ValueError:
+        raise UserError(
+            f"MLflow URI '{shown(uri)}' is no address; write special characters of the password as %XX, such as %2F for /"
+        ) from None
     if kind in ("http", "https"):
         return _answers(f"{shown(uri).rstrip('/')}/health")
     if kind not in PORTS or not parts.hostname:
         return True
     try:
-        socket.create_connection((parts.hostname, parts.port or PORTS[kind]), PROBE_SECONDS).close()
+        socket.create_connection((parts.hostname, port or PORTS[kind]), PROBE_SECONDS).close()
     except OSError:
         return False
     return True
@@ -99,23 +118,109 @@ def _answers(url: str) -> bool:
 def connected(uri: str) -> Iterator[MlflowClient]:
     """Yield a client of the store at ``uri``; whatever MLflow cannot do in the block becomes ``Unavailable``."""
     if not reachable(uri):
-        raise Unavailable(f"MLflow at {shown(uri)} is unreachable; start it or give another --uri")
+        raise _unreachable(uri)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        if path := database_file(uri):
-            _create(path)
-            uri = f"sqlite:///{path}"
-        yield MlflowClient(tracking_uri=uri)
+        yield _client(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if not reachable(uri):
-            raise Unavailable(f"MLflow at {shown(uri)} is unreachable; start it or give another --uri") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise Unavailable(f"MLflow at {shown(uri)} refused: {reason}") from error
+        raise _explained(uri, error) from error
+
+
+def _client(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    if path := database_file(uri):
+        _create(path)
+        return MlflowClient(tracking_uri=f"sqlite:///{path}")
+    if scheme(uri) not in PORTS:
+        return MlflowClient(tracking_uri=uri)
+    with _logged_in(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def _logged_in(uri: str) -> Iterator[None]:
+    """Be connected to a database in the block, and the only one of this project that makes tables there.
+
+    MLflow would try a wrong password for minutes, and processes that start together would run the same migrations.
+    """
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    engine = _engine(uri)
+    try:
+        connection = engine.connect()
+    except SQLAlchemyError as error:
+        reason = _reason(uri, getattr(error, "orig", None) or error)
+        raise Unavailable(
+            f"MLflow at {shown(uri)} refused: {reason}; check user, password and database in the address"
+        ) from error
+    with connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_lock({TABLES_LOCK})"))  # goes with the connection
+        yield
+    engine.dispose()
+
+
+def _engine(uri: str) -> Engine:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    try:
+        return create_engine(uri, poolclass=NullPool)
+    except ModuleNotFoundError as error:
+        raise UserError(f"MLflow at {shown(uri)} needs the Python package {error.name}; install it") from error
+    except (SQLAlchemyError, ValueError) as error:
+        raise UserError(f"MLflow URI '{shown(uri)}' is no address of a database; {_reason(uri, error)}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- sentences
+def _unreachable(uri: str) -> Unavailable:
+    return Unavailable(f"MLflow at {shown(uri)} is unreachable; start it or give another --uri")
+
+
+def _explained(uri: str, error: Exception) -> Unavailable:
+    """One sentence for whatever MLflow raised."""
+    if not reachable(uri):
+        return _unreachable(uri)
+    status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else None
+    user, place = os.environ.get(USER), f"MLflow at {shown(uri)}"
+    if status == 401 and user:
+        return Unavailable(f"{place} does not know user {user} with this password; correct {USER} and {PASSWORD}")
+    if status == 401:
+        return Unavailable(f"{place} wants a user name and a password; set {USER} and {PASSWORD}")
+    if status == 403:
+        return Unavailable(f"{place} does not allow this to user {user}; ask its administrator for MANAGE")
+    return Unavailable(f"{place} refused: {_reason(uri, error)}")
+
+
+def _reason(uri: str, error: object) -> str:
+    """First line of an error, without passwords."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    given = re.search("://[^:@]*:(.*)@", uri)
+    secrets = {os.environ.get(PASSWORD), given and given[1], given and unquote(given[1])}
+    for secret in filter(None, secrets):
+        reason = reason.replace(secret, "***")
+    return reason
+
+
+# ------------------------------------------------------------------------------------------------------- several at once
+def settled(action: Callable[[], T]) -> T:
+    """Call ``action``, which looks at the store before it acts, until no other process comes between."""
+    from mlflow.exceptions import MlflowException
+
+    for left in reversed(range(ROUNDS)):
+        try:
+            return action()
+        except MlflowException as error:
+            if error.error_code not in LOST_RACES or not left:
+                raise
+    raise AssertionError("the last round returns or raises")
 
 
 def _create(path: Path) -> None:
@@ -128,7 +233,7 @@ def _create(path: Path) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with waiting_lock(path.parent / "mlruns" / ".locks" / "create"):
+    with making(path.parent / "mlruns" / ".locks" / "create", f"MLflow's {path}"):
         if path.is_file() and path.stat().st_size:
             return
         with atomic_path(path) as temporary:
@@ -169,29 +274,12 @@ def setting(name: str, value: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(uri: str) -> Iterator[None]:
-    """Be the only process of this machine that synchronises the store at ``uri``."""
-    if path := database_file(uri):
-        folder = path.parent / "mlruns" / ".locks" / "sync"
-    else:
-        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"vpd-mlflow-{os.getuid()}-{name}"
-    with waiting_lock(folder):
+    """Be the only process that synchronises a sqlite store; a server takes several at once."""
+    path = database_file(uri)
+    if path is None:
         yield
-
-
-@contextlib.contextmanager
-def waiting_lock(folder: Path, seconds: float = 600.0) -> Iterator[None]:
-    """``files.locked`` that waits for its turn; UserError when it does not come within ``seconds``."""
-    end = time.monotonic() + seconds
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(folder))
-                break
-            except UserError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
+        return
+    with making(path.parent / "mlruns" / ".locks" / "sync", f"MLflow's {path}"):
         yield
 
 

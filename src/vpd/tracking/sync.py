@@ -15,7 +15,17 @@ from vpd.tracking.candidates import Candidate, Missing, candidate
 from vpd.tracking.datasets import as_input, contradicts, log_datasets
 from vpd.tracking.records import Point, Record, collect
 from vpd.tracking.registry import register
-from vpd.tracking.store import Unavailable, connected, experiment_id, experiment_name, shown, writing
+from vpd.tracking.store import (
+    LOST_RACES,
+    ROUNDS,
+    Unavailable,
+    connected,
+    experiment_id,
+    experiment_name,
+    settled,
+    shown,
+    writing,
+)
 from vpd.tracking.tags import HASH, KEY, UNKNOWN, manifest_digests
 
 if TYPE_CHECKING:
@@ -86,7 +96,7 @@ def sync(
         with connected(uri) as client, writing(uri):
             experiment = experiment_id(client, uri, params.scale)
             runs = _sync(client, experiment, records, summary)
-            _register(client, experiment, [found for found in models if found.run_key in runs], runs, summary)
+            _register(client, experiment, [found for found in models if found.run_key in runs], summary)
     except Unavailable as error:
         if strict:
             raise
@@ -126,15 +136,24 @@ def _sync(client: MlflowClient, experiment: str, records: list[Record], summary:
     return runs
 
 
-def _register(
-    client: MlflowClient, experiment: str, models: list[Candidate], runs: dict[str, str], summary: Summary
-) -> None:
+def _register(client: MlflowClient, experiment: str, models: list[Candidate], summary: Summary) -> None:
     progress = Progress(len(models), "MLflow", "models")
     for found in models:
-        summary.new_versions += register(client, experiment, found, client.get_run(runs[found.run_key]))
+        summary.new_versions += settled(
+            lambda found=found: register(client, experiment, found, _run(client, experiment, found))
+        )
         summary.models += 1
         progress.advance(note=found.name)
     progress.close()
+
+
+def _run(client: MlflowClient, experiment: str, found: Candidate) -> Run:
+    """The finished run of a network, which another process may have replaced by now."""
+    runs = runs_of(client, experiment, found.run_key)
+    finished = [run for run in runs if run.info.status == "FINISHED" and HASH in run.data.tags]
+    if not finished:
+        raise Unavailable(f"the run {found.run_key} was deleted while it was tracked; run 'vpd track' again")
+    return client.get_run(min(finished, key=age).info.run_id)
 
 
 def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> Iterator[Run]:
@@ -146,24 +165,59 @@ def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> 
         token = page.token or ""
 
 
+def runs_of(client: MlflowClient, experiment: str, key: str) -> list[Run]:
+    """All runs of one key."""
+    return list(tracked_runs(client, experiment, f"tags.`{KEY}` = '{key}'"))
+
+
+def age(run: Run) -> tuple[int, str]:
+    """Order in which all processes see the same runs."""
+    return run.info.start_time, run.info.run_id
+
+
 def _place(client: MlflowClient, experiment: str, record: Record, present: list[Run], summary: Summary) -> str:
-    """Make the record's run exist, once; return its id."""
-    digest = record.digest()
-    finished = [run for run in present if run.info.status == "FINISHED" and run.data.tags.get(HASH) == digest]
-    same = [run for run in finished if not contradicts(run, record.datasets)]
-    if same:
-        _refresh_tags(client, same[0], record.tags)
-        log_datasets(client, same[0], record.datasets)
-        summary.kept += 1
-        kept = same[0].info.run_id
+    """Make the record's run exist, once; return its id.
+
+    A server has no locks for its clients, so others may log the same results now. Each looks, acts and looks again until
+    one complete run, the oldest, is alone: whoever acts last has seen that. A run deleted under its writer says so.
+    """
+    from mlflow.exceptions import MlflowException
+
+    digest, replaces, own = record.digest(), bool(present), None
+    for left in reversed(range(ROUNDS)):
+        kept = min(_complete(present, record, digest), key=age, default=None)
+        try:
+            if kept is None:
+                own = _log(client, experiment, record, digest)
+            elif _alone(client, kept, present):
+                _refresh_tags(client, kept, record.tags)
+                log_datasets(client, kept, record.datasets)
+                break
+        except MlflowException as error:
+            if error.error_code not in LOST_RACES or not left:
+                raise
+        present = runs_of(client, experiment, record.key)
     else:
-        kept = _log(client, experiment, record, digest)
-        summary.replaced += bool(present)
-        summary.added += not present
-    for run in present:
-        if run not in same[:1]:
-            client.delete_run(run.info.run_id)
-    return kept
+        raise Unavailable(f"others keep replacing the run {record.key} with other results; agree on one of them")
+    new = kept.info.run_id == own
+    summary.kept += not new
+    summary.replaced += new and replaces
+    summary.added += new and not replaces
+    return kept.info.run_id
+
+
+def _complete(present: list[Run], record: Record, digest: str) -> list[Run]:
+    """The runs that show the record as it is."""
+    finished = [run for run in present if run.info.status == "FINISHED" and run.data.tags.get(HASH) == digest]
+    return [run for run in finished if not contradicts(run, record.datasets)]
+
+
+def _alone(client: MlflowClient, kept: Run, present: list[Run]) -> bool:
+    """Whether ``kept`` is the only run; if not, the others are deleted, and somebody has to look again."""
+    others = [run.info.run_id for run in present if run is not kept]
+    for run in others:
+        client.delete_run(run)
+    return not others
 
 
 def _refresh_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
@@ -174,11 +228,27 @@ def _refresh_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> No
 
 
 def _log(client: MlflowClient, experiment: str, record: Record, digest: str) -> str:
-    """Log a new run and return its id; only the status FINISHED, set last, makes it count."""
+    """Log a new run and return its id; only the status FINISHED, set last, makes it count.
+
+    Where another process comes between, what there is of the run is deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
     run = client.create_run(experiment, run_name=record.name, tags={**record.tags, HASH: digest}).info.run_id
-    log_params(client, run, record.params)
+    try:
+        _fill(client, run, record)
+        client.set_terminated(run)
+    except MlflowException as error:
+        if error.error_code in LOST_RACES:
+            client.delete_run(run)
+        raise
+    return run
+
+
+def _fill(client: MlflowClient, run: str, record: Record) -> None:
     if record.datasets:
         client.log_inputs(run, [as_input(use) for use in record.datasets])
+    log_params(client, run, record.params)
     for points in chunks(record.points, METRICS_PER_BATCH):
         client.log_batch(run, metrics=as_metrics(points))
     for name, path in record.artifacts.items():
@@ -186,8 +256,6 @@ def _log(client: MlflowClient, experiment: str, record: Record, digest: str) -> 
         client.log_artifact(run, str(path), folder or None)
     for path in record.tables:
         client.log_table(run, _columns(path), f"tables/{path.stem}.json")
-    client.set_terminated(run)
-    return run
 
 
 def log_params(client: MlflowClient, run: str, params: Mapping[str, str]) -> None:
