@@ -13,6 +13,7 @@ from vpd.devices import claimed_gpus
 from vpd.files import atomic_path, making, read_json, sha256, write_json, write_text
 from vpd.launch import Machines, launch, machines, process_count
 from vpd.processes import side_by_side
+from vpd.scratch import staged
 from vpd.spec import Spec
 
 
@@ -59,12 +60,12 @@ def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int |
 
 
 def _train_all(spec: Spec, options: argparse.Namespace, gpus: int, where: Machines) -> None:
-    runs: Path = options.runs
+    runs, data = options.runs, staged(options.data)
     jobs = [
         (
             spec,
             seed,
-            options.data,
+            data,
             options.checkpoint,
             runs / f"seed{seed}",
             options.state / f"seed{seed}",
@@ -130,7 +131,7 @@ def evaluate_seeds(spec: Spec, options: argparse.Namespace) -> None:
     plain_captions()
     from vpd.evaluation import evaluate
 
-    places = (options.runs, options.data, options.checkpoint, options.metrics, options.panels, options.state)
+    places = (options.runs, staged(options.data), options.checkpoint, options.metrics, options.panels, options.state)
     with claimed_gpus(1):
         # As many as seeds: for the milestones of one seed another start of torch would cost more than it saves.
         evaluate(spec, *places, processes=workers(spec, len(spec.seeds)))
