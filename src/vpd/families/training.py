@@ -10,7 +10,7 @@ from vpd.families.objective import Objective
 from vpd.spec import ObjectiveSpec
 
 LARGEST_GRADIENT = 3.0
-"""As DINO clips it; the others clip at 1 to 5 or not at all."""
+"""As DINO clips it; SAM clips at 0.1, and several of the others not at all."""
 
 
 def train_objective(
