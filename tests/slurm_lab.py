@@ -98,7 +98,9 @@ class Lab:
         accounting = WITH_ACCOUNTING if self.accounting else WITHOUT_ACCOUNTING
         here = {"mark": MARK, "host": self.host, "root": self.root}
         CONF.write_text(SETTINGS.format(cpus=cpus, memory=memory, accounting=accounting, **here))
-        GRES.write_text(f"{MARK}\nNodeName={self.host} Name=gpu Count=2\n")
+        # Any two devices will do as GPUs that only Slurm counts.
+        lines = [f"NodeName={self.host} Name=gpu File={device}" for device in ("/dev/null", "/dev/zero")]
+        GRES.write_text("\n".join([MARK, *lines, ""]))
         start_munge()
         if self.accounting:
             self.start_accounting(DATABASE.format(**here))
@@ -111,11 +113,9 @@ class Lab:
         data, sock = self.root / "mariadb", self.root / "mariadb.sock"
         made = ["mariadb-install-db", f"--datadir={data}", "--user=root", "--auth-root-authentication-method=normal"]
         subprocess.run(made, check=True, capture_output=True)
-        self.mariadb = subprocess.Popen(
-            ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={sock}"]
-            + ["--port=16806", "--bind-address=127.0.0.1"],
-            stderr=(self.root / "mariadb.log").open("w"),
-        )
+        served = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={sock}", "--port=16806"]
+        log = (self.root / "mariadb.log").open("w")
+        self.mariadb = subprocess.Popen([*served, "--bind-address=127.0.0.1"], stderr=log)
         client = ["mariadb", f"--socket={sock}", "--user=root", "--execute"]
         user = "CREATE USER slurm@'127.0.0.1' IDENTIFIED BY 'lab'; GRANT ALL ON slurm.* TO slurm@'127.0.0.1'"
         self.wait_for(lambda: subprocess.run([*client, user], capture_output=True).returncode == 0, "no MariaDB")
