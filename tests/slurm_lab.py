@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-CONF, GRES = Path("/etc/slurm/slurm.conf"), Path("/etc/slurm/gres.conf")
+ETC = Path("/etc/slurm")
+CONF, GRES, DBD = ETC / "slurm.conf", ETC / "gres.conf", ETC / "slurmdbd.conf"
 MARK = "# written by tests/slurm_lab.py"
 SETTINGS = """\
 {mark}
@@ -35,8 +36,7 @@ SlurmctldLogFile={root}/slurmctld.log
 SlurmdLogFile={root}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
 SelectType=select/cons_tres
@@ -47,18 +47,47 @@ JobRequeue=1
 KillWait=10
 MinJobAge=600
 SlurmdTimeout=20
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
+WITHOUT_ACCOUNTING = """\
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+"""
+WITH_ACCOUNTING = """\
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=16819
+AccountingStorageEnforce=associations
+AccountingStorageTRES=gres/gpu
+"""
+DATABASE = """\
+{mark}
+AuthType=auth/munge
+DbdHost={host}
+DbdPort=16819
+SlurmUser=root
+LogFile={root}/slurmdbd.log
+PidFile={root}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=16806
+StorageUser=slurm
+StoragePass=lab
+StorageLoc=slurm
+"""
+ACCOUNT = "perception"
 MEGABYTE = 1 << 20
 
 
 class Lab:
     """The running cluster."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.host = root, socket.gethostname()
+    def __init__(self, root: Path, accounting: bool = False) -> None:
+        self.root, self.host, self.accounting = root, socket.gethostname(), accounting
+        self.mariadb: subprocess.Popen | None = None
 
     def start(self) -> None:
         """Start all daemons and wait until the node takes jobs."""
@@ -66,11 +95,37 @@ class Lab:
             (self.root / name).mkdir(parents=True, exist_ok=True)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEGABYTE * 3 // 4
         cpus = len(os.sched_getaffinity(0))
-        CONF.write_text(SETTINGS.format(mark=MARK, host=self.host, root=self.root, cpus=cpus, memory=memory))
+        accounting = WITH_ACCOUNTING if self.accounting else WITHOUT_ACCOUNTING
+        here = {"mark": MARK, "host": self.host, "root": self.root}
+        CONF.write_text(SETTINGS.format(cpus=cpus, memory=memory, accounting=accounting, **here))
+        # Any two devices will do as GPUs that only Slurm counts.
+        lines = [f"NodeName={self.host} Name=gpu File={device}" for device in ("/dev/null", "/dev/zero")]
+        GRES.write_text("\n".join([MARK, *lines, ""]))
         start_munge()
+        if self.accounting:
+            self.start_accounting(DATABASE.format(**here))
         subprocess.run(["slurmctld"], check=True)
         self.start_node()
         self.wait_for(lambda: "idle" in output("sinfo", "-h", "-o", "%T"), "the node never became idle")
+
+    def start_accounting(self, settings: str) -> None:
+        """Start a MariaDB and slurmdbd, and make the one account that may submit."""
+        data, sock = self.root / "mariadb", self.root / "mariadb.sock"
+        made = ["mariadb-install-db", f"--datadir={data}", "--user=root", "--auth-root-authentication-method=normal"]
+        subprocess.run(made, check=True, capture_output=True)
+        served = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={sock}", "--port=16806"]
+        log = (self.root / "mariadb.log").open("w")
+        self.mariadb = subprocess.Popen([*served, "--bind-address=127.0.0.1"], stderr=log)
+        client = ["mariadb", f"--socket={sock}", "--user=root", "--execute"]
+        user = "CREATE USER slurm@'127.0.0.1' IDENTIFIED BY 'lab'; GRANT ALL ON slurm.* TO slurm@'127.0.0.1'"
+        self.wait_for(lambda: subprocess.run([*client, user], capture_output=True).returncode == 0, "no MariaDB")
+        DBD.touch(mode=0o600)
+        DBD.write_text(settings)
+        subprocess.run(["slurmdbd"], check=True)
+        cluster = ["sacctmgr", "--immediate", "add", "cluster", "lab"]
+        self.wait_for(lambda: subprocess.run(cluster, capture_output=True).returncode == 0, "no slurmdbd")
+        for words in (["account", ACCOUNT, "Cluster=lab"], ["user", "root", f"Account={ACCOUNT}"]):
+            subprocess.run(["sacctmgr", "--immediate", "add", *words], check=True, capture_output=True)
 
     def start_node(self) -> None:
         """Start slurmd, also after it was killed."""
@@ -86,12 +141,16 @@ class Lab:
     def stop(self) -> None:
         """Cancel all jobs and end all daemons."""
         subprocess.run(["scancel", "--user", "root"], check=False)
-        for name in ("slurmd", "slurmctld"):
+        for name in ("slurmd", "slurmctld", "slurmdbd"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
                 os.kill(self._pid(name), signal.SIGTERM)
-        time.sleep(2)
+        self.wait_for(lambda: not output("pgrep", "-x", "slurmd|slurmctld|slurmdbd"), "the daemons did not end")
+        if self.mariadb:
+            self.mariadb.terminate()
+            self.mariadb.wait()
         # A conf without a controller makes every later Snakemake wait ten seconds for an answer.
-        CONF.unlink(missing_ok=True)
+        for conf in (CONF, GRES, DBD):
+            conf.unlink(missing_ok=True)
 
     def _pid(self, name: str) -> int:
         return int((self.root / f"{name}.pid").read_text())
@@ -101,8 +160,9 @@ class Lab:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                logs = [(self.root / f"{name}.log").read_text()[-2000:] for name in ("slurmctld", "slurmd")]
-                raise AssertionError("\n".join([complaint, *logs]))
+                raise AssertionError(
+                    "\n".join([complaint, *(log.read_text()[-2000:] for log in self.root.glob("*.log"))])
+                )
             time.sleep(0.5)
 
 
@@ -121,12 +181,16 @@ def output(*command: str) -> str:
 
 
 @contextlib.contextmanager
-def slurm(root: Path) -> Iterator[Lab]:
-    """A cluster while the block runs."""
-    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
+def slurm(root: Path, accounting: bool = False) -> Iterator[Lab]:
+    """A cluster while the block runs; with ``accounting``, only ACCOUNT may submit."""
+    missing = [
+        name
+        for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "sbatch", "mariadbd")
+        if shutil.which(name) is None
+    ]
     assert not missing, f"{', '.join(missing)} not found; run `make test-cluster`, which installs them"
     assert not CONF.exists() or MARK in CONF.read_text(), f"{CONF} is a real cluster's; this test would replace it"
-    lab = Lab(root)
+    lab = Lab(root, accounting)
     try:
         lab.start()
         yield lab

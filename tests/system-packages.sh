@@ -3,7 +3,7 @@
 set -eu
 PATH="$PATH:/usr/sbin"
 if [ "${1:-}" = cluster ]; then
-    commands="slurmctld slurmd munged sshd pg_ctlcluster" packages="slurm-wlm munge openssh-server postgresql"
+    commands="slurmctld slurmd slurmdbd munged mariadbd sshd pg_ctlcluster" packages="slurm-wlm slurmdbd munge mariadb-server openssh-server postgresql"
 else
     commands="chromium chromedriver" packages="chromium chromium-driver"
 fi

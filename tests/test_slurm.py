@@ -4,6 +4,7 @@ Needs root and Debian's slurm-wlm and munge: `make test-cluster` installs and ru
 """
 
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from slurm_lab import Lab, output, slurm
-from test_reproduce import CELLS, ENVIRONMENT, copy_of_project, run
+from test_reproduce import CELLS, ENVIRONMENT, ROOT, copy_of_project, run
 
 pytestmark = pytest.mark.cluster
 
@@ -39,11 +40,18 @@ def locally(tmp_path_factory):
     return folder
 
 
-def test_smoke_through_the_profile_gives_the_local_runs_cells(lab, locally, tmp_path):
+def page() -> str:
+    """What docs/slurm.md tells the reader to type."""
+    return "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs/slurm.md").read_text(), flags=re.S))
+
+
+def test_the_page_word_for_word_makes_smoke_with_the_cells_of_a_local_run(lab, locally, tmp_path):
     folder = copy_of_project(tmp_path)
-    run(PROFILE, folder)
+    shutil.copy(ROOT / "params.yaml", folder)  # as it is in a clone: the page names the scale
+    said = run("set -e\n" + page(), folder)
     assert_frame_equal(pd.read_csv(folder / CELLS), pd.read_csv(locally / CELLS), check_exact=True)
-    assert "Nothing to be done" in run("snakemake -n", folder)
+    assert "Nothing to be done" in run("snakemake -n --config scale=smoke", folder)
+    assert re.search(r"rule train:(?:.|\n)*? gpu=8", said)
     logs = {path.stem for path in (folder / "logs/smoke/train").glob("*.log")}
     assert logs == {path.stem for path in (folder / "results/smoke/metrics").glob("*.json")}
 
