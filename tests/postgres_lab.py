@@ -1,9 +1,10 @@
-"""A PostgreSQL on this machine, from Debian's packages, and MLflow servers in front of it, with or without logins."""
+"""A PostgreSQL on this machine, from Debian's packages, and MLflow servers in front of it, started as docs/mlflow.md says."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,10 +15,13 @@ import psycopg2
 
 from tracking_world import Server, free_port
 
-PASSWORD = "se:cr/et"
-"""With characters that mean something in a URI."""
-QUOTED = "se%3Acr%2Fet"
-ADMIN, ADMIN_PASSWORD = "admin", "the-admins-own-password"
+DOCS = (Path(__file__).parents[1] / "docs" / "mlflow.md").read_text(encoding="utf-8")
+SECTION = DOCS.partition("\n## A server for the group\n")[2].partition("\n## ")[0]
+PREPARE, SERVE, PREPARE_LOGINS, SERVE_WITH_LOGINS, ADD_USER, WORK = re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)
+"""The section's commands."""
+PASSWORD, QUOTED = "se:cr/et", "se%3Acr%2Fet"
+"""One with characters that mean something in a URI, and how it is written there."""
+ADMIN_PASSWORD = "the-admins-own-password"
 SETTINGS = "-c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
 
 
@@ -33,17 +37,23 @@ class Postgres:
 
     def create(self, database: str) -> str:
         """Make an empty database and return its address."""
-        self.ask(f"CREATE DATABASE {database}", "postgres")
+        self.ask(f"CREATE DATABASE {database} OWNER mlflow")
         return self.uri(database)
 
-    def drop(self, database: str) -> None:
-        """Remove a database under those who are connected to it."""
-        self.ask(f"DROP DATABASE {database} WITH (FORCE)", "postgres")
+    @contextlib.contextmanager
+    def closed(self, database: str) -> Iterator[None]:
+        """Throw everybody out of a database and let nobody in while the block runs."""
+        self.ask(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        self.ask(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+        try:
+            yield
+        finally:
+            self.ask(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
 
-    def ask(self, query: str, database: str) -> list[tuple]:
+    def ask(self, query: str, database: str = "postgres") -> list[tuple]:
         """Rows of a query, without anything of MLflow between."""
         connection = psycopg2.connect(
-            host="127.0.0.1", port=self.port, user="mlflow", password=PASSWORD, dbname=database
+            host="127.0.0.1", port=self.port, user="postgres", password=PASSWORD, dbname=database
         )
         try:
             connection.autocommit = True
@@ -53,13 +63,18 @@ class Postgres:
         finally:
             connection.close()
 
+    def shell(self, command: str) -> None:
+        """Run documented commands as PostgreSQL's own user."""
+        login = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": "postgres", "PGPASSWORD": PASSWORD}
+        subprocess.run(["sh", "-ec", filled(command, self.root, self)], check=True, env={**os.environ, **login})
+
     def initialise(self) -> None:
         """Make the files of the cluster."""
         (self.root / "password").write_text(PASSWORD)
         if os.getuid() == 0:
             for path in (self.root, self.root / "password"):
                 shutil.chown(path, "postgres", "postgres")
-        self._run("initdb", "-U", "mlflow", "-A", "scram-sha-256", "--pwfile", self.root / "password", "--no-sync")
+        self._run("initdb", "-U", "postgres", "-A", "scram-sha-256", "--pwfile", self.root / "password", "--no-sync")
 
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
@@ -82,20 +97,42 @@ def _as_postgres() -> list[str]:
 
 
 def _program(name: str) -> str:
-    """Debian keeps the servers' programs off the PATH, in a folder per version."""
+    """Debian keeps the server's programs off the PATH, in a folder per version."""
     found = [*sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), *filter(None, [shutil.which(name)])]
     assert found, f"{name} not found; run `make test-cluster`, which installs it"
     return str(found[-1])
 
 
+def filled(command: str, folder: Path, database: Postgres, port: int = 5000) -> str:
+    """A documented command with this machine's places in it, and passwords of its own."""
+    lines = []
+    for line in command.splitlines():
+        quoted = QUOTED.replace("%", "%%") if line.startswith("database_uri") else QUOTED
+        lines.append(line.replace(":choose-one@", f":{quoted}@").replace("'choose-one'", f"'{PASSWORD}'"))
+    here = {
+        "choose-another-one": ADMIN_PASSWORD,
+        "localhost:5432": f"127.0.0.1:{database.port}",
+        "/srv/mlflow": str(folder),
+        "mlflow.example.org:5000": f"127.0.0.1:{port}",
+        "--port 5000": f"--port {port}",
+        "0.0.0.0": "127.0.0.1",
+        "mlflow server": "exec mlflow server --workers 2",
+    }
+    text = "\n".join(lines)
+    for documented, real in here.items():
+        text = text.replace(documented, real)
+    return text
+
+
 @contextlib.contextmanager
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL while the block runs, in a folder that its own user may enter."""
+    """A PostgreSQL with the group's database while the block runs, in a folder that its own user may enter."""
     with tempfile.TemporaryDirectory(prefix="vpd-postgres-") as folder:
         database = Postgres(Path(folder))
         database.initialise()
         database.start()
         try:
+            database.shell(PREPARE)
             yield database
         finally:
             with contextlib.suppress(AssertionError):  # a test may have stopped it
@@ -103,30 +140,10 @@ def postgres() -> Iterator[Postgres]:
 
 
 @contextlib.contextmanager
-def group_server(folder: Path, store: str) -> Iterator[Server]:
-    """An MLflow server of two workers that everybody may use."""
-    server = Server(folder, free_port(), store, "--workers", "2")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
-@contextlib.contextmanager
-def server_with_logins(folder: Path, store: str, users: str) -> Iterator[Server]:
-    """An MLflow server that wants a name and a password; ``users`` is the database that knows them."""
-    config, escaped = folder / "auth.ini", users.replace("%", "%%")
-    config.write_text(
-        f"[mlflow]\ndefault_permission = MANAGE\ndatabase_uri = {escaped}\nadmin_username = {ADMIN}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    environment = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN_PASSWORD,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-the-test-alone",
-    }
-    server = Server(folder, free_port(), store, "--workers", "1", "--app-name", "basic-auth", **environment)
+def serving(command: str, folder: Path, database: Postgres) -> Iterator[Server]:
+    """An MLflow server, started by a documented command, while the block runs."""
+    port = free_port()
+    server = Server(folder, f"http://127.0.0.1:{port}", ["sh", "-ec", filled(command, folder, database, port)])
     try:
         server.start()
         yield server

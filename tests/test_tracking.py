@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
+from vpd.cli import main
 from vpd.errors import UserError
 from vpd.files import sha256
 from vpd.params import load_params
@@ -322,6 +323,9 @@ def test_a_uri_that_names_no_store_is_refused(results, params, uri):
 
 def test_passwords_are_not_shown():
     assert shown("postgresql://me:secret@host/db") == "postgresql://host/db"
+    assert shown("postgresql+psycopg2://me:se/cret@host/db") == "postgresql+psycopg2://host/db"
+    assert shown("mysql://host/db?user=me&password=secret") == "mysql://host/db"
+    assert shown("http://me:secret@host:5000/a@b") == "http://host:5000/a@b"
     assert shown("sqlite:///a@b.db") == "sqlite:///a@b.db"
 
 
@@ -337,6 +341,19 @@ def test_a_dead_server_is_one_sentence_and_fails_only_when_strict(results, param
     assert capsys.readouterr().err == (
         f"MLflow at {shown(uri)} is unreachable; {RUNS} runs are not logged yet; run 'vpd track' later\n"
     )
+
+
+def test_a_password_that_is_not_written_as_in_an_address_is_one_sentence(results, params):
+    with pytest.raises(UserError, match="'postgresql://host/db' is no address; write special characters") as caught:
+        sync(results, params, "postgresql://me:se/cret@host/db")
+    assert "cret" not in str(caught.value)
+
+
+def test_help_does_not_show_the_address_in_the_environment(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host")
+    with pytest.raises(SystemExit):
+        main(["track", "--help"])
+    assert "secret" not in capsys.readouterr().out
 
 
 def test_a_damaged_database_is_one_sentence(results, params, tmp_path):

@@ -109,13 +109,10 @@ def free_port() -> int:
 class Server:
     """A real ``mlflow server`` in a process group of its own, which can be killed and started again."""
 
-    def __init__(self, folder: Path, port: int, store: str, *options: str, **environment: str) -> None:
-        self.folder, self.uri, self.process = folder, f"http://127.0.0.1:{port}", None
-        self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        self.command += ["--backend-store-uri", store, "--artifacts-destination", (folder / "artifacts").as_uri()]
-        self.command += options or ("--workers", "1")
+    def __init__(self, folder: Path, uri: str, command: list[str]) -> None:
+        self.folder, self.uri, self.command, self.process = folder, uri, command, None
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self.environment = {**os.environ, **quiet, **environment}
+        self.environment = {**os.environ, **quiet}
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -138,7 +135,9 @@ class Server:
 @contextlib.contextmanager
 def mlflow_server(folder: Path, port: int, store: str) -> Iterator[str]:
     """A ``Server`` while the block runs; yields its address."""
-    server = Server(folder, port, store)
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", store, "--artifacts-destination", (folder / "artifacts").as_uri()]
+    server = Server(folder, f"http://127.0.0.1:{port}", command)
     try:
         server.start()
         yield server.uri

@@ -177,8 +177,8 @@ def _stages(commands) -> None:
     command = _command(commands, "track", _track, "log all results to MLflow, without duplicates")
     _params(command)
     _paths(command, "results")
-    command.add_argument("--data", type=Path, help="folder of the scale's datasets, for their digests")
-    command.add_argument("--checkpoints", type=Path, help="folder of the scale's checkpoints, for their digests")
+    command.add_argument("--data", type=Path, help="folder of the scale's datasets (default: data/SCALE)")
+    command.add_argument("--checkpoints", type=Path, help="of its checkpoints (default: checkpoints/SCALE)")
     command.add_argument("--out", type=Path, help="JSON summary to write")
     _uri(command)
     command.add_argument("--if-reachable", action="store_true", help="succeed with a note when the server is down")
@@ -472,7 +472,7 @@ def _track(options: argparse.Namespace) -> None:
     from vpd.tracking import compare_links, sync, ui_command
     from vpd.tracking.store import shown
 
-    folders = {"data": options.data, "checkpoints": options.checkpoints}
+    folders = {name: getattr(options, name) or Path(name, params.scale) for name in ("data", "checkpoints")}
     summary = sync(options.results, params, options.uri, strict=not options.if_reachable, **folders)
     print(summary)
     if not summary.missed:

@@ -15,7 +15,7 @@ from vpd.fetch.licences import accepted, agree
 from vpd.fetch.receipts import FOLDER, Part, is_complete, write_receipt
 from vpd.fetch.sources import Entry, entry_of, load_sources
 from vpd.fetch.transfer import PATIENCE, Patience
-from vpd.files import locked
+from vpd.files import locked, making
 
 __all__ = ["fetch", "listing"]
 
@@ -52,7 +52,7 @@ def fetch(
             if is_complete(out, name, entry):
                 return
             parts = collect(name, entry, archives, out, given, patience)
-            with _alone(out / FOLDER, str(out)):
+            with making(out / FOLDER / "tree", str(out)):
                 _finish(name, entry, prepare, parts, out, date)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vpd.spec import Spec
 from vpd.tracking.records import Point, history_points, spec_params
 from vpd.tracking.store import connected, experiment_id
-from vpd.tracking.sync import METRICS_PER_BATCH, age, as_metrics, log_params, runs_of
+from vpd.tracking.sync import METRICS_PER_BATCH, as_metrics, log_params, runs_of
 from vpd.tracking.tags import HASH, KEY, SPEC, git_commit, run_name, spec_tags
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Live:
 
 def _live_runs(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Live runs of the key, the oldest first: those of the same spec, and others; synchronised runs are left out."""
-    live = sorted((run for run in runs_of(client, experiment, tags[KEY]) if HASH not in run.data.tags), key=age)
-    return tuple(
-        [run.info.run_id for run in live if (run.data.tags.get(SPEC) == tags[SPEC]) == same] for same in (True, False)
-    )
+    found = [run for run in runs_of(client, experiment, tags[KEY]) if HASH not in run.data.tags]
+    found.sort(key=lambda run: (run.info.start_time, run.info.run_id))
+    same = [run.info.run_id for run in found if run.data.tags.get(SPEC) == tags[SPEC]]
+    return same, [run.info.run_id for run in found if run.info.run_id not in same]

@@ -153,7 +153,7 @@ def _run(client: MlflowClient, experiment: str, found: Candidate) -> Run:
     finished = [run for run in runs if run.info.status == "FINISHED" and HASH in run.data.tags]
     if not finished:
         raise Unavailable(f"the run {found.run_key} was deleted while it was tracked; run 'vpd track' again")
-    return client.get_run(min(finished, key=age).info.run_id)
+    return client.get_run(min(finished, key=_order).info.run_id)
 
 
 def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> Iterator[Run]:
@@ -170,22 +170,22 @@ def runs_of(client: MlflowClient, experiment: str, key: str) -> list[Run]:
     return list(tracked_runs(client, experiment, f"tags.`{KEY}` = '{key}'"))
 
 
-def age(run: Run) -> tuple[int, str]:
-    """Order in which all processes see the same runs."""
-    return run.info.start_time, run.info.run_id
+def _order(run: Run) -> tuple[int, str]:
+    """Order of finished runs, in which all processes see them: the first to be complete is the first."""
+    return run.info.end_time, run.info.run_id
 
 
 def _place(client: MlflowClient, experiment: str, record: Record, present: list[Run], summary: Summary) -> str:
     """Make the record's run exist, once; return its id.
 
     A server has no locks for its clients, so others may log the same results now. Each looks, acts and looks again until
-    one complete run, the oldest, is alone: whoever acts last has seen that. A run deleted under its writer says so.
+    one complete run, the first, is alone: whoever acts last has seen that. A run deleted under its writer says so.
     """
     from mlflow.exceptions import MlflowException
 
     digest, replaces, own = record.digest(), bool(present), None
     for left in reversed(range(ROUNDS)):
-        kept = min(_complete(present, record, digest), key=age, default=None)
+        kept = min(_complete(present, record, digest), key=_order, default=None)
         try:
             if kept is None:
                 own = _log(client, experiment, record, digest)
