@@ -82,7 +82,9 @@ def main() -> None:
             fresh_copy(Path(root, str(count)), count)
         for command in given.commands:
             cells = [measured(command, Path(root, str(count))) for count in given.counts]
-            print(f"| `{command}` | " + " | ".join(f"{wall:.1f} ({peak:.0f})" for wall, peak in cells) + " |", flush=True)
+            print(
+                f"| `{command}` | " + " | ".join(f"{wall:.1f} ({peak:.0f})" for wall, peak in cells) + " |", flush=True
+            )
 
 
 if __name__ == "__main__":
