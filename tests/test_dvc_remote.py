@@ -257,7 +257,7 @@ def test_two_pushes_at_once_are_both_whole(group, second, tmp_path):
 
 def test_a_killed_push_and_a_killed_pull_are_completed_by_the_next(group, tmp_path):
     found = []
-    for count in (1, 40, 150):
+    for count in (1, 100):
         name = f"killed-{count}"
         store = group.another_remote(name, group.first)
         before = killed_at(f"dvc push --remote {name}", group.first, store, count)
@@ -337,7 +337,7 @@ def test_settings_are_tried_from_the_queue(on_shared_storage, in_folder):
     before = (clone / "params.yaml").read_text()
     start = lines.index("dvc queue start --jobs 2")
     try:
-        script(lines[: start + 1], clone)
+        script([*lines[:start], lines[start] + " > workers.log 2>&1"], clone)  # they would hold on to a pipe
         wait_for_the_queue(clone)
         said = script(lines[start + 1 :], clone)
     finally:
