@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import yaml
@@ -47,6 +49,12 @@ def variation(number: int, base: tuple[str, dict]) -> str:
     name, line = base
     line = {**line, "training": {"optimizer": {"lr": RATE[line["task"]] * (1 + number / 1000)}}}
     return f"  {name}-{number}: {yaml.safe_dump(line, default_flow_style=True, sort_keys=False, width=10_000)}"
+
+
+def prepare(folder: Path, count: int) -> None:
+    """A recorded copy of the project with ``count`` experiments."""
+    fresh_copy(folder, count)
+    record(folder)
 
 
 def fresh_copy(folder: Path, count: int) -> None:
@@ -117,9 +125,9 @@ def main() -> None:
     print("| wall / processor seconds (MiB) | " + " | ".join(f"{count:,}" for count in given.counts) + " |")
     print("|---|" + "---|" * len(given.counts))
     with tempfile.TemporaryDirectory() as root:
-        for count in given.counts:
-            fresh_copy(Path(root, str(count)), count)
-            record(Path(root, str(count)))
+        # Elsewhere, because the peak of a process counts what it was forked from, and this takes memory.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            list(pool.map(prepare, [Path(root, str(count)) for count in given.counts], given.counts))
         for command in given.commands:
             cells = [measured(command, Path(root, str(count))) for count in given.counts]
             print(f"| `{command}` | " + " | ".join(cells) + " |", flush=True)

@@ -217,6 +217,7 @@ def test_the_second_clone_runs_nothing_and_has_all(group, second):
     assert "up to date" in run("dvc status", clone)  # also after Snakemake touched what is linked to the cache
 
 
+@pytest.mark.parametrize("group", ["ssh"], indirect=True)
 def test_two_changes_meet_and_only_the_report_is_made_again(group, second):
     clone, (change, take_over) = second[0], blocks(CHANGE)
     edit(clone, lambda document: document["experiments"]["depth-full"].update(training={"optimizer": {"lr": 2.0e-4}}))
