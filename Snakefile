@@ -21,3 +21,5 @@ rule all:
     input:
         f"results/{SCALE}/REPORT.md",
         f".vpd/{SCALE}/tracked.json",
+        # Also those that no experiment uses, as `dvc repro` makes them: `make record` looks for all.
+        expand(rules.checkpoint.output.manifest, checkpoint=PARAMS.checkpoints),

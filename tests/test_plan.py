@@ -1,8 +1,11 @@
 """``vpd plan``: the graph against DVC's own, schedules against hand values and bounds, estimates against the files they read."""
 
+import cProfile
 import json
+import pstats
 import random
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -75,6 +78,52 @@ def test_a_placeholder_that_names_nothing_is_reported(paper, tmp_path):
         read_graph(paper, tmp_path / "dvc.yaml")
     with pytest.raises(UserError, match=r"none/dvc\.yaml does not exist"):
         read_graph(paper, tmp_path / "none/dvc.yaml")
+
+
+# ------------------------------------------------------------------------------------------------------------ many
+MANY = 250
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder with the workflow and MANY experiments, as the benchmark makes them."""
+    folder = tmp_path_factory.mktemp("many")
+    enlarged = runpy.run_path(str(ROOT / "benchmarks/many_experiments.py"))["enlarged"]
+    (folder / "params.yaml").write_text(enlarged((ROOT / "params.yaml").read_text(), MANY))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copytree(ROOT / "workflow", folder / "workflow")
+    return folder
+
+
+def test_hundreds_of_experiments_have_the_graph_that_dvc_has(many):
+    from dvc.repo import Repo
+
+    params = load_params(many / "params.yaml")
+    jobs = read_graph(params, many / "dvc.yaml")
+    with Repo.init(str(many), no_scm=True) as repo:
+        graph = repo.index.graph
+        needs = {stage.name: {needed.name for needed in graph.successors(stage)} for stage in graph}
+    assert {name: set(job.needs) for name, job in jobs.items()} == needs
+    for stage in ("train", "evaluate"):
+        assert {job.key for job in jobs.values() if job.stage == stage} == set(params.experiments)
+    assert len(params.experiments) == MANY
+
+
+def calls(profile: cProfile.Profile, file: str, function: str) -> int:
+    """How often a function was called."""
+    found = pstats.Stats(profile).stats.items()
+    return sum(count for (path, _, name), (_, count, *_) in found if path.endswith(file) and name == function)
+
+
+@pytest.mark.parametrize("command", [["plan"], ["plan", "--jobs"], ["show"]])
+def test_a_command_reads_params_once_and_resolves_each_experiment_once(command, many, monkeypatch, capsys):
+    monkeypatch.chdir(many)
+    with cProfile.Profile() as profile:
+        assert main(command) == 0
+    assert calls(profile, "vpd/params.py", "load_params") == 1
+    assert calls(profile, "vpd/params.py", "_resolve") == MANY
+    assert calls(profile, "yaml/__init__.py", "load") <= 4  # params.yaml, dvc.yaml and the report's own tables
+    assert "250" in capsys.readouterr().out or command == ["show"]
 
 
 # ------------------------------------------------------------------------------------------------------------ selection

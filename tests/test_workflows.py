@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import pstats
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,24 @@ def test_the_local_gpu_profile_shares_out_the_gpus_of_one_machine(at_paper_scale
         for rule in ("train", "evaluate")
     }
     assert found == {"train": {4}, "evaluate": {1}}
+
+
+# ---------------------------------------------------------------------------------------------------------------- many
+def test_snakemake_lists_hundreds_of_experiments_and_resolves_each_once(tmp_path):
+    from test_reproduce import copy_of_project, run
+
+    folder, count = copy_of_project(tmp_path), 250
+    params = folder / "params.yaml"
+    enlarged = runpy.run_path(str(ROOT / "benchmarks/many_experiments.py"))["enlarged"]
+    params.write_text(enlarged(params.read_text(), count))
+    listed = run("python -m cProfile -o profile $(which snakemake) -n", folder)
+    names = list(load_params(params).experiments)
+    assert len(names) == count
+    for stage in ("train", "evaluate"):
+        assert sorted(re.findall(rf"rule {stage}:.*?wildcards: name=(\S+)", listed, flags=re.S)) == sorted(names)
+    called = {
+        (Path(file).name, name): found[1]
+        for (file, _, name), found in pstats.Stats(str(folder / "profile")).stats.items()
+    }
+    assert called["params.py", "load_params"] == 1
+    assert called["params.py", "_resolve"] == count

@@ -143,6 +143,7 @@ class Params:
         self.scale, self.protocol = document.scale, document.protocol
         self.block: Scale = pick(self.scale, document.scales, "scale", str(source))
         pick(self.protocol, document.protocols, "protocol", str(source))
+        self._specs: dict[str, Spec] = {}
 
     @property
     def experiments(self) -> dict[str, Experiment]:
@@ -262,7 +263,12 @@ class Params:
         return known.get(name) or known.get(line.task) or Resources()
 
     def resolve(self, name: str) -> Spec:
-        """Everything about experiment ``name``, merged from all layers and checked."""
+        """Everything about experiment ``name``, merged from all layers and checked; each is made once."""
+        if name not in self._specs:
+            self._specs[name] = self._resolve(name)
+        return self._specs[name]
+
+    def _resolve(self, name: str) -> Spec:
         where = f"{self.source}: experiments.{name}"
         line: Experiment = pick(name, self.experiments, "experiment", str(self.source))
         pick(line.dataset, self.datasets, "dataset", where)
@@ -382,14 +388,15 @@ def _variants(params: Params, task: str) -> dict[str, None]:
     return {line.variant: None for line in params.experiments.values() if line.task == task and line.variant}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML loader that refuses a key written twice, which plain YAML would silently drop."""
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML loader that refuses a key written twice, which plain YAML would silently drop; in C where there is one."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for key in (self.construct_object(key, True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
+            if key in seen:
                 raise yaml.YAMLError(f"the key '{key}' stands twice (line {node.start_mark.line + 1} and after)")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 

@@ -19,6 +19,10 @@ COSTS = json.loads(Path("workflow/costs.json").read_text())
 # Scales that fix the threads of their jobs are for CPUs: what one seed of their small networks needs, and never as long.
 SMALL = {"gpus": 0, "gpu_mem_mb": 0, "mem_mb": 3000, "runtime": 120, "cpus": 1}
 
+ALIKE = {
+    task: [name for name in COSTS if name in SPECS and SPECS[name].task == task]
+    for task in {spec.task for spec in SPECS.values()}
+}
 GROWING = {"mem_mb", "runtime"}
 
 
@@ -35,10 +39,7 @@ def reserved(stage, resource):
         spec = SPECS[wildcards.name]
         if spec.training.threads:
             return SMALL[resource] * (len(spec.seeds) if resource == "mem_mb" else 1)
-        alike = [
-            name for name in COSTS if name in SPECS and SPECS[name].task == spec.task
-        ]
-        known = [wildcards.name] if wildcards.name in COSTS else alike
+        known = [wildcards.name] if wildcards.name in COSTS else ALIKE[spec.task]
         found = [COSTS[name]["resources"][stage][resource] for name in known]
         return max(found, default=SMALL[resource])
 
