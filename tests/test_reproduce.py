@@ -263,7 +263,7 @@ COMMANDS = [
     if line.split("#")[0].strip()
 ]
 RUN_BY_FIXTURES = {"make reproduce", "snakemake --cores 2"}
-THIS_VERY_RUN = {"make test"}
+THIS_VERY_RUN = {"make test", "make test-cluster"}
 SERVERS = {"make ui"}  # started for real in test_mlflow_ui.py
 ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS
 
