@@ -97,7 +97,7 @@ def saved_steps(folder: Path) -> bool:
 def disturbed(lab: Lab, folder: Path, disturb, extra: str = "") -> str:
     """Run NAME on the cluster, call ``disturb`` once a state is saved, and wait for the end; the training's log."""
     engine = subprocess.Popen(
-        [*PROFILE.split(), *extra.split(), TARGET],
+        [*PROFILE.split(), *extra.split(), "--", TARGET],
         cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,

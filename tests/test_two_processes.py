@@ -72,9 +72,9 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 def scores(folder: Path, name: str) -> dict:
-    """The seed's numbers at the last milestone."""
-    (seed,) = read_json(folder / f"results/smoke/metrics/{name}.json")["seeds"].values()
-    return {key: value for key, value in seed["final"].items() if isinstance(value, float)}
+    """The numbers of its one seed at its one milestone."""
+    (result,) = read_json(folder / f"results/smoke/metrics/{name}.json")["results"]
+    return result["metrics"]
 
 
 def test_two_processes_have_the_curve_and_the_metrics_of_one(prepared, both, tmp_path):
