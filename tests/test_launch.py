@@ -102,6 +102,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(two, tmp_path):
     assert len(pids(two, 0)) == len(pids(two, 1)) == 1
 
 
+@pytest.mark.cluster
 def test_two_machines_with_one_process_each_do_the_same(two, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         meet = f"127.0.0.1:{server.getsockname()[1]}"
@@ -177,7 +178,7 @@ def test_a_shared_batch_norm_is_torchs_over_the_joint_batch(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------- deaths
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.cluster), 1])
 def test_after_the_loss_of_a_process_all_go_on_and_end_with_the_same_bits(two, tmp_path, rank):
     parent = in_background(tmp_path, 0.1)
     wait_for_a_state(tmp_path)
@@ -188,6 +189,7 @@ def test_after_the_loss_of_a_process_all_go_on_and_end_with_the_same_bits(two, t
     assert losses(tmp_path) == losses(two)
 
 
+@pytest.mark.cluster
 def test_sigterm_saves_the_state_and_the_next_call_goes_on(two, tmp_path):
     parent = in_background(tmp_path, 0.1)
     wait_for_a_state(tmp_path)
