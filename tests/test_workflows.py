@@ -160,6 +160,7 @@ def test_the_local_gpu_profile_shares_out_the_gpus_of_one_machine(at_paper_scale
 
 
 # ---------------------------------------------------------------------------------------------------------------- many
+@pytest.mark.cluster
 def test_snakemake_lists_hundreds_of_experiments_and_resolves_each_once(tmp_path):
     from test_reproduce import copy_of_project, run
 
