@@ -37,7 +37,7 @@ test-slow: setup                          ## true-size networks (16 GiB of memor
 
 test-cluster: setup                       ## against real engines started here: Slurm, PostgreSQL, SSH (Debian, root)
 	sh tests/system-packages.sh cluster
-	pytest -m cluster -s
+	PATH="$(PATH):/usr/sbin" pytest -m cluster -s
 
 costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
 	vpd cost --scale paper --out workflow/costs.json
