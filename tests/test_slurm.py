@@ -16,6 +16,7 @@ from pandas.testing import assert_frame_equal
 
 from slurm_lab import Lab, output, slurm
 from test_reproduce import CELLS, ENVIRONMENT, ROOT, copy_of_project, run
+from test_two_processes import edited
 
 pytestmark = pytest.mark.cluster
 
@@ -59,11 +60,7 @@ def test_the_page_word_for_word_makes_smoke_with_the_cells_of_a_local_run(lab, l
 # --------------------------------------------------------------------------------------------------------- interruptions
 def longer(folder: Path) -> Path:
     """A project whose NAME trains long enough to be interrupted."""
-    params = folder / "params.yaml"
-    text = params.read_text()
-    line = next(line for line in text.splitlines() if line.strip().startswith(f"{NAME}:"))
-    training = f"training: {{epochs: null, steps: {STEPS}, save_every: {SAVE_EVERY}}}"
-    params.write_text(text.replace(line, re.sub(r"\}\s*(#.*)?$", f", {training}}}", line)))
+    edited(folder, NAME, training=f"{{epochs: null, steps: {STEPS}, save_every: {SAVE_EVERY}}}")
     return folder
 
 

@@ -81,7 +81,7 @@ class Backbones(Frozen):
 
 
 class Resources(Frozen):
-    """Where a training runs; what it computes does not depend on it."""
+    """Where a training runs; it is in no digest, since the effective batch stays (for what does not, see G6)."""
 
     gpus: PositiveInt = 1
     """GPUs that share one effective batch, over all machines; fewer where there are fewer."""
