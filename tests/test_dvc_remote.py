@@ -86,8 +86,9 @@ def equal(first: Path, second: Path) -> bool:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file that the workflow made."""
+    """Digest of every file that the workflow made; locks are no results, and only where something was made."""
     files = [path for top in MADE for path in [folder / top, *(folder / top).rglob("*")] if path.is_file()]
+    files = [path for path in files if path.suffix != ".lock"]
     return {str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
 
