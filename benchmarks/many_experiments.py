@@ -3,8 +3,9 @@
     python benchmarks/many_experiments.py [--counts 50 100 250 500 1000] [--commands "snakemake -n" "vpd plan"]
 
 Each count gets a copy of the project with as many experiments in params.yaml: the paper's, and variations of them at
-other learning rates. Its dvc.lock is that of a whole run with made-up digests, so that DVC compares all that it would;
-the files are not there. Processor time is what a busy machine does not change; memory is the largest process's peak.
+other learning rates. Its dvc.lock is that of a whole run, so that DVC compares all that it would; the digests of what a run
+makes are made up, and the files are not there. Processor time is what a busy machine does not change; memory is the
+largest process's peak.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "vpd show", "vpd plan", "snakemake -n", "dvc repro --dry --force evaluate@seg-full", "dvc repro --dry --force", "dvc status",
+    "vpd show", "vpd plan", "snakemake -n", "dvc repro --dry --force evaluate@seg-full", "dvc repro --dry --force",
+    "dvc repro --dry --allow-missing", "dvc status",
 )  # fmt: skip
 LAST = "depth-blip"
 """The experiment in whose line the matrix of params.yaml ends."""
@@ -75,7 +77,8 @@ def record(folder: Path) -> None:
 
     values = yaml.load((folder / "params.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     with Repo(str(folder)) as repo:
-        stages = {stage.name: locked(stage, values) for stage in repo.index.stages}
+        code = {}
+        stages = {stage.name: locked(stage, values, code) for stage in repo.index.stages}
     lock = {"schema": "2.0", "stages": stages}
     (folder / "dvc.lock").write_text(yaml.dump(lock, Dumper=Unshared, sort_keys=False), encoding="utf-8")
 
@@ -88,18 +91,24 @@ class Unshared(yaml.CSafeDumper):
         return True
 
 
-def locked(stage, values: dict) -> dict:
-    """A stage's entry in dvc.lock."""
-    found = {part: [entry(each.def_path) for each in getattr(stage, part) if not hasattr(each, "params")]
+def locked(stage, values: dict, code: dict[str, dict]) -> dict:
+    """A stage's entry in dvc.lock; ``code`` keeps those of the sources between calls."""
+    found = {part: [entry(each, code) for each in getattr(stage, part) if not hasattr(each, "params")]
              for part in ("deps", "outs")}  # fmt: skip
     keys = [key for each in stage.deps for key in getattr(each, "params", ())]
     params = {key: functools.reduce(dict.__getitem__, key.split("."), values) for key in keys}
     return {"cmd": stage.cmd, **found, **({"params": {"params.yaml": params}} if params else {})}
 
 
-def entry(path: str) -> dict:
-    """A file in dvc.lock, whose digest is that of its name."""
-    return {"path": path, "hash": "md5", "md5": hashlib.md5(path.encode()).hexdigest(), "size": len(path)}
+def entry(each, code: dict[str, dict]) -> dict:
+    """A file or folder in dvc.lock; the digest of what is not there is that of its name."""
+    path = each.def_path
+    if not each.exists:
+        return {"path": path, "hash": "md5", "md5": hashlib.md5(path.encode()).hexdigest(), "size": len(path)}
+    if path not in code:
+        each.save()
+        code[path] = each.dumpd()
+    return code[path]
 
 
 def measured(command: str, folder: Path) -> str:
