@@ -87,8 +87,8 @@ def equal(first: Path, second: Path) -> bool:
 
 def contents(folder: Path) -> dict[str, str]:
     """Digest of every file that the workflow made; locks are no results, and only where something was made."""
-    files = [path for top in MADE for path in [folder / top, *(folder / top).rglob("*")] if path.is_file()]
-    files = [path for path in files if path.suffix != ".lock"]
+    paths = [path for top in MADE for path in [folder / top, *(folder / top).rglob("*")]]
+    files = [path for path in paths if path.is_file() and path.suffix != ".lock"]
     return {str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
 
