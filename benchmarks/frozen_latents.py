@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from vpd.config.params import load_params
 from vpd.models import build_model
-from vpd.params import load_params
 
 ROUNDS, BATCH = 9, 8
 

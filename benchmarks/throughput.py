@@ -23,16 +23,16 @@ from pathlib import Path
 
 import torch
 
-from vpd.cost import cost, read_parts
-from vpd.cost.estimate import GIB
-from vpd.cost.network import CLASSES, LAYOUTS, build, make_batch
-from vpd.params import load_params
-from vpd.spec import Spec
+from vpd.config.params import load_params
+from vpd.config.schema import Spec
+from vpd.planning.cost import cost, read_parts
+from vpd.planning.cost.estimate import GIB
+from vpd.planning.cost.network import CLASSES, LAYOUTS, build, make_batch
+from vpd.pretrained.configs import sd1_configs
 from vpd.training.loader import Plan
 from vpd.training.loop import gradient, on_device, start_accelerator
 from vpd.training.optim import build_optimizer
 from vpd.training.state import seed_all
-from vpd.weights.configs import sd1_configs
 
 VARIANTS = {
     "fp32": {"precision": "fp32", "gradient_checkpointing": False},

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from vpd.cost.estimate import GIB
-from vpd.cost.network import CLASSES, LAYOUTS, build, make_batch, read_parts
-from vpd.params import load_params
-from vpd.spec import Spec
+from vpd.config.params import load_params
+from vpd.config.schema import Spec
+from vpd.planning.cost.estimate import GIB
+from vpd.planning.cost.network import CLASSES, LAYOUTS, build, make_batch, read_parts
+from vpd.pretrained.configs import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
-from vpd.weights.configs import sd1_configs
 
 TASKS = {"seg": "seg-full", "refer": "refcoco-full", "depth": "depth-full"}
 PHASES = ("build", "evaluation", "encoder", "U-Net", "head", "loss", "backward", "AdamW")

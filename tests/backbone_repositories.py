@@ -22,7 +22,7 @@ from transformers import (
     SamModel,
 )
 
-from vpd.files import write_json, write_text
+from vpd.utils.files import write_json, write_text
 
 WINDOWS = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4)}
 TOKENS = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}

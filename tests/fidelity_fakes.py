@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fixtures.parity import narrow
-from vpd.params import Experiment, Params, load_params, merge
-from vpd.spec import Spec
+from vpd.config.params import Experiment, Params, load_params, merge
+from vpd.config.schema import Spec
 
 ROOT = Path(__file__).parent.parent
 EFFECTS: dict[str, dict[str, list[str]]] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from vpd.spec import PretrainingSpec
+from vpd.config.schema import PretrainingSpec
 
 SPEC = PretrainingSpec.model_validate(
     {

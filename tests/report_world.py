@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from vpd.params import Params, load_params
+from vpd.config.params import Params, load_params
+from vpd.config.table_checks import FigureSpec, QuestionSpec
 from vpd.report.cells import Cell
-from vpd.report.layout import FigureSpec, QuestionSpec
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 QUESTIONS = (

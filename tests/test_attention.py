@@ -16,9 +16,9 @@ from fixtures.parity.narrow import (
     write_factor_4,
     write_factor_8,
 )
-from vpd.errors import UserError
 from vpd.models.attention import CrossAttention, set_processors
 from vpd.models.diffusion import FeatureUNet
+from vpd.utils.errors import UserError
 
 UNET, TOKENS = (16, 32, 64, 64), 3
 

@@ -21,13 +21,13 @@ from transformers import AutoTokenizer, BertModel, Blip2Config, Blip2Model, Blip
 
 from backbone_repositories import WORDS, WRITERS, same, small, write_bert, write_cache, write_timm, write_transformers
 from hub_server import Hub, Repository
-from vpd.errors import UserError
-from vpd.files import read_json, sha256, write_json
+from vpd.config.params import load_params
+from vpd.config.schema import BackboneSpec, NetworkSpec
 from vpd.models.backbones import build_backbone, load_backbone
-from vpd.params import load_params
-from vpd.spec import BackboneSpec, NetworkSpec
-from vpd.weights import verify_checkpoint
-from vpd.weights.backbones import fetch_backbone
+from vpd.pretrained import verify_checkpoint
+from vpd.pretrained.backbones import fetch_backbone
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256, write_json
 
 PARAMS = load_params("params.yaml", "paper")
 LINES = {name: PARAMS.backbone(name) for name in PARAMS.backbones}
@@ -76,9 +76,9 @@ BLIP_2 = BackboneSpec(
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from vpd.errors import UserError
-from vpd.spec import BackboneSpec
-from vpd.weights.backbones import fetch_backbone
+from vpd.utils.errors import UserError
+from vpd.config.schema import BackboneSpec
+from vpd.pretrained.backbones import fetch_backbone
 for name, out, spec in json.loads(sys.argv[1]):
     try:
         fetch_backbone(name, BackboneSpec.model_validate(spec), Path(out))

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import SwinConfig
 from transformers.models.swin.modeling_swin import SwinLayer
 
-from vpd.errors import UserError
+from vpd.config.schema import TASKS, NetworkSpec
 from vpd.models.backbones import Backbone, build_backbone, load_backbone, save_backbone
 from vpd.models.backbones.beit import bias_for
 from vpd.models.baseline import build_baseline, compose_baseline
 from vpd.models.pyramid import STRIDES, LevelNorms, SimplePyramid
-from vpd.spec import TASKS, NetworkSpec
+from vpd.utils.errors import UserError
 
 SWIN = {
     "img_size": 64, "patch_size": 4, "window_size": 4,

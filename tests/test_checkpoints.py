@@ -11,11 +11,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from pretraining_fakes import SPEC, draw_captions
-from vpd.checkpoints.pretrain import pretrain
-from vpd.errors import UserError
-from vpd.files import read_json
-from vpd.spec import CheckpointSpec
-from vpd.weights import assemble, verify_checkpoint
+from vpd.config.schema import CheckpointSpec
+from vpd.pretrained import assemble, verify_checkpoint
+from vpd.pretraining.diffusion.pretrain import pretrain
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
 
 PRETRAINED = CheckpointSpec(source="pretrained")
 UNET = "unet/diffusion_pytorch_model.safetensors"

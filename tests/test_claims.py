@@ -8,12 +8,12 @@ import pytest
 import scipy.stats
 
 from report_world import measured
+from vpd.config.reported import Claim, load_claims, load_reported
+from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell
 from vpd.report.claims import VERDICTS, claims_csv, compare, conclude, findings, signed, slope, trend
 from vpd.report.judge import BEYOND, Judge, question_cells
 from vpd.report.questions import NO_DIFFERENCE, ONE_SEED, answers
-from vpd.report.reported import Claim, load_claims, load_reported
-from vpd.report.specs import QuestionSpec
 from vpd.report.statistics import difference, rise
 
 REPORTED = load_reported()

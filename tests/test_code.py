@@ -2,7 +2,7 @@
 
 import pytest
 
-from vpd.code import code_digest, meaning
+from vpd.utils.fingerprint import code_digest, meaning
 
 FUNCTION = 'def f(x):\n    """Double."""\n    return 2 * x  # twice\n'
 
@@ -37,6 +37,6 @@ def test_a_function_of_only_a_docstring_is_an_empty_one():
 
 
 def test_packages_have_digests_of_their_own():
-    digests = {code_digest("data"), code_digest("models"), code_digest("data", "models")}
+    digests = {code_digest("datasets"), code_digest("models"), code_digest("datasets", "models")}
     assert len(digests) == 3
     assert all(len(digest) == 16 for digest in digests)

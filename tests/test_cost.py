@@ -12,17 +12,26 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures.parity.narrow import make_spec, with_training, write_checkpoint
-from vpd.cost import all_costs, cost, evaluation_resources, markdown, paper_gflops, read_parts, resources, write_costs
-from vpd.cost.activations import any_loss, keep, saved_bytes
-from vpd.cost.counting import count
-from vpd.cost.estimate import GIB
-from vpd.cost.hours import REFERENCES, forward_passes
-from vpd.cost.network import build, make_batch
-from vpd.errors import UserError
-from vpd.params import load_params
+from vpd.config.params import load_params
+from vpd.planning.cost import (
+    all_costs,
+    cost,
+    evaluation_resources,
+    markdown,
+    paper_gflops,
+    read_parts,
+    resources,
+    write_costs,
+)
+from vpd.planning.cost.activations import any_loss, keep, saved_bytes
+from vpd.planning.cost.counting import count
+from vpd.planning.cost.estimate import GIB
+from vpd.planning.cost.hours import REFERENCES, forward_passes
+from vpd.planning.cost.network import build, make_batch
+from vpd.pretrained.configs import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
-from vpd.weights.configs import sd1_configs
+from vpd.utils.errors import UserError
 
 NAMES = {"seg": "seg-full", "refer": "refcoco-full", "refer 77": "refcocog-full", "depth": "depth-full"}
 OUTPUT_LAYER = 12_164

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from vpd.devices import claimed_gpus
+from vpd.utils.devices import claimed_gpus
 
 WORKER = """
 import json, sys, time
-from vpd.devices import claimed_gpus
+from vpd.utils.devices import claimed_gpus
 with claimed_gpus(int(sys.argv[1])) as names:
     started = time.time()
     time.sleep(float(sys.argv[2]))

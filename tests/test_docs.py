@@ -11,9 +11,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from vpd.params import Document, Experiment, Scale, load_params
-from vpd.report.layout import TableRow, TableSpec
-from vpd.spec import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, PretrainingSpec, ReleasedSpec
+from vpd.config.params import Document, Experiment, Scale, load_params
+from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, PretrainingSpec, ReleasedSpec
+from vpd.config.table_checks import TableRow, TableSpec
 
 ROOT = Path(__file__).parent.parent
 FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))

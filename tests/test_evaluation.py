@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torchmetrics import JaccardIndex
 
 from evaluation_fakes import CLASSES, Drawings, Experiment, SmallModel, make_spec
-from vpd.errors import UserError
 from vpd.evaluation.depth import DepthScores, depth_errors, evaluate_depth, scored_pixels
 from vpd.evaluation.referring import ReferringScores, evaluate_referring
 from vpd.evaluation.run import check_run, load_samples, state_key
 from vpd.evaluation.segmentation import SegmentationScores, evaluate_segmentation
-from vpd.files import read_json, sha256, write_json
-from vpd.progress import Progress
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.progress import Progress
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 

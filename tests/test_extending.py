@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vpd.params import load_params
-from vpd.report.reported import load_reported
+from vpd.config.params import load_params
+from vpd.config.reported import load_reported
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

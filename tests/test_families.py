@@ -19,26 +19,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from vpd.checkpoints.history import HISTORY_EVERY
-from vpd.checkpoints.loop import generator_of
-from vpd.checkpoints.workplace import Workplace
-from vpd.data import prepare
-from vpd.errors import UserError
-from vpd.families.caption_contrast import IGNORED, following
-from vpd.families.contrast import Contrast
-from vpd.families.examples import Examples, load_examples
-from vpd.families.language import MaskedLanguage, to_guess
-from vpd.families.masked_image import MaskedImage, enlarge, hidden_error, normalise_squares
-from vpd.families.precision import average_precision, mean_average_precision
-from vpd.families.pretrain import OBJECTIVES, objective_class, pretrain_backbone
-from vpd.families.promptable_masks import dice_loss, focal_loss, points_inside
-from vpd.families.self_distillation import SelfDistillation, distillation, sharpened, voted
-from vpd.families.training import parameter_groups, train_objective
-from vpd.families.views import crops, flipped, jittered, luminance
-from vpd.families.wordpiece import train_wordpiece
-from vpd.files import read_json, sha256
+from vpd.config.schema import BackboneSpec, DatasetSpec, ObjectiveSpec
+from vpd.datasets import prepare
 from vpd.models.backbones import build_backbone, load_backbone
-from vpd.spec import BackboneSpec, DatasetSpec, ObjectiveSpec
+from vpd.pretraining.backbones.caption_contrast import IGNORED, following
+from vpd.pretraining.backbones.contrast import Contrast
+from vpd.pretraining.backbones.examples import Examples, load_examples
+from vpd.pretraining.backbones.language import MaskedLanguage, to_guess
+from vpd.pretraining.backbones.masked_image import MaskedImage, enlarge, hidden_error, normalise_squares
+from vpd.pretraining.backbones.precision import average_precision, mean_average_precision
+from vpd.pretraining.backbones.pretrain import OBJECTIVES, objective_class, pretrain_backbone
+from vpd.pretraining.backbones.promptable_masks import dice_loss, focal_loss, points_inside
+from vpd.pretraining.backbones.self_distillation import SelfDistillation, distillation, sharpened, voted
+from vpd.pretraining.backbones.training import parameter_groups, train_objective
+from vpd.pretraining.backbones.views import crops, flipped, jittered, luminance
+from vpd.pretraining.backbones.wordpiece import train_wordpiece
+from vpd.pretraining.history import HISTORY_EVERY
+from vpd.pretraining.loop import generator_of
+from vpd.pretraining.workdir import Workplace
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256
 
 COUNT, SIDE = 32, 32
 VIT = {
@@ -478,8 +478,8 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from vpd.families.pretrain import pretrain_backbone
-from vpd.spec import BackboneSpec
+from vpd.pretraining.backbones.pretrain import pretrain_backbone
+from vpd.config.schema import BackboneSpec
 
 torch.use_deterministic_algorithms(True)
 spec = BackboneSpec.model_validate_json(sys.argv[1])

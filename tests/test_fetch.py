@@ -20,13 +20,13 @@ import pytest
 import yaml
 
 from flaky_server import Answer, running
-from vpd.errors import UserError
-from vpd.fetch import fetch, listing
-from vpd.fetch.amounts import amount
-from vpd.fetch.archives import extract
-from vpd.fetch.sources import SOURCES, load_sources
-from vpd.fetch.transfer import Patience, download
-from vpd.files import locked
+from vpd.download import fetch, listing
+from vpd.download.amounts import amount
+from vpd.download.archives import extract
+from vpd.download.sources import SOURCES, load_sources
+from vpd.download.transfer import Patience, download
+from vpd.utils.errors import UserError
+from vpd.utils.files import locked
 
 BODY = hashlib.shake_256(b"a file").digest(3_000_000)
 OTHER = hashlib.shake_256(b"another file").digest(3_000_000)
@@ -288,7 +288,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_rest_can_follow(server, tm
     url = server.says("/a", Answer(BODY, headers=TAGGED))
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from vpd.errors import UserError; from vpd.fetch.transfer import download\n"
+        "from vpd.utils.errors import UserError; from vpd.download.transfer import download\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))\n"
         "try: download([sys.argv[1]], Path(sys.argv[2]), size=None, digests={}, label='a file')\n"
         "except UserError as error: print(error)"
@@ -306,7 +306,7 @@ def test_a_killed_download_goes_on_where_it_was(server, tmp_path, waits):
     slow = Answer(BODY, drop=2_000_000, hold=hold, headers=TAGGED)
     url = server.says("/a", slow, Answer(BODY, headers=TAGGED))
     code = (
-        "import sys; from pathlib import Path; from vpd.fetch.transfer import download\n"
+        "import sys; from pathlib import Path; from vpd.download.transfer import download\n"
         "download([sys.argv[1]], Path(sys.argv[2]), size=None, digests={}, label='a file')"
     )
     job = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "a")])
@@ -594,7 +594,7 @@ class World:
 
     def command(self, *more: str) -> list[str]:
         code = (
-            "import sys; from pathlib import Path; from vpd.fetch import fetch; from vpd.errors import UserError\n"
+            "import sys; from pathlib import Path; from vpd.download import fetch; from vpd.utils.errors import UserError\n"
             "out, archives, sources = map(Path, sys.argv[1:4])\n"
             "try: fetch('toy', out, archives, sources=sources, accept='accept' in sys.argv)\n"
             "except UserError as error: print(error); sys.exit(2)"
@@ -826,7 +826,7 @@ WEIGHTS = ["vpd-seg", "vpd-refcoco", "vpd-refcoco+", "vpd-refcocog", "vpd-depth"
 
 
 def test_every_shipped_entry_has_terms_and_a_way_to_get_it():
-    from vpd.fetch.kinds import preparation
+    from vpd.download.kinds import preparation
 
     catalogue = load_sources()
     assert list(catalogue.entries) == NAMES + WEIGHTS
@@ -886,7 +886,7 @@ def test_a_catalogue_that_is_no_yaml_or_absent_is_told(tmp_path):
 
 
 def test_fetching_loads_no_heavy_package():
-    code = "import sys, vpd.fetch; print({'torch', 'numpy', 'PIL', 'h5py'} & set(sys.modules))"
+    code = "import sys, vpd.download; print({'torch', 'numpy', 'PIL', 'h5py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -8,13 +8,13 @@ import torch
 
 from fidelity_fakes import checkpoint_of_factor_8, experiment, params, shows
 from fixtures.parity.narrow import build, make_batch
-from vpd.data import build_dataset
-from vpd.data.layouts import nyuv2
-from vpd.data.manifest import check_counts
-from vpd.data.transforms import augment_depth, cut_depth
-from vpd.errors import UserError
+from vpd.datasets import build_dataset
+from vpd.datasets.layouts import nyuv2
+from vpd.datasets.manifest import check_counts
+from vpd.datasets.transforms import augment_depth, cut_depth
 from vpd.evaluation.depth import evaluate_depth, scored_pixels
 from vpd.evaluation.inference import estimate_depth
+from vpd.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

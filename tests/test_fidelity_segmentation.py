@@ -12,17 +12,17 @@ from PIL import Image
 from evaluation_fakes import Experiment
 from fidelity_fakes import checkpoint_of_factor_8, experiment, params, shows
 from fixtures.parity.narrow import build, make_batch
-from vpd.data import build_dataset, prepare
-from vpd.data.layouts import nyuv2, refcoco
-from vpd.data.manifest import check_counts
-from vpd.data.transforms import augment_segmentation
-from vpd.errors import UserError
+from vpd.config.schema import DatasetSpec
+from vpd.datasets import build_dataset, prepare
+from vpd.datasets.layouts import nyuv2, refcoco
+from vpd.datasets.manifest import check_counts
+from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
 from vpd.evaluation.referring import evaluate_referring
 from vpd.evaluation.run import best_of
-from vpd.files import read_json
 from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
-from vpd.spec import DatasetSpec
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
 
 
 @pytest.fixture(scope="module")

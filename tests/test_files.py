@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from vpd.errors import UserError, nearest, pick
-from vpd.files import atomic_folder, atomic_path, locked, making, read_json, sha256, write_json
+from vpd.utils.errors import UserError, nearest, pick
+from vpd.utils.files import atomic_folder, atomic_path, locked, making, read_json, sha256, write_json
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from vpd.files import atomic_folder, making
+from vpd.utils.files import atomic_folder, making
 out = Path(sys.argv[1])
 with making(out):
     if (out / "maker").is_file():
@@ -62,7 +62,7 @@ def test_folder_replaces_the_old_one(tmp_path):
 
 def test_full_disk_is_one_sentence(tmp_path):
     code = (
-        "import resource, sys; from vpd.files import write_text; from vpd.errors import UserError\n"
+        "import resource, sys; from vpd.utils.files import write_text; from vpd.utils.errors import UserError\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_text(sys.argv[1], 'x' * 5000)\n"
         "except UserError as error: print(error)"
@@ -91,7 +91,7 @@ def test_sha256_of_a_known_text(tmp_path):
 
 
 def test_second_process_is_told_about_the_lock_and_a_killed_one_frees_it(tmp_path):
-    code = "import sys, time; from vpd.files import locked\nwith locked(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    code = "import sys, time; from vpd.utils.files import locked\nwith locked(sys.argv[1]): print('in', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"in\n"
     with pytest.raises(UserError, match="another process is already working in"), locked(tmp_path, wait=0.2):

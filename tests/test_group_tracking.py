@@ -33,11 +33,11 @@ from postgres_lab import (
     serving,
 )
 from tracking_world import SEEDS, STEPS, Server, free_port, table5, write_depth, write_results
-from vpd.data import verify
-from vpd.files import read_json, sha256, write_json
-from vpd.params import load_params
-from vpd.spec import load_spec
-from vpd.weights.assemble import verify_checkpoint
+from vpd.config.params import load_params
+from vpd.config.schema import load_spec
+from vpd.datasets import verify
+from vpd.pretrained.assemble import verify_checkpoint
+from vpd.utils.files import read_json, sha256, write_json
 
 pytestmark = pytest.mark.cluster
 

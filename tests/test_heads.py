@@ -17,12 +17,12 @@ from fixtures.parity.narrow import (
     write_factor_4,
     write_factor_8,
 )
-from vpd.errors import UserError
+from vpd.config.schema import HeadSpec
 from vpd.models.diffusion import FeatureUNet
 from vpd.models.features import Features
 from vpd.models.heads import HEADS
 from vpd.models.upernet import PyramidPooling
-from vpd.spec import HeadSpec
+from vpd.utils.errors import UserError
 
 TASKS = ("segmentation", "referring", "depth")
 

@@ -13,9 +13,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from report_world import extras, report_params, write_results
+from vpd.config.reported import load_reported
 from vpd.report.html import environment
 from vpd.report.pictures import LARGE, WIDEST, data_uri, figure
-from vpd.report.reported import load_reported
 from vpd.report.views import LOOKS, badge
 from vpd.report.write import write_report
 

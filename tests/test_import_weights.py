@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
-from vpd.data import prepare
-from vpd.errors import UserError
+from vpd.config.schema import DatasetSpec
+from vpd.datasets import prepare
 from vpd.evaluation.run import check_run, evaluate, load_run
-from vpd.files import read_json, sha256, write_json
 from vpd.models import build_model
-from vpd.models.keymap import convert
-from vpd.spec import DatasetSpec
+from vpd.pretrained import import_weights
+from vpd.pretrained.keymap import convert
+from vpd.pretrained.released import adopt, embedding_agreement, read_released, released_spec, write_run
 from vpd.training.record import COLUMNS, run_keys
-from vpd.weights import import_weights
-from vpd.weights.released import adopt, embedding_agreement, read_released, released_spec, write_run
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256, write_json
 
 RULED_OUT = "post_quant_conv"
 

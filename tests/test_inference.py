@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation_fakes import Drawings, SmallModel, make_spec
-from vpd.errors import UserError
 from vpd.evaluation.inference import estimate_depth, refer, segment, views
 from vpd.evaluation.windows import SlidingWindow, depth_windows, scaled_image, window_starts
+from vpd.utils.errors import UserError
 
 SEGMENTATION = make_spec("segmentation").evaluation
 DEPTH = make_spec("depth").evaluation

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vpd.errors import UserError
-from vpd.jobs import gather_history, workers
-from vpd.params import load_params
-from vpd.processes import side_by_side
+from vpd.config.params import load_params
+from vpd.stages.jobs import gather_history, workers
+from vpd.utils.errors import UserError
+from vpd.utils.processes import side_by_side
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def test_a_seeds_mistake_reaches_the_caller(count):
 def test_no_orphan_outlives_a_killed_job(tmp_path):
     code = (
         "import os, sys, time\n"
-        "from vpd.processes import side_by_side\n"
+        "from vpd.utils.processes import side_by_side\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from sleeper import sleep\n"
         "if __name__ == '__main__': side_by_side(sleep, [(sys.argv[1], 0), (sys.argv[1], 1)], 2)\n"

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from training_fakes import KEYS, Samples, network, tiny_spec
-from vpd.errors import UserError
-from vpd.launch import RESTARTS, Machines, launch, machines, process_count
-from vpd.params import load_params
-from vpd.spec import LossSpec
+from vpd.config.params import load_params
+from vpd.config.schema import LossSpec
 from vpd.training.batch_norm import synchronise
+from vpd.utils.errors import UserError
+from vpd.utils.launch import RESTARTS, Machines, launch, machines, process_count
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
@@ -74,7 +74,7 @@ def in_background(where: Path, delay: float, **environment: str) -> subprocess.P
     """``launch`` in a process that can be killed."""
     code = (
         "import sys; from pathlib import Path; from test_launch import train_here\n"
-        "from vpd.launch import launch, machines\n"
+        "from vpd.utils.launch import launch, machines\n"
         "if __name__ == '__main__':\n"
         "    where = Path(sys.argv[1])\n"
         "    launch(train_here, (where, float(sys.argv[2])), where / 'state', int(sys.argv[3]), machines())\n"

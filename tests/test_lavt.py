@@ -14,12 +14,12 @@ from torch import nn
 from transformers import BatchEncoding, BertConfig, BertModel, BertTokenizer
 
 from fixtures.parity.narrow import make_spec, with_training
-from vpd.errors import UserError
+from vpd.config.schema import HeadSpec, LavtModel, NetworkSpec, Spec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
 from vpd.models.language import load_language
 from vpd.models.lavt import build_lavt, compose_lavt
 from vpd.models.pixel_words import PixelWordAttention
-from vpd.spec import HeadSpec, LavtModel, NetworkSpec, Spec
+from vpd.utils.errors import UserError
 
 SWIN = NetworkSpec(
     library="timm",

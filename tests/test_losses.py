@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vpd.spec import LossSpec
+from vpd.config.schema import LossSpec
 from vpd.training.losses import loss
 
 

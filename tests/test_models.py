@@ -18,9 +18,9 @@ from fixtures.parity.narrow import (
     write_factor_4,
     write_factor_8,
 )
-from vpd.errors import UserError
 from vpd.models import LatentCache
 from vpd.models.diffusion import FeatureUNet
+from vpd.utils.errors import UserError
 
 TASKS = ("segmentation", "referring", "depth")
 TOKENS = 3

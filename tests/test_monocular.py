@@ -36,13 +36,13 @@ from transformers import (
 
 from hub_server import Hub, Repository
 from vpd.cli import main
-from vpd.data import build_dataset
-from vpd.errors import UserError
-from vpd.files import read_json, sha256
+from vpd.config.params import load_params
+from vpd.datasets import build_dataset
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
-from vpd.params import load_params
-from vpd.weights.fitting import misfits
-from vpd.weights.monocular import DPT_HYBRID, convert_dpt, open_monocular
+from vpd.pretrained.fitting import misfits
+from vpd.pretrained.monocular import DPT_HYBRID, convert_dpt, open_monocular
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256
 
 ROOT = Path(__file__).parent.parent
 STAGES, WIDTH, HEADS, NECK, FUSION = (128, 256, 256), 32, 2, (128, 256, 24, 40), 16

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpd.data import prepare, verify
-from vpd.data.drawing.jobs import list_jobs
-from vpd.data.layouts import objects
-from vpd.data.world.classes import CLASSES
-from vpd.data.world.scene import draw_scene
-from vpd.errors import UserError
-from vpd.files import read_json
-from vpd.spec import DatasetSpec
+from vpd.config.schema import DatasetSpec
+from vpd.datasets import prepare, verify
+from vpd.datasets.layouts import objects
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
+from vpd.world.classes import CLASSES
+from vpd.world.scene import draw_scene
+from vpd.world.writers.jobs import list_jobs
 
 COUNT, SIZE = 12, (48, 40)
 NAMES = [names.split(",")[0] for names, _ in CLASSES]

@@ -7,11 +7,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from vpd.errors import UserError
-from vpd.params import load_params
-from vpd.spec import DecayRule, LearningRateRule, OptimizerSpec, ScheduleSpec
+from vpd.config.params import load_params
+from vpd.config.schema import DecayRule, LearningRateRule, OptimizerSpec, ScheduleSpec
 from vpd.training.optim import build_optimizer, parameter_groups, pretrained_multiplier, set_rates
 from vpd.training.schedule import factor
+from vpd.utils.errors import UserError
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 NORMS = r"^unet\..*attentions\.\d+\.(norm|transformer_blocks\.\d+\.norm\d)\."

@@ -29,10 +29,10 @@ from real_archives import (
 )
 from test_import_weights import Released, stored, with_vae
 from vpd.cli import main
-from vpd.data import build_dataset
-from vpd.data.manifest import located
-from vpd.files import read_json
-from vpd.params import load_params
+from vpd.config.params import load_params
+from vpd.datasets import build_dataset
+from vpd.datasets.manifest import located
+from vpd.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent
 SPLITS = {581857: "train", 581858: "train", 9: "val", 10: "testA", 11: "testB"}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vpd.errors import UserError
-from vpd.params import load_params, merge
+from vpd.config.params import load_params, merge
+from vpd.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SCALES = ("smoke", "mini", "paper")

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fixtures.parity.narrow import FOLDER, make_spec, recipe, write_checkpoint
-from vpd.errors import UserError
+from vpd.config.schema import AttentionSpec, LossSpec
 from vpd.models import Features, build_model
 from vpd.models.attention import set_processors
-from vpd.models.keymap import convert, rename
-from vpd.spec import AttentionSpec, LossSpec
+from vpd.pretrained.keymap import convert, rename
 from vpd.training.losses import loss
+from vpd.utils.errors import UserError
 
 FEATURES, OUTPUT, LOSS = 3e-6, 5e-6, 1e-6
 WORST = 5e-3

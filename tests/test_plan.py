@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 from vpd.cli import main
-from vpd.costs import read_entries
-from vpd.errors import UserError
-from vpd.fetch.amounts import amount
-from vpd.files import read_json
-from vpd.params import load_params
-from vpd.plan import (
+from vpd.config.params import load_params
+from vpd.download.amounts import amount
+from vpd.planning.costs import read_entries
+from vpd.planning.plan import (
     Estimate,
     Job,
     ancestors,
@@ -29,8 +27,10 @@ from vpd.plan import (
     schedule,
     select,
 )
-from vpd.plan.estimate import SD1_BYTES, Computed
-from vpd.plan.text import duration
+from vpd.planning.plan.estimate import SD1_BYTES, Computed
+from vpd.planning.plan.text import duration
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent
 COSTS = ROOT / "workflow/costs.json"
@@ -120,8 +120,8 @@ def test_a_command_reads_params_once_and_resolves_each_experiment_once(command, 
     monkeypatch.chdir(many)
     with cProfile.Profile() as profile:
         assert main(command) == 0
-    assert calls(profile, "vpd/params.py", "load_params") == 1
-    assert calls(profile, "vpd/params.py", "_resolve") == MANY
+    assert calls(profile, "vpd/config/params.py", "load_params") == 1
+    assert calls(profile, "vpd/config/params.py", "_resolve") == MANY
     assert calls(profile, "yaml/__init__.py", "load") <= 4  # params.yaml, dvc.yaml and the report's own tables
     assert "250" in capsys.readouterr().out or command == ["show"]
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vpd.checkpoints.autoencoder import build_autoencoder
-from vpd.checkpoints.pooling import initialise_as_pooling
-from vpd.errors import UserError
-from vpd.spec import AutoencoderSpec
+from vpd.config.schema import AutoencoderSpec
+from vpd.pretraining.diffusion.autoencoder import build_autoencoder
+from vpd.pretraining.diffusion.pooling import initialise_as_pooling
+from vpd.utils.errors import UserError
 
 
 def autoencoder(channels):

@@ -19,14 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fixtures.parity.narrow import make_spec, write_factor_4
-from vpd.data import build_dataset, prepare
-from vpd.data.layouts.nyuv2 import SCENES
-from vpd.errors import UserError
+from vpd.config.schema import DatasetSpec
+from vpd.datasets import build_dataset, prepare
+from vpd.datasets.layouts.nyuv2 import SCENES
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import estimate_depth, refer, segment
 from vpd.evaluation.referring import native_mask
 from vpd.evaluation.run import predictor
-from vpd.files import sha256, write_json
 from vpd.models import build_model
 from vpd.models.network import VPD
 from vpd.predict import class_names, maps, predict
@@ -34,7 +33,8 @@ from vpd.predict.depth import Depth, window_places
 from vpd.predict.inputs import Job, find_pictures, plan
 from vpd.predict.pictures import MAX_PIXELS, read_picture
 from vpd.predict.segmentation import Segmentation
-from vpd.spec import DatasetSpec
+from vpd.utils.errors import UserError
+from vpd.utils.files import sha256, write_json
 
 DATASETS = {
     "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 2}, size=(88, 64)),

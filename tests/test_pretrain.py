@@ -18,19 +18,19 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from pretraining_fakes import SPEC, draw_captions
-from vpd.checkpoints.autoencoder import build_autoencoder, encode_images, scaling_factor
-from vpd.checkpoints.captions import load_captions
-from vpd.checkpoints.denoiser import Encoded, build_scheduler
-from vpd.checkpoints.ema import EMA
-from vpd.checkpoints.loop import constant_after, generator_of, rise_and_fall
-from vpd.checkpoints.pooling import initialise_as_pooling
-from vpd.checkpoints.pretrain import pretrain
-from vpd.checkpoints.text import contrastive_loss
-from vpd.checkpoints.tokenizer import encode, train_tokenizer
-from vpd.checkpoints.workplace import Workplace
-from vpd.errors import UserError
-from vpd.files import read_json, sha256
-from vpd.spec import PretrainingSpec
+from vpd.config.schema import PretrainingSpec
+from vpd.pretraining.diffusion.autoencoder import build_autoencoder, encode_images, scaling_factor
+from vpd.pretraining.diffusion.captions import load_captions
+from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler
+from vpd.pretraining.diffusion.ema import EMA
+from vpd.pretraining.diffusion.pooling import initialise_as_pooling
+from vpd.pretraining.diffusion.pretrain import pretrain
+from vpd.pretraining.diffusion.text import contrastive_loss
+from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
+from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall
+from vpd.pretraining.workdir import Workplace
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256
 
 TEXTS = ["a photo of a red ball", "a kitchen with a blue lamp", "a small bedroom", "the green box"]
 
@@ -226,8 +226,8 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from vpd.checkpoints.pretrain import pretrain
-from vpd.spec import PretrainingSpec
+from vpd.pretraining.diffusion.pretrain import pretrain
+from vpd.config.schema import PretrainingSpec
 
 torch.use_deterministic_algorithms(True)
 spec = PretrainingSpec.model_validate_json(sys.argv[1])

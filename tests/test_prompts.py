@@ -7,10 +7,10 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fixtures.parity.narrow import make_spec, write_checkpoint
-from vpd.errors import UserError
+from vpd.config.schema import AdapterSpec, PromptSpec
 from vpd.models import build_model
 from vpd.models.prompts import TextAdapter, TextEncoder, encode_prompts, imagenet_templates, token_count
-from vpd.spec import AdapterSpec, PromptSpec
+from vpd.utils.errors import UserError
 
 CLASSES = ["wall", "dining_room", "kitchen"]
 

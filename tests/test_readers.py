@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from vpd.data import build_dataset, prepare, verify
-from vpd.data.layouts import ade20k, nyuv2, refcoco
-from vpd.data.manifest import located
-from vpd.errors import UserError
-from vpd.files import read_json, write_json
-from vpd.params import load_params
-from vpd.spec import DatasetSpec, Spec
+from vpd.config.params import load_params
+from vpd.config.schema import DatasetSpec, Spec
+from vpd.datasets import build_dataset, prepare, verify
+from vpd.datasets.layouts import ade20k, nyuv2, refcoco
+from vpd.datasets.manifest import located
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, write_json
 
 SPECS = {
     "captions": DatasetSpec(layout="captions", source="drawn", draw={"train": 3}, size=(64, 64)),
@@ -182,7 +182,7 @@ def test_validation_is_never_augmented(drawn, specs, task):
 
 
 def test_importing_the_package_does_not_import_torch():
-    code = "import sys, vpd.data, vpd.data.preparing; print('torch' in sys.modules)"
+    code = "import sys, vpd.datasets, vpd.stages.prepare; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"
 

@@ -27,14 +27,14 @@ from real_archives import (
     sync_files,
     write_zip,
 )
-from vpd.data import build_dataset, prepare, verify
-from vpd.data.layouts import nyuv2, refcoco
-from vpd.errors import UserError
-from vpd.fetch import nyuv2 as fetched_nyuv2
-from vpd.fetch.layouts import PREPARE
-from vpd.fetch.sources import load_sources
-from vpd.params import load_params
-from vpd.spec import DatasetSpec, Spec
+from vpd.config.params import load_params
+from vpd.config.schema import DatasetSpec, Spec
+from vpd.datasets import build_dataset, prepare, verify
+from vpd.datasets.layouts import nyuv2, refcoco
+from vpd.download import nyuv2 as fetched_nyuv2
+from vpd.download.layouts import PREPARE
+from vpd.download.sources import load_sources
+from vpd.utils.errors import UserError
 
 SCENES = ["kitchen", "office_kitchen", "excercise_room", "living_room", "kitchen"]
 TEST_FRAMES = [5, 2, 1]

@@ -24,15 +24,15 @@ from safetensors.torch import load_file, save_file
 
 from fixtures.parity.narrow import make_spec, write_factor_4
 from tracking_world import free_port, mlflow_server
-from vpd.data import build_dataset, prepare
-from vpd.data.layouts.ade20k import class_names
-from vpd.errors import UserError
-from vpd.files import read_json, sha256, write_json
+from vpd.config.schema import DatasetSpec, load_spec
+from vpd.datasets import build_dataset, prepare
+from vpd.datasets.layouts.ade20k import class_names
 from vpd.models import build_model
 from vpd.predict import predict
-from vpd.spec import DatasetSpec, load_spec
 from vpd.tracking import model_places, sync
 from vpd.tracking.store import connected
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256, write_json
 
 DATASETS = {
     "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 1}, size=(88, 64)),

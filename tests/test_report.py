@@ -11,20 +11,20 @@ import pandas as pd
 import pytest
 
 from report_world import PARAMS, extras, measured, report_params, write_results
-from vpd.errors import UserError
-from vpd.params import load_params
+from vpd.config.params import load_params
+from vpd.config.reported import load_claims, load_reported, load_reruns
+from vpd.config.table_checks import FigureSpec, QuestionSpec, TableRow, TableSpec, band, check_layout, report_files
 from vpd.report.backbones import backbones
 from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_curves
 from vpd.report.costs import read_costs
 from vpd.report.figures import pretraining_steps, trend_figure
 from vpd.report.judge import SETTING, Judge, all_cells, by_reference
-from vpd.report.layout import FigureSpec, QuestionSpec, TableRow, TableSpec, band, check_layout, report_files
 from vpd.report.learning import Curve, learning_figure
 from vpd.report.provenance import sources
-from vpd.report.reported import load_claims, load_reported, load_reruns
 from vpd.report.style import styled
 from vpd.report.write import write_report
+from vpd.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -485,9 +485,7 @@ def test_a_report_of_one_experiment_has_all_files(params, world, tmp_path):
 
 
 def test_layout_is_light():
-    code = (
-        "import sys, vpd.report.layout; sys.exit(bool({'pandas', 'matplotlib', 'scipy', 'torch'} & set(sys.modules)))"
-    )
+    code = "import sys, vpd.config.table_checks; sys.exit(bool({'pandas', 'matplotlib', 'scipy', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

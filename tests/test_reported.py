@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vpd.params import load_params
-from vpd.report.reported import load_reported
+from vpd.config.params import load_params
+from vpd.config.reported import load_reported
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from vpd.params import load_params
+from vpd.config.params import load_params
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from vpd.data import build_dataset, prepare
-from vpd.data.manifest import located
-from vpd.errors import UserError
-from vpd.params import load_params
-from vpd.scratch import VARIABLE, staged
+from vpd.config.params import load_params
+from vpd.datasets import build_dataset, prepare
+from vpd.datasets.manifest import located
+from vpd.stages.scratch import VARIABLE, staged
+from vpd.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,7 +84,9 @@ def test_other_data_gets_another_copy(drawn, elsewhere, tmp_path):
 
 def copier(data: Path, scratch: Path) -> subprocess.Popen:
     """Another job on the same machine."""
-    code = "import sys; from pathlib import Path; from vpd.scratch import staged; print(staged(Path(sys.argv[1])))"
+    code = (
+        "import sys; from pathlib import Path; from vpd.stages.scratch import staged; print(staged(Path(sys.argv[1])))"
+    )
     environment = os.environ | {VARIABLE: str(scratch)}
     return subprocess.Popen([sys.executable, "-c", code, data], env=environment, stdout=subprocess.PIPE, text=True)
 

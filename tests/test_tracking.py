@@ -18,13 +18,13 @@ from mlflow import MlflowClient
 
 from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
 from vpd.cli import main
-from vpd.errors import UserError
-from vpd.files import sha256
-from vpd.params import load_params
+from vpd.config.params import load_params
 from vpd.tracking import Live, compare_links, compare_url, manifest_digests, places, sync, table_runs, ui_command
 from vpd.tracking.records import flatten, metric_name
 from vpd.tracking.store import connected, shown
 from vpd.tracking.tags import place_tags
+from vpd.utils.errors import UserError
+from vpd.utils.files import sha256
 
 RUNS = 7 * len(SEEDS) + 1  # and the report
 SCRIPT = """

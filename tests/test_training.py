@@ -21,14 +21,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from training_fakes import KEYS, Samples, network, tiny_spec, train_alone
-from vpd.errors import UserError
-from vpd.files import locked, sha256
-from vpd.spec import OptimizerSpec, ScheduleSpec
+from vpd.config.schema import OptimizerSpec, ScheduleSpec
 from vpd.training import train
 from vpd.training.loader import micro_batches, plan_batches
 from vpd.training.loop import fit
 from vpd.training.record import is_finished, run_keys, with_code
 from vpd.training.state import random_state, restore_random_state, seed_all
+from vpd.utils.errors import UserError
+from vpd.utils.files import locked, sha256
 
 OUTPUTS = ["final.safetensors", "half.safetensors", "history.csv", "manifest.json"]
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -422,7 +422,7 @@ def test_a_finished_run_returns_at_once_without_torch(tmp_path):
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     before = digests(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from vpd.spec import load_spec; from vpd.training import train;"
+        "import sys; from pathlib import Path; from vpd.config.schema import load_spec; from vpd.training import train;"
         "w = Path(sys.argv[1]);"
         "print(train(load_spec(w/'spec.json'), 0, w/'data', w/'checkpoint', w/'out', w/'state').steps);"
         "print(sorted({'torch', 'accelerate', 'diffusers', 'numpy'} & set(sys.modules)))"

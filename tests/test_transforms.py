@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from vpd.data import transforms
-from vpd.data.transforms import (
+from vpd.config.schema import DepthData, SegmentationData
+from vpd.datasets import transforms
+from vpd.datasets.transforms import (
     augment_depth,
     augment_segmentation,
     cut_depth,
@@ -22,7 +23,6 @@ from vpd.data.transforms import (
     resize_square,
     resized_size,
 )
-from vpd.spec import DepthData, SegmentationData
 
 SEGMENTATION = SegmentationData(
     short_side=64, long_side=256, ratio_range=(0.5, 2.0), crop=64, max_class_share=0.75, flip=0.5, photometric=True

@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vpd.cost.network import CLASSES, LAYOUTS, build, make_batch
-from vpd.params import load_params
+from vpd.config.params import load_params
+from vpd.planning.cost.network import CLASSES, LAYOUTS, build, make_batch
+from vpd.pretrained.configs import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
-from vpd.weights.configs import sd1_configs
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from test_reproduce import ENVIRONMENT, copy_of_project, run
-from vpd.files import read_json
+from vpd.utils.files import read_json
 
 pytestmark = pytest.mark.cluster
 
@@ -116,7 +116,9 @@ def worker(folder: Path, engine: subprocess.Popen) -> int:
         assert engine.poll() is None, engine.stdout.read()
         assert time.monotonic() < deadline, "no state was ever saved"
         time.sleep(0.1)
-    found = subprocess.run(["pgrep", "-f", "python.* -m vpd.launch"], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["pgrep", "-f", "python.* -m vpd.utils.launch"], capture_output=True, text=True
+    ).stdout.split()
     here = [int(number) for number in found if os.path.realpath(f"/proc/{number}/cwd") == str(folder.resolve())]
     assert len(here) == 2, found
     return here[-1]

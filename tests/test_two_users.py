@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vpd.errors import UserError
-from vpd.files import atomic_folder, making
+from vpd.utils.errors import UserError
+from vpd.utils.files import atomic_folder, making
 
 pytestmark = pytest.mark.cluster
 

@@ -24,13 +24,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from fixtures.parity.narrow import FOLDER, build, make_batch, make_spec, write_checkpoint
 from hub_server import Hub, Repository
-from vpd.errors import UserError
-from vpd.files import read_json, sha256, write_json
-from vpd.spec import CheckpointSpec
-from vpd.weights import assemble, verify_checkpoint
-from vpd.weights.configs import sd1_configs
-from vpd.weights.stable_diffusion import check_pipeline
-from vpd.weights.transfer_lines import TransferLines
+from vpd.config.schema import CheckpointSpec
+from vpd.pretrained import assemble, verify_checkpoint
+from vpd.pretrained.configs import sd1_configs
+from vpd.pretrained.stable_diffusion import check_pipeline
+from vpd.pretrained.transfer_lines import TransferLines
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256, write_json
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 WEIGHTS = {
@@ -309,9 +309,9 @@ def test_other_mistakes_with_files_are_named(convert, original, tmp_path, pipeli
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from vpd.errors import UserError
-from vpd.spec import CheckpointSpec
-from vpd.weights import assemble
+from vpd.utils.errors import UserError
+from vpd.config.schema import CheckpointSpec
+from vpd.pretrained import assemble
 limit, out, *specs = json.loads(sys.argv[1])
 if limit:
     import resource
@@ -467,7 +467,7 @@ def test_full_disk_offline_and_unreachable_hub_are_named(hub, ask):
 
 
 def test_download_is_told_in_plain_lines_of_bytes(monkeypatch, capsys):
-    monkeypatch.setattr("vpd.weights.transfer_lines.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("vpd.pretrained.transfer_lines.SECONDS_BETWEEN_LINES", 0.0)
     with TransferLines(total=4_000_000, unit="B", desc="Reconstructing") as bar:
         bar.update(1_000_000)
     with TransferLines(total=7, unit="it", desc="Fetching 7 files") as files:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vpd.fetch.amounts import amount
-from vpd.params import load_params
+from vpd.config.params import load_params
+from vpd.download.amounts import amount
 
 ROOT = Path(__file__).parent.parent
 CODE = re.compile(r"^src/vpd/")

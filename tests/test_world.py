@@ -19,21 +19,21 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-import vpd.data.drawing
-from vpd.data import prepare, verify
-from vpd.data.drawing.jobs import list_jobs, scene_seed
-from vpd.data.drawing.polygons import polygons
-from vpd.data.images import read_depth, read_image, read_labels
-from vpd.data.layouts import ade20k, captions, nyuv2, refcoco
-from vpd.data.world.classes import CLASSES, COLOURS, LABELS, THINGS
-from vpd.data.world.dice import Dice
-from vpd.data.world.language import captions as say
-from vpd.data.world.render import FOCAL, render
-from vpd.data.world.rooms import KINDS
-from vpd.data.world.scene import CONTENT, Scene, draw_scene
-from vpd.errors import UserError
-from vpd.files import read_json
-from vpd.spec import DatasetSpec
+import vpd.world.writers
+from vpd.config.schema import DatasetSpec
+from vpd.datasets import prepare, verify
+from vpd.datasets.images import read_depth, read_image, read_labels
+from vpd.datasets.layouts import ade20k, captions, nyuv2, refcoco
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
+from vpd.world.classes import CLASSES, COLOURS, LABELS, THINGS
+from vpd.world.dice import Dice
+from vpd.world.language import captions as say
+from vpd.world.render import FOCAL, render
+from vpd.world.rooms import KINDS
+from vpd.world.scene import CONTENT, Scene, draw_scene
+from vpd.world.writers.jobs import list_jobs, scene_seed
+from vpd.world.writers.polygons import polygons
 
 SIZE = (80, 64)
 DRAW = {
@@ -42,7 +42,7 @@ DRAW = {
     "nyuv2": {"train": 7, "test": 3},
     "refcoco": {"train": 30, "val": 6, "testA": 4, "testB": 4},
 }
-# Changes only together with vpd.data.world.VERSION.
+# Changes only together with vpd.world.VERSION.
 PINNED_SCENES = "1635f09c7cc553fb"
 PINNED_TEXTS = "03316673700c310d"
 
@@ -80,7 +80,7 @@ def test_scenes_equal_the_pinned_ones(scenes):
 
 
 def test_scenes_do_not_depend_on_the_processor(scenes):
-    code = "import hashlib\nfrom vpd.data.world.scene import draw_scene\nd = hashlib.sha256()\n"
+    code = "import hashlib\nfrom vpd.world.scene import draw_scene\nd = hashlib.sha256()\n"
     code += f"for seed in range(12):\n p = draw_scene(seed, *{SIZE}).picture\n"
     code += " for a in (p.image, p.labels, p.instances, p.depth): d.update(a.tobytes())\nprint(d.hexdigest()[:16])"
     vector_units = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
@@ -97,7 +97,7 @@ def test_texts_equal_the_pinned_ones(world):
 
 
 def test_drawing_twice_and_in_two_processes_gives_the_same_files(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(vpd.data.drawing, "WORTH_A_POOL", 0)
+    monkeypatch.setattr(vpd.world.writers, "WORTH_A_POOL", 0)
     for layout in ("nyuv2", "refcoco"):
         prepare(layout, drawn(layout), tmp_path / layout)
         assert read_json(tmp_path / layout / "manifest.json") == read_json(world / layout / "manifest.json")
@@ -464,7 +464,7 @@ def test_an_empty_dataset_is_prepared_too(tmp_path):
 
 def test_a_killed_preparation_leaves_nothing_and_is_completed(tmp_path):
     spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 40}, size=(96, 96))
-    code = "from pathlib import Path\nfrom vpd.data import prepare\nfrom vpd.spec import DatasetSpec\n"
+    code = "from pathlib import Path\nfrom vpd.datasets import prepare\nfrom vpd.config.schema import DatasetSpec\n"
     code += f"prepare('c', DatasetSpec.model_validate_json({spec.model_dump_json()!r}), Path({str(tmp_path / 'c')!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(tmp_path.rglob("*.jpg"))) < 5:

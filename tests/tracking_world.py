@@ -18,8 +18,8 @@ from types import SimpleNamespace
 
 from PIL import Image
 
-from vpd.files import write_json
-from vpd.params import load_params
+from vpd.config.params import load_params
+from vpd.utils.files import write_json
 
 SEEDS = (0, 1, 2)
 STEPS = range(5, 161, 5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vpd.spec import (
+from vpd.config.schema import (
     AdapterSpec,
     AttentionSpec,
     HeadSpec,

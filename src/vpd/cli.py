@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from vpd.errors import UserError
+from vpd.utils.errors import UserError
 
 DESCRIPTION = (
     "VPD (ICCV 2023) as one workflow. The commands from `data` on are its stages, run by dvc repro or snakemake."
@@ -220,7 +220,7 @@ def _paths(command: argparse.ArgumentParser, *names: str) -> None:
 
 
 def _load(options: argparse.Namespace):
-    from vpd.params import load_params
+    from vpd.config.params import load_params
 
     return load_params(options.params, options.scale, options.protocol)
 
@@ -243,8 +243,8 @@ PREDICT_PATHS = {
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from vpd.errors import UserError
-    from vpd.spec import load_spec
+    from vpd.config.schema import load_spec
+    from vpd.utils.errors import UserError
 
     registered = options.name.startswith("models:/")
     places = _registered_places(options) if registered else _places(options)
@@ -254,9 +254,9 @@ def _predict(options: argparse.Namespace) -> int:
             f"run it first (dvc repro train@{options.name}), or give --spec, --weights and --checkpoint"
         )
     spec = load_spec(places["spec"])
-    from vpd.data.manifest import located
-    from vpd.files import read_json
+    from vpd.datasets.manifest import located
     from vpd.predict import class_names, predict
+    from vpd.utils.files import read_json
 
     if registered:
         names = read_json(places["classes"])["classes"]
@@ -290,7 +290,7 @@ def _places(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from vpd.fetch import fetch, listing
+    from vpd.download import fetch, listing
 
     if options.name is None:
         print(listing(options.sources, options.archives))
@@ -304,7 +304,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _cost(options: argparse.Namespace) -> None:
-    from vpd.cost import all_costs, markdown, paper_gflops, write_costs
+    from vpd.planning.cost import all_costs, markdown, paper_gflops, write_costs
 
     params = _load(options)
     costs = all_costs(params, options.checkpoints, options.names or None)
@@ -321,8 +321,18 @@ def _count(text: str) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from vpd.costs import read_entries
-    from vpd.plan import Computed, ancestors, annotated, describe, enough_cores, estimates, listing, read_graph, select
+    from vpd.planning.costs import read_entries
+    from vpd.planning.plan import (
+        Computed,
+        ancestors,
+        annotated,
+        describe,
+        enough_cores,
+        estimates,
+        listing,
+        read_graph,
+        select,
+    )
 
     params = _load(options)
     names, jobs = select(params, options.words), read_graph(params)
@@ -341,8 +351,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _import_weights(options: argparse.Namespace) -> None:
     spec = _load(options).resolve(options.name)
-    from vpd.files import write_json, write_text
-    from vpd.weights.released import import_weights, released_spec
+    from vpd.pretrained.released import import_weights, released_spec
+    from vpd.utils.files import write_json, write_text
 
     manifest = import_weights(spec, options.file, options.data, options.checkpoint, options.runs)
     write_text(options.spec, released_spec(spec).model_dump_json(indent=1) + "\n")
@@ -362,7 +372,7 @@ def _timed(path: Path, stage: str, name: str, started: float, **more) -> None:
     """Record how long a stage took: ``{"stage", "name", "seconds", "peak_mb", ...}``."""
     import resource
 
-    from vpd.files import write_json
+    from vpd.utils.files import write_json
 
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     seconds = round(time.monotonic() - started, 2)
@@ -371,8 +381,8 @@ def _timed(path: Path, stage: str, name: str, started: float, **more) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).dataset(options.name)
-    from vpd.data import prepare
-    from vpd.files import making
+    from vpd.datasets import prepare
+    from vpd.utils.files import making
 
     with making(options.out):
         prepare(options.name, spec, options.out, options.archives)
@@ -382,8 +392,8 @@ def _data(options: argparse.Namespace) -> None:
 
 def _pretrain(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).pretraining
-    from vpd.checkpoints.pretrain import pretrain
-    from vpd.files import making
+    from vpd.pretraining.diffusion.pretrain import pretrain
+    from vpd.utils.files import making
 
     with making(options.out):
         pretrain(spec, options.data, options.out, options.state)
@@ -392,8 +402,8 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _checkpoint(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).checkpoint(options.name)
-    from vpd.files import making
-    from vpd.weights.assemble import assemble
+    from vpd.pretrained.assemble import assemble
+    from vpd.utils.files import making
 
     with making(options.out):
         assemble(options.name, spec, options.pretraining, options.out)
@@ -402,15 +412,15 @@ def _checkpoint(options: argparse.Namespace) -> None:
 
 def _backbone(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).backbone(options.name)
-    from vpd.files import making, read_json, write_json
+    from vpd.utils.files import making, read_json, write_json
 
     with making(options.out):
         if spec.source == "pretrained":
-            from vpd.families.pretrain import pretrain_backbone
+            from vpd.pretraining.backbones.pretrain import pretrain_backbone
 
             pretrain_backbone(options.name, spec, options.captions, options.objects, options.out, options.state)
         else:
-            from vpd.weights.backbones import fetch_backbone
+            from vpd.pretrained.backbones import fetch_backbone
 
             fetch_backbone(options.name, spec, options.out)
         facts = read_json(options.out / "manifest.json")
@@ -421,7 +431,7 @@ def _backbone(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     started, params = time.monotonic(), _load(options)
     spec, resources = params.resolve(options.name), params.resources(options.name)
-    from vpd.jobs import train_seeds
+    from vpd.stages.jobs import train_seeds
 
     steps = train_seeds(spec, options, resources.gpus)
     if steps is not None:
@@ -429,10 +439,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from vpd.spec import load_spec
+    from vpd.config.schema import load_spec
 
     started, spec = time.monotonic(), load_spec(options.spec)
-    from vpd.jobs import evaluate_seeds
+    from vpd.stages.jobs import evaluate_seeds
 
     evaluate_seeds(spec, options)
     _timed(options.timing, "evaluate", options.name, started, seeds=len(spec.seeds))
@@ -440,7 +450,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _released(options: argparse.Namespace) -> None:
     started, params = time.monotonic(), _load(options)
-    from vpd.released import measure_released
+    from vpd.stages.released import measure_released
 
     missing = measure_released(params, options)
     _timed(options.timing, "released", "released", started, files=len(params.released) - len(missing))
@@ -468,9 +478,9 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _track(options: argparse.Namespace) -> None:
     params = _load(options)
-    from vpd.files import write_json
     from vpd.tracking import compare_links, sync, ui_command
     from vpd.tracking.store import shown
+    from vpd.utils.files import write_json
 
     folders = {name: getattr(options, name) or Path(name, params.scale) for name in ("data", "checkpoints")}
     summary = sync(options.results, params, options.uri, strict=not options.if_reachable, **folders)

@@ -1,7 +1,7 @@
 rule pretrain:
     input:
         data=f"data/{SCALE}/{PARAMS.pretraining.dataset}/manifest.json",
-        code=code("checkpoints"),
+        code=code("pretraining"),
     output:
         manifest=f"checkpoints/{SCALE}/pretraining/manifest.json",
         timing=f"results/{SCALE}/timing/pretrain/pretraining.json",
@@ -24,7 +24,7 @@ rule pretrain:
 rule checkpoint:
     input:
         pretraining=rules.pretrain.output.manifest,
-        code=code("weights"),
+        code=code("pretrained"),
     output:
         manifest=f"checkpoints/{SCALE}/{{checkpoint}}/manifest.json",
         timing=f"results/{SCALE}/timing/checkpoint/{{checkpoint}}.json",
@@ -47,7 +47,7 @@ rule backbone:
     input:
         captions=f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json",
         objects=f"data/{SCALE}/{PARAMS.block.backbones.objects}/manifest.json",
-        code=code("checkpoints", "families", "models/backbones", "weights"),
+        code=code("pretraining", "models/backbones", "pretrained"),
     output:
         manifest=f"checkpoints/{SCALE}/{{backbone}}/manifest.json",
         facts=f"results/{SCALE}/backbones/{{backbone}}.json",

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from vpd.errors import UserError
-from vpd.params import load_params
+from vpd.utils.errors import UserError
+from vpd.config.params import load_params
 
 try:
     PARAMS = load_params("params.yaml", config["scale"], config["protocol"])

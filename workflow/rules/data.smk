@@ -1,6 +1,6 @@
 rule data:
     input:
-        code("data"),
+        code("datasets", "world", "download"),
     output:
         manifest=f"data/{SCALE}/{{dataset}}/manifest.json",
         preview=f"data/{SCALE}/{{dataset}}/preview.png",

@@ -4,7 +4,7 @@ rule evaluate:
         data=lambda wildcards: f"data/{SCALE}/{SPECS[wildcards.name].dataset}/manifest.json",
         checkpoint=lambda wildcards: f"checkpoints/{SCALE}/{SPECS[wildcards.name].checkpoint}/manifest.json",
         runs=f"results/{SCALE}/runs/{{name}}/manifest.json",
-        code=code("data", "models", "evaluation"),
+        code=code("datasets", "models", "evaluation"),
     output:
         metrics=f"results/{SCALE}/metrics/{{name}}.json",
         predictions=f"results/{SCALE}/panels/{{name}}/predictions.png",
@@ -38,7 +38,7 @@ rule released:
             f"data/{SCALE}/{{name}}/manifest.json", name=["ade20k", "nyuv2", "refcoco"]
         ),
         checkpoint=f"checkpoints/{SCALE}/sd-1-5/manifest.json",
-        code=code("weights", "data", "models", "evaluation"),
+        code=code("pretrained", "datasets", "models", "evaluation"),
     output:
         index=f"results/{SCALE}/released/index.json",
         timing=f"results/{SCALE}/timing/released/released.json",

@@ -2,7 +2,7 @@ rule train:
     input:
         data=lambda wildcards: f"data/{SCALE}/{SPECS[wildcards.name].dataset}/manifest.json",
         checkpoint=lambda wildcards: f"checkpoints/{SCALE}/{SPECS[wildcards.name].checkpoint}/manifest.json",
-        code=code("data", "models", "training"),
+        code=code("datasets", "models", "training"),
     output:
         runs=f"results/{SCALE}/runs/{{name}}/manifest.json",
         spec=f"results/{SCALE}/specs/{{name}}.json",

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpd.config.schema import ReferringSpec, SegmentationSpec, Spec, VPDModel
 from vpd.evaluation.drawing import LINE, Sheet, caption, pixels, show
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.segmentation import IGNORED
 from vpd.evaluation.windows import SlidingWindow, resize, scaled_image
-from vpd.spec import ReferringSpec, SegmentationSpec, Spec, VPDModel
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

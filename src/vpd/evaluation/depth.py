@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from vpd.errors import UserError
+from vpd.config.schema import DepthEvaluation, DepthSpec
 from vpd.evaluation.inference import Predict, estimate_depth
-from vpd.spec import DepthEvaluation, DepthSpec
+from vpd.utils.errors import UserError
 
 
 def depth_errors(truth: Tensor, prediction: Tensor) -> dict[str, float]:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vpd.files import atomic_path
+from vpd.utils.files import atomic_path
 
 # Inches.
 CELL = 2.0

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vpd.errors import UserError
+from vpd.config.schema import DepthEvaluation, ReferringEvaluation, SegmentationEvaluation
 from vpd.evaluation.windows import SlidingWindow, depth_windows, resize, scaled_image
-from vpd.spec import DepthEvaluation, ReferringEvaluation, SegmentationEvaluation
+from vpd.utils.errors import UserError
 
 Predict = Callable[[dict], Tensor]
 Sink = Callable[[Tensor], None]

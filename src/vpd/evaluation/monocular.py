@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from vpd.data import build_dataset
-from vpd.errors import UserError
+from vpd.config.schema import DepthSpec
+from vpd.datasets import build_dataset
 from vpd.evaluation.depth import DepthScores
 from vpd.evaluation.run import DECIMALS, header, load_samples
-from vpd.files import write_json
 from vpd.models.monocular import Monocular
-from vpd.progress import Progress
-from vpd.spec import DepthSpec
+from vpd.utils.errors import UserError
+from vpd.utils.files import write_json
+from vpd.utils.progress import Progress
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
+from vpd.config.schema import Spec
 from vpd.evaluation.attention import draw_attention, records_attention
 from vpd.evaluation.depth import DepthScores
 from vpd.evaluation.drawing import (
@@ -29,7 +30,6 @@ from vpd.evaluation.drawing import (
 from vpd.evaluation.inference import Predict, estimate_depth, refer, segment
 from vpd.evaluation.referring import ReferringScores
 from vpd.evaluation.segmentation import IGNORED
-from vpd.spec import Spec
 
 ROWS = ("image", "ground truth", "prediction")
 LEGEND_ENTRIES = 30

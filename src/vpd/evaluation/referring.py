@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpd.config.schema import ReferringSpec
 from vpd.evaluation.inference import Predict, refer
-from vpd.spec import ReferringSpec
 
 
 class ReferringScores:

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from vpd.code import code_digest
-from vpd.data import build_dataset
-from vpd.errors import UserError
+from vpd.config.schema import Spec
+from vpd.datasets import build_dataset
 from vpd.evaluation.depth import evaluate_depth
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.panels import draw_panels
 from vpd.evaluation.referring import evaluate_referring
 from vpd.evaluation.segmentation import evaluate_segmentation
-from vpd.files import locked, read_json, sha256, write_json
 from vpd.models import build_model
-from vpd.processes import beside
-from vpd.progress import Progress
-from vpd.spec import Spec
 from vpd.training.record import run_keys
+from vpd.utils.errors import UserError
+from vpd.utils.files import locked, read_json, sha256, write_json
+from vpd.utils.fingerprint import code_digest
+from vpd.utils.processes import beside
+from vpd.utils.progress import Progress
 
 EVALUATORS = {"segmentation": evaluate_segmentation, "referring": evaluate_referring, "depth": evaluate_depth}
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
@@ -175,7 +175,7 @@ def load_run(model: nn.Module, run: Path, milestone: str) -> int:
 
 def state_key(spec: Spec, runs: Path) -> str:
     """Sixteen hex digits of the spec, the code that evaluates and the run manifests, which name weights and inputs."""
-    digests = [code_digest("data", "models", "evaluation")] + [
+    digests = [code_digest("datasets", "models", "evaluation")] + [
         sha256(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds
     ]
     return hashlib.sha256(" ".join([spec.digest(), *digests]).encode()).hexdigest()[:16]

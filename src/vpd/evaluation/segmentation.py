@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from vpd.errors import UserError
+from vpd.config.schema import SegmentationSpec
 from vpd.evaluation.inference import Predict, segment
-from vpd.spec import SegmentationSpec
+from vpd.utils.errors import UserError
 
 IGNORED = 255
 

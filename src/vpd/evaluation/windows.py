@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpd.data.transforms import resized_size
-from vpd.errors import UserError
-from vpd.spec import SegmentationEvaluation
+from vpd.config.schema import SegmentationEvaluation
+from vpd.datasets.transforms import resized_size
+from vpd.utils.errors import UserError
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from vpd.config.schema import Spec
 from vpd.models.features import Features, LatentCache
-from vpd.spec import Spec
 
 __all__ = ["Features", "LatentCache", "build_model"]
 

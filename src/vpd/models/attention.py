@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from vpd.errors import UserError
-from vpd.spec import AttentionSpec
+from vpd.config.schema import AttentionSpec
+from vpd.utils.errors import UserError
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vpd.config.schema import BackboneModel, Spec
 from vpd.models.backbones import Backbone, load_backbone
 from vpd.models.features import Features
 from vpd.models.heads import HEADS
 from vpd.models.pyramid import LevelNorms, SimplePyramid
 from vpd.models.state import load_trained_state, trained_state
-from vpd.spec import BackboneModel, Spec
 
 
 class Baseline(nn.Module):

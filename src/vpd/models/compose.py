@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from vpd.errors import UserError
+from vpd.config.schema import Spec
 from vpd.models.diffusion import FeatureUNet, FrozenEncoder, load_unet, load_vae
 from vpd.models.heads import HEADS, grid_stride
 from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES, TextAdapter, TextEncoder, encode_prompts, token_count
-from vpd.spec import Spec
+from vpd.utils.errors import UserError
 
 
 def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:

@@ -10,10 +10,10 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from vpd.errors import UserError
+from vpd.config.schema import AttentionSpec
 from vpd.models.attention import Recorder, set_processors
 from vpd.models.features import LatentCache
-from vpd.spec import AttentionSpec
+from vpd.utils.errors import UserError
 
 
 class FrozenEncoder(nn.Module):

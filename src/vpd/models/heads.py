@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpd.errors import UserError
+from vpd.config.schema import HeadSpec
 from vpd.models.features import Features
 from vpd.models.layers import Size, bilinear, conv, conv_norm_relu
 from vpd.models.upernet import UPerNet
-from vpd.spec import HeadSpec
+from vpd.utils.errors import UserError
 
 
 # ------------------------------------------------------------------------------------------------ semantic segmentation

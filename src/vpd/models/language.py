@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from vpd.errors import UserError
+from vpd.utils.errors import UserError
 
 LANGUAGE = "language"
 

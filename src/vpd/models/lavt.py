@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel, PreTrainedTokenizerBase
 
-from vpd.errors import UserError
+from vpd.config.schema import LavtModel, Spec
 from vpd.models.backbones import Backbone, load_backbone
 from vpd.models.backbones.hierarchical import SwinBackbone
 from vpd.models.features import Features
@@ -16,7 +16,7 @@ from vpd.models.heads import HEADS
 from vpd.models.language import Words, load_language
 from vpd.models.pixel_words import WordFusion
 from vpd.models.state import load_trained_state, trained_state
-from vpd.spec import LavtModel, Spec
+from vpd.utils.errors import UserError
 
 CLASSES = 2
 """Background and the object that the expression refers to."""

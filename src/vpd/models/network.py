@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vpd.errors import UserError
+from vpd.config.schema import VPDModel
 from vpd.models.diffusion import FeatureUNet, FrozenEncoder
 from vpd.models.features import Features, LatentCache, join
 from vpd.models.heads import grid_stride
 from vpd.models.prompts import STRATEGIES, TextEncoder
 from vpd.models.state import load_trained_state, trained_state
-from vpd.spec import VPDModel
+from vpd.utils.errors import UserError
 
 LATENT_CACHE_BYTES = 1 << 30
 FROZEN = ("vae.", "text.")

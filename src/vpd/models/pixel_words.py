@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpd.errors import UserError
+from vpd.utils.errors import UserError
 
 GATE_STD = 0.02
 """Of a gate's first weights; the gates then are all but closed."""

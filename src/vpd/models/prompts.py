@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
-from vpd.errors import UserError
+from vpd.config.schema import AdapterSpec, PromptSpec
 from vpd.models.diffusion import component
 from vpd.models.features import LatentCache
-from vpd.progress import track
-from vpd.spec import AdapterSpec, PromptSpec
+from vpd.utils.errors import UserError
+from vpd.utils.progress import track
 
 SENTENCE_CACHE_BYTES = 1 << 30
 SENTENCES_WORTH_A_BAR = 500

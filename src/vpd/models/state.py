@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vpd.errors import UserError
+from vpd.utils.errors import UserError
 
 
 def trained_state(model: nn.Module, frozen: tuple[str, ...] = ()) -> dict[str, Tensor]:

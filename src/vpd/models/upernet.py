@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpd.errors import UserError
+from vpd.config.schema import HeadSpec
 from vpd.models.features import Features
 from vpd.models.layers import Size, bilinear, conv, conv_norm_relu
-from vpd.spec import HeadSpec
+from vpd.utils.errors import UserError
 
 
 class PyramidPooling(nn.Module):

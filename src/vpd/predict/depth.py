@@ -16,16 +16,16 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
-from vpd.data.dataset import image_tensor
-from vpd.data.images import MILLIMETRES, save_png
-from vpd.data.transforms import normalise
+from vpd.config.schema import DepthEvaluation
+from vpd.datasets.dataset import image_tensor
+from vpd.datasets.images import MILLIMETRES, save_png
+from vpd.datasets.transforms import normalise
 from vpd.evaluation.inference import Predict, Request, Sink
 from vpd.evaluation.windows import depth_windows
-from vpd.files import atomic_path
 from vpd.predict.inputs import Job
 from vpd.predict.maps import answer_all, enlarged
 from vpd.predict.panel import Panel, drawn
-from vpd.spec import DepthEvaluation
+from vpd.utils.files import atomic_path
 
 FARTHEST = 2**16 - 1
 FLAT = 0.1

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.errors import UserError
 from vpd.predict.pictures import suffixes
+from vpd.utils.errors import UserError
 
 NAMED = 3
 LONGEST_STEM = 200

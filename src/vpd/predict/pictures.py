@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vpd.errors import UserError
+from vpd.utils.errors import UserError
 
 MAX_PIXELS = 80_000_000
 MAX_ASPECT = 100

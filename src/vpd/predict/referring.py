@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from vpd.data.dataset import image_tensor
-from vpd.data.images import save_png
-from vpd.data.transforms import normalise, resize_square
+from vpd.datasets.dataset import image_tensor
+from vpd.datasets.images import save_png
+from vpd.datasets.transforms import normalise, resize_square
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.panels import MASK, masked
-from vpd.files import atomic_path
 from vpd.predict.inputs import Job
 from vpd.predict.maps import answer_all, enlarged
 from vpd.predict.panel import Panel, drawn, outline, printable
+from vpd.utils.files import atomic_path
 
 TEXT_LINES = 3
 EDGE = 0.6 * MASK

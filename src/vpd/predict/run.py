@@ -11,7 +11,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from vpd.errors import UserError, pick
+from vpd.config.schema import LavtModel, Spec
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.run import predictor
 from vpd.predict.depth import Depth
@@ -21,8 +21,8 @@ from vpd.predict.pictures import read_picture
 from vpd.predict.referring import Referring
 from vpd.predict.segmentation import Segmentation
 from vpd.predict.weights import build, check_names, classes, load_weights, scene_names
-from vpd.progress import Progress
-from vpd.spec import LavtModel, Spec
+from vpd.utils.errors import UserError, pick
+from vpd.utils.progress import Progress
 
 OPTIONS = {"text": "referring", "scene": "depth"}
 """Option -> the only task that it is for."""

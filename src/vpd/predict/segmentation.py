@@ -9,18 +9,18 @@ from matplotlib.patches import Patch
 from numpy import ndarray
 from PIL import Image
 
-from vpd.data.dataset import image_tensor
-from vpd.data.images import save_png
-from vpd.data.transforms import resized_size
-from vpd.errors import UserError
+from vpd.config.schema import SegmentationEvaluation
+from vpd.datasets.dataset import image_tensor
+from vpd.datasets.images import save_png
+from vpd.datasets.transforms import resized_size
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.windows import SlidingWindow, scaled_image
-from vpd.files import atomic_path
 from vpd.predict.inputs import Job
 from vpd.predict.maps import answer_all, enlarged
 from vpd.predict.panel import Panel, drawn, outline, printable
-from vpd.spec import SegmentationEvaluation
+from vpd.utils.errors import UserError
+from vpd.utils.files import atomic_path
 
 COLOURS = 256
 """A palette PNG has no more."""

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vpd.data.layouts import ade20k
-from vpd.data.layouts.nyuv2 import SCENES
-from vpd.errors import UserError
-from vpd.files import read_json, sha256
+from vpd.config.schema import Spec, VPDModel
+from vpd.datasets.layouts import ade20k
+from vpd.datasets.layouts.nyuv2 import SCENES
 from vpd.models import LatentCache, build_model
-from vpd.spec import Spec, VPDModel
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256
 
 CLASSIFIERS = {
     "semantic-fpn": "head.conv_seg.bias",

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from vpd.errors import UserError
-from vpd.files import read_json
 from vpd.report.cells import csv_text, number
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
 
 if TYPE_CHECKING:
-    from vpd.params import Params
+    from vpd.config.params import Params
 
 DIFFUSION = "text-to-image diffusion"
 COLUMNS = (

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.files import write_text
+from vpd.utils.files import write_text
 
 COLUMNS = (
     "table", "row", "column", "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment", "reason",

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from vpd.config.reported import Claim, ReportedTable, Row
+from vpd.config.table_checks import LOWER_IS_BETTER
 from vpd.report.cells import Cell, csv_text, number
-from vpd.report.layout import LOWER_IS_BETTER
 from vpd.report.names import heading, ordinal
-from vpd.report.reported import Claim, ReportedTable, Row
 from vpd.report.statistics import Difference, difference, rise
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"

@@ -9,9 +9,9 @@ from typing import Literal
 import pandas as pd
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from vpd.errors import UserError
-from vpd.files import read_json
-from vpd.report.layout import RELEASED
+from vpd.config.table_checks import RELEASED
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
 
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vpd.errors import pick
-from vpd.files import read_json
+from vpd.config.reported import ReportedTable, load_claims, load_reported
+from vpd.config.table_checks import matched_row, table_names, tasks
 from vpd.report.backbones import Backbone, backbones
 from vpd.report.cells import Cell
 from vpd.report.claims import Finding, Points, findings
@@ -19,15 +19,15 @@ from vpd.report.collect import collect, collect_released, read_curves, read_timi
 from vpd.report.costs import RowCost, read_costs, row_costs
 from vpd.report.figures import pretraining_steps
 from vpd.report.judge import Costs, all_cells
-from vpd.report.layout import matched_row, table_names, tasks
 from vpd.report.learning import Curve
 from vpd.report.provenance import Source, sources
 from vpd.report.questions import answers
-from vpd.report.reported import ReportedTable, load_claims, load_reported
 from vpd.report.tables import caption
+from vpd.utils.errors import pick
+from vpd.utils.files import read_json
 
 if TYPE_CHECKING:
-    from vpd.params import Params, Scale
+    from vpd.config.params import Params, Scale
 
 
 @dataclass(frozen=True)

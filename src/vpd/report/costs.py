@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from pydantic import BaseModel
 
-from vpd.costs import read_entries
+from vpd.config.reported import load_reported
+from vpd.config.table_checks import matched_row
+from vpd.planning.costs import read_entries
 from vpd.report.cells import csv_text, number
 from vpd.report.judge import Costs
-from vpd.report.layout import matched_row
 from vpd.report.names import ordinal
-from vpd.report.reported import load_reported
 
 if TYPE_CHECKING:
-    from vpd.params import Params
+    from vpd.config.params import Params
 
 SHOWN = ("parameters (M)", "trainable (M)", "GMACs", "GMACs, mmcv")
 """Figures of ``vpd cost`` that the report shows."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vpd.errors import UserError
+from vpd.utils.errors import UserError
 
 CELLS = "tables/cells.csv"
 KEY = ["table", "row", "column"]

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
-from vpd.errors import UserError
+from vpd.config.table_checks import LOWER_IS_BETTER, FigureSpec
 from vpd.report.cells import Cell
 from vpd.report.claims import Points
-from vpd.report.layout import LOWER_IS_BETTER, FigureSpec
 from vpd.report.names import heading, metric_name
 from vpd.report.style import BLUE, FAINT, INK, MUTED, ORANGE, empty_figure, new_figure, whole_numbers
+from vpd.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from vpd.params import Params
+    from vpd.config.params import Params
 
 SEED = {"s": 16, "alpha": 0.55, "linewidths": 0, "zorder": 3}
 PAPER = {"marker": "D", "markersize": 8, "color": "none", "markeredgecolor": INK, "zorder": 5}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from vpd.config.reported import ReportedTable, Row, reruns_of
+from vpd.config.table_checks import band, matched_row, metric_band, table_names
+from vpd.config.tables import RELEASED, FigureSpec, QuestionSpec, TableRow, TableSpec
 from vpd.report.cells import PROTOCOL_OURS, Cell
-from vpd.report.layout import band, matched_row, metric_band, table_names
-from vpd.report.reported import ReportedTable, Row, reruns_of
-from vpd.report.specs import RELEASED, FigureSpec, QuestionSpec, TableRow, TableSpec
 
 if TYPE_CHECKING:
-    from vpd.params import Params
+    from vpd.config.params import Params
 
 OURS = {"reproduced": "agrees", "as re-run by others": "as re-run by others", "differs": "differs"}
 SLACK = 1e-9

@@ -10,12 +10,12 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from vpd.config.tables import FigureSpec
 from vpd.report.backbones import Backbone
 from vpd.report.cells import PROVENANCES, Cell, counts
 from vpd.report.claims import Finding, shown
 from vpd.report.costs import RowCost
 from vpd.report.names import ordinal
-from vpd.report.specs import FigureSpec
 from vpd.report.tables import escaped
 
 STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate", "released")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.files import read_json
 from vpd.report.cells import csv_text
+from vpd.utils.files import read_json
 
 if TYPE_CHECKING:
-    from vpd.params import Params
+    from vpd.config.params import Params
 
 COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",

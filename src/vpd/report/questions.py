@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell
 from vpd.report.claims import Finding, Line, better_is, not_measured, spread
 from vpd.report.judge import BEYOND
 from vpd.report.names import heading
-from vpd.report.specs import QuestionSpec
 from vpd.report.statistics import difference
 
 NO_DIFFERENCE, ONE_SEED = "no difference seen", "one seed, cannot tell"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vpd.config.reported import REMARKS, ReportedTable, Scalar
+from vpd.config.tables import TableSpec
 from vpd.report.cells import PROTOCOL_OURS, Cell, csv_text, number
 from vpd.report.claims import shown, signed, spread
 from vpd.report.judge import SETTING
 from vpd.report.names import heading, ordinal
-from vpd.report.reported import REMARKS, ReportedTable, Scalar
-from vpd.report.specs import TableSpec
 
 Grid = dict[tuple[str, str], Cell]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vpd.config.table_checks import LOWER_IS_BETTER
+from vpd.config.tables import RELEASED
 from vpd.report.cells import PROTOCOL_OURS, Cell
 from vpd.report.claims import Finding, Line, describe, shown, signed
 from vpd.report.context import Report
 from vpd.report.judge import SETTING
-from vpd.report.layout import LOWER_IS_BETTER
 from vpd.report.names import heading
-from vpd.report.specs import RELEASED
 from vpd.report.tables import grid, origin, own, reasons, row_cells, row_names
 
 MARKS = "abcdefghijklmnopqrstuvwxyz"

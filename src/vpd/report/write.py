@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.files import atomic_folder, write_text
+from vpd.config.table_checks import PAGES, FigureSpec
 from vpd.report.backbones import backbones_csv
 from vpd.report.cells import write_cells
 from vpd.report.claims import claims_csv
@@ -17,17 +17,17 @@ from vpd.report.costs import costs_csv
 from vpd.report.curves import pretraining_figure, training_figure
 from vpd.report.figures import dots_figure, trend_figure
 from vpd.report.html import page
-from vpd.report.layout import PAGES, FigureSpec
 from vpd.report.learning import learning_figure
 from vpd.report.provenance import provenance_csv
 from vpd.report.sections import text
 from vpd.report.style import empty_figure, save, styled
 from vpd.report.tables import csv_table, markdown_table
+from vpd.utils.files import atomic_folder, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vpd.params import Params
+    from vpd.config.params import Params
 
 
 def write_report(

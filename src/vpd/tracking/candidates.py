@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpd.errors import UserError, pick
-from vpd.files import read_json
-from vpd.spec import Spec, digest, load_spec
+from vpd.config.schema import Spec, digest, load_spec
 from vpd.tracking.tags import UNKNOWN, run_key
+from vpd.utils.errors import UserError, pick
+from vpd.utils.files import read_json
 
 FORMAT = 1
 """Number of the registered models' layout; another number makes new versions of all of them."""
@@ -119,7 +119,7 @@ def _classes(spec: Spec, digests: Mapping[str, str], data: Path, task: str) -> t
     if task != "segmentation":
         return None
     _known(digests, f"data/{spec.dataset}", data, task)
-    from vpd.data.layouts.ade20k import class_names  # not vpd.predict's, which imports torch for seconds
-    from vpd.data.manifest import located
+    from vpd.datasets.layouts.ade20k import class_names  # not vpd.predict's, which imports torch for seconds
+    from vpd.datasets.manifest import located
 
     return tuple(names[0] for names in class_names(located(data / spec.dataset)))

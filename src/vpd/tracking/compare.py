@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vpd.errors import pick
 from vpd.tracking.store import connected, database_file, experiment_id, scheme, shown
 from vpd.tracking.sync import tracked_runs
 from vpd.tracking.tags import HASH, KEY, row_experiments, run_key
+from vpd.utils.errors import pick
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

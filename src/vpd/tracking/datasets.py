@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vpd.files import read_json
-from vpd.spec import Spec
+from vpd.config.schema import Spec
 from vpd.tracking.tags import UNKNOWN
+from vpd.utils.files import read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +51,7 @@ def dataset_uses(spec: Spec, digest: str, data: Path | None) -> tuple[DatasetUse
 
 @cache
 def _described(place: Path) -> tuple[str, Mapping[str, int]]:
-    from vpd.data.manifest import MANIFEST, located
+    from vpd.datasets.manifest import MANIFEST, located
 
     counts = read_json(place / MANIFEST).get("counts", {}) if (place / MANIFEST).is_file() else {}
     return located(place).as_posix(), counts

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.spec import Spec
+from vpd.config.schema import Spec
 from vpd.tracking.records import Point, history_points, spec_params
 from vpd.tracking.store import connected, experiment_id
 from vpd.tracking.sync import METRICS_PER_BATCH, as_metrics, log_params, runs_of

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.errors import UserError, nearest
-from vpd.files import atomic_folder, making, sha256
 from vpd.tracking.store import connected, database_file
+from vpd.utils.errors import UserError, nearest
+from vpd.utils.files import atomic_folder, making, sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

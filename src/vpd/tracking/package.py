@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vpd
-from vpd.files import write_json
-from vpd.spec import Spec
+from vpd.config.schema import Spec
 from vpd.tracking.candidates import Candidate
+from vpd.utils.files import write_json
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature

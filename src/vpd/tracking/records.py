@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vpd.errors import UserError
-from vpd.files import read_json, sha256
-from vpd.spec import Spec, load_spec
+from vpd.config.schema import Spec, load_spec
 from vpd.tracking.datasets import DatasetUse, dataset_uses
 from vpd.tracking.tags import KEY, digest_tags, git_commit, place_tags, run_name, spec_tags
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, sha256
 
 LONGEST_VALUE = 500
 CELL = ("table", "row", "column")

@@ -17,9 +17,9 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from vpd.errors import UserError
-from vpd.files import read_json
-from vpd.spec import load_spec
+from vpd.config.schema import load_spec
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
 
 OPTIONS = ("text", "scene")
 

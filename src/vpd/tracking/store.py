@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from vpd.errors import UserError, nearest
-from vpd.files import atomic_path, making
+from vpd.utils.errors import UserError, nearest
+from vpd.utils.files import atomic_path, making
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpd.errors import UserError
-from vpd.progress import Progress
 from vpd.tracking.candidates import Candidate, Missing, candidate
 from vpd.tracking.datasets import as_input, contradicts, log_datasets
 from vpd.tracking.records import Point, Record, collect
@@ -27,6 +25,8 @@ from vpd.tracking.store import (
     writing,
 )
 from vpd.tracking.tags import HASH, KEY, UNKNOWN, manifest_digests
+from vpd.utils.errors import UserError
+from vpd.utils.progress import Progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

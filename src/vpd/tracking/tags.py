@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vpd.files import read_json, sha256
-from vpd.spec import Spec
+from vpd.config.schema import Spec
+from vpd.utils.files import read_json, sha256
 
-KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
+KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.config.schema"
 UNKNOWN = "unknown"
 FROM_SPEC = ("scale", "protocol", "schedule", "task", "dataset", "method", "checkpoint")
 

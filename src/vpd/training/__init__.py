@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from vpd.spec import Spec
+from vpd.config.schema import Spec
 from vpd.training.observers import Observer
 from vpd.training.record import Timing, is_finished, run_keys, timing, with_code
 
@@ -24,7 +24,7 @@ def train(
     if is_finished(out, keys):
         return timing(seconds=0.0, steps=0)
 
-    from vpd.data import build_dataset
+    from vpd.datasets import build_dataset
     from vpd.models import build_model
     from vpd.training.loop import fit
     from vpd.training.state import seed_all

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vpd.errors import UserError
-from vpd.spec import TrainingSpec
+from vpd.config.schema import TrainingSpec
+from vpd.utils.errors import UserError
 
 Position = tuple[int, int]
 """(index in the dataset, epoch)"""

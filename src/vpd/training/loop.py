@@ -18,10 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import send_to_device
 from torch import nn
 
-from vpd.errors import UserError
-from vpd.files import locked
-from vpd.progress import Progress
-from vpd.spec import LossSpec, Spec
+from vpd.config.schema import LossSpec, Spec
 from vpd.training.batch_norm import SYNCHRONISED, synchronise
 from vpd.training.loader import Plan, micro_batches, plan_batches
 from vpd.training.losses import loss
@@ -30,6 +27,9 @@ from vpd.training.optim import build_optimizer, pretrained_multiplier, set_rates
 from vpd.training.record import Timing, publish, timing
 from vpd.training.schedule import factor
 from vpd.training.state import Journal, keep_weights, load_state, save_state, seed_all, state_folder, weights_path
+from vpd.utils.errors import UserError
+from vpd.utils.files import locked
+from vpd.utils.progress import Progress
 
 
 def fit(

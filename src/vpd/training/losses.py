@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpd.spec import LossSpec
+from vpd.config.schema import LossSpec
 
 IGNORED = 255
 

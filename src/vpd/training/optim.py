@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch import nn, optim
 
-from vpd.errors import UserError, nearest
-from vpd.spec import OptimizerSpec
+from vpd.config.schema import OptimizerSpec
+from vpd.utils.errors import UserError, nearest
 
 Value = TypeVar("Value")
 

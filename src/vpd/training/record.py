@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.code import code_digest
-from vpd.errors import UserError
-from vpd.files import atomic_folder, read_json, sha256, write_json
-from vpd.spec import Spec
+from vpd.config.schema import Spec
+from vpd.utils.errors import UserError
+from vpd.utils.files import atomic_folder, read_json, sha256, write_json
+from vpd.utils.fingerprint import code_digest
 
 COLUMNS = ("step", "epoch", "loss", "lr", "lr_unet")
 MANIFEST = "manifest.json"
@@ -47,7 +47,7 @@ def run_keys(spec: Spec, seed: int, data: Path, checkpoint: Path) -> dict[str, s
 
 def with_code(keys: dict[str, str | int]) -> dict[str, str | int]:
     """``keys`` and the digest of the code that trains."""
-    return {**keys, "code": code_digest("data", "models", "training")}
+    return {**keys, "code": code_digest("datasets", "models", "training")}
 
 
 def is_finished(out: Path, keys: dict[str, str | int]) -> bool:

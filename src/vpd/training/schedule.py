@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpd.spec import ScheduleSpec
+from vpd.config.schema import ScheduleSpec
 
 
 def factor(step: int, total: int, spec: ScheduleSpec) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone
-from vpd.spec import NetworkSpec
 
 
 def build_backbone(spec: NetworkSpec, *, drop_path: float = 0.0, gradient_checkpointing: bool = False) -> Backbone:

@@ -14,11 +14,11 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 
-from vpd.errors import UserError, nearest
+from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone
 from vpd.models.backbones.hierarchical import ConvNeXtBackbone, SwinBackbone
 from vpd.models.backbones.plain import BeitBackbone, ViTBackbone
-from vpd.spec import NetworkSpec
+from vpd.utils.errors import UserError, nearest
 
 OURS = ("self", "device", "dtype", "in_chans", "num_classes", "drop_path_rate")
 """Parameters of timm's constructors that are no options."""

@@ -16,10 +16,10 @@ from transformers.image_utils import (
 from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from vpd.errors import UserError, nearest, pick
+from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone, spread
 from vpd.models.backbones.plain import to_map
-from vpd.spec import NetworkSpec
+from vpd.utils.errors import UserError, nearest, pick
 
 FRESH_STD = 0.02
 """Standard deviation of fresh weights; the configurations' own 1e-10 is meant for weights that are then loaded."""

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vpd.errors import UserError, pick
-from vpd.files import atomic_folder, read_json, write_json
+from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone
 from vpd.models.backbones.build import build_backbone
 from vpd.models.state import check_fit, copied
-from vpd.spec import NetworkSpec
+from vpd.utils.errors import UserError, pick
+from vpd.utils.files import atomic_folder, read_json, write_json
 
 VISION = "vision"
 NETWORK = "network.json"

@@ -1,1 +1,0 @@
-"""Pre-training of a small Stable Diffusion, which ``vpd.weights`` turns into checkpoints."""

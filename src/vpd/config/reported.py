@@ -1,0 +1,156 @@
+"""The paper's printed numbers and comparisons, read from reported.yaml and claims.yaml."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from vpd.config.schema import Frozen
+
+HERE = Path(__file__).parent
+Scalar = bool | int | float | str | None
+REMARKS = ("note", "quoted")
+"""Row keys that are sentences about a row."""
+NOT_IDENTIFYING = ("group", "language", *REMARKS)
+"""Row keys that describe a row without telling it apart from the others."""
+
+
+class CostColumn(Frozen):
+    """A column that is counted from the network and not measured."""
+
+    figure: str
+    """Which figure of ``vpd cost`` it is."""
+    tolerance: float
+    """Share of the paper's number by which a count may differ and still reproduce it."""
+
+
+class ReportedTable(Frozen):
+    """One table of the paper: numeric columns and rows in the printed order."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, Scalar], ...]
+    settings: tuple[str, ...] = ()
+    """Columns that say how a row was trained and are no results."""
+    costs: dict[str, CostColumn] = Field(default_factory=dict)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Row keys that are not numbers to compare, in the order of first use."""
+        return tuple(dict.fromkeys(key for row in self.rows for key in row if key not in self.columns))
+
+    def matching(self, match: dict[str, Scalar]) -> list[int]:
+        """Indices of the rows that agree with ``match`` in all its keys."""
+        wanted = match.items()
+        return [i for i, row in enumerate(self.rows) if all(key in row and row[key] == value for key, value in wanted)]
+
+    def label(self, index: int) -> str:
+        """Readable name of a row, unique within its table: ``LAVT, default``."""
+        row = self.rows[index]
+        names = [key for key in self.keys if key in row and key not in NOT_IDENTIFYING]
+        return ", ".join(say(key, row[key]) for key in names)
+
+    def decimals(self, column: str) -> int:
+        """Decimals with which the paper prints a column."""
+        texts = [repr(row.get(column)) for row in self.rows if isinstance(row.get(column), float)]
+        return max((len(text.partition(".")[2]) for text in texts), default=0)
+
+
+def say(key: str, value: Scalar) -> str:
+    """A row's property in words: ``no text prompt``, ``cross attn up``, ``VPD``."""
+    words = key.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    return f"{words} {value}" if key == "cross_attn" else str(value)
+
+
+class Rerun(Frozen):
+    """What others measured for a row of the paper."""
+
+    table: str
+    match: dict[str, Scalar]
+    source: str
+    values: dict[str, float]
+    """By column."""
+
+
+Row = dict[str, Scalar]
+"""Selects a row of a table: all these keys are equal."""
+
+
+class Claim(Frozen):
+    """Something that the paper says about its own rows, or about the points of a trend figure."""
+
+    title: str
+    table: str | None = None
+    columns: tuple[str, ...] = ()
+    """Columns of the table in each of which the claim is tested."""
+    better: Row | None = None
+    """The row that the paper finds better than each of ``worse`` ..."""
+    worse: tuple[Row, ...] = ()
+    order: tuple[Row, ...] = ()
+    """... or several rows, each better than the next."""
+    figure: str | None = None
+    trend: Literal["untrained", "longer", "slope", "steps"] | None = None
+    """What a figure's points show: the last is better than untrained weights (``untrained``) or than the first trained
+    point (``longer``), the metric rises with the logarithm of the steps (``slope``), or at every step (``steps``)."""
+
+    @model_validator(mode="after")
+    def _one_kind(self):
+        rows = bool(self.better and self.worse) != (len(self.order) > 1)
+        if bool(self.table and self.columns and rows) == bool(self.figure and self.trend):
+            raise ValueError(
+                f"claim '{self.title}' needs a table with columns and either better and worse or order, "
+                "or a figure with a trend"
+            )
+        return self
+
+    @property
+    def pairs(self) -> tuple[tuple[Row, Row], ...]:
+        """(better, worse) of every comparison that the claim consists of."""
+        return tuple(pairwise(self.order)) or tuple((self.better, worse) for worse in self.worse)
+
+
+@cache
+def load_reported() -> dict[str, ReportedTable]:
+    """All tables by id; also ``table3-released`` (numbers of released weights) and ``figure3`` (its printed points)."""
+    content = yaml.safe_load((HERE / "reported.yaml").read_text(encoding="utf-8"))
+    tables = {}
+    for name, block in content.items():
+        if isinstance(block, dict):
+            tables[name] = _table(block)
+            if "released_code" in block:
+                tables[f"{name}-released"] = _table(block["released_code"])
+    return tables
+
+
+def _table(block: dict) -> ReportedTable:
+    return ReportedTable.model_validate({key: block[key] for key in ReportedTable.model_fields if key in block})
+
+
+@cache
+def load_reruns() -> tuple[Rerun, ...]:
+    """Independent re-runs, in the order of the file."""
+    content = yaml.safe_load((HERE / "reruns.yaml").read_text(encoding="utf-8"))
+    return tuple(Rerun.model_validate(block) for block in content)
+
+
+def reruns_of(table: str, row: dict[str, Scalar], column: str) -> tuple[tuple[str, float], ...]:
+    """(source, value) of every re-run of one cell."""
+    return tuple(
+        (rerun.source, rerun.values[column])
+        for rerun in load_reruns()
+        if rerun.table == table and column in rerun.values and rerun.match.items() <= row.items()
+    )
+
+
+@cache
+def load_claims() -> tuple[Claim, ...]:
+    """What the paper claims, in the order in which the report tells it."""
+    content = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
+    return tuple(Claim.model_validate(block) for block in content)

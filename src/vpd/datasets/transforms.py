@@ -1,0 +1,183 @@
+"""Image and label transforms on numpy arrays; all randomness comes from the generator that is passed in.
+
+Images are (H, W, 3) uint8 RGB until ``normalise``, labels (H, W) uint8 with 255 = ignored, depth (H, W) float32 metres.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy import ndarray
+from numpy.random import Generator
+from PIL import Image
+
+from vpd.config.schema import DepthData, SegmentationData
+from vpd.datasets.images import MILLIMETRES
+
+cv2.setNumThreads(0)
+
+IGNORE = 255
+CENTRE = 127.5
+CROP_REDRAWS = 10
+
+
+def normalise(image: ndarray) -> ndarray:
+    """uint8 to float32 in [-1, 1]."""
+    return (image.astype(np.float32) - np.float32(CENTRE)) / np.float32(CENTRE)
+
+
+def resize_image(image: ndarray, height: int, width: int) -> ndarray:
+    """Bilinear, without smoothing."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_labels(labels: ndarray, height: int, width: int) -> ndarray:
+    """Nearest neighbour."""
+    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def resize_square(image: ndarray, mask: ndarray, side: int) -> tuple[ndarray, ndarray]:
+    """Image (smoothed bilinear) and mask (nearest) to ``side`` squared, as Pillow resizes; the aspect is not kept (R2)."""
+    pairs = ((image, Image.Resampling.BILINEAR), (mask, Image.Resampling.NEAREST))
+    return tuple(np.array(Image.fromarray(values).resize((side, side), method)) for values, method in pairs)
+
+
+def resized_size(height: int, width: int, short: int, long: int, ratio: float = 1.0) -> tuple[int, int]:
+    """Height and width after scaling, aspect kept, into sides of at most ``long`` and ``short`` times ``ratio``.
+
+    The rule of mmsegmentation: the limits are truncated to integers, the result is rounded half up.
+    """
+    limit_long, limit_short = int(long * ratio), int(short * ratio)
+    scale = min(limit_long / max(height, width), limit_short / min(height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def reduce_zero_label(labels: ndarray) -> ndarray:
+    """0 (no class) becomes ignored, every other label one less."""
+    return np.where(labels == 0, IGNORE, labels - 1).astype(np.uint8)
+
+
+# --------------------------------------------------------------------------------------------------------- segmentation
+def augment_segmentation(
+    image: ndarray, labels: ndarray, data: SegmentationData, dice: Generator
+) -> tuple[ndarray, ndarray]:
+    """Scale, crop, flip, photometric distortion, normalise and pad to ``data.crop`` (G9)."""
+    ratio = dice.uniform(*data.ratio_range)
+    size = resized_size(*labels.shape, data.short_side, data.long_side, ratio)
+    image, labels = resize_image(image, *size), resize_labels(labels, *size)
+    window = random_crop(labels, data.crop, data.max_class_share, dice)
+    image, labels = image[window], labels[window]
+    if dice.random() < data.flip:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    if data.photometric:
+        image = distort(image, dice)
+    return pad(normalise(image), data.crop, 0.0), pad(labels, data.crop, IGNORE)
+
+
+def random_crop(labels: ndarray, side: int, max_class_share: float, dice: Generator) -> tuple[slice, slice]:
+    """A window of at most ``side`` squared, drawn again up to ten times while one class fills too much of it.
+
+    A window with a single class is always too full; the last draw is taken as it comes.
+    """
+    window = draw_window(labels.shape, side, dice)
+    for _ in range(CROP_REDRAWS if max_class_share < 1.0 else 0):
+        shares = np.bincount(labels[window].ravel(), minlength=IGNORE + 1)[:IGNORE]
+        if np.count_nonzero(shares) > 1 and shares.max() < max_class_share * shares.sum():
+            break
+        window = draw_window(labels.shape, side, dice)
+    return window
+
+
+def draw_window(shape: tuple[int, int], side: int, dice: Generator) -> tuple[slice, slice]:
+    """A uniformly drawn window, smaller where the image is."""
+    top, left = (int(dice.integers(max(size - side, 0) + 1)) for size in shape)
+    return slice(top, top + side), slice(left, left + side)
+
+
+def pad(values: ndarray, side: int, value: float) -> ndarray:
+    """Fill up to ``side`` squared at the bottom and right."""
+    height, width = values.shape[:2]
+    rest = ((0, 0),) * (values.ndim - 2)
+    return np.pad(values, ((0, side - height), (0, side - width), *rest), constant_values=value)
+
+
+def distort(image: ndarray, dice: Generator) -> ndarray:
+    """mmsegmentation's photometric distortion: each of brightness, contrast, saturation and hue with probability 1/2.
+
+    Contrast comes before saturation and hue or after them, at random. Every step ends in uint8.
+    """
+    if dice.integers(2):
+        image = _scale(image, 1.0, dice.uniform(-32.0, 32.0))
+    contrast_first = bool(dice.integers(2))
+    if contrast_first and dice.integers(2):
+        image = _scale(image, dice.uniform(0.5, 1.5), 0.0)
+    if dice.integers(2):
+        hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = _scale(hsv[..., 1], dice.uniform(0.5, 1.5), 0.0)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if dice.integers(2):
+        hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(np.int64) + dice.integers(-18, 18)) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not contrast_first and dice.integers(2):
+        image = _scale(image, dice.uniform(0.5, 1.5), 0.0)
+    return image
+
+
+def _scale(values: ndarray, factor: float, offset: float) -> ndarray:
+    """``values * factor + offset``, clipped and truncated to uint8."""
+    return np.clip(values.astype(np.float32) * np.float32(factor) + np.float32(offset), 0, 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------- depth
+def augment_depth(image: ndarray, depth: ndarray, data: DepthData, dice: Generator) -> tuple[ndarray, ndarray]:
+    """CutDepth, flip, crop, then brightness and contrast, gamma and colour; the image normalised (D10, D17)."""
+    if dice.random() < data.cutdepth:
+        image = cut_depth(image, depth, data, dice)
+    if dice.random() < data.flip:
+        image, depth = image[:, ::-1], depth[:, ::-1]
+    window = draw_window(depth.shape, data.crop, dice)
+    image, depth = np.ascontiguousarray(image[window]), np.ascontiguousarray(depth[window])
+    for change in (_brightness_contrast, _gamma, _colour):
+        if dice.random() < data.photometric:
+            image = change(image, dice)
+    return normalise(image), depth
+
+
+def cut_depth(image: ndarray, depth: ndarray, data: DepthData, dice: Generator) -> ndarray:
+    """Paste a vertical strip of the depth map into a copy of the image.
+
+    ``wrapped`` pastes millimetres modulo 256, as the released code's cast to 8 bits does; ``ramp`` pastes depth
+    relative to the maximum depth.
+    """
+    width = image.shape[1]
+    start, share = dice.random(), dice.random()
+    left = int(start * width)
+    strip = slice(left, left + int(max((width - start * width) * share * data.cutdepth_width, 1)))
+    if data.cutdepth_values == "wrapped":
+        values = np.rint(depth[:, strip] * np.float32(MILLIMETRES)).astype(np.int64) & 255
+    else:
+        values = np.clip(depth[:, strip] / data.max_depth, 0.0, 1.0) * 255.0
+    image = image.copy()
+    image[:, strip] = values.astype(np.uint8)[..., None]
+    return image
+
+
+def _brightness_contrast(image: ndarray, dice: Generator) -> ndarray:
+    """Both by up to a fifth."""
+    return _scale(image, 1.0 + dice.uniform(-0.2, 0.2), 255.0 * dice.uniform(-0.2, 0.2))
+
+
+def _gamma(image: ndarray, dice: Generator) -> ndarray:
+    """Exponent from 0.8 to 1.2, by a table."""
+    table = np.arange(256) / 255.0
+    return (table ** dice.uniform(0.8, 1.2) * 255.0).astype(np.uint8)[image]
+
+
+def _colour(image: ndarray, dice: Generator) -> ndarray:
+    """Hue and value by up to 20, saturation by up to 30 (of 180, 255 and 255)."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.int64)
+    hue, saturation, value = dice.integers(-20, 21), dice.integers(-30, 31), dice.integers(-20, 21)
+    hsv[..., 0] = (hsv[..., 0] + hue) % 180
+    hsv[..., 1:] = np.clip(hsv[..., 1:] + (saturation, value), 0, 255)
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)

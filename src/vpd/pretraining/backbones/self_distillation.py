@@ -1,0 +1,158 @@
+"""Self-distillation without labels, after DINO (Caron et al. 2021)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from vpd.config.schema import BackboneSpec
+from vpd.pretraining.backbones.examples import Examples
+from vpd.pretraining.backbones.objective import VisionObjective, pooled
+from vpd.pretraining.backbones.precision import mean_average_precision
+from vpd.pretraining.backbones.views import crops, flipped, jittered
+from vpd.pretraining.loop import generator_of
+
+GLOBAL_AREAS, LOCAL_AREAS = (0.4, 1.0), (0.1, 0.4)
+"""Share of the image that a crop covers; DINO's local ones start at 0.05, which is 14 pixels of 64."""
+GLOBAL_SIDE, LOCAL_SIDE = 3 / 4, 3 / 8
+"""Sides of a crop as the networks see it, relative to the image; local ones are about half as large, as 96 is of 224."""
+STRENGTH, GREY = 0.4, 0.2
+"""Colour jitter; DINO's hue shifts, blur and solarisation are left out."""
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
+CENTRE_MOMENTUM = 0.9
+HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 128
+"""Widths of the projection head, which is thrown away (DINO: 2048, 256 and 65536)."""
+NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07
+"""Of the vote by which DINO's features are judged in its paper."""
+CHUNK = 64
+"""Images looked at together when measured."""
+
+
+class ProjectionHead(nn.Module):
+    """Three layers, a normalised bottleneck, and the cosine to each prototype.
+
+    Batch normalisation, which DINO offers and its transformers do without, tells the nearly equal features of a fresh
+    network apart: without it all answers become uniform within so few steps and stay so.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, HIDDEN),
+            nn.BatchNorm1d(HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.BatchNorm1d(HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, BOTTLENECK),
+        )
+        self.prototypes = nn.Parameter(torch.empty(PROTOTYPES, BOTTLENECK).normal_())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, width) to (B, PROTOTYPES)."""
+        return F.linear(F.normalize(self.layers(features), dim=1), F.normalize(self.prototypes, dim=1))
+
+
+class Branch(nn.Module):
+    """A backbone and its projection head: the student, or the teacher."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, ProjectionHead(backbone.channels[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, PROTOTYPES) from the pooled map, which stands in for DINO's class token: the tasks read maps."""
+        return self.head(pooled(self.backbone(images)))
+
+
+class SelfDistillation(VisionObjective):
+    """A student that sees four crops imitates a teacher that sees two; the teacher is the student's moving average."""
+
+    def __init__(self, backbone: nn.Module, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples)
+        self.student = Branch(backbone)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.momentum = spec.training.momentum
+        self.register_buffer("centre", torch.zeros(PROTOTYPES))
+
+    def result(self) -> nn.Module:
+        """The teacher's backbone."""
+        return self.teacher.backbone
+
+    def loss(self, batch: Tensor, generator: Generator) -> Tensor:
+        """Mean cross-entropy of each view's student with every other global view's teacher."""
+        images = self.pixels(batch)
+        whole = [self._view(images, GLOBAL_SIDE, GLOBAL_AREAS, generator) for _ in range(2)]
+        local = [self._view(images, LOCAL_SIDE, LOCAL_AREAS, generator) for _ in range(2)]
+        with torch.no_grad():
+            taught = self.teacher(torch.cat(whole))
+        answers = [part for views in (whole, local) for part in self.student(torch.cat(views)).chunk(2)]
+        targets = sharpened(taught, self.centre).chunk(2)
+        self.centre.lerp_(taught.mean(dim=0), 1 - CENTRE_MOMENTUM)
+        return distillation(answers, list(targets))
+
+    def _view(self, images: Tensor, side: float, areas: tuple[float, float], generator: Generator) -> Tensor:
+        size = tuple(round(side * pixels) for pixels in self.examples.size)
+        view = flipped(crops(images, size, areas, generator), generator)
+        return jittered(view, STRENGTH, GREY, generator)
+
+    @torch.no_grad()
+    def after(self, progress: float) -> None:
+        """Move the teacher towards the student, ever more slowly: the momentum rises to 1 along a cosine."""
+        share = (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            ours.lerp_(theirs, share)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """How well held-out images are told apart, and their classes told, from features alone.
+
+        ``view_matching``: share of held-out images whose one global view is nearest to their other among all of them.
+        ``neighbour_average_precision``: of the visible classes, by a vote of the nearest training images, and ``chance``
+        for it.
+        """
+        held, trained = self.candidates(held=True), self.candidates(held=False)
+        votes = voted(self._features(held), self._features(trained), self.examples.shown[trained])
+        precision, chance = mean_average_precision(votes, self.examples.shown[held])
+        matching = self._view_matching(held)
+        return {"view_matching": matching, "neighbour_average_precision": precision, "chance": chance}
+
+    def _view_matching(self, images: Tensor) -> float:
+        generator = generator_of("held-out views")
+        one, other = (self._features(images, lambda part: self._view(part, GLOBAL_SIDE, GLOBAL_AREAS, generator))
+                      for _ in range(2))  # fmt: skip
+        return ((one @ other.T).argmax(dim=1) == torch.arange(len(images))).float().mean().item()
+
+    def _features(self, numbers: Tensor, look: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+        """(N,C) unit vectors of the teacher for images as ``look`` shows them."""
+        parts = [pooled(self.teacher.backbone(look(self.pixels(part)))).cpu() for part in numbers.split(CHUNK)]
+        return F.normalize(torch.cat(parts), dim=1)
+
+
+def sharpened(outputs: Tensor, centre: Tensor) -> Tensor:
+    """The teacher's answer: centred, so that no prototype takes all, and sharpened, so that not all share alike."""
+    return ((outputs - centre) / TEACHER_TEMPERATURE).softmax(dim=1)
+
+
+def distillation(answers: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Mean cross-entropy over all pairs of different views; view i of ``answers`` is view i of ``targets``."""
+    logs = [(answer / STUDENT_TEMPERATURE).log_softmax(dim=1) for answer in answers]
+    pairs = [pair for pair in itertools.product(range(len(targets)), range(len(logs))) if pair[0] != pair[1]]
+    losses = [-(targets[one] * logs[other]).sum(dim=1).mean() for one, other in pairs]
+    return torch.stack(losses).mean()
+
+
+def voted(features: Tensor, known: Tensor, shown: Tensor) -> Tensor:
+    """(N,K) share of the vote for each class: of the nearest of ``known`` (M,C), weighted by their cosine.
+
+    ``features`` (N,C) and ``known`` have unit length; ``shown`` (M,K) bool has the known images' classes.
+    """
+    cosines, nearest = (features @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
+    weights = (cosines / NEIGHBOUR_TEMPERATURE).softmax(dim=1)
+    return (weights[..., None] * shown[nearest].float()).sum(dim=1)

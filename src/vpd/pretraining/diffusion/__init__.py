@@ -1,0 +1,1 @@
+"""Pre-training of a small Stable Diffusion, which ``vpd.pretrained`` turns into checkpoints."""

@@ -1,0 +1,164 @@
+"""Surface colours: floors, wallpapers, openings and patterned solids, all by exact arithmetic on local coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import ndarray
+
+from vpd.world.classes import Colour
+from vpd.world.furniture import shade
+from vpd.world.rooms import Opening, Room
+from vpd.world.shapes import Rays, Solid
+
+LINE = 0.018
+"""Width of joints and grooves in metres."""
+
+
+def fill(shape: tuple[int, ...], colour: Colour) -> ndarray:
+    """A (3, ...) array of one colour."""
+    return np.broadcast_to(np.array(colour).reshape(3, *([1] * len(shape))), (3, *shape)).copy()
+
+
+def put(paint: ndarray, where: ndarray, colour: Colour) -> None:
+    """Paint ``colour`` where ``where`` holds."""
+    for channel, value in zip(paint, colour, strict=True):
+        channel[where] = value
+
+
+def darken(paint: ndarray, where: ndarray, factor: float) -> None:
+    """Multiply by ``factor`` where ``where`` holds."""
+    paint *= np.where(where, factor, 1.0)
+
+
+def grain(rows: ndarray, columns: ndarray) -> ndarray:
+    """A number in [0, 1) for each pair of integers, always the same."""
+    mixed = (rows.astype(np.int64) * 73856093) ^ (columns.astype(np.int64) * 19349663)
+    return ((mixed >> 3) & 255) / 256.0
+
+
+def paint_floor(room: Room, x: ndarray, z: ndarray) -> ndarray:
+    """Planks, tiles or carpet."""
+    paint = fill(x.shape, room.floor_colour)
+    if room.floor == "wooden":
+        row = np.floor(x / 0.16)
+        along = z / 1.1 + grain(row, row)
+        paint *= 0.86 + 0.24 * grain(row, np.floor(along))
+        darken(paint, (x - row * 0.16 < LINE) | ((along - np.floor(along)) * 1.1 < LINE), 0.72)
+    elif room.floor == "tiled":
+        row, column = np.floor(x / 0.4), np.floor(z / 0.4)
+        darken(paint, (row + column) % 2.0 == 0.0, 0.82)
+        darken(paint, (x - row * 0.4 < LINE) | (z - column * 0.4 < LINE), 0.8)
+    else:
+        paint *= 0.94 + 0.1 * grain(np.floor(x / 0.05), np.floor(z / 0.05))
+    return paint
+
+
+def paint_wall(room: Room, along: ndarray, up: ndarray) -> ndarray:
+    """The room's wallpaper, with a skirting board."""
+    paint = fill(along.shape, room.wall_colour)
+    if room.wallpaper == "tiles":
+        row, column = np.floor(up / 0.4), np.floor(along / 0.4)
+        darken(paint, (up - row * 0.4 < 2.0 * LINE) | (along - column * 0.4 < 2.0 * LINE), 0.86)
+        darken(paint, row == 3.0, 0.8)
+    elif room.wallpaper == "stripes":
+        darken(paint, np.floor(along / 0.22) % 2.0 == 0.0, 0.9)
+    elif room.wallpaper == "panels":
+        darken(paint, up < 0.9, 0.82)
+        darken(paint, (np.abs(up - 0.9) < 0.03) | ((up < 0.9) & (along - np.floor(along / 0.5) * 0.5 < 0.03)), 0.75)
+    elif room.wallpaper == "dado":
+        band = (up > 0.9) & (up < 1.45)
+        put(paint, band, shade(room.wall_colour, 1.08))
+        cell = np.floor(up / 0.14) + np.floor(along / 0.14)
+        darken(paint, band & (cell % 2.0 == 0.0), 0.8)
+    if room.wallpaper != "tiles":
+        put(paint, up < 0.09, (0.95, 0.94, 0.92))
+    return paint
+
+
+def paint_opening(opening: Opening, u: ndarray, v: ndarray) -> tuple[ndarray, ndarray | float]:
+    """Colours (3, N) and own light (N) of points of an opening; u, v run from 0 to 1 across it."""
+    u0, u1, v0, v1 = opening.rectangle
+    width, height = u1 - u0, v1 - v0
+    edge = np.minimum(np.minimum(u, 1.0 - u) * width, np.minimum(v, 1.0 - v) * height)
+    return {"window": _window, "door": _door, "rug": _rug, "picture": _picture}[opening.name](
+        opening, u, v, edge, width
+    )
+
+
+def _window(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, ndarray]:
+    sky = np.array(opening.accent).reshape(3, 1)
+    paint = sky + (0.97 - sky) * (0.7 * (1.0 - v))
+    hill = v < 0.16 + 0.5 * (u - 0.3) * (1.1 - u)
+    put(paint, hill, (0.36, 0.56, 0.30))
+    frame = (edge < 0.08) | (np.abs(u - 0.5) * width < 0.035) | (np.abs(v - 0.6) < 0.03)
+    put(paint, frame, opening.colour)
+    return paint, np.where(frame, 0.1, 0.3)
+
+
+def _door(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, float]:
+    paint = fill(u.shape, opening.colour)
+    side = np.abs(u - 0.5)
+    for low, high in ((0.08, 0.42), (0.5, 0.92)):
+        inside = (side < 0.34) & (v > low) & (v < high)
+        core = (side < 0.29) & (v > low + 0.02) & (v < high - 0.02)
+        darken(paint, inside & ~core, 0.7)
+        darken(paint, core, 0.93)
+    frame = (side * width > width / 2 - 0.07) | (v > 0.965)
+    put(paint, frame, (0.93, 0.91, 0.87))
+    put(paint, (np.abs(u - 0.84) * width < 0.04) & (np.abs(v - 0.46) < 0.02), (0.95, 0.8, 0.3))
+    return paint, 0.0
+
+
+def _rug(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, float]:
+    paint = fill(u.shape, opening.colour)
+    if opening.pattern == "striped":
+        put(paint, np.floor(u * 9.0) % 2.0 == 1.0, opening.accent)
+    elif opening.pattern == "border":
+        put(paint, (edge > 0.1) & (edge < 0.2), opening.accent)
+    else:
+        radius = 4.0 * ((u - 0.5) * (u - 0.5) + (v - 0.5) * (v - 0.5))
+        put(paint, (radius > 0.45) & (radius < 0.7), opening.accent)
+    return paint * (0.93 + 0.12 * grain(np.floor(u * 40.0), np.floor(v * 40.0))), 0.0
+
+
+def _picture(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, float]:
+    paint = fill(u.shape, opening.colour)
+    put(paint, v < 0.3 + 0.35 * u, shade(opening.colour, 0.6))
+    put(paint, (u - 0.7) * (u - 0.7) + (v - 0.7) * (v - 0.7) < 0.02, opening.accent)
+    put(paint, edge < 0.05, (0.22, 0.16, 0.12))
+    return paint, 0.0
+
+
+def paint_solid(solid: Solid, point: Rays) -> ndarray:
+    """Colours (3, ...) of points on a solid."""
+    paint = fill(point[0].shape, solid.colour)
+    if solid.pattern == "plain":
+        return paint
+    (lx, ly, lz), (hx, hy, hz) = solid.low, solid.high
+    x, y, z = point
+    wide = hx - lx >= hz - lz
+    side = (x - lx) / (hx - lx) if wide else (z - lz) / (hz - lz)
+    up = (y - ly) / (hy - ly)
+    if solid.pattern == "striped":
+        flat = hy - ly < 0.3
+        put(paint, np.floor((side if flat else up) * 5.0) % 2.0 == 1.0, solid.accent)
+    elif solid.pattern == "halves":
+        darken(paint, np.abs(side - 0.5) < 0.012, 0.6)
+    elif solid.pattern == "grain":
+        darken(paint, np.floor(side * 12.0) % 2.0 == 0.0, 0.93)
+    elif solid.pattern == "doors":
+        _cupboard(paint, side, up, max(hx - lx, hz - lz), hy - ly)
+    return paint
+
+
+def _cupboard(paint: ndarray, side: ndarray, up: ndarray, width: float, height: float) -> None:
+    """Grooves and knobs of cupboard doors about half a metre wide."""
+    leaves = 2.0 if width < 1.3 else 3.0
+    leaf = side * leaves
+    within = (leaf - np.floor(leaf)) * width / leaves
+    rest = width / leaves - within
+    edge = np.minimum(np.minimum(within, rest), np.minimum(up, 1.0 - up) * height)
+    darken(paint, edge < 0.025, 0.62)
+    darken(paint, (edge > 0.08) & (edge < 0.1), 0.85)
+    knob = (np.abs(within - 0.1) < 0.03) & (np.abs(up - (0.55 if height > 1.2 else 0.75)) * height < 0.03)
+    put(paint, knob & (up < 0.97), (0.85, 0.75, 0.45))

@@ -1,0 +1,189 @@
+"""Kinds of room: what each looks like and what belongs in it, and the room itself (surfaces, openings, light, camera)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpd.world.classes import COLOURS, FLOOR_COLOURS, WALL_COLOURS, Colour
+from vpd.world.dice import Dice
+from vpd.world.shapes import Point
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Palette and contents of one kind of room; each wish is a thing and the probability that it is there."""
+
+    walls: tuple[str, ...]
+    floors: tuple[str, ...]
+    wallpaper: tuple[str, ...]
+    wishes: tuple[tuple[str, float], ...]
+    toys: tuple[int, int]
+    rug: float = 0.0
+    window: float = 0.6
+    door: float = 0.5
+
+
+KINDS: dict[str, Kind] = {
+    "bathroom": Kind(
+        ("white", "blue", "green"), ("tiled",), ("tiles",),
+        (("bathtub", 0.9), ("cabinet", 0.6), ("plant", 0.5), ("chair", 0.2)), (2, 3), rug=0.6, window=0.4,
+    ),
+    "bedroom": Kind(
+        ("pink", "blue", "beige", "white", "yellow"), ("wooden", "carpeted"), ("plain", "stripes"),
+        (("bed", 1.0), ("cabinet", 0.5), ("lamp", 0.7), ("chair", 0.3), ("plant", 0.2)), (1, 3), rug=0.5, window=0.7,
+    ),
+    "dining_room": Kind(
+        ("beige", "green", "yellow", "white"), ("wooden",), ("plain", "panels"),
+        (("table", 1.0), ("chair", 1.0), ("chair", 0.9), ("plant", 0.5), ("cabinet", 0.4)), (1, 2), rug=0.5, window=0.7,
+    ),
+    "kitchen": Kind(
+        ("white", "yellow", "green", "beige"), ("tiled",), ("plain", "dado"),
+        (("cabinet", 1.0), ("cabinet", 0.7), ("table", 0.7), ("chair", 0.7), ("plant", 0.2)), (1, 3), window=0.7,
+    ),
+    "living_room": Kind(
+        ("beige", "white", "gray", "green", "blue"), ("wooden", "carpeted"), ("plain", "panels", "stripes"),
+        (("sofa", 1.0), ("lamp", 0.7), ("plant", 0.6), ("table", 0.5), ("chair", 0.2)), (1, 3), rug=0.8, window=0.7,
+    ),
+    "office": Kind(
+        ("white", "gray", "blue"), ("carpeted", "tiled"), ("plain",),
+        (("table", 1.0), ("chair", 1.0), ("cabinet", 0.7), ("lamp", 0.4), ("plant", 0.5)), (1, 3), window=0.6, door=0.7,
+    ),
+    "office_kitchen": Kind(
+        ("white", "gray", "blue"), ("tiled",), ("dado",),
+        (("cabinet", 1.0), ("table", 0.8), ("chair", 0.8), ("chair", 0.4), ("plant", 0.5)), (1, 3), window=0.4, door=0.8,
+    ),
+    "study": Kind(
+        ("green", "beige", "gray"), ("wooden", "carpeted"), ("panels", "plain"),
+        (("table", 0.9), ("lamp", 0.8), ("cabinet", 0.8), ("chair", 0.7), ("sofa", 0.2)), (1, 3), rug=0.6, window=0.5,
+    ),
+}  # fmt: skip
+"""Named after scene classes of NYUv2."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A rectangle on a surface of the room: window, door, rug, or a picture (which belongs to no class)."""
+
+    name: str
+    surface: str
+    rectangle: tuple[float, float, float, float]
+    """From and to along the surface's first axis, then its second; walls run (along, up), the floor (x, z)."""
+    colour: Colour
+    accent: Colour
+    pattern: str = "plain"
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where it stands and looks; angles as (cosine, sine) pairs made from rational numbers."""
+
+    place: Point
+    yaw: tuple[float, float]
+    pitch: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Room:
+    """An empty room with its light and camera; x from -width/2 to width/2, y from 0 to height, z from 0 to depth."""
+
+    kind: str
+    width: float
+    height: float
+    depth: float
+    floor: str
+    floor_colour: Colour
+    wall: str
+    wall_colour: Colour
+    wallpaper: str
+    openings: tuple[Opening, ...]
+    lamp: Point
+    tint: Colour
+    exposure: float
+    camera: Camera
+
+
+def angle(half_tangent: float) -> tuple[float, float]:
+    """Cosine and sine of the angle whose half has this tangent, without trigonometric functions."""
+    square = half_tangent * half_tangent
+    return (1.0 - square) / (1.0 + square), 2.0 * half_tangent / (1.0 + square)
+
+
+def draw_room(dice: Dice, kind: str) -> Room:
+    """Draw an empty room of ``kind``."""
+    style = KINDS[kind]
+    width, height, depth = dice.between(3.4, 5.2), dice.between(2.4, 2.8), dice.between(3.6, 6.0)
+    floor, wall = dice.pick(style.floors), dice.pick(style.walls)
+    warm = dice.between(-0.06, 0.06)
+    eye = (dice.between(-0.12, 0.12) * width, dice.between(1.35, 1.65), 0.1)
+    return Room(
+        kind=kind,
+        width=width,
+        height=height,
+        depth=depth,
+        floor=floor,
+        floor_colour=dice.pick(FLOOR_COLOURS[floor]),
+        wall=wall,
+        wall_colour=WALL_COLOURS[wall],
+        wallpaper=dice.pick(style.wallpaper),
+        openings=tuple(_openings(dice, style, width, height, depth)),
+        lamp=(dice.between(-0.3, 0.3) * width, height - 0.25, dice.between(0.25, 0.6) * depth),
+        tint=(1.0 + warm, 1.0, 1.0 - warm),
+        exposure=dice.between(0.88, 1.12),
+        camera=Camera(eye, angle(dice.between(-0.13, 0.13)), angle(dice.between(0.07, 0.14))),
+    )
+
+
+def _openings(dice: Dice, style: Kind, width: float, height: float, depth: float) -> list[Opening]:
+    """At most one opening on each wall, so that none overlap, and a rug."""
+    walls = dice.shuffled(("left", "right"))
+    walls.insert(dice.pick((0, 2, 2)), "back")
+    found = []
+    if dice.chance(style.window):
+        found.append(_window(dice, walls.pop(), width, height, depth))
+    if dice.chance(style.door):
+        found.append(_door(dice, walls.pop(), width, depth))
+    if walls and dice.chance(0.6):
+        found.append(_picture(dice, walls.pop(), width, depth))
+    if dice.chance(style.rug):
+        found.append(_rug(dice, width, depth))
+    return found
+
+
+def _along(dice: Dice, surface: str, size: float, width: float, depth: float) -> tuple[float, float]:
+    """Where a rectangle of this size begins and ends along a wall, in view of the camera."""
+    low, high = (-width / 2 + 0.25, width / 2 - 0.25) if surface == "back" else (1.6, depth - 0.25)
+    start = dice.between(low, max(low, high - size))
+    return start, start + size
+
+
+def _window(dice: Dice, surface: str, width: float, height: float, depth: float) -> Opening:
+    start, end = _along(dice, surface, dice.between(1.0, 1.6), width, depth)
+    sky = dice.pick(((0.36, 0.62, 0.92), (0.50, 0.70, 0.90), (0.90, 0.60, 0.42)))
+    return Opening(
+        "window", surface, (start, end, dice.between(0.9, 1.1), height - dice.between(0.3, 0.5)), (0.94, 0.93, 0.9), sky
+    )
+
+
+def _door(dice: Dice, surface: str, width: float, depth: float) -> Opening:
+    start, end = _along(dice, surface, dice.between(0.85, 1.0), width, depth)
+    colour = dice.pick((COLOURS["brown"], (0.75, 0.58, 0.4), COLOURS["white"], (0.45, 0.55, 0.62), (0.62, 0.25, 0.2)))
+    return Opening("door", surface, (start, end, 0.0, dice.between(1.95, 2.1)), colour, (0.85, 0.8, 0.7))
+
+
+def _picture(dice: Dice, surface: str, width: float, depth: float) -> Opening:
+    start, end = _along(dice, surface, dice.between(0.5, 0.9), width, depth)
+    low = dice.between(1.25, 1.4)
+    colour, accent = (
+        COLOURS[dice.pick(("blue", "green", "orange", "purple"))],
+        COLOURS[dice.pick(("yellow", "white", "red"))],
+    )
+    return Opening("picture", surface, (start, end, low, low + dice.between(0.4, 0.7)), colour, accent)
+
+
+def _rug(dice: Dice, width: float, depth: float) -> Opening:
+    across, along = dice.between(1.5, min(2.4, width - 0.8)), dice.between(1.0, 1.6)
+    x, z = dice.between(-0.2, 0.2) * width, dice.between(1.9, max(1.9, depth - along / 2 - 0.4))
+    colour = COLOURS[dice.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
+    rectangle = (x - across / 2, x + across / 2, z - along / 2, z + along / 2)
+    pattern = dice.pick(("border", "striped", "oval"))
+    return Opening("rug", "floor", rectangle, colour, dice.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25))), pattern)
