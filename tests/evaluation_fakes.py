@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vpd.config.schema import TASKS, Spec
 from vpd.evaluation.run import all_pairs, conclude, measure, state_key
-from vpd.utils.files import locked, sha256, write_json
+from vpd.utils.digests import sha256
+from vpd.utils.files import locked, write_json
 
 CLASSES = ["wall", "floor", "ball", "box", "lamp"]
 SHAPES = {"segmentation": (40, 56), "referring": (32, 32), "depth": (32, 48)}

@@ -26,8 +26,9 @@ from vpd.config.schema import BackboneSpec, NetworkSpec
 from vpd.models.backbones import build_backbone, load_backbone
 from vpd.pretrained import verify_checkpoint
 from vpd.pretrained.backbones import fetch_backbone
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.files import read_json, write_json
 
 PARAMS = load_params("params.yaml", "paper")
 LINES = {name: PARAMS.backbone(name) for name in PARAMS.backbones}

@@ -23,8 +23,9 @@ from vpd.evaluation.depth import DepthScores, depth_errors, evaluate_depth, scor
 from vpd.evaluation.referring import ReferringScores, evaluate_referring
 from vpd.evaluation.run import check_run, load_samples, state_key
 from vpd.evaluation.segmentation import SegmentationScores, evaluate_segmentation
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.files import read_json, write_json
 from vpd.utils.progress import Progress
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

@@ -37,8 +37,9 @@ from vpd.pretraining.backbones.wordpiece import train_wordpiece
 from vpd.pretraining.history import HISTORY_EVERY
 from vpd.pretraining.loop import generator_of
 from vpd.pretraining.workdir import Workplace
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 
 COUNT, SIDE = 32, 32
 VIT = {

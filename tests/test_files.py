@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.files import atomic_folder, atomic_path, locked, making, read_json, sha256, write_json
+from vpd.utils.files import atomic_folder, atomic_path, locked, making, read_json, write_json
 
 MAKER = """
 import sys, time
@@ -91,7 +92,10 @@ def test_sha256_of_a_known_text(tmp_path):
 
 
 def test_second_process_is_told_about_the_lock_and_a_killed_one_frees_it(tmp_path):
-    code = "import sys, time; from vpd.utils.files import locked\nwith locked(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from vpd.utils.files import locked\n"
+        "with locked(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"in\n"
     with pytest.raises(UserError, match="another process is already working in"), locked(tmp_path, wait=0.2):

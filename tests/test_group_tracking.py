@@ -37,7 +37,8 @@ from vpd.config.params import load_params
 from vpd.config.schema import load_spec
 from vpd.datasets import verify
 from vpd.pretrained.assemble import verify_checkpoint
-from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.digests import sha256
+from vpd.utils.files import read_json, write_json
 
 pytestmark = pytest.mark.cluster
 

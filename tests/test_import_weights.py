@@ -23,8 +23,9 @@ from vpd.pretrained import import_weights
 from vpd.pretrained.keymap import convert
 from vpd.pretrained.released import adopt, embedding_agreement, read_released, released_spec, write_run
 from vpd.training.record import COLUMNS, run_keys
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.files import read_json, write_json
 
 RULED_OUT = "post_quant_conv"
 

@@ -41,8 +41,9 @@ from vpd.datasets import build_dataset
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
 from vpd.pretrained.fitting import misfits
 from vpd.pretrained.monocular import DPT_HYBRID, convert_dpt, open_monocular
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent
 STAGES, WIDTH, HEADS, NECK, FUSION = (128, 256, 256), 32, 2, (128, 256, 24, 40), 16

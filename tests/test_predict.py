@@ -33,8 +33,9 @@ from vpd.predict.depth import Depth, window_places
 from vpd.predict.inputs import Job, find_pictures, plan
 from vpd.predict.pictures import MAX_PIXELS, read_picture
 from vpd.predict.segmentation import Segmentation
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import sha256, write_json
+from vpd.utils.files import write_json
 
 DATASETS = {
     "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 2}, size=(88, 64)),

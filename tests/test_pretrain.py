@@ -29,8 +29,9 @@ from vpd.pretraining.diffusion.text import contrastive_loss
 from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
 from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall
 from vpd.pretraining.workdir import Workplace
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 
 TEXTS = ["a photo of a red ball", "a kitchen with a blue lamp", "a small bedroom", "the green box"]
 

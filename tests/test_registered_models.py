@@ -31,8 +31,9 @@ from vpd.models import build_model
 from vpd.predict import predict
 from vpd.tracking import model_places, sync
 from vpd.tracking.store import connected
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.files import read_json, write_json
 
 DATASETS = {
     "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 1}, size=(88, 64)),

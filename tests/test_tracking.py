@@ -23,8 +23,8 @@ from vpd.tracking import Live, compare_links, compare_url, manifest_digests, pla
 from vpd.tracking.records import flatten, metric_name
 from vpd.tracking.store import connected, shown
 from vpd.tracking.tags import place_tags
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import sha256
 
 RUNS = 7 * len(SEEDS) + 1  # and the report
 SCRIPT = """

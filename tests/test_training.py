@@ -27,8 +27,9 @@ from vpd.training.loader import micro_batches, plan_batches
 from vpd.training.loop import fit
 from vpd.training.record import is_finished, run_keys, with_code
 from vpd.training.state import random_state, restore_random_state, seed_all
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import locked, sha256
+from vpd.utils.files import locked
 
 OUTPUTS = ["final.safetensors", "half.safetensors", "history.csv", "manifest.json"]
 PROCESSES = multiprocessing.get_context("forkserver")

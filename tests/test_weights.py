@@ -29,8 +29,9 @@ from vpd.pretrained import assemble, verify_checkpoint
 from vpd.pretrained.configs import sd1_configs
 from vpd.pretrained.stable_diffusion import check_pipeline
 from vpd.pretrained.transfer_lines import TransferLines
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.files import read_json, write_json
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 WEIGHTS = {

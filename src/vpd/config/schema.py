@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from vpd.utils.digests import digest
 
 Fraction = Field(ge=0.0, le=1.0)
 
@@ -22,11 +22,6 @@ class Frozen(BaseModel):
     def digest(self) -> str:
         """Sixteen hex digits that change when any value changes."""
         return digest(self.model_dump(mode="json"))
-
-
-def digest(value: object) -> str:
-    """Sixteen hex digits of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from vpd.config.schema import DatasetSpec
 from vpd.datasets.layouts import LAYOUTS
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 from vpd.utils.progress import track
 from vpd.world import VERSION
 

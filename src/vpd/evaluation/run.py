@@ -22,8 +22,9 @@ from vpd.evaluation.referring import evaluate_referring
 from vpd.evaluation.segmentation import evaluate_segmentation
 from vpd.models import build_model
 from vpd.training.record import run_keys
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import locked, read_json, sha256, write_json
+from vpd.utils.files import locked, read_json, write_json
 from vpd.utils.fingerprint import code_digest
 from vpd.utils.processes import beside
 from vpd.utils.progress import Progress

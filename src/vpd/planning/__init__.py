@@ -1,0 +1,1 @@
+"""What runs cost before they run: parameters, multiply-adds, memory, hours, and the graph of jobs."""

@@ -14,8 +14,9 @@ from vpd.config.schema import Spec, VPDModel
 from vpd.datasets.layouts import ade20k
 from vpd.datasets.layouts.nyuv2 import SCENES
 from vpd.models import LatentCache, build_model
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 
 CLASSIFIERS = {
     "semantic-fpn": "head.conv_seg.bias",

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vpd.config.schema import CheckpointSpec
 from vpd.pretrained.stable_diffusion import INDEX, check_pipeline, pipeline_files, possible_files, weight_files
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.files import atomic_folder, read_json, sha256, write_json
+from vpd.utils.files import atomic_folder, read_json, write_json
 
 MANIFEST = "manifest.json"
 UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}

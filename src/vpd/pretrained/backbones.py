@@ -12,7 +12,8 @@ from vpd.pretrained.assemble import MANIFEST
 from vpd.pretrained.language import write_language
 from vpd.pretrained.repository import Repository, open_language, open_repository
 from vpd.pretrained.vision import convert_vision
-from vpd.utils.files import atomic_folder, sha256, write_json
+from vpd.utils.digests import sha256
+from vpd.utils.files import atomic_folder, write_json
 
 
 def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:

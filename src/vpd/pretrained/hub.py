@@ -15,8 +15,8 @@ from huggingface_hub import constants, errors, snapshot_download
 
 from vpd.config.schema import BackboneSpec, CheckpointSpec
 from vpd.pretrained.transfer_lines import TransferLines
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import sha256
 from vpd.utils.progress import track
 
 DEFAULT_REVISION = "main"

@@ -20,8 +20,9 @@ from vpd.pretrained.names import EMA, UNET, averaged_name, target_of
 from vpd.pretrained.reading import read_tensors, tensors_of
 from vpd.pretrained.stable_diffusion import INDEX, SETTINGS, TOKENIZER_FORMS, WEIGHTS, check_widths
 from vpd.pretrained.widths import text_config, unet_config, vae_config
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import sha256, write_json
+from vpd.utils.files import write_json
 from vpd.utils.progress import track
 
 PREFIX = "text_model."

@@ -16,8 +16,9 @@ from vpd.pretrained.fitting import misfits
 from vpd.pretrained.keymap import convert
 from vpd.pretrained.reading import read_tensors, tensors_of
 from vpd.training.record import MANIFEST, publish, run_keys
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 
 CONTAINERS = ("state_dict", "model")
 """Where mmcv's files (segmentation) and the others (referring, depth) keep the weights."""

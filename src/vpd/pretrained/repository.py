@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vpd.config.schema import BackboneSpec
 from vpd.pretrained.reading import read_tensors, tensors_of
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 
 CONFIG = "config.json"
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"

@@ -12,7 +12,8 @@ from pathlib import Path
 from vpd.config.schema import Spec
 from vpd.stages.scratch import staged
 from vpd.utils.devices import claimed_gpus
-from vpd.utils.files import atomic_path, making, read_json, sha256, write_json, write_text
+from vpd.utils.digests import sha256
+from vpd.utils.files import atomic_path, making, read_json, write_json, write_text
 from vpd.utils.launch import Machines, launch, machines, process_count
 from vpd.utils.processes import side_by_side
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vpd.config.params import Params
 from vpd.config.schema import DepthSpec, ReleasedSpec, Spec
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256, write_json
+from vpd.utils.files import read_json, write_json
 
 INDEX = "index.json"
 

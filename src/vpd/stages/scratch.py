@@ -10,8 +10,9 @@ from pathlib import Path
 
 from vpd.datasets.manifest import MANIFEST, PLACE, located
 from vpd.download.amounts import Meter, require_space
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_path, making, read_json, sha256
+from vpd.utils.files import atomic_path, making, read_json
 
 VARIABLE = "VPD_SCRATCH"
 READERS = 16

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpd.config.schema import Spec, digest, load_spec
+from vpd.config.schema import Spec, load_spec
 from vpd.tracking.tags import UNKNOWN, run_key
+from vpd.utils.digests import digest
 from vpd.utils.errors import UserError, pick
 from vpd.utils.files import read_json
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.tracking.store import connected, database_file
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, nearest
-from vpd.utils.files import atomic_folder, making, sha256
+from vpd.utils.files import atomic_folder, making
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

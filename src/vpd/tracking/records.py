@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from vpd.config.schema import Spec, load_spec
 from vpd.tracking.datasets import DatasetUse, dataset_uses
 from vpd.tracking.tags import KEY, digest_tags, git_commit, place_tags, run_name, spec_tags
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, sha256
+from vpd.utils.files import read_json
 
 LONGEST_VALUE = 500
 CELL = ("table", "row", "column")

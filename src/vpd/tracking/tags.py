@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vpd.config.schema import Spec
-from vpd.utils.files import read_json, sha256
+from vpd.utils.digests import sha256
+from vpd.utils.files import read_json
 
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.config.schema"
 UNKNOWN = "unknown"

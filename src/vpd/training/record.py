@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpd.config.schema import Spec
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_folder, read_json, sha256, write_json
+from vpd.utils.files import atomic_folder, read_json, write_json
 from vpd.utils.fingerprint import code_digest
 
 COLUMNS = ("step", "epoch", "loss", "lr", "lr_unet")

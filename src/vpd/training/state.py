@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn, optim
 
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_path, sha256
+from vpd.utils.files import atomic_path
 
 KEPT_STATES = 2
 

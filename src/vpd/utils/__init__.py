@@ -1,0 +1,1 @@
+"""Files, errors, digests, progress and processes: nothing here knows what the project is about."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import filecmp
-import hashlib
 import json
 import os
 import shutil
@@ -117,12 +116,6 @@ def read_json(path: str | Path) -> dict:
         raise UserError(
             f"{path} is not valid JSON ({error}); delete it and run the stage that makes it again"
         ) from None
-
-
-def sha256(path: str | Path) -> str:
-    """Hex SHA-256 digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------- locks

@@ -1,33 +1,145 @@
-"""Digests of the project's own code, so that results made by other code are never taken for finished ones."""
+"""What a result was made from, and whether a folder still holds it.
+
+Every stage writes two files beside its output. ``manifest.json`` describes the content: later stages depend on it alone, so a
+stage that is run again and gives the same bytes makes nothing after it stale. ``fingerprint.json`` says what the content was
+made from: settings, code and the manifests of the inputs. A stage has nothing to do if both still hold.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from vpd.utils.digests import changed, digest, digests, sha256, tree
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
+MANIFEST = "manifest.json"
+FINGERPRINT = "fingerprint.json"
+SCHEMA = 1
+"""Version of the manifests' structure."""
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """Digests of everything that decides a stage's output."""
+
+    settings: str
+    """Of the stage's resolved settings."""
+    code: str
+    """Of the packages that make the output; comments, docstrings and layout do not count."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Of the manifest of each input, by the input's role."""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits that change when anything above does; names the folder of resumable states."""
+        return digest(asdict(self))
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Parts that differ from a recorded fingerprint: ``settings``, ``code`` or roles of inputs."""
+        own, other = self._parts(asdict(self)), self._parts(recorded)
+        return [name for name in {**own, **other} if own.get(name) != other.get(name)]
+
+    @staticmethod
+    def _parts(value: Mapping[str, Any]) -> dict[str, Any]:
+        return {"settings": value.get("settings"), "code": value.get("code"), **(value.get("inputs") or {})}
+
+
+def fingerprint(settings: object, code: Iterable[str], inputs: Mapping[str, Path] | None = None) -> Fingerprint:
+    """The fingerprint of an output that is to be made.
+
+    Args:
+        settings: plain data, such as a spec's ``model_dump(mode="json")``.
+        code: packages or modules below ``vpd``, such as ``models`` or ``datasets/ade20k``.
+        inputs: role -> folder with a manifest.
+
+    Raises:
+        UserError: an input has no manifest yet.
+    """
+    found = {role: sha256(manifest_path(folder)) for role, folder in (inputs or {}).items()}
+    return Fingerprint(digest(settings), code_digest(*code), found)
+
+
+def manifest_path(folder: Path) -> Path:
+    """The manifest of ``folder``; UserError if the stage that makes it has not run."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run the stage that makes {folder} first")
+    return path
+
+
+def write_manifest(
+    folder: Path, made_from: Fingerprint, facts: Mapping[str, Any], files: Mapping[str, str] | None = None
+) -> None:
+    """Complete ``folder``: write its fingerprint and, last, its manifest.
+
+    Args:
+        folder: holds the finished files.
+        made_from: what they were made from.
+        facts: what else the manifest says about the content; nothing that depends on time or place.
+        files: name -> SHA-256; all files in the folder if not given.
+    """
+    own = (MANIFEST, FINGERPRINT)
+    files = files if files is not None else digests(folder, [name for name in tree(folder) if name not in own])
+    write_json(folder / FINGERPRINT, asdict(made_from))
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **facts, "files": dict(files)})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``; UserError if it is missing, damaged or of another version of vpd."""
+    path = manifest_path(folder)
+    manifest = read_json(path)
+    found = manifest.get("schema") if isinstance(manifest, dict) else None
+    if found != SCHEMA:
+        raise UserError(
+            f"{path} has schema {found}, this version of vpd reads {SCHEMA}; run the stage that makes it again"
+        )
+    if not isinstance(manifest.get("files"), dict):
+        raise UserError(f"{path} lists no files; delete it and run the stage that makes it again")
+    return manifest
+
+
+def is_finished(folder: Path, made_from: Fingerprint) -> bool:
+    """Whether ``folder`` was completed from exactly ``made_from`` and still has the bytes its manifest lists."""
+    try:
+        recorded, manifest = read_json(folder / FINGERPRINT), read_manifest(folder)
+    except UserError:
+        return False
+    return recorded == asdict(made_from) and not changed(folder, manifest["files"])
+
+
+# ------------------------------------------------------------------------------------------------------------------ code
 @cache
 def code_digest(*packages: str) -> str:
-    """Sixteen hex digits of what the modules of ``vpd.<package>`` do; comments, docstrings and layout do not count."""
-    digest = hashlib.sha256()
+    """Sixteen hex digits of what modules below ``vpd`` do; comments, docstrings and layout do not count.
+
+    Args:
+        packages: ``models`` (all of a package) or ``datasets/ade20k`` (one module).
+    """
+    total = hashlib.sha256()
     for package in packages:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(ROOT)}\n{meaning(path.read_text(encoding='utf-8'))}\n".encode())
-    return digest.hexdigest()[:16]
+        place = ROOT / package
+        paths = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+        for path in paths:
+            total.update(f"{path.relative_to(ROOT)}\n{meaning(path.read_text(encoding='utf-8'))}\n".encode())
+    return total.hexdigest()[:16]
 
 
 def meaning(source: str) -> str:
     """A module's syntax tree as text, without positions and docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
+    syntax = ast.parse(source)
+    for node in ast.walk(syntax):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body:
             node.body = [line for line in body if not _is_text(line)] or [ast.Pass()]
-    return ast.dump(tree)
+    return ast.dump(syntax)
 
 
 def _is_text(node: ast.stmt) -> bool:

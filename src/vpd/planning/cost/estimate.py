@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpd.config.schema import BackboneSpec, Spec, digest
+from vpd.config.schema import BackboneSpec, Spec
 from vpd.planning.cost.activations import Kept, keep
 from vpd.planning.cost.counting import Part, count, text_parameters
 from vpd.planning.cost.hours import forward_passes, gpu_hours, training_images, training_macs
 from vpd.planning.cost.network import CLASSES, LAYOUTS, Parts, crop
 from vpd.pretrained.configs import sd1_configs
+from vpd.utils.digests import digest
 from vpd.utils.errors import UserError
 
 GIB = 1 << 30

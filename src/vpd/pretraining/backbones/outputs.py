@@ -12,7 +12,8 @@ from vpd.pretraining.backbones.objective import Objective
 from vpd.pretraining.history import averaged, write_history
 from vpd.pretraining.pictures import plot_losses
 from vpd.pretraining.silence import quiet
-from vpd.utils.files import atomic_folder, sha256, write_json
+from vpd.utils.digests import sha256
+from vpd.utils.files import atomic_folder, write_json
 
 PARTS = ("vision", "language")
 

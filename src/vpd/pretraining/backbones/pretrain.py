@@ -19,8 +19,9 @@ from vpd.pretraining.backbones.outputs import Outcome, write_outputs
 from vpd.pretraining.backbones.training import train_objective
 from vpd.pretraining.loop import cpu_threads, initialised_by
 from vpd.pretraining.workdir import Observer, Workplace, is_finished, open_workplace
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, pick
-from vpd.utils.files import locked, read_json, sha256
+from vpd.utils.files import locked, read_json
 from vpd.utils.fingerprint import code_digest
 
 OBJECTIVES = {

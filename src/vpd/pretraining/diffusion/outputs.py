@@ -18,7 +18,8 @@ from vpd.pretraining.diffusion.pipeline import draw, save_pipeline
 from vpd.pretraining.history import averaged, write_history
 from vpd.pretraining.loop import seed_of
 from vpd.pretraining.pictures import plot_grid, plot_losses
-from vpd.utils.files import sha256, write_json
+from vpd.utils.digests import sha256
+from vpd.utils.files import write_json
 
 PICTURES = ("loss.png", "samples.png")
 

@@ -25,7 +25,8 @@ from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
 from vpd.pretraining.history import write_history
 from vpd.pretraining.loop import cpu_threads
 from vpd.pretraining.workdir import Observer, Workplace, is_finished, open_workplace
-from vpd.utils.files import atomic_path, locked, read_json, sha256, write_json
+from vpd.utils.digests import sha256
+from vpd.utils.files import atomic_path, locked, read_json, write_json
 from vpd.utils.fingerprint import code_digest
 
 
