@@ -11,14 +11,14 @@ import pytest
 
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.files import atomic_folder, atomic_path, locked, making, read_json, write_json
+from vpd.utils.files import atomic_folder, atomic_path, exclusive, locked, read_json, write_json
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from vpd.utils.files import atomic_folder, making
+from vpd.utils.files import atomic_folder, exclusive
 out = Path(sys.argv[1])
-with making(out):
+with exclusive(out):
     if (out / "maker").is_file():
         print("found", flush=True)
     else:
@@ -160,17 +160,17 @@ def test_a_folder_with_a_file_more_is_another(tmp_path):
 
 def test_who_may_not_write_beside_a_folder_does_not_wait_for_it(tmp_path):
     """As root everything may be written; so the folder beside is one in which nobody may."""
-    with making("/proc/self/made"):
+    with exclusive("/proc/self/made"):
         pass
     (tmp_path / ".out.lock").mkdir()
-    with pytest.raises(UserError, match=r"cannot lock .*out: .*Is a directory"), making(tmp_path / "out"):
+    with pytest.raises(UserError, match=r"cannot lock .*out: .*Is a directory"), exclusive(tmp_path / "out"):
         pass
 
 
 def test_a_lock_may_be_taken_by_whoever_may_write_beside(tmp_path):
     (tmp_path / "group").mkdir()
     (tmp_path / "group").chmod(0o770)
-    with making(tmp_path / "group" / "out"):
+    with exclusive(tmp_path / "group" / "out"):
         assert (tmp_path / "group" / ".out.lock").stat().st_mode & 0o777 == 0o660
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_folder, making
+from vpd.utils.files import atomic_folder, exclusive
 
 pytestmark = pytest.mark.cluster
 
@@ -30,7 +30,7 @@ def shared():
 
 
 def make(out: Path, maker: str, die: bool = False) -> None:
-    with making(out), atomic_folder(out) as folder:
+    with exclusive(out), atomic_folder(out) as folder:
         (folder / "deep").mkdir()
         (folder / "deep/maker").write_text(maker)
         if die:

@@ -382,9 +382,9 @@ def _timed(path: Path, stage: str, name: str, started: float, **more) -> None:
 def _data(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).dataset(options.name)
     from vpd.datasets import prepare
-    from vpd.utils.files import making
+    from vpd.utils.files import exclusive
 
-    with making(options.out):
+    with exclusive(options.out):
         prepare(options.name, spec, options.out, options.archives)
     _timed(options.timing, "data", options.name, started)
     print(f"{options.name} is ready; look at {options.out / 'preview.png'}")
@@ -393,9 +393,9 @@ def _data(options: argparse.Namespace) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).pretraining
     from vpd.pretraining.diffusion.pretrain import pretrain
-    from vpd.utils.files import making
+    from vpd.utils.files import exclusive
 
-    with making(options.out):
+    with exclusive(options.out):
         pretrain(spec, options.data, options.out, options.state)
     _timed(options.timing, "pretrain", "pretraining", started, steps=max(spec.milestones.values(), default=0))
 
@@ -403,18 +403,18 @@ def _pretrain(options: argparse.Namespace) -> None:
 def _checkpoint(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).checkpoint(options.name)
     from vpd.pretrained.assemble import assemble
-    from vpd.utils.files import making
+    from vpd.utils.files import exclusive
 
-    with making(options.out):
+    with exclusive(options.out):
         assemble(options.name, spec, options.pretraining, options.out)
     _timed(options.timing, "checkpoint", options.name, started)
 
 
 def _backbone(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).backbone(options.name)
-    from vpd.utils.files import making, read_json, write_json
+    from vpd.utils.files import exclusive, read_json, write_json
 
-    with making(options.out):
+    with exclusive(options.out):
         if spec.source == "pretrained":
             from vpd.pretraining.backbones.pretrain import pretrain_backbone
 

@@ -15,7 +15,7 @@ from vpd.download.receipts import FOLDER, Part, is_complete, write_receipt
 from vpd.download.sources import Entry, entry_of, load_sources
 from vpd.download.transfer import PATIENCE, Patience
 from vpd.utils.errors import UserError
-from vpd.utils.files import locked, making
+from vpd.utils.files import exclusive, locked
 
 __all__ = ["fetch", "listing"]
 
@@ -52,7 +52,7 @@ def fetch(
             if is_complete(out, name, entry):
                 return
             parts = collect(name, entry, archives, out, given, patience)
-            with making(out / FOLDER / "tree", str(out)):
+            with exclusive(out / FOLDER / "tree", str(out)):
                 _finish(name, entry, prepare, parts, out, date)
 
 

@@ -13,7 +13,7 @@ from vpd.config.schema import Spec
 from vpd.stages.scratch import staged
 from vpd.utils.devices import claimed_gpus
 from vpd.utils.digests import sha256
-from vpd.utils.files import atomic_path, making, read_json, write_json, write_text
+from vpd.utils.files import atomic_path, exclusive, read_json, write_json, write_text
 from vpd.utils.launch import Machines, launch, machines, process_count
 from vpd.utils.processes import side_by_side
 
@@ -55,7 +55,7 @@ def train_seeds(spec: Spec, options: argparse.Namespace, gpus: int = 1) -> int |
     if not where.lead:
         _train_all(spec, options, gpus, where)
         return None
-    with making(options.runs):
+    with exclusive(options.runs):
         _train_all(spec, options, gpus, where)
         return _gather(spec, options)
 

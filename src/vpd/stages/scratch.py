@@ -12,7 +12,7 @@ from vpd.datasets.manifest import MANIFEST, PLACE, located
 from vpd.download.amounts import Meter, require_space
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_path, making, read_json
+from vpd.utils.files import atomic_path, exclusive, read_json
 
 VARIABLE = "VPD_SCRATCH"
 READERS = 16
@@ -35,7 +35,7 @@ def staged(data: Path, environment: Mapping[str, str] = os.environ) -> Path:
     # As deep as the manifest's way to the files leads upwards, so that it leads to their copies.
     ups = Path(read_json(data / MANIFEST).get(PLACE, "")).parts.count("..")
     copy = base.joinpath(*["data"] * (1 + ups))
-    with making(base, f"the copy of {data} on this machine"):
+    with exclusive(base, f"the copy of {data} on this machine"):
         if not (copy / MANIFEST).is_file():
             _copy(data, copy)
     return copy

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vpd.tracking.store import connected, database_file
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, nearest
-from vpd.utils.files import atomic_folder, making
+from vpd.utils.files import atomic_folder, exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,7 +87,7 @@ def _files(client: MlflowClient, version: ModelVersion, tracking_uri: str, folde
 
         return Path(local_file_uri_to_path(location))
     place = folder / model_id(version)
-    with making(place):
+    with exclusive(place):
         if not place.is_dir():
             with atomic_folder(place) as temporary:
                 path = database_file(tracking_uri)

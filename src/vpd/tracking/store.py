@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from vpd.utils.errors import UserError, nearest
-from vpd.utils.files import atomic_path, making
+from vpd.utils.files import atomic_path, exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -233,7 +233,7 @@ def _create(path: Path) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with making(path.parent / "mlruns" / ".locks" / "create", f"MLflow's {path}"):
+    with exclusive(path.parent / "mlruns" / ".locks" / "create", f"MLflow's {path}"):
         if path.is_file() and path.stat().st_size:
             return
         with atomic_path(path) as temporary:
@@ -279,7 +279,7 @@ def writing(uri: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    with making(path.parent / "mlruns" / ".locks" / "sync", f"MLflow's {path}"):
+    with exclusive(path.parent / "mlruns" / ".locks" / "sync", f"MLflow's {path}"):
         yield
 
 

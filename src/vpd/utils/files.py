@@ -142,7 +142,7 @@ def locked(folder: str | Path, wait: float = 20.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def making(out: str | Path, what: str = "") -> Iterator[None]:
+def exclusive(out: str | Path, what: str = "") -> Iterator[None]:
     """Be the only process, on all machines that share the folder of ``out``, that makes it in the block.
 
     Waits as long as another lives, and says in one line for whom; then what the other made is there. Whoever may not write
