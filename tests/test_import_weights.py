@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from vpd.training.record import COLUMNS, run_keys
 
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
@@ -22,7 +23,6 @@ from vpd.models import build_model
 from vpd.pretrained import import_weights
 from vpd.pretrained.keymap import convert
 from vpd.pretrained.released import adopt, embedding_agreement, read_released, released_spec, write_run
-from vpd.training.record import COLUMNS, run_keys
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json

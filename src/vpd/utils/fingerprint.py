@@ -136,9 +136,9 @@ def meaning(source: str) -> str:
     """A module's syntax tree as text, without positions and docstrings."""
     syntax = ast.parse(source)
     for node in ast.walk(syntax):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body:
-            node.body = [line for line in body if not _is_text(line)] or [ast.Pass()]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # A lone docstring is as much as `pass`; attribute docstrings are no code either.
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
     return ast.dump(syntax)
 
 
