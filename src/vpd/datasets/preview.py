@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import colorsys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
-
-from vpd.datasets import layouts
-from vpd.datasets.images import read_depth, read_image, read_labels
 
 TILE = 192
 """Height of an image on the sheet, in pixels."""
@@ -24,8 +21,6 @@ PAPER, INK = (250, 250, 248), (40, 40, 44)
 MARK = (255, 60, 40)
 NO_CLASS = (0, 0, 0)
 GOLDEN = 0.618034
-Sample = tuple[list[ndarray], list[str]]
-"""Images side by side and the lines of text under them."""
 
 
 def palette(classes: int) -> ndarray:
@@ -52,64 +47,14 @@ def mark_object(image: ndarray, mask: ndarray) -> ndarray:
     return np.where(mask[..., None] > 0, image, gray + np.array(MARK) * 0.06).astype(np.uint8)
 
 
-def _ade20k(root: Path) -> Iterator[Sample]:
-    names = layouts.ade20k.class_names(root)
-    colours = palette(len(names))
-    split = next(split for split in layouts.ade20k.SPLITS if layouts.ade20k.pairs(root, split))
-    for image_path, label_path in layouts.ade20k.pairs(root, split):
-        labels = read_labels(label_path, len(names))
-        present = [names[label - 1][0] for label in np.unique(labels) if label]
-        yield [read_image(image_path), colours[labels]], [", ".join(present)]
+def write_preview(samples: Iterable[tuple[list[ndarray], list[str]]], path: Path) -> None:
+    """Draw a contact sheet of the first samples.
 
-
-def _nyuv2(root: Path) -> Iterator[Sample]:
-    split = next(split for split in layouts.nyuv2.SPLITS if layouts.nyuv2.frames(root, split))
-    for frame in layouts.nyuv2.frames(root, split):
-        depth = read_depth(frame.depth)
-        valid = depth[depth > 0]
-        near, far = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 1.0)
-        yield [read_image(frame.image), colour_depth(depth, near, far)], [f"{frame.scene}: {near:.1f} to {far:.1f} m"]
-
-
-def _refcoco(root: Path) -> Iterator[Sample]:
-    variants = layouts.refcoco.present_variants(root)
-    found = {}
-    for variant in variants:
-        split = layouts.refcoco.load_refs(layouts.refcoco.refs_path(root, variant))[0]["split"]
-        found[variant] = layouts.refcoco.references(root, variant, split)
-    texts = {(v, r.image_id, str(r.segmentation)): r.sentences[0][1] for v in variants for r in found[v]}
-    by_image: dict[int, list] = {}
-    for reference in found[variants[0]]:
-        by_image.setdefault(reference.image_id, []).append(reference)
-    for number, group in enumerate(by_image.values()):
-        reference = group[-1 - number % len(group)]
-        keys = [(variant, reference.image_id, str(reference.segmentation)) for variant in variants]
-        image = read_image(reference.image)
-        lines = [f"{key[0]}: {texts[key]}" for key in keys if key in texts]
-        yield [image, mark_object(image, layouts.refcoco.object_mask(reference))], lines
-
-
-def _captions(root: Path) -> Iterator[Sample]:
-    for entry in layouts.captions.entries(root):
-        yield [read_image(root / entry["file"])], [entry["caption"]]
-
-
-def _objects(root: Path) -> Iterator[Sample]:
-    colours = palette(layouts.objects.MOST_INSTANCES)
-    for entry in layouts.objects.entries(root):
-        mask = layouts.objects.read_mask(root / entry["mask"])
-        yield [read_image(root / entry["file"]), colours[mask]], [", ".join(entry["classes"])]
-
-
-SAMPLERS = {"ade20k": _ade20k, "nyuv2": _nyuv2, "refcoco": _refcoco, "captions": _captions, "objects": _objects}
-
-
-def write_preview(root: Path, layout: str, path: Path) -> None:
-    """Write the contact sheet of the dataset in ``root``."""
-    samples = (
-        list(islice(SAMPLERS[layout](root), SAMPLES)) if sum(layouts.LAYOUTS[layout].counts(root).values()) else []
-    )
-    cards = [_card(images, lines) for images, lines in samples] or [_card([], ["no samples"])]
+    Args:
+        samples: for each sample its (H, W, 3) uint8 images, and the lines of text under them.
+        path: PNG to write.
+    """
+    cards = [_card(images, lines) for images, lines in islice(samples, SAMPLES)] or [_card([], ["no samples"])]
     rows = _flow(cards)
     width = max(sum(card.width + GAP for card in row) for row in rows)
     sheet = Image.new("RGB", (width + GAP, sum(max(card.height for card in row) + GAP for row in rows) + GAP), PAPER)

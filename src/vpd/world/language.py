@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
-from vpd.world.dice import Dice
 from vpd.world.scene import Instance, Scene
+from vpd.world.seeds import Rng
 
 LEAST_SHARE = 0.007
 """Smaller visible parts, relative to the image, are not referred to (but still count as something one could mean)."""
@@ -180,14 +180,14 @@ def room_name(kind: str) -> str:
     return kind.replace("_", " ")
 
 
-def phrase(dice: Dice, expression: Expression, kind: str, long: bool) -> str:
+def phrase(rng: Rng, expression: Expression, kind: str, long: bool) -> str:
     """Say the expression in one of its wordings."""
     if expression.relation:
-        form = dice.pick(LONG_FORMS[expression.relation])
+        form = rng.pick(LONG_FORMS[expression.relation])
     elif expression.place:
-        form = dice.pick(PLACE_FORMS[expression.place])
+        form = rng.pick(PLACE_FORMS[expression.place])
     else:
-        form = dice.pick(LONG_LOOK_FORMS if long else LOOK_FORMS)
+        form = rng.pick(LONG_LOOK_FORMS if long else LOOK_FORMS)
     head, room = str(expression.head), room_name(kind)
     return form.format(
         head=head, a=article(head), anchor=expression.anchor, room=room, a_room=f"{article(room)} {room}"
@@ -196,36 +196,36 @@ def phrase(dice: Dice, expression: Expression, kind: str, long: bool) -> str:
 
 def captions(scene: Scene) -> Iterator[str]:
     """Endless captions of a scene: its room, its things with colours, and how two of them stand."""
-    dice, kind = scene.dice(), room_name(scene.room.kind)
+    rng, kind = scene.rng(), room_name(scene.room.kind)
     place = f"{article(kind)} {kind}"
     seen = referable(scene)
     stuff = sorted({o.name for o in scene.room.openings if o.name != "picture"} | {"wall", "floor", "ceiling"})
     while True:
-        form = dice.count(0, 9)
-        named = [_name(dice, one) for one in dice.shuffled(seen)]
+        form = rng.count(0, 9)
+        named = [_name(rng, one) for one in rng.shuffled(seen)]
         listed = [f"{article(name)} {name}" for name in named]
         if form == 0 or not seen:
-            yield dice.pick((f"a photo of {place}", f"a photo of the {kind}", f"{place}"))
+            yield rng.pick((f"a photo of {place}", f"a photo of the {kind}", f"{place}"))
         elif form == 1:
-            yield f"a photo of {dice.pick(listed)}"
+            yield f"a photo of {rng.pick(listed)}"
         elif form == 2:
-            thing = dice.pick((dice.pick(seen).name, dice.pick(stuff)))
+            thing = rng.pick((rng.pick(seen).name, rng.pick(stuff)))
             yield f"a photo of {article(thing)} {thing}"
         elif form == 3:
             yield f"{place} with {scene.room.wall} walls and a {scene.room.floor} floor"
         elif form == 4:
-            yield f"a photo of {place} with {listed[0]} and a {dice.pick(stuff)}"
+            yield f"a photo of {place} with {listed[0]} and a {rng.pick(stuff)}"
         elif form in (5, 6) and len(seen) > 1:
-            yield f"a photo of {place} with {_relation(dice, seen)}"
+            yield f"a photo of {place} with {_relation(rng, seen)}"
         elif form == 7 and len(seen) > 1:
-            yield f"{_relation(dice, seen)} in {place}"
+            yield f"{_relation(rng, seen)} in {place}"
         else:
             yield f"a photo of {place} with {_series(listed[:3])}"
 
 
-def _name(dice: Dice, instance: Instance) -> str:
+def _name(rng: Rng, instance: Instance) -> str:
     """Colour and noun, now and then with size and pattern."""
-    full = dice.chance(0.4)
+    full = rng.chance(0.4)
     return str(Head(instance.size if full else "", instance.pattern if full else "", instance.colour, instance.name))
 
 
@@ -234,9 +234,9 @@ def _series(parts: list[str]) -> str:
     return " and ".join(([", ".join(parts[:-1])] if len(parts) > 1 else []) + parts[-1:])
 
 
-def _relation(dice: Dice, seen: list[Instance]) -> str:
+def _relation(rng: Rng, seen: list[Instance]) -> str:
     """Two things and how the first stands to the second."""
-    one, other = dice.shuffled(seen)[:2]
+    one, other = rng.shuffled(seen)[:2]
     relation = max(RELATIONS, key=lambda name: RELATIONS[name](one, other))
-    names = [_name(dice, thing) for thing in (one, other)]
+    names = [_name(rng, thing) for thing in (one, other)]
     return f"{article(names[0])} {names[0]} {relation} {article(names[1])} {names[1]}"

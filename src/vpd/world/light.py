@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray
 
-from vpd.world.layout import Thing
+from vpd.world.placement import Thing
 from vpd.world.rooms import Room
 from vpd.world.shapes import NEAR, Rays
 

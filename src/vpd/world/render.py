@@ -12,11 +12,11 @@ import numpy as np
 from numpy import ndarray
 
 from vpd.world.classes import LABELS, OTHER
-from vpd.world.dice import Dice
-from vpd.world.layout import Thing
 from vpd.world.light import brightness, highlight
 from vpd.world.paint import paint_floor, paint_opening, paint_solid, paint_wall
+from vpd.world.placement import Thing
 from vpd.world.rooms import Camera, Room
+from vpd.world.seeds import Rng
 from vpd.world.shapes import Rays, Solid, nonzero
 
 FOCAL = 0.8
@@ -56,8 +56,8 @@ class Picture:
     """(H, W) float64, metres along the viewing axis."""
 
 
-def render(room: Room, things: list[Thing], width: int, height: int, dice: Dice) -> Picture:
-    """Draw the furnished room; ``dice`` gives the camera noise."""
+def render(room: Room, things: list[Thing], width: int, height: int, rng: Rng) -> Picture:
+    """Draw the furnished room; ``rng`` gives the camera noise."""
     rays = _rays(room.camera, width, height)
     buffers = _empty_room(room, rays)
     for index, thing in enumerate(things):
@@ -65,7 +65,7 @@ def render(room: Room, things: list[Thing], width: int, height: int, dice: Dice)
             _draw(buffers, room, rays, solid, index, width, height)
     point = tuple(o + buffers.distance * d for o, d in zip(room.camera.place, rays, strict=True))
     light = brightness(room, things, rays, point, buffers.normal, buffers.code >= ROOM)
-    image = _develop(buffers, room, light, dice)
+    image = _develop(buffers, room, light, rng)
     chosen = _vote(buffers.code)
     code = _take(buffers.code, chosen)
     table = np.array([LABELS.get(thing.model.name, OTHER) for thing in things] or [OTHER], np.uint8)
@@ -191,10 +191,10 @@ def _draw(buffers: Buffers, room: Room, rays: Rays, solid: Solid, index: int, wi
         buffers.normal[channel][window][nearer] = normal[channel]
 
 
-def _develop(buffers: Buffers, room: Room, light: ndarray, dice: Dice) -> ndarray:
+def _develop(buffers: Buffers, room: Room, light: ndarray, rng: Rng) -> ndarray:
     """Colours times light, averaged over each pixel, with noise, as uint8."""
     height, width = light.shape[0] // 2, light.shape[1] // 2
-    noise = dice.bits.integers(-2, 3, (height, width, 4)) + dice.bits.integers(-2, 3, (height, width, 4))
+    noise = rng.bits.integers(-2, 3, (height, width, 4)) + rng.bits.integers(-2, 3, (height, width, 4))
     channels = []
     for channel, tint in enumerate(room.tint):
         bright = buffers.paint[channel] * (light * (tint * room.exposure) + buffers.glow) + buffers.shine
