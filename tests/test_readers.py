@@ -297,7 +297,7 @@ def test_missing_variants_and_splits_name_those_that_exist(copy, specs):
 def test_overlapping_polygons_of_one_object_leave_a_hole():
     """Two squares of 4 x 4 that share 2 x 2 pixels: the shared ones are background (R13)."""
     squares = [[0, 0, 4, 0, 4, 4, 0, 4], [2, 2, 6, 2, 6, 6, 2, 6]]
-    reference = refcoco.Reference(1, 1, Path("a.jpg"), (8, 8), squares, ((1, "a"),))
+    reference = refcoco.Reference(1, 1, "val", Path("a.jpg"), (8, 8), squares, ((1, "a"),))
     expected = np.zeros((8, 8), np.uint8)
     expected[:4, :4] = expected[2:6, 2:6] = 1
     expected[2:4, 2:4] = 0
@@ -447,7 +447,7 @@ def test_verification_names_missing_extra_and_changed_files(copy):
 @pytest.mark.parametrize("name", SPECS)
 def test_a_folder_dataset_is_checked_and_read_where_it_lies(drawn, tmp_path, name):
     counts = read_json(drawn / name / "manifest.json")["counts"]
-    spec = DatasetSpec(format=SPECS[name].layout, source="folder", path=str(drawn / name), expect=counts)
+    spec = DatasetSpec(format=SPECS[name].format, source="folder", path=str(drawn / name), expect=counts)
     out = tmp_path / "data" / name
     prepare_dataset(name, spec, out)
     assert sorted(path.name for path in out.iterdir()) == ["fingerprint.json", "manifest.json", "preview.png"]

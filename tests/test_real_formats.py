@@ -565,5 +565,5 @@ def test_annotations_agree_with_the_masks():
     """The tiny archives themselves: areas given are areas decoded."""
     coco = annotations([1])
     for annotation in coco["annotations"]:
-        reference = refcoco.Reference(0, 1, Path("x.jpg"), (60, 80), annotation["segmentation"], ())
+        reference = refcoco.Reference(0, 1, "val", Path("x.jpg"), (60, 80), annotation["segmentation"], ())
         assert refcoco.object_mask(reference).sum() == annotation["area"]

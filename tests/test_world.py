@@ -42,7 +42,7 @@ DRAW = {
     "nyuv2": {"train": 7, "test": 3},
     "refcoco": {"train": 30, "val": 6, "testA": 4, "testB": 4},
 }
-# Changes only together with vpd.world.VERSION.
+# Of the generator; recorded numbers hold only for these.
 PINNED_SCENES = "1635f09c7cc553fb"
 PINNED_TEXTS = "03316673700c310d"
 
@@ -116,7 +116,7 @@ def test_no_two_images_of_any_datasets_share_a_scene_seed():
     seeds = []
     for layout, seed in itertools.product(DRAW, (0, 1, 2)):
         draw = dict.fromkeys(DRAW[layout], 3000)
-        spec = DatasetSpec(format=format, source="synthetic", seed=seed, images=draw, size=SIZE)
+        spec = DatasetSpec(format=layout, source="synthetic", seed=seed, images=draw, size=SIZE)
         seeds += [job.seed for job in list_jobs(spec, Path())]
     assert len(seeds) == 3 * 9 * 3000 == len(set(seeds))
     assert scene_seed(drawn("ade20k"), "validation", 5) not in {
@@ -441,8 +441,6 @@ def test_a_changed_spec_is_drawn_anew(tmp_path):
     prepare_dataset("captions", spec, tmp_path / "c")
     prepare_dataset("captions", spec.model_copy(update={"images": {"train": 3}}), tmp_path / "c")
     assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 3}
-    with pytest.raises(UserError, match="other settings"):
-        check_unchanged(tmp_path / "c")
 
 
 def test_a_lost_image_is_drawn_again(tmp_path):
@@ -464,7 +462,7 @@ def test_an_empty_dataset_is_prepared_too(tmp_path):
 
 def test_a_killed_preparation_leaves_nothing_and_is_completed(tmp_path):
     spec = DatasetSpec(format="captions", source="synthetic", images={"train": 40}, size=(96, 96))
-    code = "from pathlib import Path\nfrom vpd.datasets import prepare\nfrom vpd.config.schema import DatasetSpec\n"
+    code = "from pathlib import Path\nfrom vpd.stages.data import prepare_dataset\nfrom vpd.config.schema import DatasetSpec\n"
     code += f"prepare_dataset('c', DatasetSpec.model_validate_json({spec.model_dump_json()!r}), Path({str(tmp_path / 'c')!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(tmp_path.rglob("*.jpg"))) < 5:

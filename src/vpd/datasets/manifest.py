@@ -52,7 +52,7 @@ def describe(root: Path, spec: DatasetSpec, name: str) -> tuple[dict[str, Any], 
             train on or to score.
     """
     contents = FORMATS[spec.format].contents(root)
-    _check_counts(root, spec, contents.counts)
+    check_counts(root, spec, contents.counts)
     _check_samples(root, contents, name)
     files = digests(root, track(sorted(contents.files), len(contents.files), f"hashing {name}", "files"))
     # In the format of sha256sum, so that the digest can be computed without vpd.
@@ -61,7 +61,7 @@ def describe(root: Path, spec: DatasetSpec, name: str) -> tuple[dict[str, Any], 
     return {"format": spec.format, "counts": contents.counts, "digest": total}, files
 
 
-def _check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
+def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
     for key, expected in spec.expect.items():
         if counts.get(key) != expected:
             known = ", ".join(f"{name} {count}" for name, count in counts.items())

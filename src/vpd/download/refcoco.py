@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vpd.datasets.refcoco import IMAGES, SPLIT_BY, VARIANTS, checks
+from vpd.datasets.refcoco import IMAGES, SPLIT_BY, VARIANTS, contents
 from vpd.download.archives import extract
 from vpd.download.staging import choose, file_of, found, naming, staged
 from vpd.utils.errors import UserError
@@ -31,7 +31,7 @@ def prepare_references(files: dict[str, Path], out: Path) -> None:
     with staged(out, "refcoco", variants) as stage:
         extract(archive, stage, members=wanted.get)
         with naming(archive, stage):
-            checks(stage)
+            contents(stage)
 
 
 def _references_target(name: str) -> str | None:
