@@ -8,7 +8,7 @@ from numpy import ndarray
 from vpd.world.classes import Colour
 from vpd.world.furniture import shade
 from vpd.world.rooms import Opening, Room
-from vpd.world.shapes import Rays, Solid
+from vpd.world.shapes import Solid
 
 LINE = 0.018
 """Width of joints and grooves in metres."""
@@ -129,13 +129,13 @@ def _picture(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: flo
     return paint, 0.0
 
 
-def paint_solid(solid: Solid, point: Rays) -> ndarray:
+def paint_solid(solid: Solid, points: ndarray) -> ndarray:
     """Colours (3, ...) of points on a solid."""
-    paint = fill(point[0].shape, solid.colour)
+    paint = fill(points[0].shape, solid.colour)
     if solid.pattern == "plain":
         return paint
     (lx, ly, lz), (hx, hy, hz) = solid.low, solid.high
-    x, y, z = point
+    x, y, z = points
     wide = hx - lx >= hz - lz
     side = (x - lx) / (hx - lx) if wide else (z - lz) / (hz - lz)
     up = (y - ly) / (hy - ly)
