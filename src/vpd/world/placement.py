@@ -1,4 +1,4 @@
-"""Puts things into a room: big ones along the walls, the rest where the camera sees them, none inside another."""
+"""Put things into a room: big ones along the walls, the rest where the camera sees them, none inside another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ CORNERS = ("lamp", "plant")
 TOY_COLOURS = tuple(name for name in COLOURS if name in ("red", "orange", "yellow", "green", "blue", "purple"))
 TRIES = 24
 GAP = 0.06
+"""Metres kept between things."""
 Area = tuple[float, float, float, float]
+"""Of the floor: x from, x to, z from, z to."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Thing:
     model: Model
     solids: tuple[Solid, ...]
     area: Area
-    """Floor it covers: x from, x to, z from, z to."""
 
 
 def furnish(rng: Rng, room: Room, view: float) -> list[Thing]:
     """Draw the room's contents; ``view`` is the tangent of half the horizontal viewing angle."""
-    style, things = KINDS[room.kind], []
+    style = KINDS[room.kind]
+    things: list[Thing] = []
     for name, probability in style.wishes:
         if rng.chance(probability):
             _add(rng, room, view, things, FURNITURE[name](rng))
@@ -45,7 +47,7 @@ def furnish(rng: Rng, room: Room, view: float) -> list[Thing]:
 
 
 def _add(rng: Rng, room: Room, view: float, things: list[Thing], model: Model) -> None:
-    """Place the model at the first random spot that is free; leave it out if none is found."""
+    """Place the model at the first random spot that is free; leave it out if none of ``TRIES`` is."""
     blocked = [thing.area for thing in things] + _doorways(room)
     for _ in range(TRIES):
         x, z, quarter = _spot(rng, room, view, model)
@@ -96,30 +98,23 @@ def _overlap(one: Area, two: Area) -> bool:
 
 def _doorways(room: Room) -> list[Area]:
     """Floor in front of doors, kept free."""
-    areas, side = [], room.width / 2
-    for opening in room.openings:
-        low, high = opening.rectangle[:2]
-        if opening.name == "door":
-            areas.append(
-                {
-                    "back": (low, high, room.depth - 0.5, room.depth),
-                    "left": (-side, -side + 0.5, low, high),
-                    "right": (side - 0.5, side, low, high),
-                }[opening.surface]
-            )
+    side, areas = room.width / 2, []
+    for door in (opening for opening in room.openings if opening.name == "door"):
+        low, high = door.rectangle[:2]
+        if door.surface == "back":
+            areas.append((low, high, room.depth - 0.5, room.depth))
+        else:
+            areas.append((-side, -side + 0.5, low, high) if door.surface == "left" else (side - 0.5, side, low, high))
     return areas
 
 
 def _lay_on(rng: Rng, things: list[Thing], table: Thing, model: Model) -> None:
     """Put a small thing on the table, unless one already lies there."""
-    inner = (table.area[0] + 0.25, table.area[1] - 0.25, table.area[2] + 0.25, table.area[3] - 0.25)
-    x, z = rng.between(inner[0], inner[1]), rng.between(inner[2], inner[3])
+    assert table.model.top is not None
+    x = rng.between(table.area[0] + 0.25, table.area[1] - 0.25)
+    z = rng.between(table.area[2] + 0.25, table.area[3] - 0.25)
     half = model.footprint[0] / 2
     area = (x - half, x + half, z - half, z + half)
-    if any(
-        other.solids[0].low[1] > 0.3 and _overlap(area, other.area)
-        for other in things
-        if other is not table and other.model.size
-    ):
-        return
-    things.append(Thing(model, tuple(solid.placed(x, table.model.top, z, 0) for solid in model.solids), area))
+    lying = [other for other in things if other is not table and other.model.size and other.solids[0].low[1] > 0.3]
+    if not any(_overlap(area, other.area) for other in lying):
+        things.append(Thing(model, tuple(solid.placed(x, table.model.top, z, 0) for solid in model.solids), area))

@@ -109,7 +109,7 @@ def angle(half_tangent: float) -> tuple[float, float]:
 
 
 def draw_room(rng: Rng, kind: str) -> Room:
-    """Draw an empty room of ``kind``."""
+    """Draw an empty room of ``kind``, one of ``KINDS``."""
     style = KINDS[kind]
     width, height, depth = rng.between(3.4, 5.2), rng.between(2.4, 2.8), rng.between(3.6, 6.0)
     floor, wall = rng.pick(style.floors), rng.pick(style.walls)
@@ -137,47 +137,31 @@ def _openings(rng: Rng, style: Kind, width: float, height: float, depth: float) 
     """At most one opening on each wall, so that none overlap, and a rug."""
     walls = rng.shuffled(("left", "right"))
     walls.insert(rng.pick((0, 2, 2)), "back")
-    found = []
+    openings = []
     if rng.chance(style.window):
-        found.append(_window(rng, walls.pop(), width, height, depth))
+        span = _span(rng, wall := walls.pop(), rng.between(1.0, 1.6), width, depth)
+        sky = rng.pick(((0.36, 0.62, 0.92), (0.50, 0.70, 0.90), (0.90, 0.60, 0.42)))
+        rectangle = (*span, rng.between(0.9, 1.1), height - rng.between(0.3, 0.5))
+        openings.append(Opening("window", wall, rectangle, (0.94, 0.93, 0.9), sky))
     if rng.chance(style.door):
-        found.append(_door(rng, walls.pop(), width, depth))
+        span = _span(rng, wall := walls.pop(), rng.between(0.85, 1.0), width, depth)
+        paint = rng.pick((COLOURS["brown"], (0.75, 0.58, 0.4), COLOURS["white"], (0.45, 0.55, 0.62), (0.62, 0.25, 0.2)))
+        openings.append(Opening("door", wall, (*span, 0.0, rng.between(1.95, 2.1)), paint, (0.85, 0.8, 0.7)))
     if walls and rng.chance(0.6):
-        found.append(_picture(rng, walls.pop(), width, depth))
+        span, low = _span(rng, wall := walls.pop(), rng.between(0.5, 0.9), width, depth), rng.between(1.25, 1.4)
+        colour, accent = rng.pick(("blue", "green", "orange", "purple")), rng.pick(("yellow", "white", "red"))
+        rectangle = (*span, low, low + rng.between(0.4, 0.7))
+        openings.append(Opening("picture", wall, rectangle, COLOURS[colour], COLOURS[accent]))
     if rng.chance(style.rug):
-        found.append(_rug(rng, width, depth))
-    return found
+        openings.append(_rug(rng, width, depth))
+    return openings
 
 
-def _along(rng: Rng, surface: str, size: float, width: float, depth: float) -> tuple[float, float]:
+def _span(rng: Rng, surface: str, size: float, width: float, depth: float) -> tuple[float, float]:
     """Where a rectangle of this size begins and ends along a wall, in view of the camera."""
     low, high = (-width / 2 + 0.25, width / 2 - 0.25) if surface == "back" else (1.6, depth - 0.25)
     start = rng.between(low, max(low, high - size))
     return start, start + size
-
-
-def _window(rng: Rng, surface: str, width: float, height: float, depth: float) -> Opening:
-    start, end = _along(rng, surface, rng.between(1.0, 1.6), width, depth)
-    sky = rng.pick(((0.36, 0.62, 0.92), (0.50, 0.70, 0.90), (0.90, 0.60, 0.42)))
-    return Opening(
-        "window", surface, (start, end, rng.between(0.9, 1.1), height - rng.between(0.3, 0.5)), (0.94, 0.93, 0.9), sky
-    )
-
-
-def _door(rng: Rng, surface: str, width: float, depth: float) -> Opening:
-    start, end = _along(rng, surface, rng.between(0.85, 1.0), width, depth)
-    colour = rng.pick((COLOURS["brown"], (0.75, 0.58, 0.4), COLOURS["white"], (0.45, 0.55, 0.62), (0.62, 0.25, 0.2)))
-    return Opening("door", surface, (start, end, 0.0, rng.between(1.95, 2.1)), colour, (0.85, 0.8, 0.7))
-
-
-def _picture(rng: Rng, surface: str, width: float, depth: float) -> Opening:
-    start, end = _along(rng, surface, rng.between(0.5, 0.9), width, depth)
-    low = rng.between(1.25, 1.4)
-    colour, accent = (
-        COLOURS[rng.pick(("blue", "green", "orange", "purple"))],
-        COLOURS[rng.pick(("yellow", "white", "red"))],
-    )
-    return Opening("picture", surface, (start, end, low, low + rng.between(0.4, 0.7)), colour, accent)
 
 
 def _rug(rng: Rng, width: float, depth: float) -> Opening:
@@ -185,5 +169,5 @@ def _rug(rng: Rng, width: float, depth: float) -> Opening:
     x, z = rng.between(-0.2, 0.2) * width, rng.between(1.9, max(1.9, depth - along / 2 - 0.4))
     colour = COLOURS[rng.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
     rectangle = (x - across / 2, x + across / 2, z - along / 2, z + along / 2)
-    pattern = rng.pick(("border", "striped", "oval"))
-    return Opening("rug", "floor", rectangle, colour, rng.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25))), pattern)
+    pattern, accent = rng.pick(("border", "striped", "oval")), rng.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25)))
+    return Opening("rug", "floor", rectangle, colour, accent, pattern)
