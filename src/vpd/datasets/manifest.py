@@ -62,6 +62,7 @@ def describe(root: Path, spec: DatasetSpec, name: str) -> tuple[dict[str, Any], 
 
 
 def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
+    """UserError naming the first count that is not the expected one, or the split that is empty."""
     for key, expected in spec.expect.items():
         if counts.get(key) != expected:
             known = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -77,6 +78,7 @@ def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
 
 
 def _check_samples(root: Path, contents: Contents, name: str) -> None:
+    """UserError naming the first sample that is unsound, or the split in which nothing can be scored."""
     total = sum(map(len, contents.checks.values()))
     scored = dict.fromkeys(contents.checks, False)
     checks = [(split, check) for split, checks in contents.checks.items() for check in checks]
