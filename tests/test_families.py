@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from vpd.config.schema import BackboneSpec, DatasetSpec, ObjectiveSpec
-from vpd.datasets import prepare
 from vpd.models.backbones import build_backbone, load_backbone
 from vpd.pretraining.backbones.caption_contrast import IGNORED, following
 from vpd.pretraining.backbones.contrast import Contrast
@@ -37,6 +36,7 @@ from vpd.pretraining.backbones.wordpiece import train_wordpiece
 from vpd.pretraining.history import HISTORY_EVERY
 from vpd.pretraining.loop import generator_of
 from vpd.pretraining.workdir import Workplace
+from vpd.stages.data import prepare_dataset
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -80,8 +80,8 @@ def with_language(**changes) -> BackboneSpec:
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("data")
     for layout in ("captions", "objects"):
-        spec = DatasetSpec(layout=layout, source="drawn", draw={"train": COUNT}, size=(SIDE, SIDE))
-        prepare(layout, spec, root / layout)
+        spec = DatasetSpec(format=layout, source="synthetic", images={"train": COUNT}, size=(SIDE, SIDE))
+        prepare_dataset(layout, spec, root / layout)
     return {layout: root / layout for layout in ("captions", "objects")}
 
 

@@ -17,12 +17,12 @@ from vpd.training.record import COLUMNS, run_keys
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
 from vpd.config.schema import DatasetSpec
-from vpd.datasets import prepare
 from vpd.evaluation.run import check_run, evaluate, load_run
 from vpd.models import build_model
 from vpd.pretrained import import_weights
 from vpd.pretrained.keymap import convert
 from vpd.pretrained.released import adopt, embedding_agreement, read_released, released_spec, write_run
+from vpd.stages.data import prepare_dataset
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
@@ -133,9 +133,9 @@ def test_imported_weights_are_evaluated(tmp_path, checkpoints):
     released = Released("refer", tmp_path, checkpoints["refer"])
     shutil.rmtree(released.data)
     drawn = DatasetSpec(
-        layout="refcoco", source="drawn", draw={"train": 2, "val": 2, "testA": 2, "testB": 2}, size=(80, 64)
+        format="refcoco", source="synthetic", images={"train": 2, "val": 2, "testA": 2, "testB": 2}, size=(80, 64)
     )
-    prepare("refcoco", drawn, released.data)
+    prepare_dataset("refcoco", drawn, released.data)
     spec = released.spec.model_copy(update={"variant": "refcoco", "dataset": "refcoco", "seeds": (0, 1)})
     manifest = import_weights(spec, released.file, released.data, released.checkpoint, released.runs)
     assert manifest["released"]["sha256"] == sha256(released.file)

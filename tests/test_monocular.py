@@ -356,7 +356,7 @@ def written(folder: Path, released: dict) -> Path:
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     smoke = document["scales"]["smoke"]
     smoke["released"] = released
-    smoke["datasets"]["nyuv2"]["draw"] = {"train": 1, "test": 2}
+    smoke["datasets"]["nyuv2"]["images"] = {"train": 1, "test": 2}
     document["scale"] = "smoke"
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))

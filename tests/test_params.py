@@ -122,7 +122,7 @@ MISTAKES = {
         r"model\.attention\.places\.0: .*'down', 'mid' or 'up'.*found 'upp'",
     ),
     "wrong type": (
-        _set(["scales", "mini", "datasets", "ade20k", "draw", "training"], "many"),
+        _set(["scales", "mini", "datasets", "ade20k", "images", "training"], "many"),
         r"draw\.training: .*found 'many'",
     ),
     "steps and epochs": (

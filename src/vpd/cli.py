@@ -381,11 +381,11 @@ def _timed(path: Path, stage: str, name: str, started: float, **more) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).dataset(options.name)
-    from vpd.datasets import prepare
+    from vpd.stages.data import prepare_dataset
     from vpd.utils.files import exclusive
 
     with exclusive(options.out):
-        prepare(options.name, spec, options.out, options.archives)
+        prepare_dataset(options.name, spec, options.out, options.archives)
     _timed(options.timing, "data", options.name, started)
     print(f"{options.name} is ready; look at {options.out / 'preview.png'}")
 

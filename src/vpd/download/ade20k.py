@@ -1,11 +1,11 @@
-"""ADEChallengeData2016.zip to the tree of vpd.datasets.layouts.ade20k."""
+"""ADEChallengeData2016.zip to the tree of vpd.datasets.ade20k."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from vpd.datasets.layouts.ade20k import FOLDER, SPLITS, TOPS, class_names, pairs
+from vpd.datasets.ade20k import FOLDER, SPLITS, TOPS, class_names, pairs
 from vpd.download.archives import extract
 from vpd.download.staging import choose, file_of, naming, staged
 

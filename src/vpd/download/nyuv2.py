@@ -1,4 +1,4 @@
-"""NYU Depth v2's labelled .mat file and synchronised training frames to the tree of vpd.datasets.layouts.nyuv2."""
+"""NYU Depth v2's labelled .mat file and synchronised training frames to the tree of vpd.datasets.nyuv2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from vpd.datasets.images import MILLIMETRES, save_png
-from vpd.datasets.layouts.nyuv2 import FOLDERS, frames
+from vpd.datasets.nyuv2 import FOLDERS, frames
 from vpd.download.archives import extract
 from vpd.download.labeled import HEIGHT, WIDTH, Labeled, official_test_frames
 from vpd.download.staging import choose, file_of, naming, staged

@@ -1,11 +1,11 @@
-"""refcoco.zip, refcoco+.zip, refcocog.zip and COCO's train2014.zip to the tree of vpd.datasets.layouts.refcoco."""
+"""refcoco.zip, refcoco+.zip, refcocog.zip and COCO's train2014.zip to the tree of vpd.datasets.refcoco."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from vpd.datasets.layouts.refcoco import IMAGES, SPLIT_BY, VARIANTS, checks
+from vpd.datasets.refcoco import IMAGES, SPLIT_BY, VARIANTS, contents
 from vpd.download.archives import extract
 from vpd.download.staging import choose, file_of, found, naming, staged
 from vpd.utils.errors import UserError
@@ -31,7 +31,7 @@ def prepare_references(files: dict[str, Path], out: Path) -> None:
     with staged(out, "refcoco", variants) as stage:
         extract(archive, stage, members=wanted.get)
         with naming(archive, stage):
-            checks(stage)
+            contents(stage)
 
 
 def _references_target(name: str) -> str | None:

@@ -46,7 +46,7 @@ def _copy(data: Path, copy: Path) -> None:
     manifest = read_json(data / MANIFEST)
     # Resolved without looking, since the folders in between need not exist.
     source, target = located(data), Path(os.path.normpath(copy / manifest.get(PLACE, "")))
-    missing = {name: digest for name, digest in manifest["checksums"].items() if not (target / name).is_file()}
+    missing = {name: digest for name, digest in manifest["files"].items() if not (target / name).is_file()}
     sizes = {name: _size(source / name) for name in missing}
     require_space([(copy, sum(sizes.values()), f"the copy of {data}")])
     with Meter(sum(sizes.values()), f"copying {data} to {VARIABLE}") as meter, ThreadPoolExecutor(READERS) as pool:

@@ -112,7 +112,8 @@ def is_finished(folder: Path, made_from: Fingerprint) -> bool:
         recorded, manifest = read_json(folder / FINGERPRINT), read_manifest(folder)
     except UserError:
         return False
-    return recorded == asdict(made_from) and not changed(folder, manifest["files"])
+    files_at = folder / manifest.get("place", "")  # a dataset of the user's stays where it is
+    return recorded == asdict(made_from) and not changed(files_at, manifest["files"])
 
 
 # ------------------------------------------------------------------------------------------------------------------ code

@@ -19,7 +19,7 @@ Parts = dict[str, dict] | BackboneSpec
 """What a network is made of: configurations of unet, vae and text_encoder, or a backbone."""
 NETWORKS = ("unet", "vae", "text_encoder")
 CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
-"""Classes of the real datasets by layout: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
+"""Classes of the real datasets by format: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
 LAYOUTS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
 
 

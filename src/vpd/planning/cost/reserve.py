@@ -114,8 +114,8 @@ def _parts(params: Params, spec: Spec, checkpoints: Path | None) -> Parts | None
 
 def classes(dataset: DatasetSpec) -> int:
     """Number of classes: the drawn world has its own where ADE20K has 150."""
-    drawn = dataset.source == "drawn" and dataset.layout == "ade20k"
-    return len(DRAWN) if drawn else CLASSES[dataset.layout]
+    drawn = dataset.source == "synthetic" and dataset.format == "ade20k"
+    return len(DRAWN) if drawn else CLASSES[dataset.format]
 
 
 def samples(dataset: DatasetSpec) -> int | None:
@@ -129,4 +129,4 @@ def evaluated(dataset: DatasetSpec) -> int | None:
 
 
 def _drawn(dataset: DatasetSpec, *splits: str) -> int | None:
-    return next((dataset.draw[split] for split in splits if split in dataset.draw), None)
+    return next((dataset.images[split] for split in splits if split in dataset.images), None)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpd.datasets.layouts import objects as layout
-from vpd.datasets.layouts.captions import entries as captioned
+from vpd.datasets import objects as layout
+from vpd.datasets.captions import entries as captioned
 from vpd.datasets.manifest import located
 from vpd.pretraining.diffusion.captions import Captions, load_captions
 from vpd.utils.errors import UserError
