@@ -370,6 +370,7 @@ class Spec(Frozen):
     seeds: tuple[int, ...]
     """One run each."""
     model: ModelSpec
+    """The network; its `kind` decides which keys it has."""
     training: TrainingSpec
 
     def training_digest(self) -> str:

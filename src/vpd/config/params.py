@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ def load_params(path: str | Path = "params.yaml", scale: str | None = None, prot
         found = f"schema {raw['schema']}" if "schema" in raw else "no schema version"
         cure = f"change what CHANGELOG.md lists for it and set schema: {SCHEMA}, or use the vpd that the file was written for"
         raise UserError(f"{path} has {found}, but this vpd reads schema {SCHEMA}; {cure}")
-    raw |= {key: value for key, value in (("scale", scale), ("protocol", protocol)) if value is not None}
-    return Params(checked(Document, raw, str(path)), path)
+    options = {key: value for key, value in (("scale", scale), ("protocol", protocol)) if value is not None}
+    return Params(checked(Document, raw | options, str(path)), path, options)
 
 
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C loader is optional
@@ -98,10 +98,11 @@ class Params:
     Args:
         document: the file's content.
         source: the file, for messages.
+        options: its values that the command line replaced.
     """
 
-    def __init__(self, document: Document, source: Path) -> None:
-        self.document, self.source = document, source
+    def __init__(self, document: Document, source: Path, options: Iterable[str] = ()) -> None:
+        self.document, self.source, self._options = document, source, frozenset(options)
         self.scale, self.protocol = document.scale, document.protocol
         self.block = pick(self.scale, document.scales, "scale", str(source))
         pick(self.protocol, document.protocols, "protocol", str(source))
@@ -231,8 +232,8 @@ class Params:
             layers.append((f"{path}.methods.{method}.variants.{line.variant}", variants.get(line.variant or "")))
         layers.append((f"experiments.{name}", line))
         yield from ((path, {key: getattr(layer, key) for key in SECTIONS}) for path, layer in layers if layer)
-        yield "scale or --scale", {"scale": self.scale}
-        yield "protocol or --protocol", {"protocol": self.protocol}
+        for key in ("scale", "protocol"):
+            yield f"--{key}" if key in self._options else key, {key: getattr(self, key)}
         named = {"task", "method", "schedule", "dataset", "variant", "checkpoint"}
         yield f"experiments.{name}", {"name": name, **line.model_dump(include=named)}
         yield f"scales.{self.scale}.seeds.{line.seeds}", {"seeds": seeds}
@@ -293,10 +294,12 @@ class Params:
         for name, released in self.released.items():
             experiment = pick(released.experiment or name, self.experiments, "experiment", where)
             if released.model and name in self.experiments:
-                raise UserError(f"{where}.{name} is a public model under the name of an experiment; rename it")
+                raise UserError(
+                    f"{where}.{name} is a public model under the name of an experiment; give it another name"
+                )
             if released.model and experiment.task != "depth":
-                problem = f"experiment is {released.experiment}, an experiment of {experiment.task}"
-                raise UserError(f"{where}.{name}.{problem}; name one of depth")
+                problem = f"experiment is {released.experiment}, which is not a depth experiment"
+                raise UserError(f"{where}.{name}.{problem}; name one")
 
     def check_registered(self) -> None:
         """Look up the experiment of each task that MLflow registers."""
