@@ -375,13 +375,13 @@ PUBLIC = {"model": "zoedepth", "experiment": "depth-full"}
         ("depth-full", {"repo": "a/b"}, "path alone"),
         ("zoedepth", {**PUBLIC, "path": "c", "revision": "main"}, "revision and mirrors with repo"),
         ("zoedepth", {**PUBLIC, "repo": "a/b", "experiment": "depth-ful"}, "depth-full"),
-        ("zoedepth", {**PUBLIC, "repo": "a/b", "experiment": "seg-full"}, "no depth experiment"),
+        ("zoedepth", {**PUBLIC, "repo": "a/b", "experiment": "seg-full"}, "not a depth experiment"),
         ("depth-fast", {**PUBLIC, "repo": "a/b"}, "give it another name"),
     ],
 )
 def test_mistakes_in_released_lines(tmp_path, name, line, said):
     with pytest.raises(UserError) as refusal:
-        load_params(written(tmp_path, {name: line}))
+        load_params(written(tmp_path, {name: line})).check_released()
     assert said in str(refusal.value)
 
 

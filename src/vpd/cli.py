@@ -61,8 +61,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _everyday(commands) -> None:
-    command = _command(commands, "show", _show, "print an experiment's resolved spec, or the matrix")
+    command = _command(commands, "show", _show, "check all of params.yaml; print one resolved spec, or the matrix")
     command.add_argument("name", nargs="?", help="experiment; without it the matrix is listed")
+    command.add_argument("--origin", action="store_true", help="say which layer of params.yaml set each value")
     _params(command)
 
     command = _command(commands, "predict", _predict, "depth, segments or the object of a text in your own images")
@@ -227,11 +228,16 @@ def _load(options: argparse.Namespace):
 
 def _show(options: argparse.Namespace) -> None:
     params = _load(options)
-    if options.name:
+    params.check_all()
+    if options.origin and not options.name:
+        raise UserError("--origin needs the name of an experiment, such as vpd show seg-fast --origin")
+    if options.origin:
+        print("\n".join(params.origins(options.name)))
+    elif options.name:
         print(params.resolve(options.name).model_dump_json(indent=1))
-        return
-    for name, line in params.experiments.items():
-        print(f"{name:20} {line.task:13} {line.variant or line.dataset:9} {line.checkpoint:8} {line.schedule}")
+    else:
+        for name, line in params.experiments.items():
+            print(f"{name:20} {line.task:13} {line.variant or line.dataset:9} {line.checkpoint:8} {line.schedule}")
 
 
 PREDICT_PATHS = {

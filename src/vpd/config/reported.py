@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
-from vpd.config.schema import Frozen
+from vpd.utils.validation import Frozen
 
 HERE = Path(__file__).parent
 Scalar = bool | int | float | str | None
@@ -113,7 +113,7 @@ class Claim(Frozen):
     @property
     def pairs(self) -> tuple[tuple[Row, Row], ...]:
         """(better, worse) of every comparison that the claim consists of."""
-        return tuple(pairwise(self.order)) or tuple((self.better, worse) for worse in self.worse)
+        return tuple(pairwise(self.order)) or tuple((self.better or {}, worse) for worse in self.worse)
 
 
 @cache

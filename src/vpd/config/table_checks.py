@@ -54,8 +54,8 @@ def check_layout(
     for name, figure in (figures or {}).items():
         for experiment in figure.experiments:
             pick(experiment, known, "experiment", f"figures.{name}")
-        for table in filter(None, (figure.table, figure.curves)):
-            pick(table, dict(tables), "table", f"figures.{name}")
+        for shown in filter(None, (figure.table, figure.curves)):
+            pick(shown, dict(tables), "table", f"figures.{name}")
         if figure.metric is not None and tolerances is not None:
             metric_band(figure.metric, tolerances, f"figures.{name}.metric")
     for question in questions:
