@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vpd.pretraining.history import Row
+from vpd.pretraining.outputs import Row
 from vpd.utils.files import atomic_path
 
 

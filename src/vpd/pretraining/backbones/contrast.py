@@ -13,8 +13,8 @@ from vpd.config.schema import BackboneSpec
 from vpd.pretraining.backbones.examples import Examples
 from vpd.pretraining.backbones.objective import VisionObjective, pooled
 from vpd.pretraining.backbones.views import crops
+from vpd.pretraining.clip import encode, train_tokenizer
 from vpd.pretraining.diffusion.text import MATCHED, contrastive_loss
-from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
 from vpd.utils.errors import UserError
 
 WIDTH, LAYERS, HEADS = 96, 2, 4

@@ -13,7 +13,7 @@ from torch import Tensor
 from vpd.datasets.layouts import objects as layout
 from vpd.datasets.layouts.captions import entries as captioned
 from vpd.datasets.manifest import located
-from vpd.pretraining.diffusion.captions import Captions, load_captions
+from vpd.pretraining.captions import Captions, load_captions
 from vpd.utils.errors import UserError
 from vpd.utils.progress import track
 

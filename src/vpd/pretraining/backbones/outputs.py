@@ -9,7 +9,7 @@ from pathlib import Path
 from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import save_backbone
 from vpd.pretraining.backbones.objective import Objective
-from vpd.pretraining.history import averaged, write_history
+from vpd.pretraining.outputs import averaged, write_history
 from vpd.pretraining.pictures import plot_losses
 from vpd.pretraining.silence import quiet
 from vpd.utils.digests import sha256

@@ -100,7 +100,7 @@ def _train(name: str, spec: BackboneSpec, examples: Examples, place: Workplace) 
         return objective_class(spec.objective)(build_backbone(spec.vision), examples, spec)
 
     def language() -> Objective:
-        from vpd.pretraining.backbones.language import MaskedLanguage
+        from vpd.pretraining.backbones.masked_language import MaskedLanguage
 
         return MaskedLanguage(examples, spec)
 

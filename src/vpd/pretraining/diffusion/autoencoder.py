@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from vpd.config.schema import AutoencoderSpec
-from vpd.pretraining.diffusion.captions import Captions
+from vpd.pretraining.captions import Captions
 from vpd.pretraining.diffusion.pooling import initialise_as_pooling
 from vpd.pretraining.loop import Phase, initialised_by, rise_and_fall
 from vpd.pretraining.workdir import Workplace

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import PretrainingSpec
-from vpd.pretraining.diffusion.captions import Captions
+from vpd.pretraining.captions import Captions
 from vpd.pretraining.diffusion.denoiser import build_unet
-from vpd.pretraining.diffusion.pipeline import draw, save_pipeline
-from vpd.pretraining.history import averaged, write_history
+from vpd.pretraining.diffusion.sampling import draw, save_pipeline
 from vpd.pretraining.loop import seed_of
+from vpd.pretraining.outputs import averaged, write_history
 from vpd.pretraining.pictures import plot_grid, plot_losses
 from vpd.utils.digests import sha256
 from vpd.utils.files import write_json

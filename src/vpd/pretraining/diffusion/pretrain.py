@@ -16,14 +16,14 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import PretrainingSpec
+from vpd.pretraining.captions import Captions, load_captions
+from vpd.pretraining.clip import encode, train_tokenizer
 from vpd.pretraining.diffusion.autoencoder import encode_images, reconstruction_psnr, scaling_factor, train_autoencoder
-from vpd.pretraining.diffusion.captions import Captions, load_captions
 from vpd.pretraining.diffusion.denoiser import Encoded, encode_texts, train_denoiser
 from vpd.pretraining.diffusion.outputs import PICTURES, Trained, write_outputs
 from vpd.pretraining.diffusion.text import matching_accuracy, text_tower, train_clip
-from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
-from vpd.pretraining.history import write_history
 from vpd.pretraining.loop import cpu_threads
+from vpd.pretraining.outputs import write_history
 from vpd.pretraining.workdir import Observer, Workplace, is_finished, open_workplace
 from vpd.utils.digests import sha256
 from vpd.utils.files import atomic_path, locked, read_json, write_json

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import TextSpec
-from vpd.pretraining.diffusion.captions import Captions
-from vpd.pretraining.diffusion.tokenizer import encode
+from vpd.pretraining.captions import Captions
+from vpd.pretraining.clip import encode
 from vpd.pretraining.loop import Phase, initialised_by, rise_and_fall
 from vpd.pretraining.workdir import Workplace
 
