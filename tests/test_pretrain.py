@@ -19,14 +19,14 @@ from transformers import CLIPTokenizer
 
 from pretraining_fakes import SPEC, draw_captions
 from vpd.config.schema import PretrainingSpec
+from vpd.pretraining.captions import load_captions
+from vpd.pretraining.clip import encode, train_tokenizer
 from vpd.pretraining.diffusion.autoencoder import build_autoencoder, encode_images, scaling_factor
-from vpd.pretraining.diffusion.captions import load_captions
 from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler
 from vpd.pretraining.diffusion.ema import EMA
 from vpd.pretraining.diffusion.pooling import initialise_as_pooling
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.pretraining.diffusion.text import contrastive_loss
-from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
 from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall
 from vpd.pretraining.workdir import Workplace
 from vpd.utils.digests import sha256

@@ -24,8 +24,8 @@ from vpd.models.backbones import build_backbone, load_backbone
 from vpd.pretraining.backbones.caption_contrast import IGNORED, following
 from vpd.pretraining.backbones.contrast import Contrast
 from vpd.pretraining.backbones.examples import Examples, load_examples
-from vpd.pretraining.backbones.language import MaskedLanguage, to_guess
 from vpd.pretraining.backbones.masked_image import MaskedImage, enlarge, hidden_error, normalise_squares
+from vpd.pretraining.backbones.masked_language import MaskedLanguage, to_guess
 from vpd.pretraining.backbones.precision import average_precision, mean_average_precision
 from vpd.pretraining.backbones.pretrain import OBJECTIVES, objective_class, pretrain_backbone
 from vpd.pretraining.backbones.promptable_masks import dice_loss, focal_loss, points_inside
@@ -33,8 +33,8 @@ from vpd.pretraining.backbones.self_distillation import SelfDistillation, distil
 from vpd.pretraining.backbones.training import parameter_groups, train_objective
 from vpd.pretraining.backbones.views import crops, flipped, jittered, luminance
 from vpd.pretraining.backbones.wordpiece import train_wordpiece
-from vpd.pretraining.history import HISTORY_EVERY
 from vpd.pretraining.loop import generator_of
+from vpd.pretraining.outputs import HISTORY_EVERY
 from vpd.pretraining.workdir import Workplace
 from vpd.stages.data import prepare_dataset
 from vpd.utils.digests import sha256
