@@ -113,7 +113,6 @@ def _paper_scale(commands) -> None:
         "words", nargs="*", metavar="WHAT", help="experiments, tasks, tables or figures (default: the whole matrix)"
     )
     command.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs at hand (default: %(default)s)")
-    command.add_argument("--cores", type=_count, metavar="N", help="cores at hand (default: enough, or this machine's)")
     command.add_argument("--jobs", action="store_true", help="list every job with what it needs, too")
     command.add_argument(
         "--annotate",
@@ -310,7 +309,8 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _cost(options: argparse.Namespace) -> None:
-    from vpd.planning.cost import all_costs, markdown, paper_gflops, write_costs
+    from vpd.planning.cost import all_costs, write_costs
+    from vpd.planning.costs import markdown, paper_gflops
 
     params = _load(options)
     costs = all_costs(params, options.checkpoints, options.names or None)
@@ -328,17 +328,8 @@ def _count(text: str) -> int:
 
 def _plan(options: argparse.Namespace) -> None:
     from vpd.planning.costs import read_entries
-    from vpd.planning.plan import (
-        Computed,
-        ancestors,
-        annotated,
-        describe,
-        enough_cores,
-        estimates,
-        listing,
-        read_graph,
-        select,
-    )
+    from vpd.planning.graph import ancestors, read_graph
+    from vpd.planning.plan import Computed, annotated, describe, estimates, listing, select
 
     params = _load(options)
     names, jobs = select(params, options.words), read_graph(params)
@@ -352,7 +343,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.jobs:
         print(listing(jobs, found), end="\n\n")
     title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"
-    print(describe(title, jobs, found, options.gpus, options.cores or enough_cores(found, options.gpus)))
+    print(describe(title, jobs, found, options.gpus))
 
 
 def _import_weights(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from vpd.config.schema import DepthSpec, SegmentationSpec, Spec
 from vpd.datasets.transforms import resized_size
 from vpd.evaluation.inference import views
 from vpd.evaluation.windows import window_starts
-from vpd.planning.cost.counting import Part
+from vpd.planning.counting import Part
 
 SAMPLES = {"ade20k": 20210, "nyuv2": 24231, "refcoco": 42404, "refcoco+": 42278, "refcocog": 42226}
 """Training samples of the real datasets: images, and in the RefCOCO family (UMD split of RefCOCOg) objects."""
@@ -42,7 +42,7 @@ CHECKPOINTED = ("unet", "backbone")
 
 
 def training_images(spec: Spec, samples: int | None = None) -> int:
-    """Images that one run sees; ``samples`` per epoch are those of the real dataset unless given."""
+    """Count the images that one run sees; ``samples`` per epoch are those of the real dataset unless given."""
     training = spec.training
     if training.steps:
         return training.steps * training.batch_size
@@ -51,17 +51,16 @@ def training_images(spec: Spec, samples: int | None = None) -> int:
 
 
 def forward_passes(spec: Spec, samples: int | None = None) -> int:
-    """Network inputs of one evaluation: windows, views and mirrored copies of ``samples``, by default the real split's."""
-    return (samples or EVALUATED[_dataset(spec)]) * _inputs(spec)
+    """Count the network inputs of one evaluation: windows, scales and mirror images (G7, G8, D11).
 
-
-def _inputs(spec: Spec) -> int:
-    """Network inputs of one sample."""
+    ``samples`` are those of the real split unless given.
+    """
+    samples = samples or EVALUATED[_dataset(spec)]
     if isinstance(spec, SegmentationSpec):
-        return sum(_windows(spec, ratio) for ratio, _ in views(spec.evaluation))
+        return samples * sum(_windows(spec, ratio) for ratio, _ in views(spec.evaluation))
     if isinstance(spec, DepthSpec):
-        return spec.evaluation.windows * (1 + spec.evaluation.flip)
-    return 1
+        return samples * spec.evaluation.windows * (1 + spec.evaluation.flip)
+    return samples
 
 
 def _windows(spec: SegmentationSpec, ratio: float) -> int:
@@ -75,9 +74,10 @@ def _dataset(spec: Spec) -> str:
 
 
 def training_macs(parts: Mapping[str, Part], checkpointing: bool) -> int:
-    """Multiply-adds of one training image: frozen parts forward, trained parts forward and twice that backward.
+    """Count the multiply-adds of one training image.
 
-    Gradient checkpointing computes the forward pass of the U-Net, or of the backbone, a second time.
+    Frozen parts run forward; trained parts run forward and, at twice that, backward. Gradient checkpointing computes the
+    forward pass of the U-Net, or of the backbone, a second time.
     """
     forward = sum(part.macs for part in parts.values())
     backward = 2 * sum(part.macs for part in parts.values() if part.trainable)
@@ -86,9 +86,6 @@ def training_macs(parts: Mapping[str, Part], checkpointing: bool) -> int:
 
 
 def gpu_hours(task: str, images: int, macs: int) -> float:
-    """V100-hours of passing ``images`` through a network at ``macs`` each, at the pace of the authors' run of ``task``.
-
-    The pace is their multiply-adds, images x macs, over their hours x 8 GPUs.
-    """
+    """Scale the authors' V100-hours of ``task`` to ``images`` of ``macs`` multiply-adds each."""
     reference = REFERENCES[task]
     return reference.hours * GPUS * (images / reference.images) * (macs / reference.macs)
