@@ -13,7 +13,6 @@ import pytest
 
 from vpd.cli import main
 from vpd.config.params import load_params
-from vpd.download.amounts import amount
 from vpd.planning.costs import read_entries
 from vpd.planning.plan import (
     Estimate,
@@ -29,6 +28,7 @@ from vpd.planning.plan import (
 )
 from vpd.planning.plan.estimate import SD1_BYTES, Computed
 from vpd.planning.plan.text import duration
+from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from vpd.download.amounts import amount
 from vpd.planning.plan.schedule import critical_path, schedule
+from vpd.utils.disk import amount
 
 if TYPE_CHECKING:
     from vpd.planning.plan.estimate import Estimate
