@@ -21,10 +21,10 @@ import yaml
 
 from flaky_server import Answer, running
 from vpd.download import fetch, listing
-from vpd.download.amounts import amount
 from vpd.download.archives import extract
 from vpd.download.sources import SOURCES, load_sources
 from vpd.download.transfer import Patience, download
+from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
 

@@ -12,7 +12,7 @@ import pytest
 
 from vpd.cli import main
 from vpd.config.params import load_params
-from vpd.download.amounts import amount
+from vpd.utils.disk import amount
 from vpd.planning.costs import read_entries
 from vpd.planning.graph import Job, ancestors, read_graph
 from vpd.planning.plan import SD1_BYTES, Computed, Estimate, describe, duration, estimates, select

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vpd.download.amounts import amount
 from vpd.download.collecting import collect
 from vpd.download.kinds import preparation
 from vpd.download.licences import accepted, agree
 from vpd.download.receipts import FOLDER, Part, is_complete, write_receipt
 from vpd.download.sources import Entry, entry_of, load_sources
 from vpd.download.transfer import PATIENCE, Patience
+from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 from vpd.utils.files import exclusive, locked
 

@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from vpd.download.amounts import Meter, amount, require_space
 from vpd.download.members import Member, opened_archive
+from vpd.utils.disk import Meter, amount, require_space
 from vpd.utils.errors import UserError
 
 CHUNK = 1 << 20

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpd.download.amounts import Meter, existing, require_space
 from vpd.download.partial import Partial
 from vpd.download.receipts import Part
 from vpd.download.sources import Entry, FileSource
 from vpd.download.transfer import NoMirror, Patience, obtain
 from vpd.download.verify import Mismatch, Wanted, described, verify
+from vpd.utils.disk import Meter, existing, require_space
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_path
 

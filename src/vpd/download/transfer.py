@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.download.amounts import Meter, require_space
 from vpd.download.partial import Partial
 from vpd.download.responses import SCHEMES, Interrupted, Refused, Response, StalePart, opened
 from vpd.download.verify import Mismatch, Wanted, verify
+from vpd.utils.disk import Meter, require_space
 from vpd.utils.errors import UserError
 
 CHUNK = 1 << 18

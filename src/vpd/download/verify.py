@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.download.amounts import Meter, amount
+from vpd.utils.disk import Meter, amount
 
 LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64}
 """Hex digits of each digest that a source may give."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from vpd.download.amounts import amount
+from vpd.utils.disk import amount
 from vpd.utils.errors import pick
 from vpd.utils.files import read_json
 

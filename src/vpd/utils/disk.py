@@ -1,4 +1,4 @@
-"""Bytes: said in words, shown as progress, and required of a disk."""
+"""Disk space and byte counts: readable sizes, progress of a stream, and a check of the free space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def amount(size: float) -> str:
 
 
 class Meter:
-    """Progress of a stream of bytes, shown in megabytes with rate and time left."""
+    """Show the progress of a stream of bytes in megabytes, with rate and remaining time."""
 
     def __init__(self, total: int, label: str, done: int = 0) -> None:
         self.bytes = done
@@ -42,15 +42,19 @@ class Meter:
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder at or above ``path`` that exists, which is on the disk that ``path`` will be written to."""
+    """Return the nearest existing folder at or above ``path``; it lies on the disk that ``path`` will be written to."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def require_space(needs: Iterable[tuple[Path, int, str]]) -> None:
-    """Check that every disk holds all that is to be written to it.
+    """Check that every disk has room for all that is to be written to it.
 
-    ``needs`` are folders, bytes and what they are for. UserError naming the folder, the bytes needed and those free.
+    Args:
+        needs: folder, bytes and purpose of each write; folders on the same disk are added up.
+
+    Raises:
+        UserError: a disk is too small; names the folder, the bytes needed and the bytes free.
     """
     disks: dict[int, list[tuple[Path, int, str]]] = {}
     for folder, size, what in needs:
@@ -61,6 +65,6 @@ def require_space(needs: Iterable[tuple[Path, int, str]]) -> None:
         if total > free:
             parts = ", ".join(f"{amount(size)} for {what}" for _, size, what in on_disk if size)
             raise UserError(
-                f"{folder}: {amount(total)} of disk space are needed ({parts}) and {amount(free)} are free; "
+                f"{folder}: {amount(total)} of disk space are needed ({parts}), but only {amount(free)} are free; "
                 "free some space or name a folder on another disk"
             )
