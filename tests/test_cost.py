@@ -28,7 +28,7 @@ from vpd.planning.cost.counting import count
 from vpd.planning.cost.estimate import GIB
 from vpd.planning.cost.hours import REFERENCES, forward_passes
 from vpd.planning.cost.network import build, make_batch
-from vpd.pretrained.configs import sd1_configs
+from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
 from vpd.utils.errors import UserError

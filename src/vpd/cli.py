@@ -354,9 +354,8 @@ def _import_weights(options: argparse.Namespace) -> None:
     from vpd.pretrained.released import import_weights, released_spec
     from vpd.utils.files import write_json, write_text
 
-    manifest = import_weights(spec, options.file, options.data, options.checkpoint, options.runs)
+    facts = import_weights(spec, options.file, options.data, options.checkpoint, options.runs)
     write_text(options.spec, released_spec(spec).model_dump_json(indent=1) + "\n")
-    facts = manifest["released"]
     write_json(options.runs / "released.json", facts)
     print(f"{options.file.name} is now a run in {options.runs}; its VAE differs by {facts['vae_difference']:.1e}")
     if "class_embeddings" in facts:
@@ -402,7 +401,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _checkpoint(options: argparse.Namespace) -> None:
     started, spec = time.monotonic(), _load(options).checkpoint(options.name)
-    from vpd.pretrained.assemble import assemble
+    from vpd.pretrained.checkpoints import assemble
     from vpd.utils.files import exclusive
 
     with exclusive(options.out):
@@ -423,7 +422,8 @@ def _backbone(options: argparse.Namespace) -> None:
             from vpd.pretrained.backbones import fetch_backbone
 
             fetch_backbone(options.name, spec, options.out)
-        facts = read_json(options.out / "manifest.json")
+        origin = options.out / "origin.json"
+        facts = {**(read_json(origin) if origin.is_file() else {}), **read_json(options.out / "manifest.json")}
     write_json(options.facts, facts)
     _timed(options.timing, "backbone", options.name, started, steps=spec.training.steps if spec.training else 0)
 
@@ -452,7 +452,7 @@ def _released(options: argparse.Namespace) -> None:
     started, params = time.monotonic(), _load(options)
     from vpd.stages.released import measure_released
 
-    missing = measure_released(params, options)
+    missing = measure_released(params, options.data, options.checkpoints, options.archives, options.out, options.state)
     _timed(options.timing, "released", "released", started, files=len(params.released) - len(missing))
     if missing:
         print(f"not measured, because their weights could not be had: {', '.join(missing)}")

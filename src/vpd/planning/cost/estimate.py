@@ -9,7 +9,7 @@ from vpd.planning.cost.activations import Kept, keep
 from vpd.planning.cost.counting import Part, count, text_parameters
 from vpd.planning.cost.hours import forward_passes, gpu_hours, training_images, training_macs
 from vpd.planning.cost.network import CLASSES, LAYOUTS, Parts, crop
-from vpd.pretrained.configs import sd1_configs
+from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.utils.digests import digest
 from vpd.utils.errors import UserError
 
