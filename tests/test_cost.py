@@ -18,7 +18,7 @@ from vpd.planning.costs import GIB, markdown, paper_gflops
 from vpd.planning.counting import count
 from vpd.planning.hours import REFERENCES, forward_passes
 from vpd.planning.networks import build, make_batch, read_parts
-from vpd.pretrained.configs import sd1_configs
+from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
 from vpd.utils.errors import UserError

@@ -13,7 +13,7 @@ from vpd.planning.costs import GIB, figures
 from vpd.planning.counting import FLOAT, Part, count, text_parameters
 from vpd.planning.hours import forward_passes, gpu_hours, training_images, training_macs
 from vpd.planning.networks import CLASSES, LAYOUTS, Parts, crop, read_parts
-from vpd.pretrained.configs import sd1_configs
+from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.utils.digests import digest
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json

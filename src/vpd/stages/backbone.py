@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vpd.config.params import Params
 from vpd.config.paths import Paths
+from vpd.pretrained.checkpoints import ORIGIN
 from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.fingerprint import MANIFEST
 
@@ -25,5 +26,6 @@ def make_backbone(name: str, params: Params, paths: Paths) -> int:
             from vpd.pretrained.backbones import fetch_backbone
 
             fetch_backbone(name, spec, out)
-        write_json(paths.backbone_facts(name), read_json(out / MANIFEST))
+        origin = read_json(out / ORIGIN) if (out / ORIGIN).is_file() else {}
+        write_json(paths.backbone_facts(name), {**origin, **read_json(out / MANIFEST)})
     return spec.training.steps if spec.training else 0
