@@ -11,7 +11,7 @@ rule report:
         released=[rules.released.output.index, rules.released.output.timing],
         pretraining=rules.pretrain.output.manifest,
         previews=expand(rules.data.output.preview, dataset=PARAMS.datasets),
-        code=code("report", "config", kinds=(".py", ".yaml", ".html", ".css")),
+        code=code("report", "config", kinds=(".py", ".yaml", ".html", ".css", ".md")),
     output:
         report=f"results/{SCALE}/REPORT.md",
         page=f"results/{SCALE}/report.html",
