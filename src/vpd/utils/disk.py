@@ -65,6 +65,6 @@ def require_space(needs: Iterable[tuple[Path, int, str]]) -> None:
         if total > free:
             parts = ", ".join(f"{amount(size)} for {what}" for _, size, what in on_disk if size)
             raise UserError(
-                f"{folder}: {amount(total)} of disk space are needed ({parts}), but only {amount(free)} are free; "
+                f"{folder}: {amount(total)} of disk space are needed ({parts}) and {amount(free)} are free; "
                 "free some space or name a folder on another disk"
             )
