@@ -120,7 +120,7 @@ def test_a_changed_file_is_named_and_no_copy_counts_as_whole(drawn, tmp_path):
     shutil.copytree(drawn, damaged)
     name = sorted(json.loads((damaged / "manifest.json").read_text())["files"])[3]
     (damaged / name).write_bytes((damaged / name).read_bytes() + b"x")
-    with pytest.raises(UserError, match=f"{name} was changed after manifest.json was written; prepare"):
+    with pytest.raises(UserError, match=f"{name} was changed after manifest.json was written; run"):
         staged(damaged, {VARIABLE: str(scratch)})
     (damaged / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing, but manifest.json lists it"):

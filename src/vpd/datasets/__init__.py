@@ -6,22 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.datasets import ade20k, captions, nyuv2, objects, refcoco
-from vpd.datasets.dataset import Dataset, Format
-from vpd.datasets.manifest import located
+from vpd.datasets import ade20k, nyuv2, refcoco
+from vpd.datasets.dataset import Dataset
+from vpd.datasets.manifest import FORMATS, located
 from vpd.utils.errors import pick
 
 if TYPE_CHECKING:
     from vpd.config.schema import Spec
 
-FORMATS: dict[str, Format] = {
-    "ade20k": ade20k,
-    "nyuv2": nyuv2,
-    "refcoco": refcoco,
-    "captions": captions,
-    "objects": objects,
-}
-"""``DatasetSpec.format`` -> the module that knows it."""
+__all__ = ["FORMATS", "READERS", "build_dataset"]
+
 READERS: dict[str, Callable[..., Dataset]] = {
     "segmentation": ade20k.ADE20K,
     "referring": refcoco.RefCOCO,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,17 +29,20 @@ class Contents:
     """Everything that is read, relative to the folder."""
     counts: dict[str, int]
     """What the manifest counts; ``expect`` in params.yaml names the same keys."""
-    checks: dict[str, list[Check]]
+    checks: Mapping[str, Sequence[Check]]
     """One check a sample, by split (or another unit that must have something to score)."""
 
 
 class Format(Protocol):
     """What a module of this package offers for its format on disk."""
 
-    TOPS: tuple[str, ...]
-    """Files and folders at the top of the dataset; their absence means that nothing of it is there."""
-    NEEDED: tuple[str, ...]
-    """Counts that may not be zero, or no score can be computed."""
+    @property
+    def TOPS(self) -> tuple[str, ...]:
+        """Files and folders at the top of the dataset; if all are absent, nothing of it is there."""
+
+    @property
+    def NEEDED(self) -> tuple[str, ...]:
+        """Splits that may not be empty, or nothing can be trained or scored."""
 
     def contents(self, root: Path) -> Contents:
         """List the dataset in ``root``; UserError if files are missing or lists are unsound."""

@@ -16,7 +16,7 @@ from numpy import ndarray
 from pycocotools import mask as coco_mask
 
 from vpd.config.schema import ReferringSpec
-from vpd.datasets.dataset import Check, Contents, Dataset, Preview, image_tensor, label_tensor
+from vpd.datasets.dataset import Contents, Dataset, Preview, image_tensor, label_tensor
 from vpd.datasets.images import check_pair, read_image
 from vpd.datasets.preview import mark_object
 from vpd.datasets.transforms import normalise, resize_square
@@ -192,7 +192,7 @@ def contents(root: Path) -> Contents:
             f"{root} holds none of {', '.join(VARIANTS)}; each needs refs(unc).p or refs(umd).p and instances.json"
         )
     files |= {path.relative_to(root).as_posix() for path in by_image}
-    checks: list[Check] = [partial(check, path, by_image[path]) for path in sorted(by_image)]
+    checks = [partial(check, path, by_image[path]) for path in sorted(by_image)]
     return Contents(sorted(files), counts, {"images": checks})
 
 

@@ -1,6 +1,8 @@
 """Image and label transforms on numpy arrays; all randomness comes from the generator that is passed in.
 
-Images are (H, W, 3) uint8 RGB until ``normalise``, labels (H, W) uint8 with 255 = ignored, depth (H, W) float32 metres.
+Images are (H, W, 3) uint8 RGB until ``normalise``, labels (H, W) uint8 with 255 = ignored, depth (H, W) float32 metres. The
+rules and their order are those of the released code (mmsegmentation's and GLPDepth's), which libraries of transforms round
+and order differently.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from PIL import Image
 from vpd.config.schema import DepthData, SegmentationData
 from vpd.datasets.images import MILLIMETRES
 
-cv2.setNumThreads(0)
+cv2.setNumThreads(0)  # every worker of a data loader would start threads of its own, which costs more than it saves
 
 IGNORE = 255
 CENTRE = 127.5
@@ -22,7 +24,7 @@ CROP_REDRAWS = 10
 
 
 def normalise(image: ndarray) -> ndarray:
-    """uint8 to float32 in [-1, 1]."""
+    """uint8 to float32 in [-1, 1], as Stable Diffusion's VAE takes it."""
     return (image.astype(np.float32) - np.float32(CENTRE)) / np.float32(CENTRE)
 
 
@@ -37,13 +39,13 @@ def resize_labels(labels: ndarray, height: int, width: int) -> ndarray:
 
 
 def resize_square(image: ndarray, mask: ndarray, side: int) -> tuple[ndarray, ndarray]:
-    """Image (smoothed bilinear) and mask (nearest) to ``side`` squared, as Pillow resizes; the aspect is not kept (R2)."""
-    pairs = ((image, Image.Resampling.BILINEAR), (mask, Image.Resampling.NEAREST))
-    return tuple(np.array(Image.fromarray(values).resize((side, side), method)) for values, method in pairs)
+    """Resize image (smoothed bilinear) and mask (nearest) to ``side`` squared with Pillow; the aspect is not kept (R2)."""
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+    return np.array(small), np.array(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
 
 
 def resized_size(height: int, width: int, short: int, long: int, ratio: float = 1.0) -> tuple[int, int]:
-    """Height and width after scaling, aspect kept, into sides of at most ``long`` and ``short`` times ``ratio``.
+    """Return height and width after scaling, aspect kept, into sides of at most ``long`` and ``short`` times ``ratio``.
 
     The rule of mmsegmentation: the limits are truncated to integers, the result is rounded half up.
     """
@@ -61,10 +63,20 @@ def reduce_zero_label(labels: ndarray) -> ndarray:
 def augment_segmentation(
     image: ndarray, labels: ndarray, data: SegmentationData, rng: Generator
 ) -> tuple[ndarray, ndarray]:
-    """Scale, crop, flip, photometric distortion, normalise and pad to ``data.crop`` (G9)."""
+    """Scale, crop, flip, distort, normalise and pad a training sample (G9).
+
+    Args:
+        image: (H, W, 3) uint8.
+        labels: (H, W) uint8; 255 is ignored.
+        data: the experiment's settings; ``data.crop`` is the side of the result.
+        rng: of this sample and epoch.
+
+    Returns:
+        (crop, crop, 3) float32 in [-1, 1], and (crop, crop) uint8.
+    """
     ratio = rng.uniform(*data.ratio_range)
-    size = resized_size(*labels.shape, data.short_side, data.long_side, ratio)
-    image, labels = resize_image(image, *size), resize_labels(labels, *size)
+    height, width = resized_size(image.shape[0], image.shape[1], data.short_side, data.long_side, ratio)
+    image, labels = resize_image(image, height, width), resize_labels(labels, height, width)
     window = random_crop(labels, data.crop, data.max_class_share, rng)
     image, labels = image[window], labels[window]
     if rng.random() < data.flip:
@@ -75,7 +87,7 @@ def augment_segmentation(
 
 
 def random_crop(labels: ndarray, side: int, max_class_share: float, rng: Generator) -> tuple[slice, slice]:
-    """A window of at most ``side`` squared, drawn again up to ten times while one class fills too much of it.
+    """Draw a window of at most ``side`` squared, again up to ten times while one class fills too much of it.
 
     A window with a single class is always too full; the last draw is taken as it comes.
     """
@@ -88,7 +100,7 @@ def random_crop(labels: ndarray, side: int, max_class_share: float, rng: Generat
     return window
 
 
-def draw_window(shape: tuple[int, int], side: int, rng: Generator) -> tuple[slice, slice]:
+def draw_window(shape: tuple[int, ...], side: int, rng: Generator) -> tuple[slice, slice]:
     """A uniformly drawn window, smaller where the image is."""
     top, left = (int(rng.integers(max(size - side, 0) + 1)) for size in shape)
     return slice(top, top + side), slice(left, left + side)
@@ -112,16 +124,20 @@ def distort(image: ndarray, rng: Generator) -> ndarray:
     if contrast_first and rng.integers(2):
         image = _scale(image, rng.uniform(0.5, 1.5), 0.0)
     if rng.integers(2):
-        hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
+        hsv = _hsv(image)
         hsv[..., 1] = _scale(hsv[..., 1], rng.uniform(0.5, 1.5), 0.0)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if rng.integers(2):
-        hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
+        hsv = _hsv(image)
         hsv[..., 0] = (hsv[..., 0].astype(np.int64) + rng.integers(-18, 18)) % 180
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first and rng.integers(2):
         image = _scale(image, rng.uniform(0.5, 1.5), 0.0)
     return image
+
+
+def _hsv(image: ndarray) -> ndarray:
+    return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
 
 
 def _scale(values: ndarray, factor: float, offset: float) -> ndarray:
@@ -131,7 +147,17 @@ def _scale(values: ndarray, factor: float, offset: float) -> ndarray:
 
 # ---------------------------------------------------------------------------------------------------------------- depth
 def augment_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generator) -> tuple[ndarray, ndarray]:
-    """CutDepth, flip, crop, then brightness and contrast, gamma and colour; the image normalised (D10, D17)."""
+    """CutDepth, flip, crop, then brightness and contrast, gamma and colour (D10, D17).
+
+    Args:
+        image: (H, W, 3) uint8, both sides at least ``data.crop``.
+        depth: (H, W) float32 metres, 0 where invalid.
+        data: the experiment's settings.
+        rng: of this sample and epoch.
+
+    Returns:
+        (crop, crop, 3) float32 in [-1, 1], and (crop, crop) float32 metres.
+    """
     if rng.random() < data.cutdepth:
         image = cut_depth(image, depth, data, rng)
     if rng.random() < data.flip:
@@ -155,11 +181,11 @@ def cut_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generator) -
     left = int(start * width)
     strip = slice(left, left + int(max((width - start * width) * share * data.cutdepth_width, 1)))
     if data.cutdepth_values == "wrapped":
-        values = np.rint(depth[:, strip] * np.float32(MILLIMETRES)).astype(np.int64) & 255
+        values = (np.rint(depth[:, strip] * np.float32(MILLIMETRES)).astype(np.int64) & 255).astype(np.uint8)
     else:
-        values = np.clip(depth[:, strip] / data.max_depth, 0.0, 1.0) * 255.0
+        values = (np.clip(depth[:, strip] / data.max_depth, 0.0, 1.0) * 255.0).astype(np.uint8)
     image = image.copy()
-    image[:, strip] = values.astype(np.uint8)[..., None]
+    image[:, strip] = values[..., None]
     return image
 
 
@@ -176,7 +202,7 @@ def _gamma(image: ndarray, rng: Generator) -> ndarray:
 
 def _colour(image: ndarray, rng: Generator) -> ndarray:
     """Hue and value by up to 20, saturation by up to 30 (of 180, 255 and 255)."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.int64)
+    hsv = _hsv(image).astype(np.int64)
     hue, saturation, value = rng.integers(-20, 21), rng.integers(-30, 31), rng.integers(-20, 21)
     hsv[..., 0] = (hsv[..., 0] + hue) % 180
     hsv[..., 1:] = np.clip(hsv[..., 1:] + (saturation, value), 0, 255)

@@ -37,7 +37,7 @@ def unit(vectors: ndarray) -> ndarray:
     return vectors / nonzero(np.sqrt(dot(vectors, vectors)))
 
 
-def roots(a: ndarray, b: ndarray, c: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+def roots(a: ndarray, b: ndarray, c: ndarray | float) -> tuple[ndarray, ndarray, ndarray]:
     """Both roots of a t^2 + 2 b t + c, smaller first, and where they exist."""
     square = b * b - a * c
     exists = square > 0.0
