@@ -28,9 +28,18 @@ def check_layout(
     tolerances: Mapping[str, float] | None = None,
     questions: Iterable[QuestionSpec] = (),
 ) -> None:
-    """Check that tables, figures and questions name known tables, columns, rows, experiments and, if given, tolerances.
+    """Look up what tables, figures and questions name.
 
-    Raises UserError at the first row that matches no or several reported rows, and at the first unknown name.
+    Args:
+        tables: of params.yaml.
+        reported: tables of the paper.
+        experiments: known names, public models included.
+        figures: of params.yaml.
+        tolerances: metric -> half-width; not looked up if not given.
+        questions: of params.yaml.
+
+    Raises:
+        UserError: a name is unknown, or a row matches no row of the paper or several.
     """
     known = dict.fromkeys(experiments)
     for name, table in tables.items():
@@ -59,7 +68,7 @@ def _check_bands(name: str, table: TableSpec, tolerances: Mapping[str, float]) -
 
 
 def band(name: str, table: TableSpec, row: TableRow, column: str, tolerances: Mapping[str, float]) -> float:
-    """Half-width of a ``reproduced`` verdict: the row's, else the table's, else the metric's; UserError without any."""
+    """Return the half-width of a ``reproduced`` verdict: the row's, else the table's, else the metric's; UserError if none."""
     for own in (row.tolerances, table.tolerances):
         if column in own:
             return own[column]
@@ -67,7 +76,7 @@ def band(name: str, table: TableSpec, row: TableRow, column: str, tolerances: Ma
 
 
 def metric_band(reference: str, tolerances: Mapping[str, float], where: str) -> float:
-    """The general half-width for the metric of ``milestone.metric``."""
+    """Return the general half-width for the metric of ``milestone.metric``."""
     return pick(reference.partition(".")[2], dict(tolerances), "metric in tolerances", where)
 
 
@@ -87,15 +96,17 @@ def _check_rows(name: str, table: TableSpec, source: ReportedTable, experiments:
 
 
 def matched_row(row: TableRow, source: ReportedTable, where: str) -> int:
-    """Index of the one reported row that ``row`` selects; UserError for none or several."""
+    """Return the index of the row of the paper that ``row`` selects; UserError for none or several."""
     for key in row.match:
         pick(key, dict.fromkeys(key for reported in source.rows for key in reported), "key of a row", where)
-    found = source.matching(row.match)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        labels = "; ".join(source.label(index) for index in found)
-        raise UserError(f"{where}: matches {len(found)} rows of the paper ({labels}); add a key that tells them apart")
+    indices = source.matching(row.match)
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        labels = "; ".join(source.label(index) for index in indices)
+        raise UserError(
+            f"{where}: matches {len(indices)} rows of the paper ({labels}); add a key that distinguishes them"
+        )
     wanted = _text(row.match, row.match)
     raise UserError(f"{where}: no row of the paper has {wanted}; {nearest(wanted, _texts(row.match, source))}")
 
