@@ -1,14 +1,12 @@
-"""Miniature pre-training of backbones: honest losses, learning in every family, and the same bits however often killed."""
+"""Pre-training objectives of backbones: exact losses, learning with each, and the same bits however often a run is killed."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,28 +17,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
+from pretraining_fakes import Stopped, digests, kill_at, watched
 from vpd.config.schema import BackboneSpec, DatasetSpec, ObjectiveSpec
+from vpd.config.schema import Objective as ObjectiveName
+from vpd.datasets import prepare
 from vpd.models.backbones import build_backbone, load_backbone
-from vpd.pretraining.backbones.caption_contrast import IGNORED, following
-from vpd.pretraining.backbones.contrast import Contrast
-from vpd.pretraining.backbones.examples import Examples, load_examples
+from vpd.pretraining.backbones.contrast import IGNORED, Contrast, following
+from vpd.pretraining.backbones.examples import Examples, crops, flipped, jittered, load_examples, luminance
 from vpd.pretraining.backbones.masked_image import MaskedImage, enlarge, hidden_error, normalise_squares
-from vpd.pretraining.backbones.masked_language import MaskedLanguage, to_guess
-from vpd.pretraining.backbones.precision import average_precision, mean_average_precision
-from vpd.pretraining.backbones.pretrain import OBJECTIVES, objective_class, pretrain_backbone
+from vpd.pretraining.backbones.masked_language import MaskedLanguage, to_predict, train_wordpiece
+from vpd.pretraining.backbones.objective import average_precision, mean_average_precision
+from vpd.pretraining.backbones.pretrain import (
+    objective_class,
+    parameter_groups,
+    pretrain_backbone,
+    train_objective,
+)
 from vpd.pretraining.backbones.promptable_masks import dice_loss, focal_loss, points_inside
 from vpd.pretraining.backbones.self_distillation import SelfDistillation, distillation, sharpened, voted
-from vpd.pretraining.backbones.training import parameter_groups, train_objective
-from vpd.pretraining.backbones.views import crops, flipped, jittered, luminance
-from vpd.pretraining.backbones.wordpiece import train_wordpiece
 from vpd.pretraining.loop import generator_of
 from vpd.pretraining.outputs import HISTORY_EVERY
-from vpd.pretraining.workdir import Workplace
-from vpd.stages.data import prepare_dataset
-from vpd.utils.digests import sha256
+from vpd.pretraining.workdir import Workdir, backbone_fingerprint
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
+OBJECTIVES = get_args(ObjectiveName)
 COUNT, SIDE = 32, 32
 VIT = {
     "library": "timm",
@@ -52,16 +53,11 @@ SWIN = {
     "architecture": "swin_base_patch4_window7_224",
     "options": {"img_size": SIDE, "window_size": 2, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
 }
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT = {
     "architecture": "bert",
     "repo": "google-bert/bert-base-uncased",
-    "options": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 40,
-    },
+    "options": SIZES | {"max_position_embeddings": 40},
 }
 
 
@@ -80,8 +76,8 @@ def with_language(**changes) -> BackboneSpec:
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("data")
     for layout in ("captions", "objects"):
-        spec = DatasetSpec(format=layout, source="synthetic", images={"train": COUNT}, size=(SIDE, SIDE))
-        prepare_dataset(layout, spec, root / layout)
+        spec = DatasetSpec(layout=layout, source="drawn", draw={"train": COUNT}, size=(SIDE, SIDE))
+        prepare(layout, spec, root / layout)
     return {layout: root / layout for layout in ("captions", "objects")}
 
 
@@ -93,10 +89,6 @@ def examples(data: dict[str, Path]) -> Examples:
 def pretrain(spec: BackboneSpec, data: dict[str, Path], root: Path, **more) -> Path:
     pretrain_backbone("tiny", spec, data["captions"], data["objects"], root / "out", root / "state", **more)
     return root / "out"
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # ------------------------------------------------------------------------------------------------------------- examples
@@ -113,13 +105,13 @@ def test_the_last_images_are_kept_out_of_training(examples, data):
 
 
 def test_classes_are_those_that_the_list_names(examples, data):
-    for entry, shown in zip(read_json(data["objects"] / "objects.json"), examples.shown.tolist(), strict=True):
+    for entry, shown in zip(read_json(data["objects"] / "objects.json"), examples.visible.tolist(), strict=True):
         assert {name for name, there in zip(examples.classes, shown, strict=True) if there} == set(entry["classes"])
 
 
 def test_objects_of_other_images_are_refused(data, tmp_path):
     for name, message in {
-        "images/000003.jpg": "000003.jpg is not the image of that name",
+        "images/000003.jpg": "000003.jpg differs from the image of that name",
         None: "different images",
     }.items():
         root = Path(shutil.copytree(data["objects"], tmp_path / str(bool(name))))
@@ -295,27 +287,27 @@ def test_logits_of_contrast_are_scaled_cosines(examples):
     assert objective.tokens.shape[1] == (objective.tokens == objective.tokenizer.eos_token_id).int().argmax(1).max() + 1
 
 
-def test_a_caption_is_foretold_up_to_its_end_only():
+def test_a_caption_is_predicted_up_to_its_end_only():
     tokens = torch.tensor([[1, 5, 6, 2, 2], [1, 7, 2, 2, 2]])
     assert following(tokens, 2).tolist() == [[5, 6, 2, IGNORED], [7, 2, IGNORED, IGNORED]]
 
 
-def test_words_to_guess_are_a_share_of_the_ordinary_ones():
+def test_tokens_to_predict_are_a_share_of_the_ordinary_ones():
     tokens = torch.tensor([[2, *range(10, 30), 3], [2, 10, 11, 3] + 18 * [0]]).repeat(500, 1)
-    guessed = to_guess(tokens, torch.arange(5), generator_of("guess"))
-    assert not guessed[tokens < 5].any()
-    assert guessed[0::2].sum(dim=1).unique().tolist() == [3]
-    assert guessed[1::2].sum(dim=1).unique().tolist() == [1]
-    assert guessed[:, 1:3].any(dim=0).all()
+    chosen = to_predict(tokens, torch.arange(5), generator_of("predict"))
+    assert not chosen[tokens < 5].any()
+    assert chosen[0::2].sum(dim=1).unique().tolist() == [3]
+    assert chosen[1::2].sum(dim=1).unique().tolist() == [1]
+    assert chosen[:, 1:3].any(dim=0).all()
 
 
-def test_most_words_to_guess_are_masked_and_others_kept_as_they_are(examples):
+def test_most_words_to_predict_are_masked_and_others_kept_as_they_are(examples):
     objective = MaskedLanguage(examples, with_language())
     tokens = objective.texts[False][:1].repeat(3000, 1)
-    seen, guessed = objective.hide(tokens, generator_of("hide"))
-    assert torch.equal(seen[~guessed], tokens[~guessed])
-    masked = (seen == objective.tokenizer.mask_token_id)[guessed].float().mean().item()
-    kept = (seen == tokens)[guessed].float().mean().item()
+    seen, chosen = objective.hide(tokens, generator_of("hide"))
+    assert torch.equal(seen[~chosen], tokens[~chosen])
+    masked = (seen == objective.tokenizer.mask_token_id)[chosen].float().mean().item()
+    kept = (seen == tokens)[chosen].float().mean().item()
     assert masked == pytest.approx(0.8, abs=0.03)
     assert kept == pytest.approx(0.1, abs=0.03)
 
@@ -350,8 +342,8 @@ LEARNING = {
 
 
 def train(objective: nn.Module, training: ObjectiveSpec, folder: Path) -> list[float]:
-    place = Workplace(folder, 0, 1000, torch.device("cpu"))
-    return train_objective("phase", "backbones.tiny.training", objective, training, place)
+    workdir = Workdir(folder, 0, 1000, torch.device("cpu"))
+    return train_objective("phase", "backbones.tiny.training", objective, training, workdir)
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -438,11 +430,9 @@ def test_manifest_and_history_tell_what_was_done(trained):
     assert [manifest[key] for key in ("name", "source", "objective")] == ["tiny", "pretrained", "classification"]
     assert manifest["images_seen"] == 40
     phases = manifest["phases"]
-    assert phases["classification"]["sees"] == ["images", "classes"]
-    assert phases["masked-language"]["sees"] == ["captions"]
     assert set(phases["classification"]["measures"]) == {"fresh", "trained"}
     assert manifest["files"] == {
-        name: digest for name, digest in digests(trained).items() if name.startswith(("vision/", "language/"))
+        name: digest for name, digest in digests(trained).items() if name not in ("manifest.json", "fingerprint.json")
     }
     rows = [line.split(",") for line in (trained / "history.csv").read_text().splitlines()]
     assert [row[:2] for row in rows] == [["phase", "step"], ["classification", "5"], ["masked-language", "5"]]
@@ -450,72 +440,49 @@ def test_manifest_and_history_tell_what_was_done(trained):
     assert float(rows[1][2]) == pytest.approx(phases["classification"]["loss"]["last"], abs=1e-5)
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_at(phase: str, step: int, seen: list[tuple[str, int]]):
-    def observe(current_phase: str, current_step: int, loss: float) -> None:
-        seen.append((current_phase, current_step))
-        if (current_phase, current_step) == (phase, step):
-            raise Stopped
-
-    return observe
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_stopped_runs_end_with_the_bits_of_an_uninterrupted_one(name, data, tmp_path):
     spec = spec_of(name, steps=4)
     whole = pretrain(spec, data, tmp_path / "whole")
-    seen: list[tuple[str, int]] = []
-    with pytest.raises(Stopped):
-        pretrain(spec, data, tmp_path / "parts", save_every=2, observers=[stop_at(name, 3, seen)])
-    parts = pretrain(spec, data, tmp_path / "parts", save_every=2, observers=[stop_at("never", 0, seen)])
-    assert [step for _, step in seen] == [1, 2, 3, 3, 4]
+    with pytest.raises(Stopped), watched("backbones.tiny.training", 3) as before:
+        pretrain(spec, data, tmp_path / "parts", save_every=2)
+    with watched() as after:
+        parts = pretrain(spec, data, tmp_path / "parts", save_every=2)
+    assert [step for _, step in before + after] == [1, 2, 3, 3, 4]
     assert digests(parts) == digests(whole)
 
 
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from vpd.pretraining.backbones.pretrain import pretrain_backbone
-from vpd.config.schema import BackboneSpec
-
-torch.use_deterministic_algorithms(True)
-spec = BackboneSpec.model_validate_json(sys.argv[1])
-kill = lambda phase, step, loss: (phase, step) == ("masked-language", 3) and os.kill(os.getpid(), signal.SIGKILL)
-pretrain_backbone("tiny", spec, *map(Path, sys.argv[2:]), save_every=2, observers=[kill])
-"""
-
-
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(data, trained, tmp_path):
-    arguments = [
-        with_language().model_dump_json(),
-        data["captions"],
-        data["objects"],
-        tmp_path / "out",
-        tmp_path / "state",
-    ]
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, *map(str, arguments)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    key = "backbones.tiny.language_training"
+    paths = (data["captions"], data["objects"], tmp_path / "out", tmp_path / "state")
+    kill_at(key, 3, pretrain_backbone, "tiny", with_language(), *paths, save_every=2)
     assert not (tmp_path / "out/manifest.json").exists()
-    seen: list[tuple[str, int]] = []
-    out = pretrain(with_language(), data, tmp_path, save_every=2, observers=[stop_at("never", 0, seen)])
-    assert seen == [("masked-language", 3), ("masked-language", 4), ("masked-language", 5)]
+    with watched() as steps:
+        out = pretrain(with_language(), data, tmp_path, save_every=2)
+    assert steps == [(key, 3), (key, 4), (key, 5)]
     assert digests(out) == digests(trained)
 
 
 def test_finished_backbones_are_left_alone_and_others_are_not(data, trained, tmp_path):
-    root = tmp_path / "copy"
-    shutil.copytree(trained, root / "out")
-    seen: list[tuple[str, int]] = []
-    pretrain(with_language(), data, root, observers=[stop_at("classification", 1, seen)])
-    assert seen == []
-    (root / "out/vision/model.safetensors").unlink()
+    shutil.copytree(trained, tmp_path / "out")
+    with watched() as steps:
+        pretrain(with_language(), data, tmp_path)
+    assert steps == []
+    (tmp_path / "out/vision/model.safetensors").unlink()
     for spec in (with_language(), with_language(seed=1)):
-        with pytest.raises(Stopped):
-            pretrain(spec, data, root, observers=[stop_at("classification", 1, seen)])
+        with pytest.raises(Stopped), watched("backbones.tiny.training", 1):
+            pretrain(spec, data, tmp_path)
+
+
+def test_the_fingerprint_follows_settings_and_data(data, tmp_path):
+    copy = shutil.copytree(data["objects"], tmp_path / "objects")
+    (copy / "manifest.json").write_text("{}")
+    first = backbone_fingerprint("tiny", with_language(), data["captions"], data["objects"])
+    assert first == backbone_fingerprint("tiny", with_language(), data["captions"], data["objects"])
+    assert first.differences(vars(backbone_fingerprint("tiny", with_language(seed=1), data["captions"], copy))) == [
+        "settings",
+        "objects",
+    ]
 
 
 def test_another_seed_gives_other_weights(data, trained, tmp_path):
