@@ -109,7 +109,13 @@ def _paper_scale(commands: Commands) -> None:
     _archives(command)
     command.add_argument("--accept-licence", action="store_true", help="agree to the terms that are shown without it")
     command.add_argument(
-        "--from-archive", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help="files you have already"
+        "--from-archive",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="files you have already",
     )
     command.add_argument("--sources", type=Path, help="catalogue of addresses instead of the one that comes with vpd")
     _params(command, protocol=False)

@@ -145,7 +145,7 @@ def is_current(stage: str, name: str, params: Params, paths: Paths) -> bool:
 def stale(params: Params, paths: Paths) -> Iterator[str]:
     """Every stage that is not current, named as DVC names it."""
     names = {"data": params.datasets, "pretrain": ("",), "checkpoint": params.checkpoints, "backbone": params.backbones}
-    names |= {stage: params.experiments for stage in ("train", "evaluate")}
+    names |= dict.fromkeys(("train", "evaluate"), params.experiments)
     for stage in STAGES:
         for name in names.get(stage, ("",)):
             if not is_current(stage, name, params, paths):
