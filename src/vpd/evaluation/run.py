@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +38,11 @@ from vpd.utils.fingerprint import Fingerprint, read_manifest
 from vpd.utils.processes import beside
 from vpd.utils.progress import Progress
 
-EVALUATORS = {"segmentation": evaluate_segmentation, "referring": evaluate_referring, "depth": evaluate_depth}
+EVALUATORS: dict[str, Callable[..., Iterator[tuple[str, float]]]] = {
+    "segmentation": evaluate_segmentation,
+    "referring": evaluate_referring,
+    "depth": evaluate_depth,
+}
 Pair = tuple[int, str]
 """A seed and a milestone."""
 
