@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vpd.config.schema import TASKS, Spec
-from vpd.evaluation.run import all_pairs, conclude, measure, state_key
-from vpd.utils.digests import sha256
-from vpd.utils.files import locked, write_json
+from vpd.evaluation.run import all_pairs, conclude, measure
+from vpd.training.runs import gather, publish
+from vpd.utils.files import locked
+from vpd.utils.fingerprint import Fingerprint, fingerprint
 
 CLASSES = ["wall", "floor", "ball", "box", "lamp"]
 SHAPES = {"segmentation": (40, 56), "referring": (32, 32), "depth": (32, 48)}
@@ -179,17 +180,20 @@ class SmallModel(nn.Module):
 
 def write_runs(spec: Spec, folder: Path) -> None:
     """Write runs with random weights as training does."""
+    folder.mkdir(parents=True)
     for seed in spec.seeds:
         run = folder / f"seed{seed}"
-        run.mkdir(parents=True)
-        files = {}
-        for number, milestone in enumerate(spec.training.milestones):
+        weights = {milestone: folder / f"{milestone}.safetensors" for milestone in spec.training.milestones}
+        for number, path in enumerate(weights.values()):
             torch.manual_seed(10 * seed + number)
-            path = run / f"{milestone}.safetensors"
             save_file(SmallModel(spec.task).trained_state(), path)
-            files[path.name] = sha256(path)
-        steps = {"steps": 10, "milestones": {"half": 5, "final": 10}}
-        write_json(run / "manifest.json", {"spec": spec.digest(), "seed": seed, **steps, "files": files})
+        publish(run, weights, {"half": 5, "final": 10}, [], made_from(spec, seed))
+    gather(folder, spec.seeds, folder / "history.csv")
+
+
+def made_from(spec: Spec, seed: int) -> Fingerprint:
+    """What a run claims to have been made from."""
+    return fingerprint({"spec": spec.model_dump(mode="json"), "seed": seed}, [])
 
 
 class Experiment:
@@ -206,8 +210,9 @@ class Experiment:
     def evaluate(self, name: str = "out") -> bytes:
         out = self.folder / name
         runs = self.folder / "runs"
-        state = self.folder / "state" / state_key(self.spec, runs)
+        key = fingerprint(self.spec.model_dump(mode="json"), [], {"runs": runs})
+        state = self.folder / "state" / key.key
         with locked(state):
             measure(self.spec, self.model, self.data, all_pairs(self.spec), runs, state)
-            conclude(self.spec, self.model, self.data, runs, out / "metrics.json", out / "panels", state)
+            conclude(self.spec, self.model, self.data, runs, out / "metrics.json", out / "panels", state, key)
         return (out / "metrics.json").read_bytes()

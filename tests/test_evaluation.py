@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,17 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from torchmetrics import JaccardIndex
 
-from evaluation_fakes import CLASSES, Drawings, Experiment, SmallModel, make_spec
+from evaluation_fakes import CLASSES, Drawings, Experiment, SmallModel, made_from, make_spec
 from vpd.evaluation.depth import DepthScores, depth_errors, evaluate_depth, scored_pixels
 from vpd.evaluation.referring import ReferringScores, evaluate_referring
-from vpd.evaluation.run import check_run, load_samples, state_key
+from vpd.evaluation.results import check_run
+from vpd.evaluation.run import load_samples
 from vpd.evaluation.segmentation import SegmentationScores, evaluate_segmentation
+from vpd.training.runs import gather
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
+from vpd.utils.fingerprint import Fingerprint, fingerprint
 from vpd.utils.progress import Progress
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -239,6 +243,7 @@ def test_metrics_hold_every_seed_and_milestone(tmp_path, task):
         f"seed{seed}": experiment.folder / "runs" / f"seed{seed}" / "manifest.json" for seed in experiment.spec.seeds
     }
     assert runs == {seed: json.loads(path.read_text())["files"] for seed, path in manifests.items()}
+    assert set(value.pop("fingerprint")) == {"settings", "code", "inputs"}
     assert {name: value[name] for name in value if name != "results"} == {
         "experiment": f"{task}-small",
         "scale": "smoke",
@@ -313,30 +318,32 @@ def test_a_killed_evaluation_goes_on_where_it_stopped_and_ends_with_the_same_byt
 def test_results_of_other_runs_are_not_taken_up(tmp_path):
     """New weights give another key, so what an interrupted evaluation of the old ones left behind is not used."""
     experiment = Experiment(tmp_path)
-    old = tmp_path / "state" / state_key(experiment.spec, tmp_path / "runs")
+    runs = tmp_path / "runs"
+    old = tmp_path / "state" / fingerprint(experiment.spec.model_dump(mode="json"), [], {"runs": runs}).key
     wrong = {"seed": 0, "milestone": "half", "step": 5, "metrics": {"oiou": -1.0, "miou": -1.0}}
     write_json(old / "seed0-half.json", wrong)
     path = tmp_path / "runs/seed0/half.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
     manifest = read_json(path.parent / "manifest.json")
     write_json(path.parent / "manifest.json", {**manifest, "files": {**manifest["files"], path.name: sha256(path)}})
+    gather(runs, experiment.spec.seeds, tmp_path / "history.csv")
     assert json.loads(experiment.evaluate())["results"][0]["metrics"]["oiou"] >= 0
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes
 def test_a_run_trained_with_another_spec_is_refused(tmp_path):
     experiment = Experiment(tmp_path)
-    keys = {"spec": experiment.spec.digest(), "seed": 0}
-    check_run(tmp_path / "runs/seed0", keys, "referring-small")
-    other = experiment.spec.model_copy(update={"name": "another"}).digest()
-    message = f"seed0 was trained with another spec .{keys['spec']}, now {other}.; run train for referring-small again"
+    expected = made_from(experiment.spec, 0)
+    check_run(tmp_path / "runs/seed0", expected, "referring-small")
+    other = replace(expected, settings="another", inputs={"data": "another"})
+    message = "seed0 was trained with other settings and data than there are now; run train for referring-small again"
     with pytest.raises(UserError, match=message):
-        check_run(tmp_path / "runs/seed0", {**keys, "spec": other}, "referring-small")
+        check_run(tmp_path / "runs/seed0", other, "referring-small")
 
 
 def test_a_missing_run_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"seed7/manifest\.json does not exist"):
-        check_run(tmp_path / "seed7", {}, "referring-small")
+    with pytest.raises(UserError, match=r"seed7/fingerprint\.json does not exist"):
+        check_run(tmp_path / "seed7", Fingerprint("s", "c"), "referring-small")
 
 
 @pytest.mark.parametrize("damage", ["cut", "removed", "exchanged"])

@@ -19,7 +19,7 @@ import test_fidelity_training  # noqa: F401
 from fidelity_fakes import EFFECTS, checkpoint_of_factor_8, experiment, params, shows
 from fixtures.parity.narrow import CLASSES, build, make_batch
 from test_docs import KEY, code, fidelity_rows
-from training_fakes import KEYS, Samples, network, tiny_spec
+from training_fakes import MADE_FROM, Samples, network, tiny_spec
 from vpd.evaluation.inference import segment
 from vpd.models import build_model
 from vpd.models.diffusion import FeatureUNet, FrozenEncoder
@@ -369,7 +369,7 @@ def test_a_seed_decides_a_run(tmp_path):
     runs = []
     for number, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(number)
-        fit(network(), Samples(), tiny_spec(steps=4), seed, out, tmp_path / "state", (), KEYS | {"seed": seed})
+        fit(network(), Samples(), tiny_spec(steps=4), seed, out, tmp_path / "state", MADE_FROM)
         runs.append(load_file(out / "final.safetensors"))
     first, again, other = runs
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -18,7 +18,7 @@ from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
 from vpd.evaluation.referring import evaluate_referring
-from vpd.evaluation.run import best_of
+from vpd.evaluation.results import best_of
 from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
 from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fidelity_fakes import experiment, shows
-from training_fakes import KEYS, Samples, network, tiny_spec
+from training_fakes import MADE_FROM, Samples, network, tiny_spec
 from vpd.training.loader import plan_batches
 from vpd.training.loop import fit, gradient, milestone_steps, start_accelerator
 from vpd.training.losses import loss
@@ -148,12 +148,12 @@ def test_a_dead_run_goes_on_from_its_last_state_to_the_bit(tmp_path, save_every,
 
     dying.before = {4 * 7 + 1: die}  # the first sample of the eighth step of four
     places = {name: tmp_path / name for name in ("whole", "out", "state", "other")}
-    fit(network(), Samples(), spec, 0, places["whole"], places["other"], (), KEYS)
+    fit(network(), Samples(), spec, 0, places["whole"], places["other"], MADE_FROM)
     with pytest.raises(MemoryError):
-        fit(network(), dying, spec, 0, places["out"], places["state"], (), KEYS)
+        fit(network(), dying, spec, 0, places["out"], places["state"], MADE_FROM)
     assert [int(path.stem.split("-")[1]) for path in sorted(places["state"].rglob("step-*.pt"))] == saved
     resumed = Samples()
-    fit(network(), resumed, spec, 0, places["out"], places["state"], (), KEYS)
+    fit(network(), resumed, spec, 0, places["out"], places["state"], MADE_FROM)
     assert len(resumed.seen) == 4 * (12 - saved[-1])
     for name in ("final.safetensors", "half.safetensors", "history.csv"):
         assert (places["out"] / name).read_bytes() == (places["whole"] / name).read_bytes()

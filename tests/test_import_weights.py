@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from vpd.training.record import COLUMNS, run_keys
 
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
 from vpd.config.schema import DatasetSpec
-from vpd.evaluation.run import check_run, evaluate, load_run
+from vpd.evaluation.results import check_run
+from vpd.evaluation.run import evaluate, load_run
 from vpd.models import build_model
 from vpd.pretrained.keymap import convert
 from vpd.pretrained.released import (
@@ -118,7 +118,7 @@ def refer(tmp_path, checkpoints) -> Released:
 def test_imported_run_is_accepted_and_computes_what_the_authors_code_computes(released):
     facts = released.run()
     spec, out = released_spec(released.spec), released.runs / "seed0"
-    check_run(out, run_keys(spec, 0, released.data, released.checkpoint), "any")
+    check_run(out, run_fingerprint(spec, 0, released.data, released.checkpoint), "any")
     assert (out / "history.csv").read_text() == ",".join(COLUMNS) + "\n"
     assert facts["vae_difference"] == 0
 

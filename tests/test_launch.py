@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training_fakes import KEYS, Samples, network, tiny_spec
+from training_fakes import MADE_FROM, Samples, network, tiny_spec
 from vpd.config.params import load_params
 from vpd.config.schema import LossSpec
 from vpd.training.batch_norm import synchronise
@@ -38,7 +38,7 @@ def train_here(where: Path, delay: float = 0.0, wild: bool = False, norm: bool =
         file.write(f"{os.getpid()}\n")
     optimizer = tiny_spec().training.optimizer.model_copy(update={"lr": 1e30 if wild else 1e-2})
     spec = tiny_spec(**{"save_every": 2, "optimizer": optimizer} | training)
-    fit(network(dropout=0.0, norm=norm), Samples(delay=delay), spec, 0, where / "out", where / "state", (), KEYS)
+    fit(network(dropout=0.0, norm=norm), Samples(delay=delay), spec, 0, where / "out", where / "state", MADE_FROM)
 
 
 def weights(where: Path) -> dict[str, torch.Tensor]:

@@ -12,10 +12,10 @@ import pytest
 
 from vpd.cli import main
 from vpd.config.params import load_params
-from vpd.utils.disk import amount
 from vpd.planning.costs import read_entries
 from vpd.planning.graph import Job, ancestors, read_graph
 from vpd.planning.plan import SD1_BYTES, Computed, Estimate, describe, duration, estimates, select
+from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 

@@ -6,11 +6,13 @@ import json
 import pstats
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
 from vpd.config.params import load_params
+from vpd.config.paths import Paths
 from vpd.utils.disk import amount
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +53,7 @@ def snakemake_jobs():
             " ".join(job.shellcmd.split(" 2>&1 ")[0].split()): (
                 job.rule.name,
                 set(map(str, job.output)),
-                set(map(str, job.input)),
+                {str(path) for path in job.input if not str(path).startswith(".vpd/")},
             )
             for job in jobs
         }
@@ -74,9 +76,13 @@ def test_stage_names_are_rule_names(dvc_stages, snakemake_jobs):
 
 @pytest.mark.parametrize("which", [1, 2], ids=["outputs", "inputs"])
 def test_same_files(dvc_stages, snakemake_jobs, which):
-    """Each of Snakemake's files lies in one that DVC declares, and each of DVC's holds one of Snakemake's."""
-    for command, stage in dvc_stages.items():
+    """Each of Snakemake's files lies in one that DVC declares, and each of DVC's holds one of Snakemake's.
+
+    Code is no input of Snakemake's jobs: it is in their keys.
+    """
+    for command, files in dvc_stages.items():
         job = snakemake_jobs[command]
+        stage = [{path for path in part if not CODE.match(path)} if isinstance(part, set) else part for part in files]
         assert [path for path in sorted(job[which]) if not covered(path, stage[which])] == [], (
             f"not in dvc.yaml: {command}"
         )
@@ -94,12 +100,76 @@ def test_both_hold_the_whole_matrix(dvc_stages):
     assert names == wanted | {"pretrain", "released", "report", "track"}
 
 
-def test_code_that_a_stage_runs_reruns_it(dvc_stages):
-    """A stage depends on the packages its command imports; the report's code never retrains anything."""
+WALLS = {
+    "data": {"datasets", "world", "download"},
+    "pretrain": {"pretraining"},
+    "checkpoint": {"pretrained"},
+    "backbone": {"pretraining", "pretrained", "models/backbones"},
+    "train": {"datasets", "models", "training"},
+    "evaluate": {"datasets", "models", "evaluation"},
+    "released": {"datasets", "models", "evaluation", "pretrained"},
+    "report": {"report", "config"},
+    "track": {"tracking"},
+}
+"""The code whose change can change a stage's output."""
+
+
+def test_a_stage_depends_on_the_code_that_decides_its_output(dvc_stages):
     for name, _, inputs in dvc_stages.values():
-        code = {path for path in inputs if CODE.match(path)}
-        assert code, name
-        assert ("src/vpd/report" in code) == (name == "report")
+        code = {path.removeprefix("src/vpd/") for path in inputs if CODE.match(path)}
+        assert code == WALLS[name.split("@")[0]], name
+
+
+def test_the_codes_own_fingerprints_stay_within_these_walls():
+    """DVC looks at least at what the code itself looks at; otherwise it would miss a change that the code knows to matter."""
+    from vpd.evaluation.results import CODE as EVALUATION
+    from vpd.training.runs import CODE as TRAINING
+
+    assert set(TRAINING) == WALLS["train"]
+    assert set(EVALUATION) == WALLS["evaluate"]
+    for stage in ("data", "pretrain", "checkpoint", "backbone"):
+        used = packages_of(stage)
+        assert used, stage
+        assert all(any(f"{package}/".startswith(f"{wall}/") for wall in WALLS[stage]) for package in used), (
+            stage,
+            used,
+        )
+
+
+def packages_of(stage):
+    """Packages whose digests go into the fingerprints of a stage, at every scale."""
+    from vpd.stages import keys
+    from vpd.utils import fingerprint
+
+    used = set()
+
+    def spy(*packages):
+        used.update(packages)
+        return "c0de"
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in list(sys.modules.values()):
+            if getattr(module, "code_digest", None) is fingerprint.code_digest:
+                patch.setattr(module, "code_digest", spy)
+        for scale in ("smoke", "mini", "paper"):
+            params = load_params(ROOT / "params.yaml", scale)
+            names = {"data": params.datasets, "checkpoint": params.checkpoints, "backbone": params.backbones}
+            for name in names.get(stage, [""]):
+                keys.is_current(stage, name, params, Paths(scale, ROOT))
+    return used
+
+
+# ------------------------------------------------------------------------------------------------------------- the paths
+def test_both_workflows_declare_the_files_that_the_code_writes(dvc_stages):
+    """vpd.config.paths is the third place that knows them, and the only one that the commands use."""
+    declared = {path for _, outputs, _ in dvc_stages.values() for path in outputs}
+    params = load_params(ROOT / "params.yaml")
+    paths, name, task = Paths(params.scale), "seg-fast", "train"
+    written = [paths.runs(name), paths.spec(name), paths.history(name), paths.timing(task, name), paths.metrics(name)]
+    written += [paths.panels(name), paths.pretraining, paths.checkpoint("sd-1-5"), paths.backbone_facts("sam")]
+    written += [paths.dataset("ade20k"), paths.released, paths.tracked, paths.results / "REPORT.md"]
+    for path in written:
+        assert covered(path.as_posix(), declared), path
 
 
 # ----------------------------------------------------------------------------------------------------------- paper scale
@@ -121,7 +191,7 @@ def test_dvc_lists_the_whole_of_paper_scale_with_what_each_job_needs(at_paper_sc
     params = load_params(ROOT / "params.yaml", "paper")
     for name in params.experiments:
         assert f"vpd train {name} --scale paper" in listed
-        assert f"vpd evaluate {name} --spec results/paper" in listed
+        assert f"vpd evaluate {name} --scale paper" in listed
     for name in (*params.datasets, "released"):
         assert re.search(rf"vpd (data )?{name} --scale paper", listed)
     for name, entry in json.loads((ROOT / "workflow/costs.json").read_text()).items():

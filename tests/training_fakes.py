@@ -24,8 +24,9 @@ from vpd.config.schema import (
     TrainingSpec,
     VPDModel,
 )
+from vpd.utils.fingerprint import Fingerprint
 
-KEYS = {"spec": "s", "seed": 0, "data": "d", "checkpoint": "c"}
+MADE_FROM = Fingerprint("s", "c", {"data": "d", "checkpoint": "c"})
 
 
 class Network(nn.Module):
@@ -116,5 +117,5 @@ def train_alone(where: Path, delay: float = 0.0, workers: int = 0, plain: bool =
 
     model = network(dropout=0.0, norm=False) if plain else network()
     dataset = Samples(delay=delay)
-    fit(model, dataset, tiny_spec(workers=workers), 0, where / "out", where / "state", (), KEYS)
+    fit(model, dataset, tiny_spec(workers=workers), 0, where / "out", where / "state", MADE_FROM)
     (where / f"seen{os.environ.get('RANK', 0)}").write_text(str(len(dataset.seen)))

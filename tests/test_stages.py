@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vpd.config.params import load_params
-from vpd.stages.jobs import gather_history, workers
+from vpd.stages.training import workers
+from vpd.training.runs import gather_history
 from vpd.utils.errors import UserError
 from vpd.utils.processes import side_by_side
 
