@@ -25,7 +25,8 @@ reproduce: setup                          ## every table and figure, with DVC
 snakemake: setup                          ## the same with Snakemake, on all cores
 	snakemake --cores all
 
-record: setup                             ## tell DVC about results that Snakemake made
+record: setup                             ## tell DVC about results that Snakemake made, if they belong to the present settings
+	vpd stale
 	dvc commit --force --quiet
 
 test: setup                               ## all tests, the whole smoke scale included
@@ -46,7 +47,7 @@ reference: setup                          ## docs/params.md and params.schema.js
 	python docs/reference.py
 
 lint: setup                               ## style of code and workflow
-	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && snakemake --lint
+	ruff check . && ruff format --check . && mypy && lint-imports && snakefmt --check Snakefile workflow && snakemake --lint
 
 lock: setup                               ## pin all dependencies anew
 	uv pip compile pyproject.toml --extra test --extra group --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock

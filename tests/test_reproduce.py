@@ -3,6 +3,8 @@
 DVC runs VPD on every task and one baseline here; all experiments in the slow test (`make test-slow`).
 """
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +19,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from vpd.config.params import load_params
+from vpd.utils.digests import sha256
+from vpd.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,9 +51,14 @@ def copy_of_project(folder: Path) -> Path:
     return folder
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The environment in which a copy of the project runs its own code."""
+    return {**ENVIRONMENT, "PYTHONPATH": str(folder / "src")}
+
+
 def run(command: str, folder: Path, succeed: bool = True) -> str:
     """Run a shell command in ``folder``; its whole output."""
-    done = subprocess.run(command, shell=True, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True)
     assert (done.returncode == 0) == succeed, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -72,7 +81,7 @@ def both(tmp_path_factory):
     whole, few = (copy_of_project(tmp_path_factory.mktemp(name)) for name in ("snakemake", "dvc"))
     with (few / "dvc.log").open("w") as log:
         dvc = subprocess.Popen(
-            ["dvc", "repro", *STAGES.split()], cwd=few, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
+            ["dvc", "repro", *STAGES.split()], cwd=few, env=environment(few), stdout=log, stderr=subprocess.STDOUT
         )
         try:
             killed_and_restarted(whole)
@@ -106,7 +115,7 @@ def killed_and_restarted(folder: Path) -> None:
     engine = subprocess.Popen(
         ["snakemake", "--cores", "2"],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=environment(folder),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -166,11 +175,25 @@ def test_dvc_takes_over_what_snakemake_made(recorded):
 
 def test_snakemake_takes_over_what_dvc_made(few):
     targets = " ".join(f"results/smoke/metrics/{name}.json" for name in FEW)
-    run(f"snakemake --touch --cores 1 {targets}", few)
     assert "Nothing to be done" in run(f"snakemake -n {targets}", few)
     assert "up to date" in run(f"dvc repro {STAGES}", few)
 
 
+# ----------------------------------------------------------------------------------------------------------------- edits
+def planned(command: str, folder: Path) -> set[str]:
+    """Stages that a dry run lists, named as DVC names them."""
+    listed = run(command, folder)
+    if command.startswith("dvc"):
+        return set(re.findall(r"^Running stage '([^']+)'", listed, flags=re.M))
+    jobs = re.findall(
+        r"^(?:rule|checkpoint|localrule|localcheckpoint) (\w+):(.*?)(?=^\S|\Z)", listed, flags=re.M | re.S
+    )
+    wildcards = [re.search(r"^    wildcards: \w+=(\S+)", body, flags=re.M) for _, body in jobs]
+    names = [f"{rule}@{found[1]}" if found else rule for (rule, _), found in zip(jobs, wildcards, strict=True)]
+    return set(names) - {"all"}
+
+
+ENGINES = ("dvc repro --dry", "snakemake -n")
 EDITS = {
     "an ablation": ("seg-full:", "seeds: single", "seeds: single, model: {attention: {limit: 1.0}}", {"seg-full"}),
     "a baseline": ("seg-clip:", "seeds: single", "seeds: single, model: {drop_path: 0.2}", {"seg-clip"}),
@@ -178,42 +201,129 @@ EDITS = {
 }
 
 
+@contextlib.contextmanager
+def edited(file: Path, old: str, new: str):
+    """``file`` with one place changed, for the block."""
+    text = file.read_text()
+    assert text.count(old) == 1, (old, text.count(old))
+    try:
+        file.write_text(text.replace(old, new))
+        yield
+    finally:
+        file.write_text(text)
+
+
+def edited_line(folder: Path, edit: str):
+    """params.yaml with one of the edits."""
+    start, old, new, _ = EDITS[edit]
+    file = folder / "params.yaml"
+    line = next(line for line in file.read_text().splitlines() if line.strip().startswith(start))
+    return edited(file, line, line.replace(old, new))
+
+
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(recorded, edit):
-    start, old, new, wanted = EDITS[edit]
-    params = recorded / "params.yaml"
-    for command in ("dvc repro --dry", "snakemake -n"):
-        text = params.read_text()
-        line = next(line for line in text.splitlines() if line.strip().startswith(start))
-        assert old in line
-        try:
-            params.write_text(text.replace(line, line.replace(old, new)))
-            changed = run(command, recorded)
-        finally:
-            params.write_text(text)
-        names = set(re.findall(r"vpd (?:train|evaluate) (\S+)", changed)) or set(re.findall(r"\bname=(\S+)", changed))
-        # A dry DVC run cannot know that an experiment will see another backbone before that is made.
-        assert names == wanted or (edit == "a backbone" and command.startswith("dvc") and names <= wanted), changed
-        stages = set(re.findall(r"^(?:local)?(?:rule |Running stage ')(\w+)", changed, flags=re.M))
-        assert stages & {"data", "pretrain", "checkpoint"} == set(), changed
-        backbones = set(re.findall(r"vpd backbone (\S+)", changed)) or set(re.findall(r"backbone=(\S+)", changed))
-        assert backbones == ({"clip-vit-b"} if edit == "a backbone" else set()), changed
+@pytest.mark.parametrize("command", ENGINES)
+def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(recorded, edit, command):
+    wanted = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in EDITS[edit][3]}
+    after = {"report", "track"}
+    if edit == "a backbone":
+        # Neither engine knows before the backbone is made whether its weights will be other ones.
+        wanted, after = {"backbone@clip-vit-b"}, after | wanted
+    with edited_line(recorded, edit):
+        stages = planned(command, recorded)
+    missing = wanted - stages
+    # A dry run of DVC does not look beyond what it would make: an evaluation may follow from its training.
+    assert not missing or (command.startswith("dvc") and missing <= {f"evaluate@{name}" for name in EDITS[edit][3]})
+    assert stages <= wanted | after
 
 
-@pytest.mark.parametrize("seconds", [1.5, 2.5, 3.5])
+def test_snakemake_sees_an_edit_of_what_dvc_made(few):
+    """The other way round, too: content decides, not what an engine remembers."""
+    target = "results/smoke/metrics/seg-full.json"
+    with edited_line(few, "an ablation"):
+        assert planned(f"snakemake -n {target}", few) == {"train@seg-full", "evaluate@seg-full"}
+    assert planned(f"snakemake -n {target}", few) == set()
+
+
+def test_results_of_other_settings_are_never_recorded(recorded):
+    """`make record` tells DVC that results and settings belong together, so it checks that they do."""
+    with edited_line(recorded, "an ablation"):
+        refusal = run("make record", recorded, succeed=False)
+    assert re.findall(r"^(?:train|evaluate)@\S+", refusal, flags=re.M) == ["train@seg-full"]
+
+
+FUNCTION = "\n\ndef _nothing() -> None:\n    return None\n"
+"""Code that changes no output."""
+CODE_EDITS = {
+    "the generator": (["world/furniture.py"], {"data"}),
+    "the report": (["report/write.py"], {"report", "track"}),
+    "what trains nothing": (
+        ["planning/plan.py", "predict/run.py", "cli.py", "stages/predict.py", "utils/progress.py"],
+        set(),
+    ),
+    "the training": (["training/losses.py"], {"train", "evaluate", "report", "track"}),
+}
+
+
+@pytest.mark.parametrize("edit", CODE_EDITS)
+@pytest.mark.parametrize("command", ENGINES)
+def test_changed_code_reruns_only_what_it_may_change(recorded, edit, command):
+    names, allowed = CODE_EDITS[edit]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            file = recorded / "src/vpd" / name
+            stack.enter_context(edited(file, text := file.read_text(), text + FUNCTION))
+        stages = {stage.split("@")[0] for stage in planned(command, recorded)}
+    assert stages <= allowed
+    assert (not allowed) or stages
+
+
+def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded):
+    """The jobs are really run: a new generator, the same pixels, and nothing is left to do for either engine."""
+    file = recorded / "src/vpd/world/furniture.py"
+    with edited(file, text := file.read_text(), text + FUNCTION):
+        assert {stage.split("@")[0] for stage in planned("snakemake -n", recorded)} == {"data"}
+        done = run("snakemake --cores 2", recorded)
+        assert set(re.findall(r"^local(?:rule|checkpoint) (\w+)", done, flags=re.M)) == {"data"}
+        assert planned("snakemake -n", recorded) == set()
+        assert {stage.split("@")[0] for stage in planned("dvc repro --dry", recorded)} == {"data"}
+
+
+def test_data_with_other_bytes_retrain_what_saw_them(recorded, tmp_path):
+    """In one run: Snakemake draws the data anew and, since their bytes are others, goes on to the training."""
+    folder = shutil.copytree(recorded, tmp_path / "project", symlinks=True)
+    target = "results/smoke/metrics/depth-fast.json"
+    file = folder / "params.yaml"
+    line = next(line for line in file.read_text().splitlines() if line.strip().startswith("nyuv2:"))
+    with edited(file, line, line.replace("seed: 1", "seed: 2")):
+        assert planned(f"snakemake -n {target}", folder) == {"data@nyuv2"}
+        run(f"snakemake --cores 2 {target}", folder)
+        assert planned(f"snakemake -n {target}", folder) == set()
+    before, after = (read_json(place / target) for place in (recorded, folder))
+    assert before["results"] != after["results"]
+
+
+def beside(whole: Path, folder: Path, *copied: str) -> Path:
+    """A project folder that shares everything with ``whole`` but what is ``copied``."""
+    for name in ("params.yaml", "workflow", "src", "data", "checkpoints", "results"):
+        if name in copied:
+            shutil.copytree(whole / name, folder / name, ignore=shutil.ignore_patterns("runs"))
+        else:
+            (folder / name).symlink_to(whole / name)
+    return folder
+
+
+@pytest.mark.parametrize("seconds", [1.5, 3.5])
 def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path, seconds):
-    results = shutil.copytree(whole / "results/smoke", tmp_path / "results", ignore=shutil.ignore_patterns("runs"))
+    folder = beside(whole, tmp_path, "results")
+    results = folder / "results/smoke"
     files = ["REPORT.md", "report.html", "tables/cells.csv", "figures/figure3.svg"]
     before = {name: (results / name).read_bytes() for name in files}
-    command = (
-        f"vpd report --results {results} --pretraining checkpoints/smoke/pretraining --previews data/smoke --out {results}"
-        " --costs workflow/costs.json --costs-scale paper"
-    )
-    killed = subprocess.Popen(command.split(), cwd=whole, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(["vpd", "report"], cwd=folder, env=environment(folder), stderr=subprocess.DEVNULL)
     time.sleep(seconds)
     killed.kill()
     killed.wait()
-    run(command, whole)
+    run("vpd report", folder)
     assert {name: (results / name).read_bytes() for name in files} == before
     assert not list(results.glob("**/.*partial*"))
 
@@ -232,27 +342,25 @@ def test_all_runs_are_in_mlflow(whole):
 
 def test_a_failed_job_fails_the_whole_and_leaves_no_output(whole, tmp_path):
     """A truncated image ends `vpd train` with code 2 and one sentence; neither weights nor a manifest appear."""
-    data = shutil.copytree(whole / "data/smoke/ade20k", tmp_path / "ade20k")
+    folder = beside(whole, tmp_path, "data")
+    (folder / "results").unlink()
+    data = folder / "data/smoke/ade20k"
     for image in sorted((data / "ADEChallengeData2016/images/training").iterdir()):
-        content = image.read_bytes()
-        image.unlink()
-        image.write_bytes(content[: len(content) // 2])
+        image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    names = [path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()]
+    manifest = read_json(data / "manifest.json")
+    digests = {name: sha256(data / name) for name in names if name in manifest["files"]}
+    (data / "manifest.json").write_text(json.dumps({**manifest, "files": digests}))  # as if prepared from damaged files
     done = subprocess.run(
-        f"vpd train seg-fast --data {data} --checkpoint checkpoints/smoke/sd-1-5 --runs {tmp_path}/runs"
-        f" --spec {tmp_path}/spec.json --history {tmp_path}/history.csv --state {tmp_path}/state --timing {tmp_path}/timing.json",
-        shell=True,
-        cwd=whole,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
+        ["vpd", "train", "seg-fast"], cwd=folder, env=environment(folder), capture_output=True, text=True
     )
     assert done.returncode == 2, done.stderr
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith("vpd: ")
     assert "ADE_train_" in sentence
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("runs/**/*.safetensors"))
-    assert not (tmp_path / "runs" / "manifest.json").exists()
+    assert not list(folder.glob("results/smoke/runs/**/*.safetensors"))
+    assert not (folder / "results/smoke/runs/seg-fast/manifest.json").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- README
