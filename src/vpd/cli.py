@@ -478,20 +478,17 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _track(options: argparse.Namespace) -> None:
     params = _load(options)
-    from vpd.tracking import compare_links, sync, ui_command
-    from vpd.tracking.store import shown
-    from vpd.utils.files import write_json
+    from vpd.tracking import shown, sync, ui_command
 
-    folders = {name: getattr(options, name) or Path(name, params.scale) for name in ("data", "checkpoints")}
-    summary = sync(options.results, params, options.uri, strict=not options.if_reachable, **folders)
+    data, checkpoints = (getattr(options, name) or Path(name, params.scale) for name in ("data", "checkpoints"))
+    places = (options.results, params, options.uri, data, checkpoints, options.out)
+    summary = sync(*places, strict=not options.if_reachable)
     print(summary)
     if not summary.missed:
         command = ui_command(options.uri)
         print(f"open the runs with: {command}" if command else f"the runs are at {shown(options.uri)}")
-        for table, link in compare_links(options.uri, params).items():
+        for table, link in summary.links.items():
             print(f"  {table} side by side: {link}")
-    if options.out:
-        write_json(options.out, summary.as_dict())
 
 
 if __name__ == "__main__":

@@ -115,6 +115,15 @@ def is_finished(folder: Path, made_from: Fingerprint) -> bool:
     return recorded == asdict(made_from) and not changed(folder, manifest["files"])
 
 
+def read_fingerprint(folder: Path) -> Fingerprint:
+    """What ``folder`` was made from; empty where nothing is recorded."""
+    if (folder / FINGERPRINT).is_file():
+        return Fingerprint(**read_json(folder / FINGERPRINT))
+    old = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}  # trainings before fingerprints
+    inputs = {role: old[role] for role in ("data", "checkpoint") if role in old}
+    return Fingerprint(old.get("spec", ""), old.get("code", ""), inputs)
+
+
 # ------------------------------------------------------------------------------------------------------------------ code
 @cache
 def code_digest(*packages: str) -> str:
