@@ -1,4 +1,4 @@
-"""A group's work: many processes at once on one data folder and on one MLflow server with PostgreSQL, with and without logins.
+"""A group's work: many processes on one data folder and on one MLflow server with PostgreSQL, with and without logins.
 
 All engines are real and started here. Run with `make test-cluster`.
 """

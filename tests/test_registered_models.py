@@ -409,6 +409,26 @@ def test_a_link_into_a_cache_is_followed(world, uri):
 
 
 # -------------------------------------------------------------------------------------------------------------- servers
+@pytest.mark.parametrize(
+    ("dies_in", "missing"),
+    [
+        ("sync._create_run", "3 runs are not logged yet"),
+        ("models._upload", "models or links may be missing yet"),
+        ("sync._links", "models or links may be missing yet"),
+    ],
+)
+def test_a_server_that_dies_in_the_middle_is_one_sentence(trained, uri, monkeypatch, capsys, dies_in, missing):
+    def die(*given):
+        monkeypatch.setattr("vpd.tracking.store.reachable", lambda uri: False)
+        raise mlflow.exceptions.MlflowException("API request failed")
+
+    monkeypatch.setattr(f"vpd.tracking.{dies_in}", die)
+    summary = World(trained, {"depth": "tiny-depth"}).sync(uri, strict=False)
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("MLflow: ")]
+    assert said == [f"MLflow at {uri} is unreachable; {missing}; run 'vpd track' later"]
+    assert summary.missed == (3 if "_create_run" in dies_in else 0)
+
+
 def test_a_server_stores_the_models_and_gives_them_back_once(world, tmp_path):
     world.params = tiny_params({"depth": "tiny-depth"})
     with mlflow_server(tmp_path, free_port(), f"sqlite:///{tmp_path / 'server.db'}") as uri:

@@ -294,33 +294,25 @@ def _signature(spec: Spec) -> ModelSignature:
 
 
 def _input_example(spec: Spec) -> pd.DataFrame:
-    """One row: a picture of floor, wall and a ball, and the options of the task."""
+    """One row: a plain picture, and the options of the task."""
     import pandas as pd
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
-    image = Image.new("RGB", (96, 64), (205, 200, 185))
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 44, 95, 63), fill=(120, 85, 60))
-    draw.ellipse((34, 24, 62, 52), fill=(190, 40, 35))
     file = io.BytesIO()
-    image.save(file, "PNG")
+    Image.new("RGB", (96, 64), (205, 200, 185)).save(file, "PNG")
     row = {"image": base64.b64encode(file.getvalue()).decode()}
     return pd.DataFrame([row | {name: EXAMPLES[name] for name, _ in _options(spec)}])
 
 
 def _requirements() -> list[str]:
     """This project's requirements as they are installed here; the project itself comes along as code."""
-    declared = [text for text in metadata.requires("vpd") or [] if "extra ==" not in text]
-    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in declared]
-    return [f"{name}=={version}" for name in names if name not in NOT_NEEDED and (version := _installed(name))]
-
-
-def _installed(name: str) -> str | None:
-    """Version without its local part, such as +cpu; None for what only other platforms need."""
-    try:
-        return metadata.version(name).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return None
+    versions = {}
+    for declared in metadata.requires("vpd") or []:
+        name = re.split(r"[^\w.-]", declared, maxsplit=1)[0]
+        if "extra ==" not in declared and name not in NOT_NEEDED:
+            with contextlib.suppress(metadata.PackageNotFoundError):  # only other platforms need it
+                versions[name] = metadata.version(name).partition("+")[0]  # without a local part such as +cpu
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 # ---------------------------------------------------------------------------------------------------------------- locate

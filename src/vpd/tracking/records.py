@@ -79,8 +79,6 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Path] = field(default_factory=dict)
     """Path inside the run -> file."""
-    tables: tuple[Path, ...] = ()
-    """CSV files that are also logged as MLflow tables."""
     datasets: tuple[DatasetUse, ...] = ()
 
     def digest(self) -> str:
@@ -91,18 +89,9 @@ class Record:
 
 # --------------------------------------------------------------------------------------------------------------- collect
 def collect(results: Path, params: Params, digests: Mapping[str, str], data: Path) -> tuple[list[Record], int]:
-    """Collect the finished experiments of the matrix, and the report.
+    """Collect the finished experiments of the matrix, and the report; count those that are not finished.
 
     An experiment is finished if its metrics carry the digest of its present spec: a new spec never stands beside old numbers.
-
-    Args:
-        results: folder of one scale.
-        params: that scale's parameters.
-        digests: see ``manifest_digests``.
-        data: folder of the prepared datasets.
-
-    Returns:
-        The records, and how many experiments are not finished.
     """
     commit = {"git_commit": git_commit(results)}
     records, unfinished = [], 0
@@ -156,7 +145,6 @@ def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Recor
         points=tuple(_cell_points(results / "tables" / "cells.csv")),
         tags={**tags, "scale": params.scale, "protocol": params.protocol, KEY: key},
         artifacts={path.relative_to(results).as_posix(): path for path in files if path.is_file()},
-        tables=tuple(sorted((results / "tables").glob("*.csv"))),
     )
 
 

@@ -160,13 +160,9 @@ def _database_client(uri: str) -> MlflowClient:
 
     try:
         connection = create_engine(uri, poolclass=NullPool).connect()
-    except ModuleNotFoundError as error:
-        raise UserError(f"MLflow at {shown(uri)} needs the Python package {error.name}; install it") from error
-    except (SQLAlchemyError, ValueError) as error:
+    except (SQLAlchemyError, ValueError, ImportError) as error:  # the driver may not be installed
         reason = _reason(uri, getattr(error, "orig", None) or error)
-        raise Unavailable(
-            f"MLflow at {shown(uri)} refused: {reason}; check user, password and database in the address"
-        ) from error
+        raise Unavailable(f"MLflow at {shown(uri)} refused: {reason}; correct the address") from error
     with connection:
         if connection.dialect.name == "postgresql":
             # As in ``_create``; the server releases the lock with the connection.

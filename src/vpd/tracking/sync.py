@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -177,8 +176,6 @@ def _create_run(client: MlflowClient, experiment: str, record: Record) -> str:
     log_points_and_params(client, run, record.points, record.params)
     for name, path in record.artifacts.items():
         client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
-    for path in record.tables:
-        client.log_table(run, _columns(path), f"tables/{path.stem}.json")
     client.set_terminated(run)
     return run
 
@@ -193,12 +190,6 @@ def log_points_and_params(client: MlflowClient, run: str, points: Sequence[Point
     metrics = [Metric(point.name, point.value, point.timestamp, point.step) for point in points]
     for start in range(0, len(metrics), METRICS_PER_BATCH):
         client.log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
-
-
-def _columns(path: Path) -> dict[str, list[str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    return {name: [row[index] for row in rows] for index, name in enumerate(header)}
 
 
 # ----------------------------------------------------------------------------------------------------------------- links
