@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fixtures.parity.narrow import make_spec, write_factor_4
-from vpd.config.schema import DatasetSpec
-from vpd.datasets import build_dataset, prepare
-from vpd.datasets.layouts.nyuv2 import SCENES
+from vpd.config.schema import DatasetSpec, Spec
+from vpd.datasets import build_dataset
+from vpd.datasets.nyuv2 import SCENES
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import estimate_depth, refer, segment
 from vpd.evaluation.referring import native_mask
@@ -31,16 +31,21 @@ from vpd.models.network import VPD
 from vpd.predict import class_names, predict
 from vpd.predict.pictures import MAX_PIXELS, find_pictures, plan_outputs, read_picture
 from vpd.predict.tasks import Depth, Segmentation, largest, window_starts
-from vpd.utils.digests import sha256
+from vpd.stages.data import prepare_dataset
+from vpd.training.runs import run_settings
+from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 DATASETS = {
-    "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 2}, size=(88, 64)),
-    "referring": DatasetSpec(
-        layout="refcoco", source="drawn", draw={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    "segmentation": DatasetSpec(
+        format="ade20k", source="synthetic", images={"training": 1, "validation": 2}, size=(88, 64)
     ),
-    "depth": DatasetSpec(layout="nyuv2", source="drawn", draw={"train": 1, "test": 1}, size=(96, 64)),
+    "referring": DatasetSpec(
+        format="refcoco", source="synthetic", images={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    ),
+    "depth": DatasetSpec(format="nyuv2", source="synthetic", images={"train": 1, "test": 1}, size=(96, 64)),
 }
 TASKS = tuple(DATASETS)
 OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
@@ -55,13 +60,13 @@ class World:
         self.specs, self.data, self.weights, self.models = {}, {}, {}, {}
         for task, dataset in DATASETS.items():
             self.data[task] = folder / task
-            prepare(task, dataset, folder / task)
+            prepare_dataset(task, dataset, folder / task)
             spec = make_spec(task, head={"dropout": 0.1} if task == "segmentation" else None)
             variant = {"variant": "refcoco"} if task == "referring" else {}
             self.specs[task] = spec.model_copy(update=variant)
             self.models[task] = lively(build_model(spec, self.checkpoint, self.reader(task).classes))
             self.weights[task] = folder / f"runs/{task}/final.safetensors"
-            write_run(self.weights[task], self.models[task], self.specs[task].training_digest())
+            write_run(self.weights[task], self.models[task], self.specs[task])
 
     def reader(self, task: str):
         return build_dataset(self.specs[task], self.data[task], "val")
@@ -85,10 +90,11 @@ def lively(model: VPD) -> VPD:
     return model.eval()
 
 
-def write_run(path: Path, model: VPD, spec: str) -> None:
+def write_run(path: Path, model: VPD, spec: Spec) -> None:
     path.parent.mkdir(parents=True)
     save_file(model.trained_state(), path)
-    write_json(path.with_name("manifest.json"), {"spec": spec, "files": {path.name: sha256(path)}})
+    made_from = Fingerprint(digest(run_settings(spec, spec.seeds[0])), "")
+    write_manifest(path.parent, made_from, {}, {path.name: sha256(path)})
 
 
 def arrays(path: Path) -> dict[str, ndarray]:
@@ -516,7 +522,7 @@ def test_weights_alone_are_enough_but_those_of_another_spec_are_said(world, tmp_
     shutil.copyfile(world.weights["segmentation"], path)
     assert predict(spec, path, world.checkpoint, [image], tmp_path / "out") == 0
     assert "other settings" not in capsys.readouterr().err
-    write_json(path.with_name("manifest.json"), {"spec": "another", "files": {path.name: sha256(path)}})
+    write_manifest(path.parent, Fingerprint("another", ""), {}, {path.name: sha256(path)})
     assert predict(spec, path, world.checkpoint, [image], tmp_path / "out") == 0
     assert "was trained with other settings than those of test" in capsys.readouterr().err
 

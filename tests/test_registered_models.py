@@ -25,22 +25,27 @@ from fixtures.parity.narrow import make_spec, write_factor_4
 from tracking_world import free_port, mlflow_server
 from vpd.config.params import Params, load_params
 from vpd.config.schema import DatasetSpec, load_spec
-from vpd.datasets import build_dataset, prepare
-from vpd.datasets.layouts.ade20k import class_names
+from vpd.datasets import build_dataset
+from vpd.datasets.ade20k import class_names
 from vpd.models import build_model
 from vpd.predict import predict
+from vpd.stages.data import prepare_dataset
 from vpd.tracking import model_places, sync
 from vpd.tracking.store import connected
-from vpd.utils.digests import sha256
+from vpd.training.runs import run_settings
+from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 DATASETS = {
-    "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 1}, size=(88, 64)),
-    "referring": DatasetSpec(
-        layout="refcoco", source="drawn", draw={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    "segmentation": DatasetSpec(
+        format="ade20k", source="synthetic", images={"training": 1, "validation": 1}, size=(88, 64)
     ),
-    "depth": DatasetSpec(layout="nyuv2", source="drawn", draw={"train": 1, "test": 1}, size=(96, 64)),
+    "referring": DatasetSpec(
+        format="refcoco", source="synthetic", images={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    ),
+    "depth": DatasetSpec(format="nyuv2", source="synthetic", images={"train": 1, "test": 1}, size=(96, 64)),
 }
 REGISTERED = {task: f"tiny-{task}" for task in DATASETS}
 OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
@@ -75,7 +80,7 @@ class World:
         write_factor_4(self.checkpoints / "narrow")
         write_json(self.checkpoints / "narrow/manifest.json", {"name": "narrow"})
         for task, dataset in DATASETS.items():
-            prepare(task, dataset, self.data / task)
+            prepare_dataset(task, dataset, self.data / task)
             self.train(task)
         return self
 
@@ -97,8 +102,8 @@ class World:
         weights = self.results / f"runs/{spec.name}/seed0/final.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, weights)
-        files = {weights.name: sha256(weights)}
-        write_json(weights.with_name("manifest.json"), {"spec": spec.training_digest(), "files": files})
+        made_from = Fingerprint(digest(run_settings(spec, 0)), "")
+        write_manifest(weights.parent, made_from, {}, {weights.name: sha256(weights)})
 
     def retrain(self, task: str) -> None:
         spec = load_spec(self.results / f"specs/{REGISTERED[task]}.json")
@@ -272,8 +277,8 @@ def test_a_missing_file_is_reported_and_skips_only_that_model(world, uri, capsys
 
 def test_weights_of_other_settings_are_not_registered(world, uri, capsys):
     world.params = tiny_params({"depth": "tiny-depth"})
-    manifest = world.results / "runs/tiny-depth/seed0/manifest.json"
-    write_json(manifest, read_json(manifest) | {"spec": "another"})
+    fingerprint = world.results / "runs/tiny-depth/seed0/fingerprint.json"
+    write_json(fingerprint, read_json(fingerprint) | {"settings": "another"})
     assert world.sync(uri).models == 0
     assert "was trained with other settings than those of tiny-depth" in capsys.readouterr().err
 

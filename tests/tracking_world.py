@@ -18,7 +18,10 @@ from pathlib import Path
 from PIL import Image
 
 from vpd.config.params import Params, load_params
+from vpd.training.runs import run_settings
+from vpd.utils.digests import digest
 from vpd.utils.files import write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 SEEDS = (0, 1, 2)
 STEPS = range(5, 161, 5)
@@ -93,7 +96,8 @@ def write_depth(root: Path, params: Params) -> dict[str, Path]:
     weights = results / "runs" / name / f"seed{spec.seeds[0]}" / "final.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
-    write_json(weights.with_name("manifest.json"), {"spec": spec.training_digest(), "files": {weights.name: "w" * 64}})
+    made_from = Fingerprint(digest(run_settings(spec, spec.seeds[0])), "")
+    write_manifest(weights.parent, made_from, {}, {weights.name: "w" * 64})
     for kind, thing in (("data", spec.dataset), ("checkpoints", spec.checkpoint)):
         write_json(root / kind / thing / "manifest.json", {"counts": {"train": 12, "test": 3}})
     return {kind: root / kind for kind in ("data", "checkpoints")}

@@ -11,15 +11,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vpd.config.schema import Spec, VPDModel
-from vpd.datasets.layouts import ade20k
+from vpd.datasets import ade20k
+from vpd.datasets.manifest import located
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.run import predictor
 from vpd.models import LatentCache, build_model
 from vpd.predict.pictures import say
+from vpd.training.runs import has_settings
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
-from vpd.utils.fingerprint import MANIFEST, read_fingerprint
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST
 
 CLASSIFIERS = {
     "semantic-fpn": "head.conv_seg.bias",
@@ -68,7 +70,7 @@ def class_names(spec: Spec, data: Path | None) -> list[str] | None:
     """Read the names of the segmentation classes from a dataset folder; None without one, and for other tasks."""
     if spec.task != "segmentation" or data is None:
         return None
-    return [names[0] for names in ade20k.class_names(data)]
+    return [names[0] for names in ade20k.class_names(located(data))]
 
 
 def load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
@@ -83,8 +85,7 @@ def load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
         weights = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is not an intact safetensors file ({error}); train or fetch it again") from None
-    # Weights alone are enough, and released weights were made from the whole spec.
-    if read_fingerprint(path.parent).settings not in (spec.training_digest(), spec.digest(), ""):
+    if path.with_name(FINGERPRINT).is_file() and not has_settings(path.parent, spec):
         say(f"{path} was trained with other settings than those of {spec.name}; the predictions may differ")
     return weights
 

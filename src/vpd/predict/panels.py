@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import matplotlib as mpl
@@ -17,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from vpd.datasets.dataset import image_tensor
-from vpd.evaluation.drawing import Sheet, palette, show
+from vpd.evaluation.drawing import FigureGrid, palette, show
 from vpd.evaluation.panels import MASK, masked
 from vpd.predict.pictures import printable
 from vpd.predict.tasks import Depth, Prediction, Referring, Segmentation, Task
@@ -38,7 +39,7 @@ FLAT = 0.1
 """Metres that a colour scale spans at least."""
 
 
-def draw_panel(task: Task, image: ndarray, prediction: Prediction, title: str) -> Sheet:
+def draw_panel(task: Task, image: ndarray, prediction: Prediction, title: str) -> FigureGrid:
     """Draw an RGB picture (H, W, 3) uint8 beside its prediction."""
     if isinstance(task, Segmentation):
         return _segmentation(task, image, prediction.values, title)
@@ -55,7 +56,7 @@ def plain_text() -> Iterator[None]:
         yield
 
 
-def _segmentation(task: Segmentation, image: ndarray, labels: ndarray, title: str) -> Sheet:
+def _segmentation(task: Segmentation, image: ndarray, labels: ndarray, title: str) -> FigureGrid:
     """Segments over the grey picture, with a legend of the largest."""
     areas = np.bincount(labels.ravel(), minlength=len(task.names))
     order = [int(number) for number in np.argsort(-areas, kind="stable") if areas[number]]
@@ -77,7 +78,7 @@ def _segmentation(task: Segmentation, image: ndarray, labels: ndarray, title: st
     return figure
 
 
-def _referring(task: Referring, image: ndarray, mask: ndarray, title: str) -> Sheet:
+def _referring(task: Referring, image: ndarray, mask: ndarray, title: str) -> FigureGrid:
     """The object in colour on the grey picture, outlined."""
     figure = _figure(image, f"{title}   “{printable(task.text)}”" + ("" if mask.any() else ": nothing found"))
     picture, inside = _scaled(image, smooth=True), _scaled(mask.astype(np.uint8), smooth=False)
@@ -87,7 +88,7 @@ def _referring(task: Referring, image: ndarray, mask: ndarray, title: str) -> Sh
     return figure
 
 
-def _depth(task: Depth, image: ndarray, metres: ndarray, title: str) -> Sheet:
+def _depth(task: Depth, image: ndarray, metres: ndarray, title: str) -> FigureGrid:
     """Depth in colours with a scale in metres."""
     low, high = float(metres.min()), float(metres.max())
     widened = max(0.0, FLAT - (high - low)) / 2
@@ -102,20 +103,20 @@ def _depth(task: Depth, image: ndarray, metres: ndarray, title: str) -> Sheet:
     return figure
 
 
-def _figure(image: ndarray, title: str, margin: float = 0.0) -> Sheet:
+def _figure(image: ndarray, title: str, margin: float = 0.0) -> FigureGrid:
     """Two cells of the image's shape, with ``margin`` inches free on the right."""
     height, width = image.shape[:2]
     high = min(BOX_HEIGHT, BOX_WIDTH * height / width)
-    return Sheet([[(height, width)] * 2], title, [0.1], max(margin, NARROWEST - 2 * high * width / height), high)
+    return FigureGrid([[(height, width)] * 2], title, [0.1], max(margin, NARROWEST - 2 * high * width / height), high)
 
 
-def _edges(figure: Sheet) -> tuple[float, float]:
+def _edges(figure: FigureGrid) -> tuple[float, float]:
     """Lower and upper edge of the cells, in inches."""
     place = figure.cells[0][0].get_position()
     return place.y0 * figure.height, place.y1 * figure.height
 
 
-def _show(figure: Sheet, image: ndarray, prediction: ndarray, **options: object) -> None:
+def _show(figure: FigureGrid, image: ndarray, prediction: ndarray, **options: Any) -> None:
     left, right = figure.cells[0]
     show(left, image)
     show(right, prediction, **options)

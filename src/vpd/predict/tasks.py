@@ -26,7 +26,7 @@ from vpd.config.schema import (
 )
 from vpd.datasets.dataset import image_tensor
 from vpd.datasets.images import MILLIMETRES
-from vpd.datasets.layouts.nyuv2 import SCENES
+from vpd.datasets.nyuv2 import SCENES
 from vpd.datasets.transforms import normalise, resize_square
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import Predict, Request, Sink, answer, refer

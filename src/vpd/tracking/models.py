@@ -22,10 +22,11 @@ from vpd.config.params import Params
 from vpd.config.schema import Spec, VPDModel, load_spec
 from vpd.tracking.records import KEY, run_key
 from vpd.tracking.store import connected, database_file
+from vpd.training.runs import has_settings, seed_folder
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_folder, exclusive, read_json, write_json
-from vpd.utils.fingerprint import MANIFEST, read_fingerprint
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,10 +124,10 @@ def _trained_network(
     spec = load_spec(spec_file)
     if spec.task != task:
         raise UserError(f"registered.{task} names {name}, which is {spec.task}; name an experiment of {task}")
-    run, checkpoint = results / "runs" / name / f"seed{spec.seeds[0]}", checkpoints / spec.checkpoint
-    for file in (MANIFEST, WEIGHTS):
+    run, checkpoint = seed_folder(results / "runs" / name, spec.seeds[0]), checkpoints / spec.checkpoint
+    for file in (MANIFEST, FINGERPRINT, WEIGHTS):
         _needed(run / file, f"train {name} first")
-    if read_fingerprint(run).settings != spec.training_digest():
+    if not has_settings(run, spec):
         raise Missing(f"{run} was trained with other settings than those of {name}; train it again")
     _needed(checkpoint / MANIFEST, "prepare the checkpoint first")
     return TrainedNetwork(
@@ -149,7 +150,7 @@ def _needed(path: Path, cure: str) -> None:
 
 def _classes(dataset: Path) -> list[str]:
     _needed(dataset / MANIFEST, "prepare the dataset first")
-    from vpd.datasets.layouts.ade20k import class_names  # vpd.predict has it too, but imports torch for seconds
+    from vpd.datasets.ade20k import class_names  # vpd.predict has it too, but imports torch for seconds
     from vpd.datasets.manifest import located
 
     return [names[0] for names in class_names(located(dataset))]

@@ -18,7 +18,7 @@ from vpd.config.schema import Spec, load_spec
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
-from vpd.utils.fingerprint import MANIFEST, read_fingerprint
+from vpd.utils.fingerprint import MANIFEST
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -100,11 +100,11 @@ def collect(results: Path, params: Params, digests: Mapping[str, str], data: Pat
         if spec is None:
             unfinished += 1
             continue
-        tags = {**commit, **table_tags(params, name), **_digest_tags(results, spec, digests)}
+        tags = {**commit, **table_tags(params, name)}
         try:
-            seeds = sorted({row["seed"] for row in metrics})
-            records += [_seed_record(results, spec, seed, metrics, tags, data) for seed in seeds]
-        except (KeyError, TypeError) as error:
+            seeds = sorted({row["seed"] for row in metrics["results"]})
+            records += [_seed_record(results, spec, seed, metrics, tags, digests, data) for seed in seeds]
+        except (AttributeError, KeyError, TypeError) as error:
             path = results / "metrics" / f"{name}.json"
             raise UserError(f"{path} is not a metrics file ({error!r}); delete it and evaluate {name} again") from None
     if (results / "REPORT.md").is_file():
@@ -112,40 +112,47 @@ def collect(results: Path, params: Params, digests: Mapping[str, str], data: Pat
     return records, unfinished
 
 
-def _finished(results: Path, name: str) -> tuple[Spec | None, list[dict[str, Any]]]:
+def _finished(results: Path, name: str) -> tuple[Spec | None, dict[str, Any]]:
     spec_file, metrics_file = results / "specs" / f"{name}.json", results / "metrics" / f"{name}.json"
     if not (spec_file.is_file() and metrics_file.is_file()):
-        return None, []
+        return None, {}
     spec, metrics = load_spec(spec_file), read_json(metrics_file)
-    try:
-        return (spec if metrics["spec"] == spec.digest() else None), metrics["results"]
-    except KeyError as error:
-        raise UserError(f"{metrics_file} has no key {error}; delete it and evaluate {name} again") from None
+    if "spec" not in metrics:
+        raise UserError(f"{metrics_file} has no key 'spec'; delete it and evaluate {name} again")
+    return (spec if metrics["spec"] == spec.digest() else None), metrics
 
 
 def _seed_record(
-    results: Path, spec: Spec, seed: int, metrics: list[dict[str, Any]], tags: dict[str, str], data: Path
+    results: Path,
+    spec: Spec,
+    seed: int,
+    metrics: dict[str, Any],
+    tags: dict[str, str],
+    digests: Mapping[str, str],
+    data: Path,
 ) -> Record:
-    points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics, seed)
+    points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics["results"], seed)
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
         artifacts |= {f"panels/{path.name}": path for path in sorted((results / "panels" / spec.name).glob("*.png"))}
-    tags = {**tags, **spec_tags(spec, seed)}
+    # What the run was trained on: as the evaluation recorded it, else as it is now.
+    inputs = metrics.get("runs", {}).get(f"seed{seed}", {}).get("fingerprint", {}).get("inputs", {})
+    trained_on = {
+        "data_digest": inputs.get("data") or digests.get(f"data/{spec.dataset}", UNKNOWN),
+        "checkpoint_digest": inputs.get("checkpoint") or digests.get(f"checkpoints/{spec.checkpoint}", UNKNOWN),
+    }
+    tags = {**tags, **trained_on, **spec_tags(spec, seed)}
     name, datasets = run_name(spec.name, seed), dataset_uses(spec, tags["data_digest"], data)
-    return Record(tags[KEY], name, spec_params(spec), tuple(points), tags, artifacts, datasets=datasets)
+    return Record(tags[KEY], name, spec_params(spec), tuple(points), tags, artifacts, datasets)
 
 
 def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Record:
     pages = [results / "REPORT.md", results / "report.html"]
     files = pages + [path for folder in ("tables", "figures") for path in sorted((results / folder).glob("*"))]
     key = f"{params.scale}/{params.protocol}/report"
-    return Record(
-        key,
-        "report",
-        points=tuple(_cell_points(results / "tables" / "cells.csv")),
-        tags={**tags, "scale": params.scale, "protocol": params.protocol, KEY: key},
-        artifacts={path.relative_to(results).as_posix(): path for path in files if path.is_file()},
-    )
+    tags = {**tags, "scale": params.scale, "protocol": params.protocol, KEY: key}
+    artifacts = {path.relative_to(results).as_posix(): path for path in files if path.is_file()}
+    return Record(key, "report", {}, tuple(_cell_points(results / "tables" / "cells.csv")), tags, artifacts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- points
@@ -263,16 +270,6 @@ def manifest_digests(data: Path, checkpoints: Path) -> dict[str, str]:
     folders = (("data", data), ("checkpoints", checkpoints))
     paths = [(kind, path) for kind, folder in folders for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     return {f"{kind}/{path.parent.name}": sha256(path) for kind, path in paths}
-
-
-def _digest_tags(results: Path, spec: Spec, digests: Mapping[str, str]) -> dict[str, str]:
-    """What the run was trained on: as the training recorded it, else as it is now."""
-    recorded = read_fingerprint(results / "runs" / spec.name)
-    inputs = recorded.inputs if recorded.settings == spec.training_digest() else {}
-    return {
-        "data_digest": inputs.get("data") or digests.get(f"data/{spec.dataset}", UNKNOWN),
-        "checkpoint_digest": inputs.get("checkpoint") or digests.get(f"checkpoints/{spec.checkpoint}", UNKNOWN),
-    }
 
 
 def dataset_uses(spec: Spec, data_digest: str, data: Path) -> tuple[DatasetUse, ...]:
