@@ -1,4 +1,4 @@
-"""A group's work: many processes at once on one data folder and on one MLflow server with PostgreSQL, with and without logins.
+"""A group's work: many processes on one data folder and on one MLflow server with PostgreSQL, with and without logins.
 
 All engines are real and started here. Run with `make test-cluster`.
 """
@@ -308,7 +308,7 @@ def test_all_results_in_one_folder_pushed_later_keep_all(group, tracked, databas
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> tuple[Path, str]:
     """Results of six runs, a report and a model to register, and the command that tracks them."""
-    root, params = tmp_path_factory.mktemp("small"), table5(EXPERIMENTS)
+    root, params = tmp_path_factory.mktemp("small"), table5(EXPERIMENTS, depth=True)
     write_results(root / "results", params)
     write_depth(root, params)
     for kind in ("data", "checkpoints"):
@@ -345,7 +345,7 @@ def test_what_is_wrong_with_a_database_is_one_sentence(database, small, tmp_path
             "mlflow", "guessed"
         ): f'{place}/mlflow refused: .*password authentication failed for user "mlflow"',
         database.uri("vanished"): f'{place}/vanished refused: .*database "vanished" does not exist',
-        database.uri("mlflow", PASSWORD): "is no address; write special characters of the password as %XX",
+        database.uri("mlflow", PASSWORD): "is not a valid address; write special characters of the password as %XX",
         f"postgresql://mlflow:{QUOTED}@127.0.0.1:{free_port()}/mlflow": "is unreachable; start it",
         f"http://mlflow:{QUOTED}@127.0.0.1:{free_port()}": "is unreachable; start it",
     }

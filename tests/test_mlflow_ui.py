@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -15,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_depth, write_results
+from vpd.config.params import Params
 from vpd.tracking import compare_links, sync
 
 FLAGS = [
@@ -73,9 +73,9 @@ def line(driver: webdriver.Chrome, xpath: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def ui(tmp_path_factory) -> Iterator[tuple[str, SimpleNamespace]]:
+def ui(tmp_path_factory) -> Iterator[tuple[str, Params]]:
     """Address of a server that shows the runs of Table 5 and a registered model, and the parameters of Table 5."""
-    folder, params, more = tmp_path_factory.mktemp("ui"), table5(), table5()
+    folder, params, more = tmp_path_factory.mktemp("ui"), table5(), table5(depth=True)
     write_results(folder / "results", params)
     store = f"sqlite:///{folder / 'mlflow.db'}"
     sync(folder / "results", more, store, **write_depth(folder, more))

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fixtures.parity.narrow import make_spec, write_factor_4
-from vpd.config.schema import DatasetSpec
+from vpd.config.schema import DatasetSpec, Spec
 from vpd.datasets import build_dataset
 from vpd.datasets.nyuv2 import SCENES
 from vpd.evaluation.drawing import palette
@@ -28,15 +28,15 @@ from vpd.evaluation.referring import native_mask
 from vpd.evaluation.run import predictor
 from vpd.models import build_model
 from vpd.models.network import VPD
-from vpd.predict import class_names, maps, predict
-from vpd.predict.depth import Depth, window_places
-from vpd.predict.inputs import Job, find_pictures, plan
-from vpd.predict.pictures import MAX_PIXELS, read_picture
-from vpd.predict.segmentation import Segmentation
+from vpd.predict import class_names, predict
+from vpd.predict.pictures import MAX_PIXELS, find_pictures, plan_outputs, read_picture
+from vpd.predict.tasks import Depth, Segmentation, largest, window_starts
 from vpd.stages.data import prepare_dataset
-from vpd.utils.digests import sha256
+from vpd.training.runs import run_settings
+from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 DATASETS = {
     "segmentation": DatasetSpec(
@@ -66,7 +66,7 @@ class World:
             self.specs[task] = spec.model_copy(update=variant)
             self.models[task] = lively(build_model(spec, self.checkpoint, self.reader(task).classes))
             self.weights[task] = folder / f"runs/{task}/final.safetensors"
-            write_run(self.weights[task], self.models[task], self.specs[task].training_digest())
+            write_run(self.weights[task], self.models[task], self.specs[task])
 
     def reader(self, task: str):
         return build_dataset(self.specs[task], self.data[task], "val")
@@ -90,10 +90,11 @@ def lively(model: VPD) -> VPD:
     return model.eval()
 
 
-def write_run(path: Path, model: VPD, spec: str) -> None:
+def write_run(path: Path, model: VPD, spec: Spec) -> None:
     path.parent.mkdir(parents=True)
     save_file(model.trained_state(), path)
-    write_json(path.with_name("manifest.json"), {"spec": spec, "files": {path.name: sha256(path)}})
+    made_from = Fingerprint(digest(run_settings(spec, spec.seeds[0])), "")
+    write_manifest(path.parent, made_from, {}, {path.name: sha256(path)})
 
 
 def arrays(path: Path) -> dict[str, ndarray]:
@@ -221,15 +222,11 @@ def test_every_size_has_a_prediction_of_its_own_size(world, tmp_path, task):
             assert max(panel.size) < 2000
 
 
-@pytest.mark.parametrize("size", [(40, 50), (5, 9), (13, 17), (1, 1), (301, 17), (1, 99)])
-def test_pieces_of_an_enlarged_map_are_those_of_torch(monkeypatch, size):
-    monkeypatch.setattr(maps, "CHUNK", 150)
-    given = torch.randn(7, 13, 17)
-    pieces = list(maps.enlarged(given, *size))
-    expected = F.interpolate(given[None], size, mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(torch.cat([piece for _, piece in pieces], 1), expected, atol=1e-5, rtol=0)
-    assert [row for rows, _ in pieces for row in range(size[0])[rows]] == list(range(size[0]))
-    assert all(piece.numel() <= max(150, 7 * size[1]) for _, piece in pieces)
+@pytest.mark.parametrize("size", [(40, 50), (5, 9), (13, 17), (1, 1), (301, 17)])
+def test_the_largest_of_resized_maps_is_found_one_map_at_a_time(size):
+    maps = torch.randn(7, 13, 17)
+    resized = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    assert torch.equal(largest(maps, *size).long(), resized.argmax(0))
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (96, 64), (64, 300), (300, 64), (65, 64)])
@@ -239,14 +236,14 @@ def test_depth_windows_put_every_pixel_in_its_place(height, width, flip):
     settings = make_spec("depth").evaluation.model_copy(update={"flip": flip, "batch_size": 3})
     image = scene(height, width)
     found = Depth(lambda batch: batch["image"][:, :1] + 2, settings, -1, "").infer(image, "x")
-    np.testing.assert_allclose(found, image[..., 0] / 127.5 + 1, atol=1e-5)
+    np.testing.assert_allclose(found.values, image[..., 0] / 127.5 + 1, atol=1e-5)
 
 
 def test_depth_windows_overlap_by_half_and_are_no_fewer_than_in_evaluation():
     settings = make_spec("depth").evaluation.model_copy(update={"window": 480})
-    assert window_places(640, settings) == [0, 160]
-    assert window_places(480, settings) == [0]
-    starts = window_places(9600, settings)
+    assert window_starts(640, settings) == [0, 160]
+    assert window_starts(480, settings) == [0]
+    starts = window_starts(9600, settings)
     assert (starts[0], starts[-1]) == (0, 9600 - 480)
     assert max(np.diff(starts)) <= 240
 
@@ -257,31 +254,31 @@ def test_more_classes_than_a_byte_holds_are_kept(tmp_path):
     task = Segmentation(
         lambda batch: logits.expand(len(batch["image"]), -1, 8, 8), settings, [f"class {n}" for n in range(300)]
     )
-    labels = task.infer(scene(20, 30), "x")
-    task.save(labels, Job(tmp_path / "x.jpg", tmp_path, "x"))
+    prediction = task.infer(scene(20, 30), "x")
+    prediction.png.save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:
         assert np.array_equal(np.array(picture), np.full((20, 30), 299))
-    assert arrays(tmp_path / "x.npz")["labels"].dtype == np.uint16
+    assert prediction.arrays["labels"].dtype == np.uint16
 
 
 # ---------------------------------------------------------------------------------------------------------- picture files
 def test_colours_are_read_alike_from_every_lossless_format(tmp_path):
     for name in ("x.png", "x.bmp", "x.tif", "x.webp", "x.ppm"):
         path = write(tmp_path / name, scene(), **({"lossless": True} if name.endswith("webp") else {}))
-        pixels, note = read_picture(path)
-        assert (pixels.dtype, note) == (np.uint8, "")
+        pixels = read_picture(path)
+        assert pixels.dtype == np.uint8
         assert np.array_equal(pixels, scene())
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
 def test_modes_are_their_rgb_copy(tmp_path, mode):
     picture = Image.fromarray(scene()).convert(mode)
-    pixels, _ = read_picture(write(tmp_path / "x.png", picture))
+    pixels = read_picture(write(tmp_path / "x.png", picture))
     assert np.array_equal(pixels, np.array(picture.convert("RGB")))
 
 
 def test_a_cmyk_jpeg_is_near_its_rgb_copy(tmp_path):
-    pixels, _ = read_picture(write(tmp_path / "x.jpg", Image.fromarray(scene()).convert("CMYK"), quality=98))
+    pixels = read_picture(write(tmp_path / "x.jpg", Image.fromarray(scene()).convert("CMYK"), quality=98))
     assert np.abs(pixels.astype(int) - scene()).mean() < 3
 
 
@@ -290,17 +287,17 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, name):
     eight = scene() if name.startswith("colour") else scene()[..., 0]
     sixteen = eight.astype(np.uint16) * 257
     assert cv2.imwrite(str(tmp_path / name), sixteen[..., ::-1] if sixteen.ndim == 3 else sixteen)
-    pixels, _ = read_picture(tmp_path / name)
+    pixels = read_picture(tmp_path / name)
     expected = eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, -1)
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
 def test_floating_point_from_0_to_1_is_read_and_other_ranges_are_refused(tmp_path):
     grey = scene()[..., 0]
-    pixels, _ = read_picture(write(tmp_path / "x.tif", grey.astype(np.float32) / 255))
+    pixels = read_picture(write(tmp_path / "x.tif", grey.astype(np.float32) / 255))
     assert np.array_equal(pixels[..., 0], grey)
     for values in (grey.astype(np.float32), np.full((2, 2), np.nan, np.float32)):
-        with pytest.raises(UserError, match=r"bad\.tif has 32-bit floating-point values .* only 0 to 1 has a known"):
+        with pytest.raises(UserError, match=r"bad\.tif has float32 values .* only 0 to 1 has a known"):
             read_picture(write(tmp_path / "bad.tif", values))
 
 
@@ -312,14 +309,14 @@ def test_transparent_parts_lie_on_white(tmp_path, mode):
         picture = Image.fromarray(np.minimum(scene()[..., 0], 254)).convert("P")
         picture.paste(255, (0, 0, 88, 20))
     options = {"transparency": 255} if mode == "P" else {}
-    pixels, _ = read_picture(write(tmp_path / "x.png", picture.convert(mode) if mode != "P" else picture, **options))
+    pixels = read_picture(write(tmp_path / "x.png", picture.convert(mode) if mode != "P" else picture, **options))
     assert (pixels[:20] == 255).all()
     assert np.abs(pixels[20:, :, 0].astype(int) - scene()[20:, :, 0]).max() <= 1
 
 
 def test_half_transparent_parts_mix_with_white(tmp_path):
     grey = np.full((4, 4, 4), (100, 100, 100, 128), np.uint8)
-    pixels, _ = read_picture(write(tmp_path / "x.png", Image.fromarray(grey, "RGBA")))
+    pixels = read_picture(write(tmp_path / "x.png", Image.fromarray(grey, "RGBA")))
     assert np.abs(pixels.astype(int) - (100 + 255) / 2).max() <= 1
 
 
@@ -340,7 +337,7 @@ def test_the_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(tmp_path / f"x.{suffix}", np.ascontiguousarray(stored), exif=exif)
-    assert np.array_equal(read_picture(path)[0], scene())
+    assert np.array_equal(read_picture(path), scene())
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -355,22 +352,18 @@ def test_a_turned_grey_and_a_sixteen_bit_copy_have_the_same_prediction(world, tm
         assert np.array_equal(world.result(task, path, tmp_path / "out"), plain)
 
 
-def test_of_several_frames_the_first_is_used_and_that_is_said(world, tmp_path, capsys):
+def test_of_several_frames_the_first_is_used(tmp_path):
     frames = [Image.fromarray(scene()).rotate(angle).convert("P") for angle in (0, 90, 180)]
     path = write(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
-    pixels, note = read_picture(path)
-    assert np.abs(pixels.astype(int) - np.array(frames[0].convert("RGB"))).max() <= 1
-    assert note == f"{path} has 3 frames; the first is used"
-    assert world.predict("depth", [path], tmp_path / "out") == 0
-    assert capsys.readouterr().err.count("has 3 frames") == 1
+    assert np.abs(read_picture(path).astype(int) - np.array(frames[0].convert("RGB"))).max() <= 1
 
 
 def test_damage_behind_the_first_frame_does_no_harm(tmp_path):
     frames = [Image.fromarray(scene()).rotate(angle) for angle in (0, 90, 180)]
     path = write(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
-    whole, _ = read_picture(path)
+    whole = read_picture(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    assert np.array_equal(read_picture(path)[0], whole)
+    assert np.array_equal(read_picture(path), whole)
 
 
 def bad_files(folder: Path) -> dict[Path, str]:
@@ -387,14 +380,14 @@ def bad_files(folder: Path) -> dict[Path, str]:
         (folder / name).write_bytes(content)
     faults = {folder / name: fault for name, (_, fault) in contents.items()}
     sizes = {
-        "bomb.png": (60_000, 60_000, "has far more than the 80,000,000 pixels that are read; make it smaller"),
-        "large.png": (10_000, 9_000, "has 10000x9000 = 90,000,000 pixels, more than the 80,000,000 that are read"),
+        "bomb.png": (60_000, 60_000, "has far more than the limit of 80,000,000 pixels; make it smaller"),
+        "large.png": (10_000, 9_000, "has 10000x9000 = 90,000,000 pixels, more than the limit of 80,000,000"),
         "strip.png": (9, 10_000, "has 9x10000 pixels, a long side of more than 100 times the short one; crop it"),
         "broken.png": (100, 100, r"cannot be read as a picture \(.+\); save it again"),
     }
     for name, (width, height, fault) in sizes.items():
         faults[fake_png(folder / name, width, height)] = fault
-    return {**faults, folder / "gone.png": "is neither a file nor a folder; check its name"}
+    return {**faults, folder / "gone.png": "does not exist; check its name"}
 
 
 def test_bad_files_are_a_sentence_each_and_do_not_stop_the_others(world, tmp_path, capsys):
@@ -417,7 +410,7 @@ def test_nothing_is_loaded_if_no_picture_is_there(world, tmp_path, capsys):
     missing = [tmp_path / "x.jpg", tmp_path / "empty"]
     spec = world.specs["segmentation"]
     assert predict(spec, tmp_path / "none", tmp_path / "none", missing, tmp_path / "out") == 2
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "contains no pictures" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -426,26 +419,25 @@ def test_the_largest_picture_is_below_pillows_own_limit():
 
 
 # ------------------------------------------------------------------------------------------------------ names of files
-def test_folders_are_searched_and_what_is_no_picture_is_said(tmp_path):
+def test_folders_are_searched_and_other_files_are_skipped(tmp_path, capsys):
     for name in ("b.JPG", "a/x.png", "a/deep/x.gif", "predictions/old.png"):
         write(tmp_path / "all" / name, Image.fromarray(scene(8, 8)), format="PNG")
     (tmp_path / "all/readme.txt").write_text("no picture")
-    said: list[str] = []
     given = [tmp_path / "all", tmp_path / "all/b.JPG"]
-    found, faults = find_pictures(given, tmp_path / "all/predictions", said.append)
-    assert [path.relative_to(tmp_path / "all").as_posix() for path in found] == ["a/deep/x.gif", "a/x.png", "b.JPG"]
-    assert faults == []
-    assert said == [f"{tmp_path / 'all'}: skipped what is no picture, 1 in all (readme.txt)"]
-    assert [job.stem for job in plan(found, tmp_path / "out")] == ["x", "x-2", "b"]
+    pictures, faults = find_pictures(given, tmp_path / "all/predictions")
+    names = [path.relative_to(tmp_path / "all").as_posix() for path in pictures]
+    assert (names, faults) == (["a/deep/x.gif", "a/x.png", "b.JPG"], [])
+    assert capsys.readouterr().err == f"vpd: {tmp_path / 'all'}: skipped 1 files that are not pictures\n"
+    assert [job.picture.name for job in plan_outputs(pictures, tmp_path / "out")] == ["x.png", "x-2.png", "b.png"]
 
 
 def test_no_two_pictures_share_a_file(tmp_path):
     names = ["a/x.png", "b/X.jpg", "x.panel.png", "x-2.png", "c/x.gif", f"{'é' * 120}.png", f"{'é' * 121}.png"]
-    jobs = plan([tmp_path / name for name in names], tmp_path / "out")
-    outputs = [path.name.casefold() for job in jobs for path in job.outputs]
+    jobs = plan_outputs([tmp_path / name for name in names], tmp_path / "out")
+    outputs = [path.name.casefold() for job in jobs for path in job[1:]]
     assert len(set(outputs)) == len(outputs) == 3 * len(names)
-    assert jobs[0].stem == "x"
-    assert all(len(path.name.encode()) < 230 for job in jobs for path in job.outputs)
+    assert jobs[0].picture.name == "x.png"
+    assert all(len(path.name.encode()) < 230 for job in jobs for path in job[1:])
 
 
 def test_pictures_are_never_overwritten(world, tmp_path):
@@ -493,7 +485,7 @@ def test_any_name_and_text_can_be_drawn(world, tmp_path, task, capsys):
         ("referring", {"scene": "kitchen"}, "--scene is for depth only, but test is referring; leave it out"),
         ("segmentation", {"text": "chair"}, "--text is for referring only, but test is segmentation"),
         ("depth", {"scene": "kitchn"}, r"unknown scene 'kitchn'; did you mean 'kitchen'\?"),
-        ("segmentation", {"names": ["wall"]}, r"names 1 classes, but the weights tell \d+ apart; use its own --data"),
+        ("segmentation", {"names": ["wall"]}, r"names 1 classes, but the weights distinguish \d+; use its own --data"),
     ],
 )
 def test_options_that_do_not_fit_are_named(world, tmp_path, task, options, message):
@@ -530,7 +522,7 @@ def test_weights_alone_are_enough_but_those_of_another_spec_are_said(world, tmp_
     shutil.copyfile(world.weights["segmentation"], path)
     assert predict(spec, path, world.checkpoint, [image], tmp_path / "out") == 0
     assert "other settings" not in capsys.readouterr().err
-    write_json(path.with_name("manifest.json"), {"spec": "another", "files": {path.name: sha256(path)}})
+    write_manifest(path.parent, Fingerprint("another", ""), {}, {path.name: sha256(path)})
     assert predict(spec, path, world.checkpoint, [image], tmp_path / "out") == 0
     assert "was trained with other settings than those of test" in capsys.readouterr().err
 
@@ -540,7 +532,7 @@ def test_weights_alone_are_enough_but_those_of_another_spec_are_said(world, tmp_
     [
         ("missing", r"w\.safetensors does not exist; name the final\.safetensors of a finished run"),
         ("exchanged", r"w\.safetensors is not the file that .*manifest\.json lists"),
-        ("cut", r"w\.safetensors is no intact safetensors file"),
+        ("cut", r"w\.safetensors is not an intact safetensors file"),
         ("other task", "the weights have no tensor 'head.conv_seg.bias', so they are not those of test"),
         ("other shape", r"the weights do not fit this model \(.*of another shape, first"),
     ],

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from fixtures.parity.narrow import make_spec, write_factor_4
 from tracking_world import free_port, mlflow_server
+from vpd.config.params import Params, load_params
 from vpd.config.schema import DatasetSpec, load_spec
 from vpd.datasets import build_dataset
 from vpd.datasets.ade20k import class_names
@@ -32,9 +32,11 @@ from vpd.predict import predict
 from vpd.stages.data import prepare_dataset
 from vpd.tracking import model_places, sync
 from vpd.tracking.store import connected
-from vpd.utils.digests import sha256
+from vpd.training.runs import run_settings
+from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 DATASETS = {
     "segmentation": DatasetSpec(
@@ -48,31 +50,31 @@ DATASETS = {
 REGISTERED = {task: f"tiny-{task}" for task in DATASETS}
 OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
 KILLED = """
-import os, signal
+import os, signal, sys
 from pathlib import Path
-from types import SimpleNamespace
+sys.path.insert(0, {tests!r})
 from mlflow import MlflowClient
-from vpd.tracking import sync
+from test_registered_models import World
 MlflowClient.{method} = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
-root = Path({root!r})
-sync(root / "results", SimpleNamespace(**{params!r}), {uri!r}, data=root / "data", checkpoints=root / "checkpoints")
+World(Path({root!r}), {{"depth": "tiny-depth"}}).sync({uri!r})
 """
+
+
+def tiny_params(registered: dict[str, str], checkpoints: str = "copied") -> Params:
+    """Parameters of three experiments that are in no table."""
+    params = load_params(Path(__file__).parents[1] / "params.yaml", "smoke", "official")
+    line = next(iter(params.experiments.values()))
+    parts = {"scale": "tiny", "experiments": dict.fromkeys(REGISTERED.values(), line), "registered": registered}
+    parts["scales"] = {"tiny": params.block.model_copy(update={"registered_checkpoints": checkpoints})}
+    return Params(params.document.model_copy(update={**parts, "tables": {}, "figures": {}}), params.source)
 
 
 class World:
     """Results, datasets and a checkpoint of three trained networks, as the stages leave them."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, registered: dict[str, str] = REGISTERED, checkpoints: str = "copied") -> None:
+        self.root, self.params = root, tiny_params(registered, checkpoints)
         self.results, self.data, self.checkpoints = (root / name for name in ("results", "data", "checkpoints"))
-        self.params = SimpleNamespace(
-            scale="tiny",
-            protocol="official",
-            experiments=list(REGISTERED.values()),
-            tables={},
-            registered=dict(REGISTERED),
-            registered_checkpoints="copied",
-        )
 
     def fill(self) -> World:
         write_factor_4(self.checkpoints / "narrow")
@@ -100,16 +102,16 @@ class World:
         weights = self.results / f"runs/{spec.name}/seed0/final.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, weights)
-        files = {weights.name: sha256(weights)}
-        write_json(weights.with_name("manifest.json"), {"spec": spec.training_digest(), "files": files})
+        made_from = Fingerprint(digest(run_settings(spec, 0)), "")
+        write_manifest(weights.parent, made_from, {}, {weights.name: sha256(weights)})
 
     def retrain(self, task: str) -> None:
         spec = load_spec(self.results / f"specs/{REGISTERED[task]}.json")
         weights = load_file(self.results / f"runs/{spec.name}/seed0/final.safetensors")
         self.write_run(spec, {name: value + 0.01 if value.ndim > 1 else value for name, value in weights.items()})
 
-    def sync(self, uri: str):
-        return sync(self.results, self.params, uri, data=self.data, checkpoints=self.checkpoints)
+    def sync(self, uri: str, strict: bool = True):
+        return sync(self.results, self.params, uri, self.data, self.checkpoints, strict=strict)
 
     def predicted(self, task: str, picture: Path, out: Path, **places: Path) -> bytes:
         """The PNG that ``vpd predict`` writes."""
@@ -219,7 +221,7 @@ def test_a_version_knows_its_run_its_results_and_its_weights(trained, registered
 
 
 def test_new_weights_make_a_new_version_of_their_task_alone(world, uri):
-    del world.params.registered["segmentation"]
+    world.params = tiny_params({task: REGISTERED[task] for task in ("referring", "depth")})
     world.sync(uri)
     world.retrain("depth")
     summary = world.sync(uri)
@@ -233,7 +235,7 @@ def test_new_weights_make_a_new_version_of_their_task_alone(world, uri):
 
 
 def test_a_run_that_is_replaced_keeps_the_version_of_its_weights(world, uri):
-    world.params.registered = {"depth": "tiny-depth"}
+    world.params = tiny_params({"depth": "tiny-depth"})
     world.sync(uri)
     metrics = read_json(world.results / "metrics/tiny-depth.json")
     metrics["results"][0]["metrics"]["score"] = 0.75
@@ -248,8 +250,8 @@ def test_a_run_that_is_replaced_keeps_the_version_of_its_weights(world, uri):
 
 @pytest.mark.parametrize("method", ["log_model_artifacts", "create_model_version"])
 def test_after_a_kill_a_sync_completes_without_duplicates(world, uri, method):
-    world.params.registered = {"depth": "tiny-depth"}
-    script = KILLED.format(params=vars(world.params), method=method, root=str(world.root), uri=uri)
+    world.params = tiny_params({"depth": "tiny-depth"})
+    script = KILLED.format(tests=str(Path(__file__).parent), method=method, root=str(world.root), uri=uri)
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert versions(uri) == {}
@@ -260,7 +262,7 @@ def test_after_a_kill_a_sync_completes_without_duplicates(world, uri, method):
 
 
 # ------------------------------------------------------------------------------------------------- what is not there yet
-def test_what_is_missing_is_said_and_hinders_no_other(world, uri, capsys):
+def test_a_missing_file_is_reported_and_skips_only_that_model(world, uri, capsys):
     (world.results / "runs/tiny-referring/seed0/final.safetensors").unlink()
     (world.data / "segmentation/manifest.json").unlink()
     summary = world.sync(uri)
@@ -270,19 +272,19 @@ def test_what_is_missing_is_said_and_hinders_no_other(world, uri, capsys):
     assert "vpd-referring is not registered: " in said
     assert "final.safetensors does not exist; train tiny-referring first" in said
     assert "vpd-segmentation is not registered: " in said
-    assert "segmentation has no manifest.json" in said
+    assert "segmentation/manifest.json does not exist; prepare the dataset first" in said
 
 
 def test_weights_of_other_settings_are_not_registered(world, uri, capsys):
-    world.params.registered = {"depth": "tiny-depth"}
-    manifest = world.results / "runs/tiny-depth/seed0/manifest.json"
-    write_json(manifest, read_json(manifest) | {"spec": "another"})
+    world.params = tiny_params({"depth": "tiny-depth"})
+    fingerprint = world.results / "runs/tiny-depth/seed0/fingerprint.json"
+    write_json(fingerprint, read_json(fingerprint) | {"settings": "another"})
     assert world.sync(uri).models == 0
     assert "was trained with other settings than those of tiny-depth" in capsys.readouterr().err
 
 
 def test_an_experiment_of_another_task_is_refused(world, uri):
-    world.params.registered = {"depth": "tiny-referring"}
+    world.params = tiny_params({"depth": "tiny-referring"})
     with pytest.raises(UserError, match=r"registered\.depth names tiny-referring, which is referring"):
         world.sync(uri)
 
@@ -376,7 +378,7 @@ def test_a_model_that_does_not_exist_is_one_sentence(registered, name, said):
 
 @pytest.mark.usefixtures("_own_path")
 def test_a_referenced_checkpoint_is_not_copied_and_must_be_the_same(world, uri, picture, tmp_path, monkeypatch):
-    world.params.registered, world.params.registered_checkpoints = {"depth": "tiny-depth"}, "referenced"
+    world.params = tiny_params({"depth": "tiny-depth"}, "referenced")
     world.sync(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     places = model_places("models:/vpd-depth/1", uri)
@@ -404,7 +406,7 @@ def test_a_link_into_a_cache_is_followed(world, uri):
         cached.parent.mkdir(exist_ok=True)
         shutil.move(path, cached)
         path.symlink_to(cached)
-    world.params.registered = {"depth": "tiny-depth"}
+    world.params = tiny_params({"depth": "tiny-depth"})
     world.sync(uri)
     places = model_places("models:/vpd-depth/1", uri)
     assert sha256(places["weights"]) == sha256(world.root / "cache/final.safetensors")
@@ -412,8 +414,28 @@ def test_a_link_into_a_cache_is_followed(world, uri):
 
 
 # -------------------------------------------------------------------------------------------------------------- servers
+@pytest.mark.parametrize(
+    ("dies_in", "missing"),
+    [
+        ("sync._create_run", "3 runs are not logged yet"),
+        ("models._upload", "models or links may be missing yet"),
+        ("sync._links", "models or links may be missing yet"),
+    ],
+)
+def test_a_server_that_dies_in_the_middle_is_one_sentence(trained, uri, monkeypatch, capsys, dies_in, missing):
+    def die(*given):
+        monkeypatch.setattr("vpd.tracking.store.reachable", lambda uri: False)
+        raise mlflow.exceptions.MlflowException("API request failed")
+
+    monkeypatch.setattr(f"vpd.tracking.{dies_in}", die)
+    summary = World(trained, {"depth": "tiny-depth"}).sync(uri, strict=False)
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("MLflow: ")]
+    assert said == [f"MLflow at {uri} is unreachable; {missing}; run 'vpd track' later"]
+    assert summary.missed == (3 if "_create_run" in dies_in else 0)
+
+
 def test_a_server_stores_the_models_and_gives_them_back_once(world, tmp_path):
-    world.params.registered = {"depth": "tiny-depth"}
+    world.params = tiny_params({"depth": "tiny-depth"})
     with mlflow_server(tmp_path, free_port(), f"sqlite:///{tmp_path / 'server.db'}") as uri:
         assert world.sync(uri).new_versions == 1
         assert (world.sync(uri).kept, versions(uri)["vpd-depth"]) == (3, ["1"])

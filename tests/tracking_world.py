@@ -14,35 +14,40 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 from PIL import Image
 
-from vpd.config.params import load_params
+from vpd.config.params import Params, load_params
+from vpd.training.runs import run_settings
+from vpd.utils.digests import digest
 from vpd.utils.files import write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 SEEDS = (0, 1, 2)
 STEPS = range(5, 161, 5)
+DEPTH = "depth-full"
 
 
-def table5(experiments: int = 7) -> SimpleNamespace:
-    """The project's own parameters, cut down to (the first) experiments of Table 5."""
+def table5(experiments: int = 7, depth: bool = False) -> Params:
+    """The project's own parameters, cut down to (the first) experiments of Table 5 and, with ``depth``, a model to register."""
     params = load_params(Path(__file__).parents[1] / "params.yaml", scale="mini", protocol="official")
     table = params.tables["table5"]
-    names = [row.experiment for row in table.rows][:experiments]
-    cut = {"scale": "mini", "protocol": "official", "tables": {"table5": table}, "figures": {}, "experiments": names}
-    return SimpleNamespace(**cut, resolve=params.resolve)
+    names = [row.experiment for row in table.rows][:experiments] + [DEPTH] * depth
+    cut = {"tables": {"table5": table}, "figures": {}, "registered": {"depth": DEPTH} if depth else {}}
+    cut["experiments"] = {name: params.experiments[name] for name in names}
+    return Params(params.document.model_copy(update=cut), params.source)
 
 
-def miou(params: SimpleNamespace, experiment: str, seed: int, milestone: str) -> float:
+def miou(params: Params, experiment: str, seed: int, milestone: str) -> float:
     """The invented mIoU, different for every run and milestone."""
-    return round(30 + 1.12 * params.experiments.index(experiment) + 0.25 * seed - 5 * (milestone == "half"), 6)
+    return round(30 + 1.12 * list(params.experiments).index(experiment) + 0.25 * seed - 5 * (milestone == "half"), 6)
 
 
-def write_results(folder: Path, params: SimpleNamespace) -> Path:
+def write_results(folder: Path, params: Params) -> Path:
     """Files as the training, evaluation and report stages leave them."""
     for name in params.experiments:
-        _write_experiment(folder, params, name)
+        if name != DEPTH:
+            _write_experiment(folder, params, name)
     (folder / "REPORT.md").write_text("# The paper in miniature\n")
     (folder / "figures").mkdir()
     (folder / "figures" / "figure3.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>\n")
@@ -57,7 +62,7 @@ def write_results(folder: Path, params: SimpleNamespace) -> Path:
     return folder
 
 
-def _write_experiment(folder: Path, params: SimpleNamespace, name: str) -> None:
+def _write_experiment(folder: Path, params: Params, name: str) -> None:
     spec = params.resolve(name)
     for kind in ("specs", "metrics", "history", f"panels/{name}"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -81,11 +86,9 @@ def _write_experiment(folder: Path, params: SimpleNamespace, name: str) -> None:
     Image.new("RGB", (48, 32), (200, 80, 40)).save(folder / "panels" / name / "predictions.png")
 
 
-def write_depth(root: Path, params: SimpleNamespace) -> dict[str, Path]:
+def write_depth(root: Path, params: Params) -> dict[str, Path]:
     """Add a trained depth network, its dataset and checkpoint; return the folders, as arguments of ``sync``."""
-    name, results = "depth-full", root / "results"
-    params.experiments.append(name)
-    params.registered, params.registered_checkpoints = {"depth": name}, "copied"
+    name, results = DEPTH, root / "results"
     spec = params.resolve(name)
     (results / "specs" / f"{name}.json").write_text(spec.model_dump_json())
     rows = [{"seed": spec.seeds[0], "milestone": "final", "step": 160, "metrics": {"rmse": 0.75}}]
@@ -93,7 +96,8 @@ def write_depth(root: Path, params: SimpleNamespace) -> dict[str, Path]:
     weights = results / "runs" / name / f"seed{spec.seeds[0]}" / "final.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
-    write_json(weights.with_name("manifest.json"), {"spec": spec.training_digest(), "files": {weights.name: "w" * 64}})
+    made_from = Fingerprint(digest(run_settings(spec, spec.seeds[0])), "")
+    write_manifest(weights.parent, made_from, {}, {weights.name: "w" * 64})
     for kind, thing in (("data", spec.dataset), ("checkpoints", spec.checkpoint)):
         write_json(root / kind / thing / "manifest.json", {"counts": {"train": 12, "test": 3}})
     return {kind: root / kind for kind in ("data", "checkpoints")}

@@ -1,6 +1,7 @@
-"""Predictions for any pictures: classes, the object of an expression, or depth, as files and as panels to look at."""
+"""Predict for any picture: load a trained network, read pictures, write predictions and panels."""
 
+from vpd.predict.network import Network, class_names, load_network
 from vpd.predict.run import predict
-from vpd.predict.weights import class_names
+from vpd.predict.tasks import Prediction, Task, build_task
 
-__all__ = ["class_names", "predict"]
+__all__ = ["Network", "Prediction", "Task", "build_task", "class_names", "load_network", "predict"]

@@ -1,144 +1,92 @@
-"""Optional live logging of a training run: in the background, bounded, and never in the way of the training."""
+"""Optional live logging: a running training shows its metrics in MLflow, and never fails because of MLflow."""
 
 from __future__ import annotations
 
-import contextlib
-import queue
+import os
 import sys
-import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.config.schema import Spec
-from vpd.tracking.records import Point, history_points, spec_params
+from vpd.tracking.records import HASH, KEY, SPEC, Point, git_commit, history_points, run_name, spec_params, spec_tags
 from vpd.tracking.store import connected, experiment_id
-from vpd.tracking.sync import METRICS_PER_BATCH, as_metrics, log_params, runs_of
-from vpd.tracking.tags import HASH, KEY, SPEC, git_commit, run_name, spec_tags
+from vpd.tracking.sync import log_points_and_params, tracked_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SECONDS_BETWEEN_REQUESTS = 1.0
+PAUSE = 5.0
+"""Seconds between two requests, at least."""
+SHARE = 0.02
+"""Part of the training's time that requests may take."""
+BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 class Live:
-    """Observer ``(step, values)`` that sends what training logs to MLflow from a thread of its own.
+    """Observer ``(step, values)`` that sends what a training logs to MLflow, now and then; use as a context manager.
 
-    It never blocks and never raises for MLflow's sake: when the queue is full, or after MLflow failed once (which prints
-    one line), values are dropped and counted in ``dropped``; ``sync`` adds all of them from the files later. Nothing is sent
-    before the first value, so a training that was already finished leaves no run. A resumed training continues its
-    run: points sent twice are stored once.
+    The first request that fails ends live logging with one line: a dead server costs the training a few seconds in all, and
+    ``sync`` logs the complete run later. Nothing is sent before the first value, so a training that was already finished
+    leaves no run. A resumed training continues its run.
     """
 
-    def __init__(self, uri: str, spec: Spec, seed: int, capacity: int = 1000) -> None:
+    def __init__(self, uri: str, spec: Spec, seed: int) -> None:
         self.uri, self.spec, self.seed = uri, spec, seed
-        self.dropped = 0
-        self._counting = threading.Lock()
-        self._unsent: list[Point] = []
-        self._queue: queue.Queue[list[Point] | None] = queue.Queue(capacity)
-        self._failed, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mlflow-live", daemon=True)
-        self._thread.start()
-
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
-        """Queue the values of one step, or drop them."""
-        points = history_points(step, values)
-        if self._failed.is_set() or self._closing.is_set():
-            return self._drop(points)
-        try:
-            if points:
-                self._queue.put_nowait(points)
-        except queue.Full:
-            self._drop(points)
+        self.name, self.run = run_name(spec.name, seed), ""
+        self.unsent: list[Point] = []
+        self.due, self.failed = 0.0, False
 
     def __enter__(self) -> Live:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        if self.unsent or self.run:
+            self._send(last=True)
 
-    def close(self, seconds: float = 10.0) -> None:
-        """Give the thread ``seconds`` to send what is queued, then leave it."""
-        self._closing.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.put_nowait(None)
-                break
-            except queue.Full:  # values make room for the end
-                self._drop_queued(1)
-        self._thread.join(seconds)
-        if not self._thread.is_alive():
-            self._drop_queued(self._queue.qsize())
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the values of one step, and send all that wait if it is time."""
+        self.unsent += history_points(step, values)
+        if self.unsent and time.monotonic() >= self.due:
+            self._send()
 
-    def _drop(self, points: list[Point] | None) -> None:
-        with self._counting:
-            self.dropped += len(points or ())
-
-    def _drop_queued(self, items: int) -> None:
-        with contextlib.suppress(queue.Empty):
-            for _ in range(items):
-                self._drop(self._queue.get_nowait())
-
-    # ------------------------------------------------------------------------------------------------------- the thread
-    def _work(self) -> None:
+    def _send(self, last: bool = False) -> None:
+        if self.failed:
+            return
+        started = time.monotonic()
+        for name, value in BOUNDS.items():
+            os.environ.setdefault(name, value)
         try:
-            if self._take():
-                with connected(self.uri) as client:
-                    self._send(client)
+            with connected(self.uri) as client:
+                self.run = self.run or self._open(client)
+                log_points_and_params(client, self.run, self.unsent, {})
+                if last:
+                    client.set_terminated(self.run)
         except Exception as error:  # whatever MLflow does, the training goes on
-            self._failed.set()
-            reason = (str(error).partition(";")[0].splitlines() or [""])[0]
-            text = f"live logging of {run_name(self.spec.name, self.seed)} stopped: {reason or type(error).__name__}"
-            print(f"{text}; run 'vpd track' after the training", file=sys.stderr, flush=True)
-            self._drop(self._unsent)
-            self._drop_queued(self._queue.qsize())
-
-    def _send(self, client: MlflowClient) -> None:
-        run = self._open(client)
-        while self._unsent:
-            client.log_batch(run, metrics=as_metrics(self._unsent))
-            self._closing.wait(SECONDS_BETWEEN_REQUESTS)
-            self._take()
-        client.set_terminated(run)
-
-    def _take(self) -> list[Point]:
-        """Wait for values and make all that are there, up to one request's worth, the unsent ones; none at the end."""
-        self._unsent = []
-        item = self._queue.get()
-        while item is not None:
-            self._unsent += item
-            if len(self._unsent) >= METRICS_PER_BATCH:
-                return self._unsent
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return self._unsent
-        if self._unsent:
-            self._queue.put(None)  # these are sent first; the next call finds the end again
-        return self._unsent
+            self.failed = True
+            reason = (str(error).partition(";")[0].splitlines() or [""])[0] or type(error).__name__
+            text = f"live logging of {self.name} stopped: {reason}; run 'vpd track' after the training"
+            print(text, file=sys.stderr, flush=True)
+        self.unsent.clear()
+        now = time.monotonic()
+        self.due = now + max(PAUSE, (now - started) / SHARE)
 
     def _open(self, client: MlflowClient) -> str:
-        """Continue the live run of the same key and spec, or start one in place of any other live run of the key."""
+        """Continue the live run of the same key and spec, or replace any other live run of the key."""
         tags = spec_tags(self.spec, self.seed)
         experiment = experiment_id(client, self.uri, self.spec.scale)
-        same, others = _live_runs(client, experiment, tags)
-        for run in others:
-            client.delete_run(run)
+        same = ""
+        for run in tracked_runs(client, experiment, f"tags.`{KEY}` = '{tags[KEY]}'"):
+            if HASH in run.data.tags:  # a complete run, which ``sync`` replaces
+                continue
+            if run.data.tags.get(SPEC) == tags[SPEC] and not same:
+                same = run.info.run_id
+            else:
+                client.delete_run(run.info.run_id)
         if not same:
-            shown = {**tags, "git_commit": git_commit(Path())}
-            run = client.create_run(experiment, run_name=run_name(self.spec.name, self.seed), tags=shown).info.run_id
-            log_params(client, run, spec_params(self.spec))
-            same, _ = _live_runs(client, experiment, tags)
-            if run != same[0]:  # the same training began elsewhere at this moment
-                client.delete_run(run)
-        client.update_run(same[0], status="RUNNING")
-        return same[0]
-
-
-def _live_runs(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Live runs of the key, the oldest first: those of the same spec, and others; synchronised runs are left out."""
-    found = [run for run in runs_of(client, experiment, tags[KEY]) if HASH not in run.data.tags]
-    found.sort(key=lambda run: (run.info.start_time, run.info.run_id))
-    same = [run.info.run_id for run in found if run.data.tags.get(SPEC) == tags[SPEC]]
-    return same, [run.info.run_id for run in found if run.info.run_id not in same]
+            tags["git_commit"] = git_commit(Path())
+            same = client.create_run(experiment, run_name=self.name, tags=tags).info.run_id
+            log_points_and_params(client, same, [], spec_params(self.spec))
+        client.update_run(same, status="RUNNING")
+        return same

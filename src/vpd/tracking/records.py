@@ -1,26 +1,35 @@
-"""Finished result files as records of MLflow runs: parameters, points of curves, tags and artifacts, without MLflow."""
+"""Finished result files as records of MLflow runs: parameters, curves, tags, datasets and artifacts, without MLflow."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 import statistics
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vpd.config.params import Params
 from vpd.config.schema import Spec, load_spec
-from vpd.tracking.datasets import DatasetUse, dataset_uses
-from vpd.tracking.tags import KEY, digest_tags, git_commit, place_tags, run_name, spec_tags
-from vpd.utils.digests import sha256
+from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
+from vpd.utils.fingerprint import MANIFEST
 
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
+UNKNOWN = "unknown"
+FROM_SPEC = ("scale", "protocol", "schedule", "task", "dataset", "method", "checkpoint")
+CONTEXTS = ("training", "validation")
 LONGEST_VALUE = 500
-CELL = ("table", "row", "column")
+LONGEST_DIGEST = 36
+"""Characters that MLflow keeps of a dataset's digest; the profile holds all of it."""
 
 
 class Point(NamedTuple):
@@ -32,8 +41,30 @@ class Point(NamedTuple):
 
     @property
     def timestamp(self) -> int:
-        """Milliseconds that depend on the step alone, so that a point sent twice is one row in MLflow."""
+        """Milliseconds that depend on the step alone, so that MLflow stores a point that is sent twice once."""
         return 1000 * self.step
+
+
+class DatasetUse(NamedTuple):
+    """One split of one prepared dataset, as one run uses it."""
+
+    name: str
+    digest: str
+    """SHA-256 of the dataset's manifest, which lists that of every file."""
+    context: str
+    """``training`` or ``validation``."""
+    source: str
+    """Folder that holds the files."""
+    counts: Mapping[str, int]
+    """What the manifest counts; empty if the dataset itself is not here."""
+
+    def as_input(self) -> DatasetInput:
+        """Return MLflow's entity, whose source ``mlflow.data.get_source`` opens as a local folder."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        profile, source = json.dumps({"sha256": self.digest, **self.counts}), json.dumps({"uri": self.source})
+        dataset = Dataset(self.name, self.digest[:LONGEST_DIGEST], "local", source, profile=profile)
+        return DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])
 
 
 @dataclass(frozen=True)
@@ -48,82 +79,89 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Path] = field(default_factory=dict)
     """Path inside the run -> file."""
-    tables: tuple[Path, ...] = ()
-    """CSV files that are also logged as MLflow tables."""
     datasets: tuple[DatasetUse, ...] = ()
 
     def digest(self) -> str:
-        """Hash of what is logged; tags and datasets are left out because a run can get them later."""
+        """Digest of the content; tags and datasets do not count because a run can get them later."""
         files = {name: sha256(path) for name, path in sorted(self.artifacts.items())}
-        text = json.dumps([self.name, self.params, self.points, files], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest([self.name, self.params, self.points, files])
 
 
-def collect(
-    results: Path, params: Any, digests: Mapping[str, str], tags: Mapping[str, str], data: Path | None = None
-) -> tuple[list[Record], int]:
-    """Records of all finished experiments of the matrix and of the report, and how many experiments are unfinished.
+# --------------------------------------------------------------------------------------------------------------- collect
+def collect(results: Path, params: Params, digests: Mapping[str, str], data: Path) -> tuple[list[Record], int]:
+    """Collect the finished experiments of the matrix, and the report; count those that are not finished.
 
-    ``params`` has ``scale``, ``protocol``, ``experiments`` (names) and ``tables``; ``data`` holds the datasets. An
-    experiment is finished when its metrics exist and carry the digest of its present spec, so that a new spec never
-    stands beside old numbers.
+    An experiment is finished if its metrics carry the digest of its present spec: a new spec never stands beside old numbers.
     """
-    common = {"git_commit": git_commit(results), **tags}
+    commit = {"git_commit": git_commit(results)}
     records, unfinished = [], 0
     for name in params.experiments:
         spec, metrics = _finished(results, name)
         if spec is None:
             unfinished += 1
             continue
-        shown = {**common, **place_tags(params, name), **digest_tags(results, spec, digests)}
+        tags = {**commit, **table_tags(params, name)}
         try:
-            seeds = sorted({row["seed"] for row in metrics})
-            records += [_seed_record(results, spec, seed, metrics, shown, data) for seed in seeds]
-        except (KeyError, TypeError) as error:
+            seeds = sorted({row["seed"] for row in metrics["results"]})
+            records += [_seed_record(results, spec, seed, metrics, tags, digests, data) for seed in seeds]
+        except (AttributeError, KeyError, TypeError) as error:
             path = results / "metrics" / f"{name}.json"
             raise UserError(f"{path} is not a metrics file ({error!r}); delete it and evaluate {name} again") from None
     if (results / "REPORT.md").is_file():
-        records.append(_report_record(results, params, common))
+        records.append(_report_record(results, params, commit))
     return records, unfinished
 
 
-def _finished(results: Path, name: str) -> tuple[Spec | None, list[dict]]:
+def _finished(results: Path, name: str) -> tuple[Spec | None, dict[str, Any]]:
     spec_file, metrics_file = results / "specs" / f"{name}.json", results / "metrics" / f"{name}.json"
     if not (spec_file.is_file() and metrics_file.is_file()):
-        return None, []
+        return None, {}
     spec, metrics = load_spec(spec_file), read_json(metrics_file)
-    try:
-        return (spec if metrics["spec"] == spec.digest() else None), metrics["results"]
-    except KeyError as error:
-        raise UserError(f"{metrics_file} has no key {error}; delete it and evaluate {name} again") from None
-
-
-def spec_params(spec: Spec) -> dict[str, str]:
-    """The spec as flat MLflow parameters; the seed of a run is a tag."""
-    return flatten(spec.model_dump(mode="json"))
+    if "spec" not in metrics:
+        raise UserError(f"{metrics_file} has no key 'spec'; delete it and evaluate {name} again")
+    return (spec if metrics["spec"] == spec.digest() else None), metrics
 
 
 def _seed_record(
-    results: Path, spec: Spec, seed: int, metrics: list[dict], tags: dict[str, str], data: Path | None
+    results: Path,
+    spec: Spec,
+    seed: int,
+    metrics: dict[str, Any],
+    tags: dict[str, str],
+    digests: Mapping[str, str],
+    data: Path,
 ) -> Record:
-    points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics, seed)
+    points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics["results"], seed)
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
         artifacts |= {f"panels/{path.name}": path for path in sorted((results / "panels" / spec.name).glob("*.png"))}
-    tags = {**tags, **spec_tags(spec, seed)}
-    return Record(
-        tags[KEY],
-        run_name(spec.name, seed),
-        spec_params(spec),
-        tuple(points),
-        tags,
-        artifacts,
-        datasets=dataset_uses(spec, tags["data_digest"], data),
-    )
+    # What the run was trained on: as the evaluation recorded it, else as it is now.
+    inputs = metrics.get("runs", {}).get(f"seed{seed}", {}).get("fingerprint", {}).get("inputs", {})
+    trained_on = {
+        "data_digest": inputs.get("data") or digests.get(f"data/{spec.dataset}", UNKNOWN),
+        "checkpoint_digest": inputs.get("checkpoint") or digests.get(f"checkpoints/{spec.checkpoint}", UNKNOWN),
+    }
+    tags = {**tags, **trained_on, **spec_tags(spec, seed)}
+    name, datasets = run_name(spec.name, seed), dataset_uses(spec, tags["data_digest"], data)
+    return Record(tags[KEY], name, spec_params(spec), tuple(points), tags, artifacts, datasets)
+
+
+def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Record:
+    pages = [results / "REPORT.md", results / "report.html"]
+    files = pages + [path for folder in ("tables", "figures") for path in sorted((results / folder).glob("*"))]
+    key = f"{params.scale}/{params.protocol}/report"
+    tags = {**tags, "scale": params.scale, "protocol": params.protocol, KEY: key}
+    artifacts = {path.relative_to(results).as_posix(): path for path in files if path.is_file()}
+    return Record(key, "report", {}, tuple(_cell_points(results / "tables" / "cells.csv")), tags, artifacts)
+
+
+# ---------------------------------------------------------------------------------------------------------------- points
+def history_points(step: int, values: Mapping[str, float | str | None]) -> list[Point]:
+    """Convert what training reports at one step; empty cells are left out."""
+    return [Point(f"train/{name}", float(value), step) for name, value in values.items() if value not in ("", None)]
 
 
 def _history(path: Path, seed: int) -> list[Point]:
-    """Points ``train/<column>`` of one seed; none when the history was not kept."""
     if not path.is_file():
         return []
     points = []
@@ -137,12 +175,7 @@ def _history(path: Path, seed: int) -> list[Point]:
     return points
 
 
-def history_points(step: int, values: Mapping[str, Any]) -> list[Point]:
-    """What training reports at one step, as points; empty cells are left out."""
-    return [Point(f"train/{name}", float(value), step) for name, value in values.items() if value not in ("", None)]
-
-
-def _final_points(metrics: list[dict], seed: int) -> list[Point]:
+def _final_points(metrics: list[dict[str, Any]], seed: int) -> list[Point]:
     """Points ``<milestone>/<metric>`` of one seed, with mean and standard deviation over all seeds beside them."""
     points = []
     for row in (row for row in metrics if row["seed"] == seed):
@@ -155,46 +188,114 @@ def _final_points(metrics: list[dict], seed: int) -> list[Point]:
     return points
 
 
-def _report_record(results: Path, params: Any, tags: dict[str, str]) -> Record:
-    pages = [results / "REPORT.md", results / "report.html"]
-    files = pages + [path for folder in ("tables", "figures") for path in sorted((results / folder).glob("*"))]
-    key = f"{params.scale}/{params.protocol}/report"
-    tags = {**tags, "scale": params.scale, "protocol": params.protocol, KEY: key}
-    return Record(
-        key,
-        "report",
-        points=tuple(_cell_points(results / "tables" / "cells.csv")),
-        tags=tags,
-        artifacts={path.relative_to(results).as_posix(): path for path in files if path.is_file()},
-        tables=tuple(sorted((results / "tables").glob("*.csv"))),
-    )
-
-
 def _cell_points(path: Path) -> list[Point]:
     """Every measured cell as ``<table>/<row>/<column>``."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as file:
         cells = [row for row in csv.DictReader(file) if row["provenance"] == "measured" and row["value"]]
-    return [Point("/".join(metric_name(row[key]) for key in CELL), float(row["value"]), 0) for row in cells]
+    names = ["/".join(metric_name(row[key]) for key in ("table", "row", "column")) for row in cells]
+    return [Point(name, float(row["value"]), 0) for name, row in zip(names, cells, strict=True)]
 
 
 def metric_name(text: str) -> str:
-    """``text`` with only characters that MLflow allows in one part of a name: ``refcoco+`` -> ``refcocoplus``."""
+    """Replace the characters that MLflow does not allow in one part of a name: ``refcoco+`` -> ``refcocoplus``."""
     return re.sub(r"[^\w\-. ]", "-", text.replace("+", "plus")).strip()
 
 
+# ------------------------------------------------------------------------------------------------------------ parameters
+def spec_params(spec: Spec) -> dict[str, str]:
+    """Flatten a spec to MLflow parameters; the seed of a run is a tag."""
+    return flatten(spec.model_dump(mode="json"))
+
+
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted keys; lists are joined, values cut at 500 characters."""
+    """Flatten nested mappings to dotted keys; lists are joined, values cut at 500 characters."""
     flat: dict[str, str] = {}
     for key, item in value.items():
         flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": _text(item)}
     return flat
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         text = ", ".join(map(_text, value)) or "none"
     else:
         text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+# ------------------------------------------------------------------------------------------------------ tags and digests
+def run_key(scale: str, protocol: str, experiment: str, seed: int) -> str:
+    """Identify a run over time, whatever its results are."""
+    return f"{scale}/{protocol}/{experiment}/seed{seed}"
+
+
+def run_name(experiment: str, seed: int) -> str:
+    """Name a run in MLflow's lists."""
+    return f"{experiment}/seed{seed}"
+
+
+def spec_tags(spec: Spec, seed: int) -> dict[str, str]:
+    """Return the tags that follow from spec and seed."""
+    tags = {name: str(getattr(spec, name)) for name in FROM_SPEC}
+    tags |= {"experiment": spec.name, "seed": str(seed), "backbone": spec.checkpoint, SPEC: spec.digest()}
+    tags[KEY] = run_key(spec.scale, spec.protocol, spec.name, seed)
+    return tags
+
+
+def table_tags(params: Params, experiment: str) -> dict[str, str]:
+    """Return the tags that say which tables and trend figures show an experiment, and in which rows.
+
+    There is one tag per table, and ``table`` is the first of them alone, so that "Group by" puts every run into one group.
+    """
+    labels: dict[str, list[str]] = {}
+    for table, layout in params.tables.items():
+        for row in layout.rows:
+            if experiment in row.trained.values():
+                labels.setdefault(table, []).append(row.label)
+    for figure, layout in params.figures.items():
+        for point, used in layout.points.items():
+            if used == experiment:
+                labels.setdefault(figure, []).append(point)
+    if not labels:
+        return {}
+    tags = {table: "; ".join(names) for table, names in labels.items()}
+    rows = "; ".join(f"{table}: {text}" for table, text in tags.items())
+    return {**tags, "table": next(iter(tags)), "tables": ", ".join(tags), "row": rows}
+
+
+def manifest_digests(data: Path, checkpoints: Path) -> dict[str, str]:
+    """Digest every dataset's and checkpoint's manifest, as ``data/<name>`` and ``checkpoints/<id>``."""
+    folders = (("data", data), ("checkpoints", checkpoints))
+    paths = [(kind, path) for kind, folder in folders for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    return {f"{kind}/{path.parent.name}": sha256(path) for kind, path in paths}
+
+
+def dataset_uses(spec: Spec, data_digest: str, data: Path) -> tuple[DatasetUse, ...]:
+    """Return both splits of the spec's dataset; none while its digest is not known.
+
+    RefCOCO's variants go by their own names. MLflow distinguishes the inputs of a run by name and digest, so the split is
+    part of the name.
+    """
+    if data_digest == UNKNOWN:
+        return ()
+    name, (source, counts) = spec.variant or spec.dataset, _described(data / spec.dataset)
+    return tuple(DatasetUse(f"{name}/{context}", data_digest, context, source, counts) for context in CONTEXTS)
+
+
+@cache
+def _described(dataset: Path) -> tuple[str, Mapping[str, int]]:
+    from vpd.datasets.manifest import located
+
+    manifest = dataset / MANIFEST
+    return located(dataset).as_posix(), read_json(manifest).get("counts", {}) if manifest.is_file() else {}
+
+
+def git_commit(folder: Path) -> str:
+    """Return the commit checked out around ``folder``, or ``unknown`` outside a clone."""
+    try:
+        answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return UNKNOWN
+    return answer.stdout.strip() if answer.returncode == 0 else UNKNOWN

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
@@ -21,28 +21,25 @@ from vpd.config.schema import load_spec
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
-OPTIONS = ("text", "scene")
-
 
 class Predictor(PythonModel):
     """``vpd predict`` behind MLflow's interface: the same network, preparation and PNG files."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the network from the model's files, on the best device."""
-        from vpd.evaluation.run import predictor
-        from vpd.predict.run import say
-        from vpd.predict.weights import build, load_weights
+        from vpd.predict import load_network
+        from vpd.tracking.models import check_checkpoint
 
-        self.spec = load_spec(context.artifacts["spec"])
-        self.classes = read_json(context.artifacts["classes"])["classes"]
-        state = load_weights(Path(context.artifacts["weights"]), self.spec, say)
-        self.model = build(self.spec, checkpoint_of(context), state)
-        self.network = predictor(self.spec, self.model)
-        self.shapes = {name: tensor.to("meta") for name, tensor in state.items()}
+        files, config = context.artifacts, context.model_config or {}
+        if "checkpoint" in files:
+            checkpoint = Path(files["checkpoint"])
+        else:
+            checkpoint = check_checkpoint(Path(config["checkpoint"]), config["checkpoint_digest"])
+        classes = read_json(files["classes"])["classes"]
+        self.network = load_network(load_spec(files["spec"]), Path(files["weights"]), checkpoint, classes)
 
-    @torch.inference_mode()
     def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict | None = None
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Columns ``png`` (base64), ``width`` and ``height`` for rows with ``image`` (base64) and the task's options."""
         rows = []
@@ -54,39 +51,27 @@ class Predictor(PythonModel):
         return pd.DataFrame(rows, columns=["png", "width", "height"])
 
     def answer(self, row: dict[str, Any], name: str) -> dict[str, Any]:
-        """One picture's prediction, which is the PNG file that ``vpd predict`` writes for it."""
-        from vpd.predict.inputs import Job
+        """Predict for one picture: the same PNG as ``vpd predict``, bit for bit."""
+        from vpd.predict import build_task
         from vpd.predict.pictures import read_picture
-        from vpd.predict.run import check_options, choose
+        from vpd.predict.run import infer
 
-        options = {key: row[key] for key in OPTIONS if isinstance(row.get(key), str)}
-        options = dict.fromkeys(OPTIONS) | options
-        check_options(self.spec, **options)
-        task = choose(self.spec, self.shapes, names=self.classes, **options)(self.model, self.network)
-        with tempfile.TemporaryDirectory() as folder:
-            job = Job(Path(folder) / "image", Path(folder), "prediction")
-            job.image.write_bytes(decoded(row["image"]))
+        options = {key: row[key] if isinstance(row.get(key), str) else None for key in ("text", "scene")}
+        task = build_task(self.network, **options)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(decoded(row["image"]))
+            file.flush()
             try:
-                image, _ = read_picture(job.image)
+                image = read_picture(Path(file.name))
             except UserError as fault:
-                raise UserError(str(fault).replace(str(job.image), "the image")) from None
-            torch.manual_seed(self.spec.seeds[0])  # latents may be samples
-            task.save(task.infer(image, name), job)
-            png = base64.b64encode(job.picture.read_bytes()).decode()
-        return {"png": png, "width": image.shape[1], "height": image.shape[0]}
+                raise UserError(str(fault).replace(file.name, "the image")) from None
+        png = io.BytesIO()
+        infer(self.network.spec, task, image, name).png.save(png, "PNG")
+        return {"png": base64.b64encode(png.getvalue()).decode(), "width": image.shape[1], "height": image.shape[0]}
 
 
-def checkpoint_of(context: PythonModelContext) -> Path:
-    """The copy inside the model, or the folder that the model refers to; UserError if that is another one."""
-    from vpd.tracking.locate import check_checkpoint
-
-    if "checkpoint" in context.artifacts:
-        return Path(context.artifacts["checkpoint"])
-    return check_checkpoint(Path(context.model_config["checkpoint"]), context.model_config["checkpoint_digest"])
-
-
-def decoded(image: Any) -> bytes:
-    """Bytes of a base64 string, with or without the beginning of a data URL."""
+def decoded(image: object) -> bytes:
+    """Decode a base64 string, with or without the beginning of a data URL."""
     text = str(image)
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)

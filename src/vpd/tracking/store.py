@@ -1,4 +1,4 @@
-"""Reaching an MLflow store: quick probes instead of long retries, and a database created once."""
+"""Connections to an MLflow store: quick probes instead of long retries, one-sentence errors, no secrets in them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from vpd.utils.errors import UserError, nearest
 from vpd.utils.files import atomic_path, exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from sqlalchemy import Engine
 
-T = TypeVar("T")
 PROBE_SECONDS = 3.0
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SCHEMES = ("http", "https", "sqlite", *PORTS)
-# One retry and short waits: MLflow's defaults hold a call to a dead server for four minutes.
+# One retry and short waits: with MLflow's defaults a call to a dead server takes four minutes.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -34,23 +32,18 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-LOST_RACES = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
-"""What MLflow answers where another process was faster: a row is there already, or the run has been deleted."""
-ROUNDS = 10
-"""How often a process looks again at what others are changing, too."""
+USER, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
 TABLES_LOCK = 0x767064
-"""Number of PostgreSQL's advisory lock under which this project makes MLflow's tables."""
+"""Number of PostgreSQL's advisory lock under which this project creates MLflow's tables."""
 
 
 class Unavailable(UserError):
-    """MLflow cannot be reached, or does not do what it is asked."""
+    """MLflow cannot be reached, or refuses a request."""
 
 
+# ------------------------------------------------------------------------------------------------------------- addresses
 def scheme(uri: str) -> str:
-    """Kind of store that ``uri`` names, without its driver; UserError if MLflow knows no such kind."""
+    """Return the kind of store, without its driver; UserError if MLflow has no such kind."""
     name = uri.partition(":")[0].partition("+")[0]
     if name not in SCHEMES or ":" not in uri:
         raise UserError(
@@ -61,41 +54,46 @@ def scheme(uri: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """``uri`` without user name, password and what else a database's address may hold of that kind."""
-    host = urlsplit(uri).netloc
-    if "@" in host:
-        uri = uri.replace(host, host.rpartition("@")[2], 1)
-    if uri.partition(":")[0].partition("+")[0] not in PORTS:
-        return uri
-    return re.sub("://.*@", "://", uri).partition("?")[0]  # a password with a slash ends the host too soon
+    """Return an address without user, password and query, which may contain a token."""
+    kind, separator, rest = uri.partition("://")
+    if kind != "sqlite":
+        host = re.split("[/?#]", rest, maxsplit=1)[0]
+        if "@" not in host and ":" in host and not host.rpartition(":")[2].isdigit():
+            secret = rest  # a password with / or ?, which ends the host too early
+        else:
+            secret = host if kind in ("http", "https") else rest.partition("?")[0]
+        rest = rest[secret.rfind("@") + 1 :]
+    return re.split("[?#]", f"{kind}{separator}{rest}", maxsplit=1)[0]
 
 
 def database_file(uri: str) -> Path | None:
-    """File of a sqlite store, absolute; None for every other store."""
+    """Return the absolute file of a sqlite store; None for all other stores."""
     if scheme(uri) != "sqlite":
         return None
     path = uri.partition(":///")[2].partition("?")[0]
     if not path or path == ":memory:":
-        raise UserError(f"MLflow URI '{uri}' names no file; write sqlite:///mlflow.db or sqlite:////folder/mlflow.db")
+        raise UserError(
+            f"MLflow URI '{shown(uri)}' names no file; write sqlite:///mlflow.db or sqlite:////folder/mlflow.db"
+        )
     return Path(path).absolute()
 
 
-# -------------------------------------------------------------------------------------------------------------- probe
 def reachable(uri: str) -> bool:
-    """Whether something answers at ``uri``, found out within seconds; files always do. UserError if it is no address."""
+    """Probe a server for at most a few seconds; files are always reachable."""
     kind = scheme(uri)
     try:
-        parts, port = urlsplit(uri), urlsplit(uri).port
+        host, port = urlsplit(uri).hostname, urlsplit(uri).port
     except ValueError:
         raise UserError(
-            f"MLflow URI '{shown(uri)}' is no address; write special characters of the password as %XX, such as %2F for /"
+            f"MLflow URI '{shown(uri)}' is not a valid address; write special characters of the password as %XX, "
+            "such as %2F for /"
         ) from None
     if kind in ("http", "https"):
         return _answers(f"{shown(uri).rstrip('/')}/health")
-    if kind not in PORTS or not parts.hostname:
+    if kind not in PORTS or not host:
         return True
     try:
-        socket.create_connection((parts.hostname, port or PORTS[kind]), PROBE_SECONDS).close()
+        socket.create_connection((host, port or PORTS[kind]), PROBE_SECONDS).close()
     except OSError:
         return False
     return True
@@ -107,16 +105,16 @@ def _answers(url: str) -> bool:
     except urllib.error.HTTPError as error:
         return error.code < 500  # a server that wants a login, or has another health page, is alive
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # whom to trust is for MLflow's own settings to say
+        return isinstance(error.reason, ssl.SSLError)  # whom to trust is decided by MLflow's own settings
     except (OSError, ValueError):
         return False
     return True
 
 
-# --------------------------------------------------------------------------------------------------------- connection
+# ------------------------------------------------------------------------------------------------------------ connection
 @contextlib.contextmanager
 def connected(uri: str) -> Iterator[MlflowClient]:
-    """Yield a client of the store at ``uri``; whatever MLflow cannot do in the block becomes ``Unavailable``."""
+    """Yield a client of the store at ``uri``; whatever MLflow cannot do in the block raises ``Unavailable``."""
     if not reachable(uri):
         raise _unreachable(uri)
     for name, value in SETTINGS.items():
@@ -136,171 +134,91 @@ def _client(uri: str) -> MlflowClient:
     if path := database_file(uri):
         _create(path)
         return MlflowClient(tracking_uri=f"sqlite:///{path}")
-    if scheme(uri) not in PORTS:
-        return MlflowClient(tracking_uri=uri)
-    with _logged_in(uri):
-        return MlflowClient(tracking_uri=uri)
+    return _database_client(uri) if scheme(uri) in PORTS else MlflowClient(tracking_uri=uri)
 
 
-@contextlib.contextmanager
-def _logged_in(uri: str) -> Iterator[None]:
-    """Be connected to a database in the block, and the only one of this project that makes tables there.
+def _create(path: Path) -> None:
+    """Create the sqlite database, complete or not at all: MLflow cannot repair one that was killed while migrating."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    MLflow would try a wrong password for minutes, and processes that start together would run the same migrations.
-    """
-    from sqlalchemy import text
-    from sqlalchemy.exc import SQLAlchemyError
-
-    engine = _engine(uri)
-    try:
-        connection = engine.connect()
-    except SQLAlchemyError as error:
-        reason = _reason(uri, getattr(error, "orig", None) or error)
-        raise Unavailable(
-            f"MLflow at {shown(uri)} refused: {reason}; check user, password and database in the address"
-        ) from error
-    with connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_lock({TABLES_LOCK})"))  # goes with the connection
-        yield
-    engine.dispose()
+    if path.is_file() and path.stat().st_size:
+        return
+    # Processes that start together would run the same migrations and crash.
+    with exclusive(path.parent / "mlruns" / "database", f"MLflow's {path}"):
+        if not (path.is_file() and path.stat().st_size):
+            with atomic_path(path) as temporary:
+                temporary.unlink(missing_ok=True)
+                SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlruns").as_uri()).engine.dispose()
 
 
-def _engine(uri: str) -> Engine:
-    from sqlalchemy import create_engine
+def _database_client(uri: str) -> MlflowClient:
+    """Log in before MLflow does, which would try a wrong password for minutes."""
+    from mlflow import MlflowClient
+    from sqlalchemy import create_engine, text
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
 
     try:
-        return create_engine(uri, poolclass=NullPool)
-    except ModuleNotFoundError as error:
-        raise UserError(f"MLflow at {shown(uri)} needs the Python package {error.name}; install it") from error
-    except (SQLAlchemyError, ValueError) as error:
-        raise UserError(f"MLflow URI '{shown(uri)}' is no address of a database; {_reason(uri, error)}") from error
+        connection = create_engine(uri, poolclass=NullPool).connect()
+    except (SQLAlchemyError, ValueError, ImportError) as error:  # the driver may not be installed
+        reason = _reason(uri, getattr(error, "orig", None) or error)
+        raise Unavailable(f"MLflow at {shown(uri)} refused: {reason}; correct the address") from error
+    with connection:
+        if connection.dialect.name == "postgresql":
+            # As in ``_create``; the server releases the lock with the connection.
+            connection.execute(text(f"SELECT pg_advisory_lock({TABLES_LOCK})"))
+        return MlflowClient(tracking_uri=uri)
 
 
-# ------------------------------------------------------------------------------------------------------------- sentences
+def experiment_id(client: MlflowClient, uri: str, scale: str) -> str:
+    """Return the id of the MLflow experiment of ``scale``; create or restore it if needed."""
+    from mlflow.exceptions import MlflowException
+
+    name, path = experiment_name(scale), database_file(uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name, (path.parent / "mlruns" / name).as_uri() if path else None)
+        except MlflowException:  # seeds that are trained side by side log live: another one was faster
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
+
+
+def experiment_name(scale: str) -> str:
+    """Name the MLflow experiment that holds the runs of one scale."""
+    return f"vpd-{scale}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- errors
 def _unreachable(uri: str) -> Unavailable:
     return Unavailable(f"MLflow at {shown(uri)} is unreachable; start it or give another --uri")
 
 
 def _explained(uri: str, error: Exception) -> Unavailable:
-    """One sentence for whatever MLflow raised."""
+    """Put whatever MLflow raised into one sentence."""
     if not reachable(uri):
         return _unreachable(uri)
     status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else None
-    user, place = os.environ.get(USER), f"MLflow at {shown(uri)}"
+    user, server = os.environ.get(USER), f"MLflow at {shown(uri)}"
     if status == 401 and user:
-        return Unavailable(f"{place} does not know user {user} with this password; correct {USER} and {PASSWORD}")
+        return Unavailable(f"{server} does not know user {user} with this password; correct {USER} and {PASSWORD}")
     if status == 401:
-        return Unavailable(f"{place} wants a user name and a password; set {USER} and {PASSWORD}")
+        return Unavailable(f"{server} wants a user name and a password; set {USER} and {PASSWORD}")
     if status == 403:
-        return Unavailable(f"{place} does not allow this to user {user}; ask its administrator for MANAGE")
-    return Unavailable(f"{place} refused: {_reason(uri, error)}")
+        return Unavailable(f"{server} does not allow this to user {user}; ask its administrator for MANAGE")
+    return Unavailable(f"{server} refused: {_reason(uri, error)}")
 
 
 def _reason(uri: str, error: object) -> str:
-    """First line of an error, without passwords."""
+    """Return the first line of an error, without passwords and tokens."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    given = re.search("://[^:@]*:(.*)@", uri)
-    secrets = {os.environ.get(PASSWORD), given and given[1], given and unquote(given[1])}
-    for secret in filter(None, secrets):
+    password = re.search("://[^:@]*:(.*)@", uri)
+    secrets = {os.environ.get(PASSWORD), os.environ.get(TOKEN), *(value for _, value in parse_qsl(urlsplit(uri).query))}
+    secrets |= {password[1], unquote(password[1])} if password else set()
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
         reason = reason.replace(secret, "***")
     return reason
-
-
-# ------------------------------------------------------------------------------------------------------- several at once
-def settled(action: Callable[[], T]) -> T:
-    """Call ``action``, which looks at the store before it acts, until no other process comes between."""
-    from mlflow.exceptions import MlflowException
-
-    for left in reversed(range(ROUNDS)):
-        try:
-            return action()
-        except MlflowException as error:
-            if error.error_code not in LOST_RACES or not left:
-                raise
-    raise AssertionError("the last round returns or raises")
-
-
-def _create(path: Path) -> None:
-    """Create the sqlite database once, under a lock and complete or not at all.
-
-    Without the lock, processes that start together run the same migrations and crash; and a half-migrated file is
-    beyond repair for MLflow.
-    """
-    if path.is_file() and path.stat().st_size:
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with exclusive(path.parent / "mlruns" / ".locks" / "create", f"MLflow's {path}"):
-        if path.is_file() and path.stat().st_size:
-            return
-        with atomic_path(path) as temporary:
-            temporary.unlink(missing_ok=True)
-            SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlruns").as_uri()).engine.dispose()
-
-
-@contextlib.contextmanager
-def as_global(uri: str) -> Iterator[None]:
-    """Make ``uri`` MLflow's global store in the block, which is where its sqlite registry looks logged models up."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    with setting("MLFLOW_TRACKING_URI", uri):
-        chosen = mlflow.get_tracking_uri() != uri  # in this process, which counts for more than the environment
-        try:
-            if chosen:
-                mlflow.set_tracking_uri(uri)
-            yield
-        finally:
-            if chosen:
-                mlflow.set_tracking_uri(before)
-
-
-@contextlib.contextmanager
-def setting(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable in the block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-
-@contextlib.contextmanager
-def writing(uri: str) -> Iterator[None]:
-    """Be the only process that synchronises a sqlite store; a server takes several at once."""
-    path = database_file(uri)
-    if path is None:
-        yield
-        return
-    with exclusive(path.parent / "mlruns" / ".locks" / "sync", f"MLflow's {path}"):
-        yield
-
-
-def experiment_name(scale: str) -> str:
-    """MLflow experiment that holds the runs of one scale."""
-    return f"vpd-{scale}"
-
-
-def experiment_id(client: MlflowClient, uri: str, scale: str) -> str:
-    """Id of the MLflow experiment of ``scale``, made or restored if need be."""
-    from mlflow.exceptions import MlflowException
-
-    name, path = experiment_name(scale), database_file(uri)
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.create_experiment(name, (path.parent / "mlruns" / name).as_uri() if path else None)
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vpd.config.schema import Spec
-from vpd.utils.digests import sha256
-from vpd.utils.files import atomic_folder, atomic_path, write_json
-from vpd.utils.fingerprint import MANIFEST, Fingerprint, fingerprint, read_manifest, write_manifest
+from vpd.utils.digests import digest, sha256
+from vpd.utils.files import atomic_folder, atomic_path, read_json, write_json
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, Fingerprint, fingerprint, read_manifest, write_manifest
 
 COLUMNS = ("step", "epoch", "loss", "lr", "lr_unet")
 """Of ``history.csv``."""
@@ -38,8 +38,18 @@ def run_fingerprint(spec: Spec, seed: int, data: Path, checkpoint: Path) -> Fing
     Raises:
         UserError: an input has no manifest yet.
     """
-    settings = spec.model_dump(mode="json", exclude={"seeds", "evaluation"})
-    return fingerprint({"spec": settings, "seed": seed}, CODE, {"data": data, "checkpoint": checkpoint})
+    return fingerprint(run_settings(spec, seed), CODE, {"data": data, "checkpoint": checkpoint})
+
+
+def run_settings(spec: Spec, seed: int) -> dict[str, Any]:
+    """Settings of one run's fingerprint."""
+    return {"spec": spec.model_dump(mode="json", exclude={"seeds", "evaluation"}), "seed": seed}
+
+
+def has_settings(run: Path, spec: Spec) -> bool:
+    """Whether a run records that it was trained with the settings of ``spec``, for one of its seeds."""
+    recorded = read_json(run / FINGERPRINT).get("settings")
+    return recorded in [digest(run_settings(spec, seed)) for seed in spec.seeds]
 
 
 def publish(

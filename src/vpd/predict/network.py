@@ -1,0 +1,127 @@
+"""Load a trained network from its weights and checkpoint, without the dataset that it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vpd.config.schema import Spec, VPDModel
+from vpd.datasets import ade20k
+from vpd.datasets.manifest import located
+from vpd.evaluation.inference import Predict
+from vpd.evaluation.run import predictor
+from vpd.models import LatentCache, build_model
+from vpd.predict.pictures import say
+from vpd.training.runs import has_settings
+from vpd.utils.digests import sha256
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST
+
+CLASSIFIERS = {
+    "semantic-fpn": "head.conv_seg.bias",
+    "upernet": "head.conv_seg.bias",
+    "simple-decoding": "head.classify.bias",
+}
+"""Head -> the tensor with one number per class."""
+EMBEDDINGS = "class_embeddings"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network in evaluation mode, on the GPU if there is one."""
+
+    spec: Spec
+    model: nn.Module
+    names: list[str]
+    """Names of the segmentation classes, in label order; empty for the other tasks."""
+
+    @property
+    def forward(self) -> Predict:
+        """The network as a function of a batch."""
+        return predictor(self.spec, self.model)
+
+
+def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] | None = None) -> Network:
+    """Build a trained network; no file is unpickled.
+
+    Args:
+        spec: resolved spec of the experiment.
+        weights: ``final.safetensors`` or another milestone of a run.
+        checkpoint: provides VPD's frozen encoders, or a baseline's architecture.
+        names: segmentation classes in label order; numbered if not given.
+
+    Raises:
+        UserError: the weights are missing, damaged, not those that the run's manifest lists, or of another experiment.
+    """
+    state = load_weights(weights, spec)
+    known = _checked_names(names, count_classes(spec, state)) if spec.task == "segmentation" else []
+    model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
+    model.load_trained_state(state)
+    return Network(spec, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), known)
+
+
+def class_names(spec: Spec, data: Path | None) -> list[str] | None:
+    """Read the names of the segmentation classes from a dataset folder; None without one, and for other tasks."""
+    if spec.task != "segmentation" or data is None:
+        return None
+    return [names[0] for names in ade20k.class_names(located(data))]
+
+
+def load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
+    """Read and verify a milestone's weights; warn if they were trained with other settings than those of ``spec``."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name the final.safetensors of a finished run")
+    manifest = path.with_name(MANIFEST)
+    listed = read_json(manifest).get("files", {}).get(path.name) if manifest.exists() else None
+    if listed is not None and listed != sha256(path):
+        raise UserError(f"{path} is not the file that {manifest} lists; train or fetch these weights again")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not an intact safetensors file ({error}); train or fetch it again") from None
+    if path.with_name(FINGERPRINT).is_file() and not has_settings(path.parent, spec):
+        say(f"{path} was trained with other settings than those of {spec.name}; the predictions may differ")
+    return weights
+
+
+def count_classes(spec: Spec, weights: dict[str, Tensor]) -> int:
+    """Count the classes, of segments or scenes, that the weights distinguish."""
+    name = CLASSIFIERS.get(spec.model.head.kind, EMBEDDINGS)
+    if name not in weights:
+        raise UserError(f"the weights have no tensor '{name}', so they are not those of {spec.name}; use its own")
+    return len(weights[name])
+
+
+def _checked_names(names: list[str] | None, count: int) -> list[str]:
+    if names is not None and len(names) != count:
+        raise UserError(
+            f"the dataset names {len(names)} classes, but the weights distinguish {count}; use its own --data"
+        )
+    return names or [f"class {number}" for number in range(count)]
+
+
+def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
+    assert isinstance(spec.model, VPDModel)
+    from vpd.models.compose import compose
+    from vpd.models.diffusion import load_unet, load_vae
+    from vpd.models.prompts import FROM_IMAGES, TextEncoder
+
+    prompts = weights.get(EMBEDDINGS)
+    model = compose(
+        spec,
+        load_unet(checkpoint, spec.model.unet),
+        load_vae(checkpoint),
+        count_classes(spec, weights),
+        text=TextEncoder(checkpoint, spec.model.prompt.length) if spec.model.prompt.strategy in FROM_IMAGES else None,
+        class_embeddings=None if prompts is None else torch.zeros_like(prompts),
+    )
+    # A latent cache makes the encoder take images one by one, as in evaluation; each picture is seen only once, so
+    # nothing is stored.
+    model.latents = LatentCache(0)
+    return model

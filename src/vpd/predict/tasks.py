@@ -1,0 +1,244 @@
+"""The three tasks on one picture of any size, inferred as in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+
+from vpd.config.schema import (
+    DepthEvaluation,
+    DepthSpec,
+    LavtModel,
+    ReferringEvaluation,
+    ReferringSpec,
+    SegmentationEvaluation,
+    SegmentationSpec,
+    Spec,
+    VPDModel,
+)
+from vpd.datasets.dataset import image_tensor
+from vpd.datasets.images import MILLIMETRES
+from vpd.datasets.nyuv2 import SCENES
+from vpd.datasets.transforms import normalise, resize_square
+from vpd.evaluation.drawing import palette
+from vpd.evaluation.inference import Predict, Request, Sink, answer, refer
+from vpd.evaluation.windows import SlidingWindow, depth_windows, resize, scaled_image
+from vpd.predict.network import Network
+from vpd.predict.pictures import say
+from vpd.utils.errors import UserError, pick
+
+OPTIONS = {"text": "referring", "scene": "depth"}
+"""Option -> the only task that it is for."""
+COLOURS = 256
+"""Colours in the palette of a PNG."""
+FARTHEST = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one picture, at the picture's size."""
+
+    values: ndarray
+    """(H, W): class ids uint8 (uint16 for more than 256 classes), mask bool, or metres float32."""
+    arrays: dict[str, ndarray]
+    """Content of the .npz file."""
+    png: Image.Image
+    """Class ids with a palette of colours, a mask of 0 and 255, or 16-bit millimetres."""
+
+
+# --------------------------------------------------------------------------------------------------------------- options
+def check_options(spec: Spec, text: str | None, scene: str | None) -> None:
+    """Raise UserError for a missing or blank text, an unknown scene, or an option that the task does not have."""
+    for name, value in (("text", text), ("scene", scene)):
+        if value is not None and spec.task != OPTIONS[name]:
+            raise UserError(f"--{name} is for {OPTIONS[name]} only, but {spec.name} is {spec.task}; leave it out")
+    if spec.task == "referring" and not (text or "").strip():
+        raise UserError(f"{spec.name} looks for what a text describes; give one, such as --text 'the red chair'")
+    if scene is not None:
+        if not _prompted_by_scene(spec):
+            raise UserError("the prompt of this experiment does not depend on the scene; leave --scene out")
+        pick(_scene_key(scene), dict.fromkeys(SCENES), "scene")
+
+
+def _scene_key(scene: str) -> str:
+    return scene.strip().lower().replace(" ", "_")
+
+
+def _prompted_by_scene(spec: Spec) -> bool:
+    return isinstance(spec.model, VPDModel) and spec.model.prompt.strategy == "scene"
+
+
+def build_task(network: Network, text: str | None = None, scene: str | None = None) -> Task:
+    """Prepare a network to predict.
+
+    Args:
+        network: see ``load_network``.
+        text: expression to find; referring only, and needed there.
+        scene: scene class, such as ``living room``; depth only. Without it the mean of all scene prompts is used.
+    """
+    spec = network.spec
+    check_options(spec, text, scene)
+    if isinstance(spec, SegmentationSpec):
+        return Segmentation(network.forward, spec.evaluation, network.names)
+    if isinstance(spec, ReferringSpec):
+        return Referring(network.forward, spec.evaluation, _seen_text(text or "", network))
+    assert isinstance(spec, DepthSpec)
+    if scene is not None:
+        key = _scene_key(scene)
+        return Depth(network.forward, spec.evaluation, SCENES.index(key), key.replace("_", " "))
+    if _prompted_by_scene(spec):
+        say(f"no --scene is given, so the prompt is the mean of all {len(SCENES)} scene classes")
+    return Depth(network.forward, spec.evaluation, -1, "scene not given")
+
+
+def _seen_text(text: str, network: Network) -> str:
+    """Warn if the text encoder cuts ``text``."""
+    reader = getattr(network.model, "language" if isinstance(network.spec.model, LavtModel) else "text")
+    tokens = len(reader.tokenizer(text).input_ids)
+    if tokens > reader.length:
+        say(f"the text has {tokens} tokens, of which the network sees {reader.length}; shorten it")
+    return text
+
+
+def answer_all(forward: Predict, requests: Iterable[Request], batch_size: int) -> None:
+    """Run network inputs in batches of at most ``batch_size``."""
+    remaining = iter(requests)
+    while batch := list(islice(remaining, batch_size)):
+        answer(forward, batch)
+
+
+# ---------------------------------------------------------------------------------------------------------- segmentation
+@dataclass(frozen=True)
+class Segmentation:
+    """Class ids by sliding windows at a single scale, as in evaluation (G8)."""
+
+    forward: Predict
+    settings: SegmentationEvaluation
+    names: list[str]
+
+    def infer(self, image: ndarray, name: str) -> Prediction:
+        """Predict the class of every pixel of an RGB image (H, W, 3) uint8."""
+        settings = self.settings
+        window = SlidingWindow(scaled_image(image_tensor(image), settings, 1.0), settings.crop, settings.stride)
+        requests = [
+            ({"image": window.window(corner), "id": name, "key": f"{name}/{corner}"}, partial(window.add, corner))
+            for corner in window.corners
+        ]
+        answer_all(self.forward, requests, settings.batch_size)
+        kind = np.uint8 if len(self.names) <= COLOURS else np.uint16
+        labels = largest(window.mean(), *image.shape[:2]).cpu().numpy().astype(kind)
+        png = Image.fromarray(labels)
+        if kind is np.uint8:
+            png.putpalette((255 * palette(len(self.names))).round().astype(np.uint8).tobytes())
+        return Prediction(labels, {"labels": labels, "names": np.array(self.names)}, png)
+
+
+def largest(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return the index of the largest of the maps (K, h, w) at each pixel after bilinear resizing: (height, width)."""
+    best = resize(maps[:1], height, width)[0]
+    index = torch.zeros_like(best, dtype=torch.int16)
+    # One map at a time: all 150 classes of a photo of 12 megapixels would take 7 GB.
+    for number in range(1, len(maps)):
+        values = resize(maps[number : number + 1], height, width)[0]
+        index[values > best] = number
+        torch.maximum(best, values, out=best)
+    return index
+
+
+# ------------------------------------------------------------------------------------------------------------- referring
+@dataclass(frozen=True)
+class Referring:
+    """The object that an expression describes, inferred at the training size and resized to the picture's (R2)."""
+
+    forward: Predict
+    settings: ReferringEvaluation
+    text: str
+
+    def infer(self, image: ndarray, name: str) -> Prediction:
+        """Predict the mask, and the probability float16 that a pixel belongs to the object."""
+        square, _ = resize_square(image, image[:1, :1, 0], self.settings.size)  # there is no mask to resize
+        sample = {"image": image_tensor(normalise(square)), "text": self.text, "id": name, "image_id": name}
+        ((_, small),) = refer(self.forward, [sample], self.settings)
+        logits = resize(small, *image.shape[:2])
+        mask, probability = logits.argmax(0).bool().numpy(), logits.softmax(0)[1].numpy().astype(np.float16)
+        arrays = {"probability": probability, "text": np.array(self.text)}
+        return Prediction(mask, arrays, Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+# ----------------------------------------------------------------------------------------------------------------- depth
+@dataclass(frozen=True)
+class Depth:
+    """Mean of windows along the longer side and of their mirror images, as in evaluation (D11).
+
+    A network learns the camera along with the scenes: metres are right only for cameras like that of the training set,
+    and for other focal lengths are off by about the ratio of the two.
+    """
+
+    forward: Predict
+    settings: DepthEvaluation
+    scene: int
+    """Class id of the prompt; -1 for the mean of all."""
+    scene_name: str
+
+    def infer(self, image: ndarray, name: str) -> Prediction:
+        """Predict metres; the shorter side is resized to that of a window."""
+        small = self._windows(image_tensor(normalise(_fitted(image, self.settings.window))), name)
+        metres = resize(small[None], *image.shape[:2])[0].numpy()
+        millimetres = np.rint(metres * MILLIMETRES).clip(0, FARTHEST).astype(np.uint16)
+        return Prediction(metres, {"depth": metres}, Image.fromarray(millimetres))
+
+    def _windows(self, image: Tensor, name: str) -> Tensor:
+        """Metres (h, w) of a normalised image (3, h, w) whose shorter side is the window's."""
+        side, (height, width) = self.settings.window, image.shape[-2:]
+        total, count = torch.zeros(height, width), torch.zeros(height, width)
+        requests: list[Request] = []
+        for start in window_starts(max(height, width), self.settings):
+            top, left = (start, 0) if height > width else (0, start)
+            area = (slice(top, top + side), slice(left, left + side))
+            for mirrored in (False, True) if self.settings.flip else (False,):
+                window = image[:, *area].flip(-1) if mirrored else image[:, *area]
+                key = f"{name}/{top},{left}/{mirrored}"
+                inputs = {"image": window, "class_id": torch.tensor(self.scene), "id": name, "key": key}
+                requests.append((inputs, _adder(total[area], count[area], mirrored)))
+        answer_all(self.forward, requests, self.settings.batch_size)
+        return total / count
+
+
+Task = Segmentation | Referring | Depth
+
+
+def _fitted(image: ndarray, side: int) -> ndarray:
+    """Resize an image so that its shorter side is ``side``, smoothing where it shrinks."""
+    height, width = image.shape[:2]
+    factor = side / min(height, width)
+    size = (max(side, round(width * factor)), max(side, round(height * factor)))
+    if size == (width, height):
+        return image
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def window_starts(length: int, settings: DepthEvaluation) -> list[int]:
+    """Place windows along the longer side: at least as many as in evaluation, overlapping by half."""
+    side = settings.window
+    if length == side:
+        return [0]
+    return depth_windows(length, side, max(settings.windows, 1 - (2 * (side - length) // side)))
+
+
+def _adder(total: Tensor, count: Tensor, mirrored: bool) -> Sink:
+    """Return what adds one window's output to the views of the sums that it covers."""
+
+    def add(output: Tensor) -> None:
+        metres = output[0].cpu()
+        total.add_(metres.flip(-1) if mirrored else metres)
+        count.add_(1)
+
+    return add
