@@ -372,6 +372,10 @@ class Spec(Frozen):
     model: ModelSpec
     """The network; its `kind` decides which keys it has."""
     training: TrainingSpec
+    data: SegmentationData | ReferringData | DepthData
+    """Training samples; the task decides which keys there are."""
+    evaluation: SegmentationEvaluation | ReferringEvaluation | DepthEvaluation
+    """How it is measured; the task decides which keys there are."""
 
     def training_digest(self) -> str:
         """Return sixteen hex digits of all that decides the weights of a run with a given seed, but not its evaluation."""
