@@ -127,8 +127,8 @@ MISTAKES = {
         r"model\.attention\.places\.0: .*'down', 'mid' or 'up'.*found 'upp'",
     ),
     "wrong type": (
-        _set(["scales", "mini", "datasets", "ade20k", "draw", "training"], "many"),
-        r"draw\.training: .*found 'many'",
+        _set(["scales", "mini", "datasets", "ade20k", "images", "training"], "many"),
+        r"images\.training: .*found 'many'",
     ),
     "steps and epochs": (
         _set(["scales", "mini", "tasks", "depth", "training", "steps"], 5),

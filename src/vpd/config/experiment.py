@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vpd.utils.digests import digest
 from vpd.utils.errors import pick
 from vpd.utils.files import read_json
 from vpd.utils.validation import Frozen, checked
@@ -372,14 +371,11 @@ class Spec(Frozen):
     model: ModelSpec
     """The network; its `kind` decides which keys it has."""
     training: TrainingSpec
+    """The optimisation."""
     data: SegmentationData | ReferringData | DepthData
-    """Training samples; the task decides which keys there are."""
+    """Augmentation of training samples; the task decides which keys it has."""
     evaluation: SegmentationEvaluation | ReferringEvaluation | DepthEvaluation
-    """How it is measured; the task decides which keys there are."""
-
-    def training_digest(self) -> str:
-        """Return sixteen hex digits of all that decides the weights of a run with a given seed, but not its evaluation."""
-        return digest(self.model_dump(mode="json", exclude={"seeds", "evaluation"}))
+    """The inference protocol; the task decides which keys it has."""
 
 
 class SegmentationSpec(Spec):

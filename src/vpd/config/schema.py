@@ -17,23 +17,23 @@ from vpd.utils.validation import Frozen
 class DatasetSpec(Frozen):
     """One dataset at one scale: where it comes from and how large it is."""
 
-    layout: Literal["ade20k", "nyuv2", "refcoco", "captions", "objects"]
-    """On-disk layout, which is also what reads it; RefCOCO, RefCOCO+ and RefCOCOg share one."""
-    source: Literal["drawn", "folder", "download"]
-    """``drawn``: the procedural world writes it. ``folder``: it is already at ``path`` and is only verified.
+    format: Literal["ade20k", "nyuv2", "refcoco", "captions", "objects"]
+    """Files on disk, and so the reader; RefCOCO, RefCOCO+ and RefCOCOg share one format."""
+    source: Literal["synthetic", "folder", "download"]
+    """``synthetic``: scenes are generated. ``folder``: the files are already at ``path`` and are only checked.
     ``download``: what is missing at ``path`` is fetched first."""
     path: str | None = None
-    """Where a dataset that is not drawn lies."""
+    """Where the files of a dataset lie that is not synthetic."""
     download: tuple[str, ...] = ()
-    """Names in fetch/sources.yaml that together make the dataset (``vpd fetch``)."""
+    """Names in download/sources.yaml that together make the dataset (``vpd fetch``)."""
     seed: int = 0
-    """First scene seed of a drawn dataset; split s, scene i uses a seed of its own."""
-    draw: dict[str, int] = {}
-    """Images to draw per split (drawn)."""
+    """First scene seed of a synthetic dataset; split s, scene i uses a seed of its own."""
+    images: dict[str, int] = {}
+    """Split -> images to generate (synthetic)."""
     expect: dict[str, int] = {}
     """Counts that the manifest must show, by the manifest's own keys; any other count is an error."""
     size: tuple[PositiveInt, PositiveInt] | None = None
-    """Width and height in pixels of drawn images; ADE20K-like images alternate with the transposed size."""
+    """Width and height in pixels of synthetic images; ADE20K-like images alternate with the transposed size."""
 
 
 # ---------------------------------------------------------------------------------------------------------- pretraining
@@ -229,7 +229,7 @@ class ReleasedSpec(HubWeights):
     path: str | None = None
     """The file; of a public model also the folder of a copy of its repository. Either `path` or `repo` is set."""
     download: str | None = None
-    """Name in download/sources.yaml of what `vpd fetch` puts there."""
+    """Name in download/sources.yaml of what puts it there."""
     model: Literal["zoedepth", "dpt-hybrid"] | None = None
     """Public depth model, run on whole images as its authors do on NYUv2."""
     experiment: str | None = None

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from vpd.config.reported import ReportedTable, Scalar, load_reported
 from vpd.config.tables import RELEASED, FigureSpec, QuestionSpec, Reference, TableRow, TableSpec
 from vpd.utils.errors import UserError, nearest, pick
-
-if TYPE_CHECKING:
-    from vpd.config.params import Params
 
 __all__ = [
     "RELEASED",
@@ -21,14 +17,7 @@ __all__ = [
     "TableSpec",
     "check_layout",
     "load_reported",
-    "report_files",
 ]
-
-LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
-PICTURES = (".svg", ".png")
-TABLES = ("cells", "claims", "costs", "backbones", "provenance")
-"""CSV files beside the paper's own tables."""
-PAGES = ("REPORT.md", "report.html")
 
 
 def check_layout(
@@ -134,33 +123,3 @@ def _check_labels(name: str, labels: list[str]) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"tables.{name}: two rows would be called '{label}'; give one of them another label")
-
-
-def report_files(params: Params, previews: Iterable[str]) -> list[str]:
-    """Every file that ``write_report`` makes, relative to its output folder, in a fixed order.
-
-    The list depends on params and the names of the dataset previews only, never on which results exist.
-    """
-    names = [f"tables/{name}{suffix}" for name in table_names(params, load_reported()) for suffix in (".md", ".csv")]
-    drawn = [name for name, figure in params.figures.items() if figure.drawn]
-    drawn += [f"training-{task}" for task in tasks(params)]
-    pictures = [f"data-{name}.png" for name in previews]
-    if params.pretraining.milestones:
-        drawn.append("pretraining-loss")
-        pictures.append("pretraining-samples.png")
-    figures = [f"{name}{suffix}" for name in drawn for suffix in PICTURES] + pictures
-    own = [f"tables/{name}.csv" for name in TABLES]
-    return [*own, *names, *(f"figures/{figure}" for figure in figures), *reversed(PAGES)]
-
-
-def table_names(params: Params, reported: Mapping[str, ReportedTable]) -> list[str]:
-    """Tables of the report in the paper's order; those with only quoted numbers too."""
-    return [name for name in reported if name not in params.figures or name in params.tables]
-
-
-def tasks(params: Params) -> dict[str, list[str]]:
-    """Experiments of the matrix by task, in the order of the matrix."""
-    names: dict[str, list[str]] = {}
-    for name in params.experiments:
-        names.setdefault(params.resolve(name).task, []).append(name)
-    return names
