@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+import vpd
 from vpd.config.document import Document
 from vpd.config.params import load_params
 from vpd.config.schema import TASKS
@@ -257,6 +258,11 @@ def test_links_lead_somewhere(page):
         if line[:1] == "#"
     }
     assert {target[1:] for target in targets if target[:1] == "#"} <= titles
+
+
+def test_citation_and_changelog_have_the_version():
+    assert f"\nversion: {vpd.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {vpd.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_index_names_every_page():
