@@ -123,7 +123,7 @@ MISTAKES = {
     ),
     "wrong type": (
         _set(["scales", "mini", "datasets", "ade20k", "images", "training"], "many"),
-        r"draw\.training: .*found 'many'",
+        r"images\.training: .*found 'many'",
     ),
     "steps and epochs": (
         _set(["scales", "mini", "tasks", "depth", "training", "steps"], 5),
