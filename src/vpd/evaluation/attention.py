@@ -8,16 +8,18 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vpd.config.schema import ReferringSpec, SegmentationSpec, Spec, VPDModel
-from vpd.evaluation.drawing import LINE, Sheet, caption, pixels, show
+from vpd.config.schema import SegmentationSpec, Spec, VPDModel
+from vpd.evaluation.drawing import LINE, FigureGrid, caption, pixels, show
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.segmentation import IGNORED
 from vpd.evaluation.windows import SlidingWindow, resize, scaled_image
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
+
+    from vpd.models.network import VPD
 
 WORDS = 10
 Word = tuple[str, Tensor]
@@ -31,7 +33,7 @@ def records_attention(spec: Spec) -> bool:
     return bool(spec.model.attention.places) and spec.model.prompt.strategy in ("class-names", "expression")
 
 
-def attention_of(model: nn.Module) -> Predict:
+def attention_of(model: VPD) -> Predict:
     """Return ``model``'s attention (B, L, H, W) as a function of a batch: the mean over levels at the input's size."""
     device = next(model.parameters()).device
 
@@ -73,7 +75,8 @@ def sentence_words(sample: dict, attention: Predict, tokenizer: CLIPTokenizer, l
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)[1:-1], start=1):  # without [BOS] and [EOS]
         places.append(place)
         if token.endswith("</w>"):
-            words.append((tokenizer.decode([ids[place] for place in places]).strip(), maps[places].mean(0)))
+            word = str(tokenizer.decode([ids[place] for place in places])).strip()
+            words.append((word, maps[places].mean(0)))
             places = []
     return words
 
@@ -87,26 +90,28 @@ def overlay(image: Tensor, attention: Tensor) -> np.ndarray:
     return (1 - strength) * 0.6 * grey + strength * mpl.colormaps["inferno"](heat)[..., :3]
 
 
-def draw_attention(spec: Spec, model: nn.Module, samples: list[dict], classes: list[str]) -> Sheet:
-    """Return a sheet with one row per sample: the image, then one overlay per word."""
+def draw_attention(spec: Spec, model: VPD, samples: list[dict], classes: list[str]) -> FigureGrid:
+    """Return a figure with one row per sample: the image, then one overlay per word."""
     attention = attention_of(model)
-    if isinstance(spec, ReferringSpec):
-        length = spec.model.prompt.length
-        rows = [sentence_words(sample, attention, model.text.tokenizer, length) for sample in samples]
-    else:
+    if isinstance(spec, SegmentationSpec):
         rows = [class_words(sample, attention, spec, classes) for sample in samples]
-    return attention_sheet(
+    else:
+        assert isinstance(spec.model, VPDModel)
+        assert model.text is not None
+        length, tokenizer = spec.model.prompt.length, model.text.tokenizer
+        rows = [sentence_words(sample, attention, tokenizer, length) for sample in samples]
+    return attention_figure(
         f"{spec.name}: cross-attention of each word, least to most", samples, [words[:WORDS] for words in rows]
     )
 
 
-def attention_sheet(title: str, samples: list[dict], rows: list[list[Word]]) -> Sheet:
-    """Return the sheet of ``samples`` with each one's ``words``."""
+def attention_figure(title: str, samples: list[dict], rows: list[list[Word]]) -> FigureGrid:
+    """Return the figure of ``samples`` with each one's ``words``."""
     shapes = [[tuple(s["image"].shape[-2:])] * (1 + len(words)) for s, words in zip(samples, rows, strict=True)]
-    sheet = Sheet(shapes, title, [0.1 + LINE] * len(rows), cell=1.4)
-    for cells, sample, words in zip(sheet.cells, samples, rows, strict=True):
+    figure = FigureGrid(shapes, title, [0.1 + LINE] * len(rows), cell=1.4)
+    for cells, sample, words in zip(figure.cells, samples, rows, strict=True):
         show(cells[0], pixels(sample["image"]))
         for axes, (word, attention) in zip(cells[1:], words, strict=True):
             show(axes, overlay(sample["image"], attention))
             caption(axes, word)
-    return sheet
+    return figure

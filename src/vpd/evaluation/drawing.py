@@ -1,4 +1,4 @@
-"""Picture sheets: a grid of images of several shapes with row and column titles, as a PNG with reproducible bytes."""
+"""Figures: a grid of images of several shapes with row and column titles, as a PNG with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -27,7 +28,7 @@ Shape = tuple[int, int]
 """Height and width of a picture in pixels."""
 
 
-class Sheet:
+class FigureGrid:
     """A figure with rows of cells, all ``cell`` inches high and as wide as their pictures' shapes ask for.
 
     ``above`` gives the inches kept free above each row, ``right`` those to the right of all rows; ``right_edge`` is
@@ -68,17 +69,17 @@ class Sheet:
             spine.set_linewidth(0.5)
         return axes
 
-    def text(self, x: float, y: float, text: str, **style) -> None:
+    def text(self, x: float, y: float, text: str, **style: Any) -> None:
         """Write at a place in inches."""
         self.figure.text(x / self.width, y / self.height, text, **style)
 
     def save(self, path: Path) -> None:
-        """Write the PNG; the same sheet gives the same bytes."""
+        """Write the PNG; the same figure gives the same bytes."""
         with atomic_path(path) as temporary, mpl.rc_context({"font.family": "DejaVu Sans"}):
             self.figure.savefig(temporary, metadata={"Software": None})
 
 
-def show(axes: Axes, picture: np.ndarray, **options) -> None:
+def show(axes: Axes, picture: np.ndarray, **options: Any) -> None:
     """Show pixels as they are: enlarged without smoothing, reduced with it."""
     shrunk = picture.shape[0] > axes.get_window_extent().height
     axes.imshow(picture, interpolation="hanning" if shrunk else "nearest", aspect="auto", **options)
@@ -91,7 +92,9 @@ def wrap(text: str, width: float, size: float = 9.0) -> list[str]:
 
 def caption(axes: Axes, text: str, lines: int = 1) -> None:
     """Write above a cell, broken to the cell's width and cut after ``lines`` lines."""
-    wrapped = wrap(text, axes.get_position().width * axes.figure.get_figwidth())
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    wrapped = wrap(text, axes.get_position().width * figure.get_figwidth())
     shown = wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1] + " …"]
     axes.set_title("\n".join(shown), fontsize=9, pad=3)
 
@@ -110,7 +113,7 @@ def pixels(image: Tensor) -> np.ndarray:
 
 def palette(classes: int) -> np.ndarray:
     """Return ``classes`` RGB colours in [0, 1], the first twenty from a list made to be told apart."""
-    table = mpl.colormaps["tab20"].colors
+    table = mpl.colormaps["tab20"](range(20))[:, :3]
     listed = [*table[0::2], *table[1::2]]
     hues = [(index * 0.61803398875) % 1.0 for index in range(classes)]
     spun = [colorsys.hls_to_rgb(hue, 0.35 + 0.15 * (i % 3), 0.55 + 0.2 * (i % 2)) for i, hue in enumerate(hues)]

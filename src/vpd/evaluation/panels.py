@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
-from vpd.config.schema import Spec
+from vpd.config.schema import DepthSpec, ReferringSpec, SegmentationSpec, Spec
+from vpd.datasets.dataset import Dataset
 from vpd.evaluation.attention import draw_attention, records_attention
 from vpd.evaluation.depth import DepthScores
 from vpd.evaluation.drawing import (
     CELL,
     LINE,
     UNLABELLED,
-    Sheet,
+    FigureGrid,
     caption,
     corner_note,
     palette,
@@ -31,13 +35,16 @@ from vpd.evaluation.inference import Predict, estimate_depth, refer, segment
 from vpd.evaluation.referring import ReferringScores
 from vpd.evaluation.segmentation import IGNORED
 
+if TYPE_CHECKING:
+    from vpd.models.network import VPD
+
 ROWS = ("image", "ground truth", "prediction")
 LEGEND_ENTRIES = 30
 MASK = np.array([0.93, 0.11, 0.14])
 
 
 def draw_panels(
-    spec: Spec, model: nn.Module, predict: Predict, dataset, metrics: dict[str, float], folder: Path
+    spec: Spec, model: nn.Module, predict: Predict, dataset: Dataset, metrics: dict[str, float], folder: Path
 ) -> None:
     """Write ``predictions.png`` and, if the model records attention, ``attention.png`` into ``folder``."""
     samples = [dataset.sample(index) for index in spread(len(dataset), spec.evaluation.panels)]
@@ -45,11 +52,11 @@ def draw_panels(
         folder / "predictions.png"
     )
     if records_attention(spec):
-        draw_attention(spec, model, samples, dataset.classes).save(folder / "attention.png")
+        draw_attention(spec, cast("VPD", model), samples, dataset.classes).save(folder / "attention.png")
 
 
 def headline(spec: Spec, metrics: dict[str, float]) -> str:
-    """Return the sheet's title: the experiment and its main scores."""
+    """Return the figure's title: the experiment and its main scores."""
     if spec.task == "segmentation":
         scores = f"mIoU {metrics['miou_ss']:.1f} %"
         scores += f" ({metrics['miou_ms']:.1f} % multi-scale + flip)" if "miou_ms" in metrics else ""
@@ -60,20 +67,22 @@ def headline(spec: Spec, metrics: dict[str, float]) -> str:
     return f"{spec.name}, seed {spec.seeds[0]}: {scores}"
 
 
-def start(samples: list[dict], title: str, above: float = 0.0, right: float = 0.0) -> Sheet:
-    """Return a sheet with its row titles and, ``above`` inches under the title, the images in the first row."""
+def start(samples: list[dict], title: str, above: float = 0.0, right: float = 0.0) -> FigureGrid:
+    """Return a figure with its row titles and, ``above`` inches under the title, the images in the first row."""
     shapes = [tuple(sample["image"].shape[-2:]) for sample in samples]
-    sheet = Sheet([shapes] * len(ROWS), title, [above, 0.0, 0.0], right)
-    for row, name in zip(sheet.cells, ROWS, strict=True):
+    figure = FigureGrid([shapes] * len(ROWS), title, [above, 0.0, 0.0], right)
+    for row, name in zip(figure.cells, ROWS, strict=True):
         row[0].set_ylabel(name, fontsize=10, labelpad=5)
-    for axes, sample in zip(sheet.cells[0], samples, strict=True):
+    for axes, sample in zip(figure.cells[0], samples, strict=True):
         show(axes, pixels(sample["image"]))
-    return sheet
+    return figure
 
 
 # --------------------------------------------------------------------------------------------------------- segmentation
-def segmentation_sheet(spec: Spec, predict: Predict, samples: list[dict], classes: list[str], title: str) -> Sheet:
-    """Return the sheet of class maps with a legend of the classes on it, largest first."""
+def segmentation_figure(
+    spec: SegmentationSpec, predict: Predict, samples: list[dict], classes: list[str], title: str
+) -> FigureGrid:
+    """Return the figure of class maps with a legend of the classes on it, largest first."""
     predictions = [labels["ss"] for _, labels in segment(predict, samples, spec.evaluation)]
     truths = [sample["label"] for sample in samples]
     shown = legend_classes([*truths, *predictions], len(classes))
@@ -81,21 +90,21 @@ def segmentation_sheet(spec: Spec, predict: Predict, samples: list[dict], classe
     handles = [Patch(color=colours[index], label=classes[index]) for index in shown]
     if any((truth == IGNORED).any() for truth in truths):
         handles.append(Patch(color=UNLABELLED, label="unlabelled"))
-    sheet = start(samples, title, right=0.6 + 0.085 * max(len(handle.get_label()) for handle in handles))
+    figure = start(samples, title, right=0.6 + 0.085 * max(len(str(handle.get_label())) for handle in handles))
     for column, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
-        show(sheet.cells[1][column], coloured(truth, colours))
-        show(sheet.cells[2][column], coloured(prediction, colours))
+        show(figure.cells[1][column], coloured(truth, colours))
+        show(figure.cells[2][column], coloured(prediction, colours))
         counted = truth != IGNORED
         right = (truth == prediction)[counted].double().mean().item() if counted.any() else float("nan")
-        corner_note(sheet.cells[2][column], f"{100 * right:.0f} % right")
-    place = (sheet.right_edge / sheet.width, sheet.cells[0][0].get_position().y1)
-    sheet.figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, fontsize=9, frameon=False)
-    return sheet
+        corner_note(figure.cells[2][column], f"{100 * right:.0f} % right")
+    place = (figure.right_edge / figure.width, figure.cells[0][0].get_position().y1)
+    figure.figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, fontsize=9, frameon=False)
+    return figure
 
 
 def legend_classes(maps: list[Tensor], classes: int) -> list[int]:
     """Return the classes that cover most pixels of ``maps``, largest first."""
-    areas = sum(labels[labels != IGNORED].bincount(minlength=classes) for labels in maps)
+    areas = torch.stack([labels[labels != IGNORED].bincount(minlength=classes) for labels in maps]).sum(0)
     order = areas.argsort(descending=True, stable=True).tolist()
     return [index for index in order if areas[index]][:LEGEND_ENTRIES]
 
@@ -107,20 +116,22 @@ def coloured(labels: Tensor, colours: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------- referring
-def referring_sheet(spec: Spec, predict: Predict, samples: list[dict], classes: list[str], title: str) -> Sheet:
-    """Return the sheet of masks over the images, with each expression above its column."""
+def referring_figure(
+    spec: ReferringSpec, predict: Predict, samples: list[dict], classes: list[str], title: str
+) -> FigureGrid:
+    """Return the figure of masks over the images, with each expression above its column."""
     texts = [f"“{sample['text']}”" for sample in samples]
     lines = min(5, max(len(wrap(text, CELL)) for text in texts))
-    sheet = start(samples, title, above=0.1 + lines * LINE)
+    figure = start(samples, title, above=0.1 + lines * LINE)
     for column, (sample, logits) in enumerate(refer(predict, samples, spec.evaluation)):
-        caption(sheet.cells[0][column], texts[column], lines)
+        caption(figure.cells[0][column], texts[column], lines)
         truth, prediction = sample["label"].bool(), logits.argmax(0).bool()
-        show(sheet.cells[1][column], masked(sample["image"], truth))
-        show(sheet.cells[2][column], masked(sample["image"], prediction))
+        show(figure.cells[1][column], masked(sample["image"], truth))
+        show(figure.cells[2][column], masked(sample["image"], prediction))
         scores = ReferringScores()
         scores.add(truth, prediction)
-        corner_note(sheet.cells[2][column], f"IoU {scores.overall():.0f} %")
-    return sheet
+        corner_note(figure.cells[2][column], f"IoU {scores.overall():.0f} %")
+    return figure
 
 
 def masked(image: Tensor, mask: Tensor) -> np.ndarray:
@@ -131,25 +142,29 @@ def masked(image: Tensor, mask: Tensor) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------------------- depth
-def depth_sheet(spec: Spec, predict: Predict, samples: list[dict], classes: list[str], title: str) -> Sheet:
-    """Return the sheet of depth maps on one scale of metres."""
+def depth_figure(spec: DepthSpec, predict: Predict, samples: list[dict], classes: list[str], title: str) -> FigureGrid:
+    """Return the figure of depth maps on one scale of metres."""
     predictions = [metres for _, metres in estimate_depth(predict, samples, spec.evaluation)]
     truths = [np.ma.masked_less_equal(sample["depth"].numpy(), 0) for sample in samples]
     scale = Normalize(min(float(truth.min()) for truth in truths), max(float(truth.max()) for truth in truths))
     colours = mpl.colormaps["magma_r"].with_extremes(bad=UNLABELLED)
-    sheet = start(samples, title, above=0.1 + LINE, right=0.85)
+    figure = start(samples, title, above=0.1 + LINE, right=0.85)
     for column, (sample, truth, metres) in enumerate(zip(samples, truths, predictions, strict=True)):
         scene = int(sample["class_id"])
-        caption(sheet.cells[0][column], classes[scene].replace("_", " ") if scene >= 0 else "scene unknown")
-        show(sheet.cells[1][column], truth, cmap=colours, norm=scale)
-        show(sheet.cells[2][column], metres.numpy(), cmap=colours, norm=scale)
+        caption(figure.cells[0][column], classes[scene].replace("_", " ") if scene >= 0 else "scene unknown")
+        show(figure.cells[1][column], truth, cmap=colours, norm=scale)
+        show(figure.cells[2][column], metres.numpy(), cmap=colours, norm=scale)
         scores = DepthScores(spec.evaluation)
         scores.add(sample["id"], sample["depth"], metres)
-        corner_note(sheet.cells[2][column], f"RMSE {scores.totals['rmse']:.2f} m")
-    low, high = sheet.cells[2][-1].get_position(), sheet.cells[1][-1].get_position()
-    bar = sheet.figure.add_axes((low.x1 + 0.12 / sheet.width, low.y0, 0.14 / sheet.width, high.y1 - low.y0))
-    sheet.figure.colorbar(ScalarMappable(scale, colours), cax=bar, label="depth (m)")
-    return sheet
+        corner_note(figure.cells[2][column], f"RMSE {scores.totals['rmse']:.2f} m")
+    low, high = figure.cells[2][-1].get_position(), figure.cells[1][-1].get_position()
+    bar = figure.figure.add_axes((low.x1 + 0.12 / figure.width, low.y0, 0.14 / figure.width, high.y1 - low.y0))
+    figure.figure.colorbar(ScalarMappable(scale, colours), cax=bar, label="depth (m)")
+    return figure
 
 
-DRAWERS = {"segmentation": segmentation_sheet, "referring": referring_sheet, "depth": depth_sheet}
+DRAWERS: dict[str, Callable[..., FigureGrid]] = {
+    "segmentation": segmentation_figure,
+    "referring": referring_figure,
+    "depth": depth_figure,
+}

@@ -82,5 +82,6 @@ class SlidingWindow:
 
     def mean(self) -> Tensor:
         """Return the mean output (K, h, w)."""
+        assert self.total is not None
         mean = self.total / self.count.to(self.total.device)
         return mean[:, : self.height, : self.width]

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vpd.datasets.manifest import MANIFEST, PLACE, located
-from vpd.download.amounts import Meter, require_space
 from vpd.utils.digests import sha256
+from vpd.utils.disk import Meter, require_space
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_path, exclusive, read_json
 
