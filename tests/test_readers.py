@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import vpd.datasets.images
+import vpd.stages.data
 from vpd.config.params import load_params
 from vpd.config.schema import DatasetSpec, Spec
 from vpd.datasets import ade20k, build_dataset, nyuv2, refcoco
+from vpd.datasets.images import read_image
 from vpd.datasets.manifest import check_unchanged, located
-from vpd.stages.data import prepare_dataset
+from vpd.stages.data import dataset_fingerprint, prepare_dataset
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
@@ -182,9 +186,10 @@ def test_validation_is_never_augmented(drawn, specs, task):
 
 
 def test_importing_the_package_does_not_import_torch():
-    code = "import sys, vpd.datasets, vpd.stages.data; print('torch' in sys.modules)"
+    code = "import sys, vpd.stages.data; print({'torch', 'numpy'} & {*sys.modules}); import vpd.datasets, vpd.world.writers; "
+    code += "print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == "False"
+    assert output.split() == ["set()", "False"]
 
 
 # --------------------------------------------------------------------------------------------------------- scene classes
@@ -338,6 +343,26 @@ def test_a_reference_to_nowhere_is_named(copy, specs):
         build_dataset(specs["referring"], root, "val")
 
 
+# ---------------------------------------------------------------------------------------------------------------- images
+def test_images_of_any_kind_become_upright_rgb_bytes(tmp_path):
+    turned = Image.new("RGB", (6, 4), (200, 100, 50))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert read_image(tmp_path / "turned.png").shape == (6, 4, 3)
+    Image.fromarray(np.array([[0, 257 * 9, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 9, 255]
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png").min() == 255
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (30, 30)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(vpd.datasets.images, "MAX_PIXELS", 800)
+    with pytest.raises(UserError, match=r"bomb\.png has 30x30 pixels, more than 800; make it smaller"):
+        read_image(tmp_path / "bomb.png")
+
+
 # ------------------------------------------------------------------------------------------------------------- bad files
 def test_a_truncated_image_is_named_by_reader_and_verification(copy, specs):
     root = copy("ade20k")
@@ -457,6 +482,75 @@ def test_a_folder_dataset_is_checked_and_read_where_it_lies(drawn, tmp_path, nam
     before = (out / "manifest.json").stat().st_mtime_ns
     prepare_dataset(name, spec, out)
     assert (out / "manifest.json").stat().st_mtime_ns == before
+
+
+def folder_spec(root: Path, **more) -> DatasetSpec:
+    return DatasetSpec(format=root.name, source="folder", path=str(root), **more)
+
+
+def test_a_folder_dataset_that_is_changed_in_place_is_prepared_again(copy, tmp_path):
+    root = copy("ade20k")
+    out = tmp_path / "data/ade20k"
+    prepare_dataset("ade20k", folder_spec(root), out)
+    before = dataset_fingerprint("ade20k", folder_spec(root))
+    assert dataset_fingerprint("ade20k", folder_spec(root)) == before
+    labels = np.array(Image.open(root / TRAIN_LABEL))
+    Image.fromarray(labels[::-1].copy()).save(root / TRAIN_LABEL)
+    assert dataset_fingerprint("ade20k", folder_spec(root)).differences(asdict(before)) == ["files"]
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed .*; run `vpd data ade20k` again"):
+        check_unchanged(out)
+    prepare_dataset("ade20k", folder_spec(root), out)
+    check_unchanged(out)
+
+
+def test_other_code_prepares_again_and_leaves_the_manifest_as_it_was(copy, monkeypatch):
+    root = copy("captions")
+    manifest = (root / "manifest.json").read_bytes()
+    assert list(json.loads(manifest)) == ["schema", "format", "counts", "digest", "files"]
+    monkeypatch.setattr(vpd.stages.data, "code_digest", lambda *_: "other")
+    prepare_dataset("captions", SPECS["captions"], root)
+    assert (root / "manifest.json").read_bytes() == manifest
+    assert read_json(root / "fingerprint.json")["code"] == "other"
+
+
+def empty_validation(root: Path) -> None:
+    for kind in ("images", "annotations"):
+        for path in (root / "ADEChallengeData2016" / kind / "validation").iterdir():
+            path.unlink()
+
+
+def blank(folder: Path, pattern: str) -> None:
+    for path in folder.rglob(pattern):
+        Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+
+
+def drop_validation(root: Path) -> None:
+    path = root / "refcoco+/refs(unc).p"
+    path.write_bytes(pickle.dumps([ref for ref in refcoco.load_refs(path) if ref["split"] != "val"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "complaint"),
+    [
+        ("ade20k", empty_validation, "has no samples of validation, so nothing can be trained or scored"),
+        (
+            "ade20k",
+            lambda root: blank(root / "ADEChallengeData2016/annotations/validation", "*.png"),
+            "no pixel of valid",
+        ),
+        (
+            "nyuv2",
+            lambda root: blank(root / "official_splits/test", "sync_depth*.png"),
+            "no pixel of test has a label or",
+        ),
+        ("refcoco", drop_validation, r"has no samples of refcoco\+/val"),
+    ],
+)
+def test_a_dataset_that_cannot_be_scored_is_refused(copy, tmp_path, name, damage, complaint):
+    root = copy(name)
+    damage(root)
+    with pytest.raises(UserError, match=complaint):
+        prepare_dataset(name, folder_spec(root), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,8 @@ from vpd.utils.files import atomic_folder
 from vpd.utils.fingerprint import Fingerprint, code_digest, is_finished, write_manifest
 
 PREVIEW = "preview.png"
-PREPARATIONS = {
-    "ade20k": ("download/ade20k",),
-    "nyuv2": ("download/nyuv2", "download/labeled"),
-    "refcoco": ("download/refcoco",),
-}
-"""Format -> modules that turn its published archives into files."""
+PREPARED = ("ade20k", "nyuv2", "refcoco")
+"""Formats whose published archives a module of that name in vpd.download turns into files."""
 
 
 def dataset_fingerprint(name: str, spec: DatasetSpec) -> Fingerprint:
@@ -35,7 +31,8 @@ def dataset_fingerprint(name: str, spec: DatasetSpec) -> Fingerprint:
     path = _path(name, spec)
     # Receipts of downloads lie in a hidden folder; they say when and from where, which is not content.
     files = digests(path, [file for file in tree(path) if "/." not in f"/{file}"])
-    code = ("datasets", *(PREPARATIONS.get(spec.format, ()) if spec.source == "download" else ()))
+    prepared = spec.source == "download" and spec.format in PREPARED
+    code = ("datasets", f"download/{spec.format}") if prepared else ("datasets",)
     return Fingerprint(digest(spec.model_dump(mode="json")), code_digest(*code), {"files": digest(files)})
 
 
@@ -54,14 +51,15 @@ def prepare_dataset(name: str, spec: DatasetSpec, out: Path, archives: Path = Pa
     Raises:
         UserError: the dataset is missing, incomplete, damaged, or has nothing to score.
     """
+    made_from = dataset_fingerprint(name, spec)
+    if is_finished(out, made_from) and (out / PREVIEW).is_file():
+        return
     if spec.source == "download":
         from vpd.download import fetch
 
         for entry in spec.download:
             fetch(entry, _path(name, spec), archives)
-    made_from = dataset_fingerprint(name, spec)
-    if is_finished(out, made_from) and (out / PREVIEW).is_file():
-        return
+        made_from = dataset_fingerprint(name, spec)  # of the files that have come
     from vpd.datasets.manifest import FORMATS, PLACE, describe
     from vpd.datasets.preview import write_preview
     from vpd.world.writers import draw_dataset

@@ -1,4 +1,4 @@
-"""One drawn scene: from an integer seed to everything the datasets need."""
+"""A scene: a furnished room seen by one camera, with everything that the datasets need to know about what is visible."""
 
 from __future__ import annotations
 
@@ -58,7 +58,14 @@ class Scene:
 
 
 def draw_scene(seed: int, width: int, height: int, kind: str | None = None) -> Scene:
-    """Draw the scene of ``seed``; the same arguments give the same bytes on every machine."""
+    """Draw a scene; the same arguments give the same bytes on every machine.
+
+    Args:
+        seed: any integer from 0; ``vpd.world.seeds.scene_seed`` gives each image of a dataset its own.
+        width: of the picture in pixels, even or odd.
+        height: likewise. The contents depend on the seed and, through what the camera sees, on the shape, not on the size.
+        kind: of room; drawn from ``KINDS`` if not given.
+    """
     rng = Rng(seed, CONTENT)
     room = draw_room(rng, kind or rng.pick(sorted(KINDS)))
     things = furnish(rng, room, view_tangent(width, height))
