@@ -59,6 +59,11 @@ def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
+def special_tokens(tokenizer: CLIPTokenizer) -> dict[str, int]:
+    """Numbers of the special tokens, as CLIP's configurations call them; by [EOS] the text tower finds its output."""
+    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+
+
 def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
     """Symmetric cross-entropy of image-text logits (B,B); ``same`` (B,B) bool says which captions are equal."""
     # Synthetic captions repeat within a batch: all equal ones are right answers, with equal shares.
