@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,11 @@ import pytest
 import yaml
 
 from flaky_server import Answer, running
-from vpd.download import fetch, listing
-from vpd.download.amounts import amount
-from vpd.download.archives import extract
-from vpd.download.sources import SOURCES, load_sources
-from vpd.download.transfer import Patience, download
+from vpd.download import fetch, http, listing, nyuv2
+from vpd.download.archives import choose, extract, staged
+from vpd.download.sources import SOURCES, FileSource, load_sources
+from vpd.utils import fingerprint
+from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
 
@@ -44,45 +45,44 @@ def server(monkeypatch):
         yield flaky
 
 
-class Waits(list):
-    """Records how long a download would have waited, without waiting."""
-
-    @property
-    def patience(self) -> Patience:
-        return Patience(attempts=4, pause=1.0, longest=60.0, timeout=10.0, sleep=self.append)
-
-
 @pytest.fixture
-def waits():
-    return Waits()
+def waits(monkeypatch) -> list[float]:
+    """Seconds that downloads would have paused, without pausing."""
+    seconds: list[float] = []
+    monkeypatch.setattr(http, "ATTEMPTS", 4)
+    monkeypatch.setattr("time.sleep", seconds.append)
+    return seconds
 
 
-def get(urls, target, waits, *, size=None, digests=DIGESTS):
-    download(urls, target, size=size, digests=digests, label="a file", patience=waits.patience)
+def get(urls, target, *, size=None, digests=DIGESTS) -> http.Archive:
+    return http.download(FileSource(name="a", urls=urls, size=size, digests=digests), target)
+
+
+DOWNLOAD = (
+    "import resource, signal, sys; from pathlib import Path; from vpd.utils.errors import UserError\n"
+    "from vpd.download.http import download; from vpd.download.sources import FileSource\n"
+    "if len(sys.argv) > 3: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "try: download(FileSource(name='a', urls=[sys.argv[1]]), Path(sys.argv[2]))\n"
+    "except UserError as error: print(error)"
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ transfer
 def test_a_file_arrives_whole_and_leaves_nothing_beside_it(server, tmp_path, waits):
     url = server.says("/a", Answer(BODY))
-    get([url], tmp_path / "deep" / "a", waits, size=len(BODY))
+    archive = get([url], tmp_path / "deep" / "a", size=len(BODY))
+    assert (archive.origin, archive.sha256) == (url, DIGESTS["sha256"])
     assert (tmp_path / "deep" / "a").read_bytes() == BODY
     assert os.listdir(tmp_path / "deep") == ["a"]
     assert waits == []
-
-
-def test_a_second_call_asks_nobody(server, tmp_path, waits):
-    url = server.says("/a", Answer(BODY))
-    get([url], tmp_path / "a", waits)
-    get([url], tmp_path / "a", waits)
+    assert get([url], tmp_path / "deep" / "a").origin == "already in the archives folder"
     assert len(server.requests) == 1
 
 
 def test_dropped_connections_are_continued_from_the_last_byte(server, tmp_path, waits):
-    tagged = {"headers": TAGGED}
-    url = server.says(
-        "/a", Answer(BODY, drop=1_000_000, **tagged), Answer(BODY, drop=9, **tagged), Answer(BODY, **tagged)
-    )
-    get([url], tmp_path / "a", waits, digests={})
+    drops = [Answer(BODY, drop=drop, headers=TAGGED) for drop in (1_000_000, 9)]
+    get([server.says("/a", *drops, Answer(BODY, headers=TAGGED))], tmp_path / "a", digests={})
     assert (tmp_path / "a").read_bytes() == BODY
     assert [request.get("range") for request in server.asked("/a")] == [None, "bytes=1000000-", "bytes=1000009-"]
     assert [request.get("if-range") for request in server.asked("/a")] == [None, '"one"', '"one"']
@@ -92,105 +92,103 @@ def test_dropped_connections_are_continued_from_the_last_byte(server, tmp_path, 
 def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path, waits):
     new = Answer(OTHER, headers={"ETag": '"two"'})
     url = server.says("/a", Answer(BODY, drop=1_000_000, headers=TAGGED), new)
-    get([url], tmp_path / "a", waits, digests={})
+    get([url], tmp_path / "a", digests={})
     assert (tmp_path / "a").read_bytes() == OTHER
 
 
 def test_without_etag_a_digest_decides_whether_the_pieces_fit(server, tmp_path, waits):
     url = server.says("/a", Answer(OTHER, drop=1_000_000), Answer(BODY), Answer(BODY))
-    get([url], tmp_path / "a", waits)
+    get([url], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
     assert [request.get("range") for request in server.asked("/a")] == [None, "bytes=1000000-", None]
 
 
 def test_with_neither_etag_nor_digest_nothing_is_pieced_together(server, tmp_path, waits):
-    url = server.says("/a", Answer(OTHER, drop=1_000_000), Answer(BODY))
-    get([url], tmp_path / "a", waits, digests={})
+    url = server.says("/a", Answer(OTHER, drop=1_000_000, headers={"ETag": 'W/"weak"'}), Answer(BODY))
+    get([url], tmp_path / "a", digests={})
     assert (tmp_path / "a").read_bytes() == BODY
     assert "range" not in server.asked("/a")[1]
 
 
-def test_without_etag_another_total_size_tells_that_the_file_changed(server, tmp_path, waits):
-    url = server.says("/a", Answer(OTHER + b"old", drop=1_000_000), Answer(BODY), Answer(BODY))
-    get([url], tmp_path / "a", waits)
-    assert (tmp_path / "a").read_bytes() == BODY
-    assert "range" not in server.asked("/a")[2]
+def test_a_part_that_the_server_does_not_continue_is_discarded(server, tmp_path, waits):
+    (tmp_path / "a.part").write_bytes(OTHER + b"longer than the file")
+    get([server.says("/a", Answer(BODY))], tmp_path / "a")
+    assert [request.get("range") for request in server.asked("/a")] == ["bytes=3000020-", None]
+    (tmp_path / "b.part").write_bytes(OTHER[:1000])
+    wrong = Answer(BODY, status=206, headers={"Content-Range": "bytes 7-2999999/3000000"})
+    get([server.says("/b", wrong, Answer(BODY))], tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == BODY
 
 
-def test_a_connection_that_falls_silent_is_continued(server, tmp_path, waits):
+def test_a_connection_that_falls_silent_is_continued(server, tmp_path, waits, monkeypatch):
     hold = threading.Event()
+    monkeypatch.setattr(http, "STALL", 0.3)
     url = server.says("/a", Answer(BODY, drop=1_000_000, hold=hold, headers=TAGGED), Answer(BODY, headers=TAGGED))
-    patience = Patience(attempts=2, timeout=0.3, sleep=waits.append)
-    download([url], tmp_path / "a", size=None, digests={}, label="a file", patience=patience)
+    get([url], tmp_path / "a", digests={})
     hold.set()
     assert (tmp_path / "a").read_bytes() == BODY
     assert server.asked("/a")[1]["range"] == "bytes=1000000-"
 
 
-def test_a_body_encoded_on_the_way_is_refused(server, tmp_path, waits):
+def test_a_body_encoded_on_the_way_is_rejected(server, tmp_path, waits):
     url = server.says("/a", Answer(gzip.compress(BODY), headers={"Content-Encoding": "gzip"}))
-    with pytest.raises(UserError, match="sends the file encoded as gzip"):
-        get([url], tmp_path / "a", waits)
+    with pytest.raises(UserError, match="its sha256 is"):
+        get([url], tmp_path / "a")
     assert server.asked("/a")[0]["accept-encoding"] == "identity"
 
 
-def test_a_server_without_ranges_starts_over(server, tmp_path, waits):
+def test_a_server_without_ranges_starts_over_and_is_given_up_if_it_always_drops_at_the_same_byte(
+    server, tmp_path, waits
+):
     url = server.says("/a", Answer(BODY, drop=2_000_000, ranges=False), Answer(BODY, ranges=False))
-    get([url], tmp_path / "a", waits)
+    get([url], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
-
-
-def test_a_server_that_always_drops_at_the_same_byte_is_given_up(server, tmp_path, waits):
-    url = server.says("/a", Answer(BODY, drop=1000, ranges=False))
-    with pytest.raises(UserError, match=r"ended after 1000 of 3000000 bytes \(tried 4 times\)"):
-        get([url], tmp_path / "a", waits)
+    waits.clear()
+    with pytest.raises(UserError, match=r"broke after 1000 bytes: .*\(tried 4 times\)"):
+        get([server.says("/b", Answer(BODY, drop=1000, ranges=False))], tmp_path / "b")
     assert waits == [1.0, 2.0, 4.0]
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
 
 
 def test_another_mirror_continues_what_the_first_began(server, tmp_path, waits):
     first = server.says("/a", Answer(BODY, drop=1_000_000), Answer(status=404))
     second = server.says("/b", Answer(BODY))
-    get([first, second], tmp_path / "a", waits)
+    get([first, second], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
     assert server.asked("/b")[0]["range"] == "bytes=1000000-"
 
 
-@pytest.mark.parametrize(
-    ("lie", "found"), [(5000, "offers a file of 5000 bytes"), (4_000_000, "file of 4000000 bytes")]
-)
-def test_a_length_other_than_the_known_size_is_refused_before_the_body(server, tmp_path, waits, lie, found):
+@pytest.mark.parametrize("lie", [5000, 4_000_000])
+def test_a_length_other_than_the_known_size_is_refused_before_the_body(server, tmp_path, waits, lie):
     url = server.says("/a", Answer(BODY, length=lie))
-    with pytest.raises(UserError, match=f"{found}, expected 3000000"):
-        get([url], tmp_path / "a", waits, size=len(BODY), digests={})
+    with pytest.raises(UserError, match=f"offers a file of {lie} bytes, expected 3000000"):
+        get([url], tmp_path / "a", size=len(BODY), digests={})
 
 
 def test_a_length_that_promises_too_much_is_a_broken_connection(server, tmp_path, waits):
     url = server.says("/a", Answer(BODY, length=len(BODY) + 10))
-    good = server.says("/b", Answer(BODY))
-    get([url, good], tmp_path / "a", waits)
+    get([url, server.says("/b", Answer(BODY))], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
     assert len(waits) == 3
 
 
 def test_a_length_that_promises_too_little_fails_the_digest(server, tmp_path, waits):
     url = server.says("/a", Answer(BODY, length=1000))
-    with pytest.raises(UserError, match=f"its sha256 is {hashlib.sha256(BODY[:1000]).hexdigest()}, expected 8"[:70]):
-        get([url], tmp_path / "a", waits)
+    with pytest.raises(UserError, match=f"its sha256 is {hashlib.sha256(BODY[:1000]).hexdigest()}, expected"):
+        get([url], tmp_path / "a")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_body_without_length_stops_at_the_known_size(server, tmp_path, waits):
     url = server.says("/a", Answer(BODY + b"more", chunked=True))
-    good = server.says("/b", Answer(BODY, chunked=True))
-    get([url, good], tmp_path / "a", waits, size=len(BODY))
+    get([url, server.says("/b", Answer(BODY, chunked=True))], tmp_path / "a", size=len(BODY))
     assert (tmp_path / "a").read_bytes() == BODY
     assert waits == []
 
 
 def test_wrong_bytes_are_deleted_and_the_next_mirror_asked(server, tmp_path, waits, capfd):
     wrong, good = server.says("/a", Answer(OTHER)), server.says("/b", Answer(BODY))
-    get([wrong, good], tmp_path / "a", waits)
+    get([wrong, good], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
     said = capfd.readouterr().err
     assert hashlib.sha256(OTHER).hexdigest() in said
@@ -199,104 +197,85 @@ def test_wrong_bytes_are_deleted_and_the_next_mirror_asked(server, tmp_path, wai
 
 def test_the_first_digits_of_a_digest_are_enough_to_refuse(server, tmp_path, waits):
     url = server.says("/a", Answer(BODY))
-    get([url], tmp_path / "a", waits, digests={"sha256": DIGESTS["sha256"][:8], "md5": hashlib.md5(BODY).hexdigest()})
-    with pytest.raises(UserError, match="expected starting with 00000000"):
-        get([url], tmp_path / "b", waits, digests={"sha256": "00000000"})
+    get([url], tmp_path / "a", digests={"sha256": DIGESTS["sha256"][:8], "md5": hashlib.md5(BODY).hexdigest()})
+    with pytest.raises(UserError, match="expected 00000000"):
+        get([url], tmp_path / "b", digests={"sha256": "00000000"})
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_a_lasting_refusal_is_not_asked_again(server, tmp_path, waits, status):
     url, good = server.says("/a", Answer(status=status)), server.says("/b", Answer(BODY))
-    get([url, good], tmp_path / "a", waits)
+    get([url, good], tmp_path / "a")
     assert len(server.asked("/a")) == 1
     assert waits == []
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
-def test_a_passing_refusal_is_asked_again(server, tmp_path, waits, status):
-    url = server.says("/a", Answer(status=status), Answer(status=status), Answer(BODY))
-    get([url], tmp_path / "a", waits)
-    assert waits == [1.0, 2.0]
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_a_passing_refusal_is_asked_again_a_few_times(server, tmp_path, waits, status):
+    get([server.says("/a", Answer(status=status), Answer(status=status), Answer(BODY))], tmp_path / "a")
+    assert len(server.asked("/a")) == 3
+    with pytest.raises(UserError, match=f"too many {status} error responses"):
+        get([server.says("/b", Answer(status=status))], tmp_path / "b")
+    assert len(server.asked("/b")) == 4
 
 
 def test_retry_after_is_obeyed_up_to_the_longest_wait(server, tmp_path, waits):
-    busy = [Answer(status=503, headers={"Retry-After": value}) for value in ("7", "99999", "soon")]
-    get([server.says("/a", *busy, Answer(BODY))], tmp_path / "a", waits)
-    assert waits == [7.0, 60.0, 4.0]
+    busy = [Answer(status=503, headers={"Retry-After": value}) for value in ("7", "99999")]
+    get([server.says("/a", *busy, Answer(BODY))], tmp_path / "a")
+    assert waits == [7.0, 60.0]
 
 
 def test_no_server_at_all_is_one_sentence(server, tmp_path, waits):
-    with pytest.raises(UserError, match=r"a could not be downloaded \(127\.0\.0\.1:9: no connection: .*tried 4 times"):
-        get(["http://127.0.0.1:9/a"], tmp_path / "a", waits)
+    with pytest.raises(UserError, match=r"^a could not be downloaded \(127\.0\.0\.1:9: Connection refused\)$"):
+        get(["http://127.0.0.1:9/a"], tmp_path / "a")
 
 
-@pytest.mark.parametrize("headers", [{"Content-Type": "text/html; charset=utf-8"}, {"Content-Type": "application/zip"}])
-def test_a_login_or_quota_page_is_recognised(server, tmp_path, waits, headers):
-    url = server.says("/a", Answer(PAGE, headers=headers))
-    with pytest.raises(UserError, match=r"web page titled 'Google Drive - Quota exceeded'.*login"):
-        get([url], tmp_path / "a", waits, digests={})
-    assert os.listdir(tmp_path) == []
+def test_a_login_or_quota_page_and_an_empty_file_are_recognised(server, tmp_path, waits):
+    for body, what in ((PAGE, "it is a web page, usually a login form"), (b"", "its size is 0 bytes")):
+        with pytest.raises(UserError, match=what):
+            get([server.says("/a", Answer(body))], tmp_path / "a", digests={})
+        assert os.listdir(tmp_path) == []
 
 
-def test_an_empty_file_is_refused(server, tmp_path, waits):
-    with pytest.raises(UserError, match="it is empty"):
-        get([server.says("/a", Answer(b""))], tmp_path / "a", waits, digests={})
-
-
-def test_redirects_lead_to_http_only(server, tmp_path, waits):
+def test_redirects_lead_to_http_only_and_not_round_in_circles(server, tmp_path, waits):
     (tmp_path / "secret").write_text("secret")
     good = server.says("/a", Answer(status=302, headers={"Location": server.says("/b", Answer(BODY))}))
-    get([good], tmp_path / "a", waits)
-    for place in ((tmp_path / "secret").as_uri(), "ftp://127.0.0.1/x"):
+    get([good], tmp_path / "a")
+    for place in ((tmp_path / "secret").as_uri(), "ftp://127.0.0.1/x", server.url("/c")):
         bad = server.says("/c", Answer(status=302, headers={"Location": place}))
-        with pytest.raises(UserError, match=r"302|neither http nor https"):
-            get([bad], tmp_path / "c", waits, digests={})
+        with pytest.raises(UserError, match=r"No connection adapters|Exceeded 5 redirects"):
+            get([bad], tmp_path / "c", digests={})
 
 
-def test_only_http_https_and_file_addresses(tmp_path, waits):
-    (tmp_path / "source").write_bytes(BODY)
-    get([(tmp_path / "source").as_uri()], tmp_path / "a", waits)
-    assert (tmp_path / "a").read_bytes() == BODY
-    with pytest.raises(UserError, match="No such file"):
-        get([(tmp_path / "absent").as_uri()], tmp_path / "b", waits)
-    with pytest.raises(UserError, match="is none of http, https, file"):
-        get(["ftp://example.org/a"], tmp_path / "b", waits)
-    assert waits == []
-
-
-def test_no_token_is_sent(server, tmp_path, waits, monkeypatch):
+def test_no_login_is_sent(server, tmp_path, waits, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits)
-    assert "hf_secret" not in str(server.asked("/a"))
+    get([server.says("/a", Answer(status=302, headers={"Location": server.says("/b", Answer(BODY))}))], tmp_path / "a")
+    assert len(server.requests) == 2
+    assert not any("authorization" in request.headers or "hf_secret" in str(request) for request in server.requests)
 
 
 def test_a_wrong_file_in_place_is_replaced(server, tmp_path, waits, capfd):
     (tmp_path / "a").write_bytes(OTHER)
-    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits)
+    get([server.says("/a", Answer(BODY))], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
-    assert "is not the file expected" in capfd.readouterr().err
+    assert "is not the expected file" in capfd.readouterr().err
 
 
 def test_a_disk_too_small_is_told_before_the_body(server, tmp_path, waits):
     url = server.says("/a", Answer(b"x", length=10**18))
-    with pytest.raises(UserError, match=r"1000000\.0 TB of disk space are needed \(1000000\.0 TB for a file\)"):
-        get([url], tmp_path / "a", waits, digests={})
+    with pytest.raises(UserError, match=r"1000000\.0 TB of disk space are needed \(1000000\.0 TB for a\)"):
+        get([url], tmp_path / "a", digests={})
     assert os.listdir(tmp_path) == []
 
 
 def test_a_disk_that_fills_up_is_one_sentence_and_the_rest_can_follow(server, tmp_path, waits):
     url = server.says("/a", Answer(BODY, headers=TAGGED))
-    code = (
-        "import resource, signal, sys; from pathlib import Path\n"
-        "from vpd.utils.errors import UserError; from vpd.download.transfer import download\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))\n"
-        "try: download([sys.argv[1]], Path(sys.argv[2]), size=None, digests={}, label='a file')\n"
-        "except UserError as error: print(error)"
-    )
-    command = [sys.executable, "-c", code, url, str(tmp_path / "a")]
+    command = [sys.executable, "-c", DOWNLOAD, url, str(tmp_path / "a"), "full"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"cannot write {tmp_path / 'a.part'}: File too large; free some space")
-    get([url], tmp_path / "a", waits)
+    get([url], tmp_path / "a")
     assert server.asked("/a")[-1]["range"] == "bytes=1000000-"
     assert (tmp_path / "a").read_bytes() == BODY
 
@@ -305,17 +284,13 @@ def test_a_killed_download_goes_on_where_it_was(server, tmp_path, waits):
     hold = threading.Event()
     slow = Answer(BODY, drop=2_000_000, hold=hold, headers=TAGGED)
     url = server.says("/a", slow, Answer(BODY, headers=TAGGED))
-    code = (
-        "import sys; from pathlib import Path; from vpd.download.transfer import download\n"
-        "download([sys.argv[1]], Path(sys.argv[2]), size=None, digests={}, label='a file')"
-    )
-    job = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "a")])
+    job = subprocess.Popen([sys.executable, "-c", DOWNLOAD, url, str(tmp_path / "a")])
     wait_for(lambda: size_of(tmp_path / "a.part") == 2_000_000)
     job.send_signal(signal.SIGKILL)
     job.wait()
     hold.set()
     assert not (tmp_path / "a").exists()
-    get([url], tmp_path / "a", waits, digests={})
+    get([url], tmp_path / "a", digests={})
     assert (tmp_path / "a").read_bytes() == BODY
     assert server.asked("/a")[-1]["range"] == "bytes=2000000-"
     assert os.listdir(tmp_path) == ["a"]
@@ -323,15 +298,9 @@ def test_a_killed_download_goes_on_where_it_was(server, tmp_path, waits):
 
 def test_a_job_killed_before_the_renaming_asks_for_nothing_more(server, tmp_path, waits):
     (tmp_path / "a.part").write_bytes(BODY)
-    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits, size=len(BODY))
+    get([server.says("/a", Answer(BODY))], tmp_path / "a", size=len(BODY))
     assert (tmp_path / "a").read_bytes() == BODY
     assert server.requests == []
-
-
-def test_a_leftover_longer_than_the_file_is_thrown_away(server, tmp_path, waits):
-    (tmp_path / "a.part").write_bytes(BODY + b"more")
-    get([server.says("/a", Answer(BODY))], tmp_path / "a", waits)
-    assert (tmp_path / "a").read_bytes() == BODY
 
 
 def size_of(path: Path) -> int:
@@ -342,12 +311,12 @@ def wait_for(condition) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        threading.Event().wait(0.02)
 
 
 # ------------------------------------------------------------------------------------------------------------ archives
-def make_zip(path: Path, content: dict[str, bytes], stored: bool = True) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as file:
+def make_zip(path: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
         for name, data in content.items():
             file.writestr(name, data)
     return path
@@ -366,8 +335,17 @@ def tar_info(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str 
     return info
 
 
+def unpack(archive: Path, out: Path, target=str) -> None:
+    with staged(out, "test") as stage:
+        extract(archive, stage, choose(archive, target, "files expected"))
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def nothing_in(folder: Path) -> bool:
+    return not folder.exists() or not os.listdir(folder)
 
 
 CONTENT = {"top/a.txt": b"one", "top/deep/b.txt": BODY, "./c.txt": b""}
@@ -384,88 +362,54 @@ def test_an_archive_is_unpacked_as_it_was_packed(tmp_path, kind):
         make_zip(tmp_path / "a.zip", CONTENT)
     else:
         subprocess.run(command, cwd=tmp_path / "in", check=True)
-    assert extract(tmp_path / f"a.{kind}", tmp_path / "out") == 3
+    (tmp_path / "out" / ".test.new" / "left by a kill").mkdir(parents=True)
+    unpack(tmp_path / f"a.{kind}", tmp_path / "out")
     assert tree(tmp_path / "out") == UNPACKED
     assert sorted(os.listdir(tmp_path / "out")) == ["c.txt", "top"]
 
 
 def test_members_can_be_renamed_and_left_out_and_join_what_is_there(tmp_path):
     archive = make_zip(tmp_path / "a.zip", CONTENT)
-    (tmp_path / "out" / "kept").mkdir(parents=True)
-    (tmp_path / "out" / "kept" / "old").write_text("old")
-    (tmp_path / "out" / "kept" / "new.txt").write_text("replaced")
-    mapping = {"top/a.txt": "kept/new.txt"}
-    assert extract(archive, tmp_path / "out", members=mapping.get) == 1
-    assert tree(tmp_path / "out") == {"kept/old": b"old", "kept/new.txt": b"one"}
-    with pytest.raises(UserError, match="none of the files expected"):
-        extract(archive, tmp_path / "out", members={}.get)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    unpack(archive, tmp_path / "out", {"top/a.txt": "other/new.txt"}.get)
+    assert tree(tmp_path / "out") == {"old": b"old", "other/new.txt": b"one"}
+    with pytest.raises(UserError, match=r"a\.zip holds no files expected; found c\.txt, top/a\.txt, top/deep"):
+        unpack(archive, tmp_path / "out", {}.get)
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:\\evil", "..\\evil", "a\nb"])
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:\\evil", "..\\evil"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_names_that_lead_outside_are_refused(tmp_path, name, kind):
     if kind == "zip":
         archive = make_zip(tmp_path / "a.zip", {"fine": b"x", name: b"x"})
     else:
         archive = make_tar(tmp_path / "a.tar", [tar_info("fine"), tar_info(name)])
-    with pytest.raises(UserError, match="could write outside the folder"):
-        extract(archive, tmp_path / "out")
-    assert os.listdir(tmp_path) == [archive.name]
+    with pytest.raises(UserError, match=rf"a\.{kind}: the member .*evil' could write outside the tree"):
+        unpack(archive, tmp_path / "out")
+    assert nothing_in(tmp_path / "out")
 
 
-def test_a_mapping_may_not_lead_outside_either(tmp_path):
-    archive = make_zip(tmp_path / "a.zip", CONTENT)
-    with pytest.raises(UserError, match="could write outside the folder"):
-        extract(archive, tmp_path / "out", members=lambda name: f"../{name}")
-
-
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [
-        (tarfile.SYMTYPE, "a link"),
-        (tarfile.LNKTYPE, "a link"),
-        (tarfile.FIFOTYPE, "a device or pipe"),
-        (tarfile.CHRTYPE, "a device or pipe"),
-    ],
-)
-def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind, what):
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
     archive = make_tar(tmp_path / "a.tar", [tar_info("fine"), tar_info("evil", kind, link="/etc")])
-    with pytest.raises(UserError, match=f"'evil' is {what}"):
-        extract(archive, tmp_path / "out")
-    assert extract(archive, tmp_path / "out", members={"fine": "fine"}.get) == 1
+    with pytest.raises(UserError, match=r"a\.tar: 'evil' is a link, a device or encrypted"):
+        unpack(archive, tmp_path / "out")
+    assert nothing_in(tmp_path / "out")
+    unpack(archive, tmp_path / "out", {"fine": "fine"}.get)
 
 
-def test_links_in_a_zip_are_refused(tmp_path):
+def test_links_and_passwords_in_a_zip_are_refused(tmp_path):
     link = zipfile.ZipInfo("evil")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr(link, "/etc/passwd")
-    with pytest.raises(UserError, match="'evil' is a link"):
-        extract(tmp_path / "a.zip", tmp_path / "out")
-
-
-@pytest.mark.parametrize("names", [("a/File", "a/file"), ("same", "same"), ("\u00e9", "e\u0301"), ("x", "x")])
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_names_that_are_one_file_somewhere_are_refused(tmp_path, names):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        for name in names:
-            file.writestr(name, b"x")
-    with pytest.raises(UserError, match="would be the same file"):
-        extract(tmp_path / "a.zip", tmp_path / "out")
-
-
-def test_a_name_that_is_file_and_folder_is_refused(tmp_path):
-    archive = make_zip(tmp_path / "a.zip", {"a": b"x", "a/b": b"x"})
-    with pytest.raises(UserError, match="'a' is both a file and a folder"):
-        extract(archive, tmp_path / "out")
-
-
-def test_a_folder_in_the_way_of_a_file_is_told(tmp_path):
-    archive = make_zip(tmp_path / "a.zip", {"a": b"x"})
-    (tmp_path / "out" / "a").mkdir(parents=True)
-    with pytest.raises(UserError, match="is in the way of a file"):
-        extract(archive, tmp_path / "out")
-    assert os.listdir(tmp_path / "out") == ["a"]
+    data = bytearray(make_zip(tmp_path / "b.zip", {"evil": b"x"}).read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "b.zip").write_bytes(data)
+    for name in ("a.zip", "b.zip"):
+        with pytest.raises(UserError, match=f"{name}: 'evil' is a link, a device or encrypted"):
+            unpack(tmp_path / name, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
@@ -477,31 +421,17 @@ def test_bombs_are_refused_before_a_byte_is_written(tmp_path, kind):
     else:
         with gzip.open(archive, "wb", 1) as packed, tarfile.open(fileobj=packed, mode="w") as file:
             file.addfile(tar_info("zeros", size=size), io.BytesIO(bytes(size)))
-    with pytest.raises(UserError, match=r"to 150\.0 MB, like an archive made to fill disks"):
-        extract(archive, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_members_that_share_their_bytes_are_refused(tmp_path):
-    data = make_zip(tmp_path / "a.zip", {"a": BODY, "b": b"x"}).read_bytes()
-    start = data.rindex(b"PK\x01\x02")  # the second entry of the directory, made to claim the bytes of the first
-    directory = bytearray(data[start:])
-    directory[16:28] = data[data.index(b"PK\x01\x02") + 16 :][:12]
-    directory[42:46] = bytes(4)
-    (tmp_path / "a.zip").write_bytes(data[:start] + bytes(directory))
-    with pytest.raises(UserError, match="like an archive made to fill disks"):
-        extract(tmp_path / "a.zip", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"would unpack to 150\.0 MB, like a decompression bomb"):
+        unpack(archive, tmp_path / "out")
+    assert nothing_in(tmp_path / "out")
 
 
 def test_an_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
-    import shutil
-
     archive = make_zip(tmp_path / "a.zip", CONTENT)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"3\.0 MB of disk space are needed .* and 1\.0 kB are free"):
-        extract(archive, tmp_path / "out")
+    with pytest.raises(UserError, match=r"3\.0 MB of disk space are needed .* 1\.0 kB are free"):
+        unpack(archive, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
@@ -514,46 +444,28 @@ def test_truncated_archives_are_told(tmp_path, kind, share):
         make_tar(archive, [tar_info("a", size=400_000), tar_info("b", size=len(BODY))], BODY)
     data = archive.read_bytes()
     archive.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=r"a\.(zip|tar|tar\.gz) is (a )?truncated"):
-        extract(archive, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"a\.(zip|tar|tar\.gz) is truncated"):
+        unpack(archive, tmp_path / "out")
+    assert nothing_in(tmp_path / "out")
 
 
 def test_a_tar_cut_between_members_is_told(tmp_path):
     archive = make_tar(tmp_path / "a.tar", [tar_info("a", size=512), tar_info("b", size=512)], BODY[:512])
     archive.write_bytes(archive.read_bytes()[:1024])
     with pytest.raises(UserError, match="its end is missing"):
-        extract(archive, tmp_path / "out")
+        unpack(archive, tmp_path / "out")
 
 
-def test_a_flipped_bit_is_told(tmp_path):
+def test_a_flipped_bit_and_a_file_that_is_no_archive_are_told(tmp_path):
     data = bytearray(make_zip(tmp_path / "a.zip", {"a": BODY}).read_bytes())
     data[1000] ^= 1
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(UserError, match=r"truncated or damaged .*CRC"):
-        extract(tmp_path / "a.zip", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_password_and_a_file_that_is_no_archive_are_told(tmp_path):
-    data = bytearray(make_zip(tmp_path / "a.zip", {"a": b"x"}).read_bytes())
-    data[data.index(b"PK\x01\x02") + 8] |= 1
-    (tmp_path / "a.zip").write_bytes(data)
-    with pytest.raises(UserError, match="'a' is protected by a password"):
-        extract(tmp_path / "a.zip", tmp_path / "out")
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert nothing_in(tmp_path / "out")
     (tmp_path / "b.zip").write_text("hello")
-    with pytest.raises(UserError, match=r"b\.zip is neither a zip nor a tar archive \(it starts with b'hello'\)"):
-        extract(tmp_path / "b.zip", tmp_path / "out")
-    with pytest.raises(UserError, match=r"c\.zip does not exist"):
-        extract(tmp_path / "c.zip", tmp_path / "out")
-
-
-def test_what_a_killed_extraction_left_is_cleared(tmp_path):
-    archive = make_zip(tmp_path / "a.zip", CONTENT)
-    (tmp_path / "out" / ".a.zip.partial").mkdir(parents=True)
-    (tmp_path / "out" / ".a.zip.partial" / "half").write_text("half")
-    extract(archive, tmp_path / "out")
-    assert tree(tmp_path / "out") == UNPACKED
+    with pytest.raises(UserError, match=r"b\.zip is truncated or no zip or tar archive"):
+        unpack(tmp_path / "b.zip", tmp_path / "out")
 
 
 # --------------------------------------------------------------------------------------------------------------- fetch
@@ -589,8 +501,7 @@ class World:
         self.sources.write_text(yaml.safe_dump(catalogue))
 
     def fetch(self, name: str = "toy", **options) -> None:
-        options = {"accept": True, "patience": Waits().patience} | options
-        fetch(name, self.out, self.archives, sources=self.sources, **options)
+        fetch(name, self.out, self.archives, sources=self.sources, **{"accept": True} | options)
 
     def command(self, *more: str) -> list[str]:
         code = (
@@ -603,39 +514,81 @@ class World:
 
     @property
     def receipt(self) -> dict:
-        return json.loads((self.out / ".fetched" / "toy.json").read_text())
+        return json.loads((self.out / ".fetched" / "toy" / "manifest.json").read_text())
 
 
 def real_files(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in tree(folder).items() if not name.startswith(".fetched")}
 
 
-def test_an_entry_is_fetched_once_and_its_receipt_tells_how(server, tmp_path):
+def test_an_entry_is_fetched_once_and_its_receipt_tells_how(server, tmp_path, waits):
     world = World(tmp_path, [server.says("/none", Answer(status=404)), server.says("/toy", Answer(ZIP))])
     world.fetch()
     assert real_files(world.out) == UNPACKED
     receipt = world.receipt
     assert receipt["licence"] == "toy"
-    assert receipt["files"]["archive"] == {
-        "name": "toy.zip",
-        "origin": server.url("/toy"),
-        "size": len(ZIP),
-        "sha256": hashlib.sha256(ZIP).hexdigest(),
-    }
+    used = {"origin": server.url("/toy"), "sha256": hashlib.sha256(ZIP).hexdigest()}
+    assert receipt["archives"] == {"archive": used}
     asked = len(server.requests)
     (world.archives / "toy.zip").unlink()
     world.fetch(accept=False)
     assert len(server.requests) == asked
 
 
-def test_a_changed_entry_is_made_again(server, tmp_path):
+def test_a_changed_entry_is_made_again_from_the_same_archive(server, tmp_path):
     world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
     world.fetch()
     world.catalogue["entries"]["toy"]["prepare"] = "keep"
     world.write(world.catalogue)
     world.fetch()
     assert (world.out / "toy.zip").read_bytes() == ZIP
-    assert world.receipt["files"]["archive"]["origin"] == "already in the archives folder"
+    assert world.receipt["archives"]["archive"]["origin"] == "already in the archives folder"
+    assert len(server.requests) == 1
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A function that edits a module below vpd as far as the code's digests can see."""
+    root = tmp_path / "vpd"
+    shutil.copytree(fingerprint.ROOT / "download", root / "download")
+    monkeypatch.setattr(fingerprint, "ROOT", root)
+    fingerprint.code_digest.cache_clear()
+
+    def edit(module: str, line: str) -> None:
+        with (root / module).open("a") as file:
+            file.write(f"\n{line}\n")
+        fingerprint.code_digest.cache_clear()
+
+    yield edit
+    fingerprint.code_digest.cache_clear()
+
+
+def test_a_correction_of_a_preparation_makes_its_tree_anew_and_no_other_edit_does(
+    server, tmp_path, monkeypatch, edited
+):
+    files = {
+        role: {"name": f"{role}.bin", "urls": [server.says(f"/{role}", Answer(BODY))]} for role in ("labeled", "splits")
+    }
+    world = World(tmp_path, [], prepare="nyuv2-labeled", files=files)
+    made = []
+    monkeypatch.setattr(nyuv2, "prepare_labeled", lambda files, out: made.append(sorted(files)))
+    world.fetch()
+    edited("download/nyuv2.py", "# a comment")
+    for other in ("http", "archives", "sources", "refcoco", "ade20k", "__init__"):
+        edited(f"download/{other}.py", "ATTEMPTS = 99")
+    world.fetch()
+    assert made == [["labeled", "splits"]]
+    edited("download/nyuv2.py", "FOCAL = 519.0")
+    world.fetch()
+    world.fetch()
+    assert made == [["labeled", "splits"]] * 2
+    assert len(server.requests) == 2  # the archives are there and are not downloaded again
+
+
+def test_a_missing_role_is_told(tmp_path):
+    world = World(tmp_path, ["http://127.0.0.1:9/"], prepare="nyuv2-sync")
+    with pytest.raises(UserError, match=r"prepare: 'nyuv2-sync' needs a file with the role 'list'; .*known: archive"):
+        world.fetch()
 
 
 def test_an_unknown_name_or_kind_is_told_with_the_nearest(server, tmp_path):
@@ -659,7 +612,7 @@ def test_terms_not_accepted_are_shown_and_nothing_is_asked(server, tmp_path):
     assert server.requests == []
 
 
-def test_accepted_terms_are_recorded_and_not_asked_for_again(server, tmp_path):
+def test_accepted_terms_are_recorded_and_not_asked_for_again(server, tmp_path, waits):
     world = World(tmp_path, [server.says("/toy", Answer(status=404), Answer(ZIP))])
     assert "Toy licence 2, not accepted yet" in listing(world.sources, world.archives)
     with pytest.raises(UserError, match="404"):
@@ -709,7 +662,7 @@ def test_a_file_the_user_has_is_taken_by_name_or_digest(server, tmp_path):
         (tmp_path / "home" / name).write_bytes(ZIP)
         world.fetch(given=[tmp_path / "home" / name])
         assert real_files(world.out) == UNPACKED
-        assert world.receipt["files"]["archive"]["origin"] == "given"
+        assert world.receipt["archives"]["archive"]["origin"] == "given"
         assert (world.archives / "toy.zip").samefile(tmp_path / "home" / name)
     assert server.requests == []
 
@@ -718,14 +671,14 @@ def test_a_wrong_file_of_the_user_is_told_and_left_alone(server, tmp_path):
     world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
     wrong = tmp_path / "toy.zip"
     wrong.write_bytes(ZIP[:-1] + b"!")
-    with pytest.raises(UserError, match=f"{wrong} is not the expected toy.zip: its md5 is .*, expected"):
+    with pytest.raises(UserError, match=f"{wrong} is not toy.zip: its md5 is .*, expected"):
         world.fetch(given=[wrong])
     wrong.write_bytes(ZIP[:-5])
     with pytest.raises(UserError, match=f"its size is {len(ZIP) - 5} bytes, expected {len(ZIP)}"):
         world.fetch(given=[wrong])
     unknown = tmp_path / "holiday.zip"
     unknown.write_bytes(b"sun")
-    with pytest.raises(UserError, match=r"holiday\.zip is no file of toy, which needs toy\.zip \(3\.0 MB, md5 "):
+    with pytest.raises(UserError, match=r"holiday\.zip is no file of toy, which needs toy\.zip; rename it"):
         world.fetch(given=[unknown])
     with pytest.raises(UserError, match=r"absent\.zip does not exist"):
         world.fetch(given=[tmp_path / "absent.zip"])
@@ -739,11 +692,11 @@ def test_an_entry_without_mirrors_says_what_to_get_and_how_to_give_it(tmp_path):
     with pytest.raises(UserError) as error:
         world.fetch()
     assert str(error.value) == (
-        "toy: no mirror of toy.zip is known; log in to example.org and get sync.zip, "
+        "toy.zip could not be downloaded (no mirror is known); log in to example.org and get sync.zip, "
         "then run: vpd fetch toy --from-archive FOLDER/sync.zip"
     )
     (tmp_path / "sync.zip").write_bytes(PAGE)
-    with pytest.raises(UserError, match="it is a web page titled"):
+    with pytest.raises(UserError, match="it is a web page"):
         world.fetch(given=[tmp_path / "sync.zip"])
     (tmp_path / "sync.zip").write_bytes(ZIP)
     world.fetch(given=[tmp_path / "sync.zip"])
@@ -776,15 +729,17 @@ def test_a_damaged_archive_leaves_no_receipt(server, tmp_path):
     world = World(tmp_path, [server.says("/toy", Answer(ZIP[:-30]))])
     world.catalogue["entries"]["toy"]["files"]["archive"] |= {"size": None, "digests": {}}
     world.write(world.catalogue)
-    with pytest.raises(UserError, match=r"toy\.zip is a truncated zip archive; delete it and fetch it again"):
+    with pytest.raises(
+        UserError, match=r"toy\.zip is truncated or no zip or tar archive; delete it and fetch it again"
+    ):
         world.fetch()
-    assert not (world.out / ".fetched" / "toy.json").exists()
+    assert not (world.out / ".fetched" / "toy").exists()
 
 
 def test_folders_that_cannot_be_made_are_one_sentence(server, tmp_path):
     world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
     world.archives.write_text("a file where a folder should be")
-    with pytest.raises(UserError, match=r"toy cannot be fetched at .*: (File exists|Not a directory)"):
+    with pytest.raises(UserError, match=r"toy cannot be fetched to .*: (File exists|Not a directory)"):
         world.fetch()
 
 
@@ -794,7 +749,7 @@ def test_two_jobs_fetch_once(server, tmp_path):
     first = subprocess.Popen(world.command("accept"))
     assert server.started.wait(60)
     second = subprocess.Popen(world.command("accept"), stderr=subprocess.PIPE, text=True)
-    assert "another process is fetching it; waiting" in second.stderr.readline()
+    assert "toy: waiting for process" in second.stderr.readline()
     hold.set()
     assert first.wait() == 0
     assert second.wait() == 0
@@ -826,15 +781,15 @@ WEIGHTS = ["vpd-seg", "vpd-refcoco", "vpd-refcoco+", "vpd-refcocog", "vpd-depth"
 
 
 def test_every_shipped_entry_has_terms_and_a_way_to_get_it():
-    from vpd.download.kinds import preparation
+    from vpd.download import _preparation
 
     catalogue = load_sources()
     assert list(catalogue.entries) == NAMES + WEIGHTS
     for name, entry in catalogue.entries.items():
-        assert catalogue.licence_of(entry).terms
+        assert catalogue.licences[entry.licence].terms
         assert entry.by_hand, name
         assert all(file.urls for file in entry.files.values()), name
-        assert callable(preparation(entry.prepare, name))
+        assert callable(_preparation(entry.prepare, entry.files, name).run)
     files = [file.name for entry in catalogue.entries.values() for file in entry.files.values()]
     assert len(files) == len(set(files))
 
@@ -860,11 +815,20 @@ def test_the_listing_names_everything(tmp_path):
         ({"licens": "toy"}, "entries.toy.licens is not a known key; did you mean 'licence'"),
         ({"licence": "none"}, "entries.toy.licence 'none' is none of toy"),
         ({"files": {}}, "entries.toy.files"),
-        ({"files": {"archive": {"name": "../a"}}}, "a file name has no folders"),
+        ({"files": {"archive": {"name": "../a"}}}, "files.archive.name"),
         ({"files": {"archive": {"name": "a"}}}, "needs urls for every file, or by_hand"),
-        ({"files": {"archive": {"name": "a", "urls": ["ftp://x/a"]}}}, "an address begins with one of http"),
-        ({"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"crc": "0" * 8}}}}, "not crc"),
-        ({"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"md5": "0" * 33}}}}, "8 to 32"),
+        (
+            {"files": {"archive": {"name": "a", "urls": ["ftp://x/a"]}}},
+            "pattern .* found 'ftp://x/a'",
+        ),
+        (
+            {"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"crc": "0" * 8}}}},
+            "'md5', 'sha1' or",
+        ),
+        (
+            {"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"md5": "0" * 7}}}},
+            "digests.md5: string",
+        ),
         ({"files": {"archive": {"name": "a", "urls": ["http://x/a"], "size": -1}}}, "greater than 0"),
     ],
 )

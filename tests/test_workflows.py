@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vpd.config.params import load_params
-from vpd.download.amounts import amount
+from vpd.utils.disk import amount
 
 ROOT = Path(__file__).parent.parent
 CODE = re.compile(r"^src/vpd/")

@@ -1,26 +1,36 @@
-"""Getting datasets and released weights: terms, disk space, mirrors, checks, and the finished tree."""
+"""Fetch datasets and released weights: accept terms, download and verify archives, prepare the tree that vpd reads."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from vpd.download.amounts import amount
-from vpd.download.collecting import collect
-from vpd.download.kinds import preparation
-from vpd.download.licences import accepted, agree
-from vpd.download.receipts import FOLDER, Part, is_complete, write_receipt
-from vpd.download.sources import Entry, entry_of, load_sources
-from vpd.download.transfer import PATIENCE, Patience
-from vpd.utils.errors import UserError
-from vpd.utils.files import exclusive, locked
+from vpd.download.archives import extract_all
+from vpd.download.http import Archive, Part, Rejected, download, verify
+from vpd.download.sources import Entry, FileSource, acceptance, load_sources, require_acceptance
+from vpd.utils.disk import amount, existing, require_space
+from vpd.utils.errors import UserError, nearest, pick
+from vpd.utils.files import atomic_path, exclusive
+from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, write_manifest
 
 __all__ = ["fetch", "listing"]
 
-LONGEST_WAIT = 7 * 86400.0
-"""Seconds that a job waits for another one that fetches the same."""
+RECEIPTS = ".fetched"
+"""Folder in a tree with a receipt for each of its entries: fingerprint, and the archives that were used."""
+
+
+class Preparation(NamedTuple):
+    """How a tree is made from the files of an entry."""
+
+    run: Callable[[dict[str, Path], Path], None]
+    """Takes files by role and the tree."""
+    roles: tuple[str, ...] = ()
+    """Files that it needs."""
+    code: tuple[str, ...] = ()
+    """Modules whose correction makes its trees anew; how archives are downloaded and unpacked changes none of their bytes."""
 
 
 def fetch(
@@ -31,36 +41,132 @@ def fetch(
     sources: Path | None = None,
     accept: bool = False,
     given: Sequence[Path] = (),
-    patience: Patience = PATIENCE,
 ) -> None:
-    """Complete the tree ``out`` with entry ``name`` of the catalogue ``sources`` (None: the one that comes with vpd).
+    """Complete the tree ``out`` with an entry of the catalogue; do nothing if its receipt still holds.
 
-    ``archives`` keeps archives, partial files and accepted licences; ``given`` are files that the user has already.
-    ``accept`` agrees to the terms, which a terminal is asked about otherwise; ``patience`` is how long mirrors are tried.
-    Returns at once if the tree's receipt says that all is there, and waits for another job that fetches the same.
-    UserError for every failure.
+    Another job that fetches the same is waited for.
+
+    Args:
+        name: of the entry.
+        out: tree, which other entries may share.
+        archives: folder of archives, partial files and accepted licences.
+        sources: catalogue; the one that comes with vpd if not given.
+        accept: whether the user accepts the terms; if not, a terminal is asked.
+        given: files that the user has already.
+
+    Raises:
+        UserError: for every failure.
     """
     out, archives = Path(out), Path(archives)
-    catalogue = load_sources(sources)
-    entry = entry_of(catalogue, name, sources)
-    prepare = preparation(entry.prepare, f"{sources or 'vpd fetch'}: entries.{name}.prepare")
-    with _plain_errors(name):
-        if is_complete(out, name, entry):
+    catalogue, where = load_sources(sources), str(sources or "vpd fetch")
+    entry = pick(name, catalogue.entries, "download", where)
+    preparation = _preparation(entry.prepare, entry.files, f"{where}: entries.{name}.prepare")
+    receipt, made_from = out / RECEIPTS / name, _made_from(entry, preparation)
+    try:
+        if is_finished(receipt, made_from):
             return
-        date = agree(entry.licence, catalogue.licence_of(entry), name, archives, accept)
-        with _alone(archives / ".locks" / name, name):
-            if is_complete(out, name, entry):
+        require_acceptance(name, entry.licence, catalogue.licences[entry.licence], archives, accept)
+        with exclusive(archives / ".locks" / name, name):
+            if is_finished(receipt, made_from):
                 return
-            parts = collect(name, entry, archives, out, given, patience)
-            with exclusive(out / FOLDER / "tree", str(out)):
-                _finish(name, entry, prepare, parts, out, date)
+            files = _collect(name, entry, archives, out, given)
+            with exclusive(out / RECEIPTS / "tree", str(out)):
+                preparation.run({role: file.path for role, file in files.items()}, out)
+                used = {role: {"origin": file.origin, "sha256": file.sha256} for role, file in files.items()}
+                write_manifest(receipt, made_from, {"licence": entry.licence, "archives": used}, files={})
+    except OSError as error:
+        reason = f"{name} cannot be fetched to {error.filename or out}: {error.strerror or error}"
+        raise UserError(f"{reason}; free some space or fix the permissions") from error
 
 
-def _finish(name: str, entry: Entry, prepare, parts: dict[str, Part], out: Path, date: str) -> None:
-    """Make the tree, then its receipt, unless another job with other archives has just done so."""
-    if not is_complete(out, name, entry):
-        prepare({role: part.path for role, part in parts.items()}, out)
-        write_receipt(out, name, entry, parts, date)
+def _made_from(entry: Entry, preparation: Preparation) -> Fingerprint:
+    """What decides the tree: which files, and what is made of them; mirrors and terms do not."""
+    files = {role: [file.name, file.size, file.digests] for role, file in entry.files.items()}
+    return fingerprint([entry.prepare, files], preparation.code)
+
+
+def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
+    """Look up a kind of preparation; UserError for an unknown one, or if it needs a role that is not among ``roles``."""
+    from vpd.download import ade20k, nyuv2, refcoco  # here, because they import what reads images
+
+    kinds = {
+        "ade20k": Preparation(ade20k.prepare, ("archive",), ("download/ade20k",)),
+        "nyuv2-labeled": Preparation(nyuv2.prepare_labeled, ("labeled", "splits"), ("download/nyuv2",)),
+        "nyuv2-sync": Preparation(nyuv2.prepare_sync, ("archive", "list"), ("download/nyuv2",)),
+        "refcoco": Preparation(refcoco.prepare_references, ("archive",), ("download/refcoco",)),
+        "coco": Preparation(refcoco.prepare_images, ("archive",), ("download/refcoco",)),
+        "extract": Preparation(extract_all),
+        "keep": Preparation(_keep),
+    }
+    preparation: Preparation = pick(kind, kinds, "kind of preparation", where)
+    for role in preparation.roles:
+        if role not in roles:
+            raise UserError(f"{where}: '{kind}' needs a file with the role '{role}'; {nearest(role, roles)}")
+    return preparation
+
+
+def _keep(files: dict[str, Path], out: Path) -> None:
+    """Put the files themselves into the tree."""
+    for path in files.values():
+        _place(path, out / path.name)
+
+
+def _collect(name: str, entry: Entry, archives: Path, out: Path, given: Sequence[Path]) -> dict[str, Archive]:
+    """Return all files of an entry by role: those that the user has, and the rest from the mirrors."""
+    collected = dict(_accept(name, entry, Path(path), archives) for path in given)
+    missing = {role: file for role, file in entry.files.items() if role not in collected}
+    _require_space(name, entry, missing.values(), archives, out)
+    for role, file in missing.items():
+        try:
+            collected[role] = download(file, archives / file.name)
+        except UserError as error:
+            how = " ".join((entry.by_hand or f"get {file.name} by hand").split()).rstrip(".")
+            option = f"--from-archive FOLDER/{(*file.aliases, file.name)[0]}"
+            raise UserError(f"{error}; {how}, then run: vpd fetch {name} {option}") from None
+    return collected
+
+
+def _accept(name: str, entry: Entry, path: Path, archives: Path) -> tuple[str, Archive]:
+    """Recognise a file that the user has, by its name or, if it was renamed, by digest, and put it among the archives."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a file that was downloaded by hand")
+    named = [role for role, file in entry.files.items() if path.name in (file.name, *file.aliases)]
+    for role in named or [role for role, file in entry.files.items() if file.digests]:
+        target = archives / entry.files[role].name
+        try:
+            archive = Archive(target, "given", verify(path, entry.files[role]))
+        except Rejected as reason:
+            if named:
+                raise UserError(f"{path} is not {target.name}: {reason}; get the right file") from None
+            continue
+        _place(path, target)
+        Part(target).discard()
+        return role, archive
+    known = ", ".join(file.name for file in entry.files.values())
+    raise UserError(f"{path} is no file of {name}, which needs {known}; rename it if it is one of them")
+
+
+def _place(path: Path, target: Path) -> None:
+    """Put ``path`` at ``target`` too: a hard link on the same disk, a copy elsewhere."""
+    if target.exists() and target.samefile(path):
+        return
+    with atomic_path(target) as temporary:
+        temporary.unlink(missing_ok=True)  # a killed job may have left a link there, and a copy would write through it
+        try:
+            os.link(path.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def _require_space(name: str, entry: Entry, missing: Iterable[FileSource], archives: Path, out: Path) -> None:
+    """Check the disks for downloads and tree before hours of downloading, not after."""
+    needs = []
+    for file in missing:
+        target = archives / file.name
+        present = target.stat().st_size if target.is_file() else Part(target).size()
+        needs.append((archives, max(file.expected_size - present, 0), f"downloading {file.name}"))
+    linked = entry.prepare == "keep" and existing(archives).stat().st_dev == existing(out).stat().st_dev
+    require_space([*needs, (out, 0 if linked else entry.prepared, f"preparing {name}")])
 
 
 def listing(sources: Path | None, archives: Path) -> str:
@@ -71,36 +177,9 @@ def listing(sources: Path | None, archives: Path) -> str:
         exact = all(file.size for file in entry.files.values())
         size = sum(file.expected_size for file in entry.files.values())
         down = ("" if exact else "~") + amount(size) if size else "unknown"
-        date = accepted(entry.licence, Path(archives))
-        state = f"accepted {date}" if date else "not accepted yet"
-        terms = f"{catalogue.licence_of(entry).name}, {state}"
+        date = acceptance(entry.licence, Path(archives))
+        terms = f"{catalogue.licences[entry.licence].name}, {f'accepted {date}' if date else 'not accepted yet'}"
         lines.append(f"{name:15} {down:>9} {'~' + amount(entry.prepared):>9}  {terms}")
         if not all(file.urls for file in entry.files.values()):
             lines.append(f"{'':15} by hand: {' '.join((entry.by_hand or '').split())}")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, what: str) -> Iterator[None]:
-    """Hold the lock of ``folder``, waiting with a message for whoever has it."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder, wait=0))
-        except UserError:
-            print(f"{what}: another process is fetching it; waiting for it to end", file=sys.stderr, flush=True)
-            stack.enter_context(locked(folder, wait=LONGEST_WAIT))
-        yield
-
-
-@contextlib.contextmanager
-def _plain_errors(name: str) -> Iterator[None]:
-    """Turn an error of the operating system, such as a folder that may not be written, into a UserError."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        place = f" at {error.filename}" if error.filename else ""
-        raise UserError(
-            f"{name} cannot be fetched{place}: {error.strerror or error}; free some space or fix the permissions"
-        ) from error

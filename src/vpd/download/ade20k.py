@@ -1,13 +1,12 @@
-"""ADEChallengeData2016.zip to the tree of vpd.datasets.layouts.ade20k."""
+"""From ADEChallengeData2016.zip to the tree that vpd.datasets reads as ADE20K."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from vpd.datasets.layouts.ade20k import FOLDER, SPLITS, TOPS, class_names, pairs
-from vpd.download.archives import extract
-from vpd.download.staging import choose, file_of, naming, staged
+from vpd.datasets.ade20k import FOLDER, SPLITS, TOPS, class_names, pairs
+from vpd.download.archives import choose, errors_naming, extract, staged
 
 _SPLIT = "|".join(SPLITS)
 MEMBER = re.compile(
@@ -16,12 +15,12 @@ MEMBER = re.compile(
 
 
 def prepare(files: dict[str, Path], out: Path) -> None:
-    """Unpack images, labels and class names; UserError for a missing counterpart or an archive of something else."""
-    archive = file_of(files, "archive", "ade20k")
+    """Unpack images, labels and class names; UserError for an image or label without its counterpart."""
+    archive = files["archive"]
     chosen = choose(archive, _target, f"{FOLDER}/images and {FOLDER}/annotations")
     with staged(out, "ade20k", TOPS) as stage:
-        extract(archive, stage, members=chosen.get)
-        with naming(archive, stage):
+        extract(archive, stage, chosen)
+        with errors_naming(archive, stage):
             class_names(stage)
             for split in SPLITS:
                 pairs(stage, split)

@@ -1,145 +1,159 @@
-"""Safe extraction of zip and tar archives: nothing outside the folder, no links, no bombs, complete or absent."""
+"""Members of zip and tar archives put into a tree: only plain files, never outside it, complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-import unicodedata
-from collections.abc import Callable
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple, cast
 
-from vpd.download.amounts import Meter, amount, require_space
-from vpd.download.members import Member, opened_archive
+from vpd.utils.disk import amount, require_space
 from vpd.utils.errors import UserError
+from vpd.utils.files import atomic_folder
+from vpd.utils.progress import track
 
-CHUNK = 1 << 20
 RATIO = 200
 """Unpacked bytes per byte of the archive above which it counts as a bomb; images and .mat files stay below 20."""
 ALLOWED = 100_000_000
 """Unpacked bytes that need no such ratio."""
 
 
-def extract(archive: Path, out: Path, *, members: Callable[[str], str | None] | None = None) -> int:
-    """Unpack ``archive`` (zip, tar, tar.gz) into the folder ``out`` and return how many files it held.
+class Member(NamedTuple):
+    """Anything in an archive but a folder."""
 
-    ``members`` maps a member's name to its path below ``out``, or to None to leave it out. Files go to a temporary
-    folder inside ``out`` first and are moved when all are there; files of the same name are replaced. UserError for a
-    damaged archive, and for one with names that lead outside, links, colliding names or an absurd unpacked size.
-    """
-    archive, out = Path(archive), Path(out)
-    with opened_archive(archive) as content:
-        chosen = _chosen(archive, content, members or (lambda name: name))
-        if not chosen:
-            raise UserError(f"{archive} holds none of the files expected; check that it is the right archive")
-        total = _check_sizes(archive, chosen)
-        require_space([(out, total, f"the files of {archive.name}")])
-        with _temporary(out, archive.name) as folder:
-            with Meter(total, f"unpacking {archive.name}") as meter:
-                for target, member in chosen.items():
-                    _write(archive, member, folder / target, meter)
-            _merge(folder, out)
-    return len(chosen)
-
-
-def _chosen(archive: Path, content: list[Member], mapping: Callable[[str], str | None]) -> dict[str, Member]:
-    """Files to unpack by their path below the folder, every name checked."""
-    chosen: dict[str, Member] = {}
-    taken: dict[str, str] = {}
-    for member in content:
-        name = _safe(archive, member.name)
-        target = mapping(name) if name and member.kind != "folder" else None
-        if target is None:
-            continue
-        if member.kind != "file":
-            raise UserError(f"{archive}: '{name}' is {member.kind}; only plain files are unpacked, get a clean archive")
-        target = _safe(archive, target)
-        _claim(archive, target, taken)
-        chosen[target] = member
-    _refuse_files_as_folders(archive, chosen, taken)
-    return chosen
-
-
-def _safe(archive: Path, name: str) -> str:
-    """``name`` with plain slashes and without ``./``; UserError if it could lead out of the folder."""
-    name = name.replace("\\", "/")
-    path = PurePosixPath(name)
-    drive = name[1:2] == ":"
-    if path.is_absolute() or drive or ".." in path.parts or any(ord(letter) < 32 for letter in name):
-        raise UserError(f"{archive}: the member {name!r} could write outside the folder; get a clean archive")
-    return "" if str(path) == "." else str(path)
-
-
-def _folded(name: str) -> str:
-    """What a file system that ignores case and accents' spelling sees."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _claim(archive: Path, target: str, taken: dict[str, str]) -> None:
-    other = taken.get(_folded(target))
-    if other is not None:
-        raise UserError(f"{archive}: '{other}' and '{target}' would be the same file; get a clean archive")
-    taken[_folded(target)] = target
-
-
-def _refuse_files_as_folders(archive: Path, chosen: dict[str, Member], taken: dict[str, str]) -> None:
-    for target in chosen:
-        for parent in PurePosixPath(target).parents:
-            if _folded(str(parent)) in taken:
-                raise UserError(f"{archive}: '{parent}' is both a file and a folder; get a clean archive")
-
-
-def _check_sizes(archive: Path, chosen: dict[str, Member]) -> int:
-    """Unpacked bytes, as declared; UserError if they are out of proportion or members share packed bytes."""
-    size, total = archive.stat().st_size, sum(member.size for member in chosen.values())
-    shared = sum(member.packed for member in chosen.values()) > size
-    if shared or total > max(ALLOWED, RATIO * size):
-        raise UserError(
-            f"{archive} would unpack from {amount(size)} to {amount(total)}, like an archive made to fill disks; "
-            "get a clean archive"
-        )
-    return total
+    name: str
+    size: int
+    """Bytes once unpacked, as the archive declares; zipfile and tarfile never read more."""
+    plain: bool
+    """Whether it is a file that can be read, and no link, device or encrypted file."""
+    open: Callable[[], IO[bytes] | None]
 
 
 @contextlib.contextmanager
-def _temporary(out: Path, name: str):
-    """A fresh folder on the disk of ``out``, removed at the end or, after a kill, at the next start."""
-    folder = out / f".{name}.partial"
-    fresh = [parent for parent in (out, *out.parents) if not parent.exists()]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _opened(archive: Path) -> Iterator[list[Member]]:
+    """Yield the members, their names and sizes checked; errors while reading become a UserError."""
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for parent in fresh:
-                parent.rmdir()  # only if nothing came into it
-
-
-def _write(archive: Path, member: Member, path: Path, meter: Meter) -> None:
-    """Unpack one file; UserError if it is longer or shorter than declared."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with member.open() as source, path.open("wb") as file:
-        while chunk := source.read(CHUNK):
-            written += len(chunk)
-            if written > member.size:
-                break
-            file.write(chunk)
-            meter.add(len(chunk))
-    if written != member.size:
-        more = "longer" if written > member.size else "shorter"
-        raise UserError(f"{archive} is truncated or damaged ('{member.name}' is {more} than declared); fetch it again")
-
-
-def _merge(source: Path, out: Path) -> None:
-    """Move everything in ``source`` into ``out``, whole folders where it can; files of the same name are replaced."""
-    for path in sorted(source.iterdir()):
-        target = out / path.name
-        if path.is_dir() and target.is_dir():
-            _merge(path, target)
-        elif target.is_dir() or (path.is_dir() and target.exists()):
-            raise UserError(f"{target} is in the way of a {'folder' if path.is_dir() else 'file'}; remove it")
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                infos = [info for info in file.infolist() if not info.is_dir()]
+                yield _checked(
+                    archive, [Member(i.filename, i.file_size, _plain(i), partial(file.open, i)) for i in infos]
+                )
+        elif tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                entries = [info for info in _complete(tar) if not info.isdir()]
+                yield _checked(
+                    archive, [Member(i.name, i.size, i.isreg(), partial(tar.extractfile, i)) for i in entries]
+                )
         else:
-            os.replace(path, target)
+            raise UserError(f"{archive} is truncated or no zip or tar archive; delete it and fetch it again")
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+        raise UserError(f"{archive} is truncated or damaged ({error}); delete it and fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{archive} cannot be unpacked: {error}; free some space or fetch it again") from error
+
+
+def _plain(info: zipfile.ZipInfo) -> bool:
+    encrypted = info.flag_bits & 0x1
+    return not encrypted and stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+
+
+def _complete(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """All members; ReadError if the closing block of zeros is missing, which ``tarfile`` does not report."""
+    members, file = tar.getmembers(), cast("IO[bytes]", tar.fileobj)
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("its end is missing")
+    return members
+
+
+def _checked(archive: Path, members: list[Member]) -> list[Member]:
+    for name in (member.name for member in members):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or name[1:2] == ":":
+            raise UserError(f"{archive}: the member {name!r} could write outside the tree; get a clean archive")
+    total, limit = sum(member.size for member in members), max(ALLOWED, RATIO * archive.stat().st_size)
+    if total > limit:
+        raise UserError(f"{archive} would unpack to {amount(total)}, like a decompression bomb; get a clean archive")
+    return members
+
+
+def choose(archive: Path, target: Callable[[str], str | None], wanted: str) -> dict[str, str]:
+    """Map the names of members to paths in the tree, where ``target`` gives one.
+
+    UserError, which calls the members ``wanted``, if there are none.
+    """
+    with _opened(archive) as members:
+        names = [member.name for member in members]
+    chosen = {name: path for name in names if (path := target(str(PurePosixPath(name)))) is not None}
+    if not chosen:
+        raise UserError(f"{archive} holds no {wanted}; {places(names)}; get the archive that holds them")
+    return chosen
+
+
+def places(names: Iterable[str]) -> str:
+    """Summarise where an archive's files lie: ``found a/b, c``."""
+    folders = sorted({"/".join(PurePosixPath(name).parts[:2]) for name in names})
+    return f"found {', '.join(folders[:5])}{', ...' * (len(folders) > 5)}" if folders else "it is empty"
+
+
+def extract(archive: Path, folder: Path, chosen: dict[str, str]) -> None:
+    """Unpack the ``chosen`` members (name -> path) into ``folder``, which a damaged archive leaves half full.
+
+    UserError naming archive and member for a link, a device or a password.
+    """
+    with _opened(archive) as members:
+        selected = [member for member in members if member.name in chosen]
+        for member in selected:
+            if not member.plain:
+                raise UserError(f"{archive}: {member.name!r} is a link, a device or encrypted; get a clean archive")
+        require_space([(folder, sum(member.size for member in selected), f"the files of {archive.name}")])
+        for member in track(selected, len(selected), f"unpacking {archive.name}", "files"):
+            path = folder / chosen[member.name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with cast("IO[bytes]", member.open()) as source, path.open("wb") as file:
+                shutil.copyfileobj(source, file)
+
+
+def extract_all(files: dict[str, Path], out: Path) -> None:
+    """Unpack every archive; its top files and folders replace those of the tree."""
+    with staged(out, "extract") as stage:
+        for archive in files.values():
+            extract(archive, stage, choose(archive, str, "files"))
+
+
+@contextlib.contextmanager
+def staged(out: Path, kind: str, tops: Sequence[str] | None = None) -> Iterator[Path]:
+    """Yield an empty folder inside ``out``; if the block succeeds, the ``tops`` made there replace those of ``out``.
+
+    The tree sees only renames: old tops go, last one first, and new ones come, last one last. A list file named last is
+    thus never there without the files that it lists, whenever a kill comes. Everything else in ``out``
+    stays. By default the tops are all that the block makes.
+    """
+    new = out / f".{kind}.new"
+    with atomic_folder(new) as stage:
+        yield stage
+    tops = sorted(os.listdir(new)) if tops is None else tops
+    for number, top in reversed(list(enumerate(tops))):
+        if os.path.lexists(out / top):
+            os.replace(out / top, new / f".old-{number}")
+    for top in tops:
+        (out / top).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / top, out / top)
+    shutil.rmtree(new)
+
+
+@contextlib.contextmanager
+def errors_naming(archive: Path, stage: Path) -> Iterator[None]:
+    """Let errors about files in ``stage``, which is gone when they are read, name the ``archive`` that they came from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(f"{stage}{os.sep}", f"{archive}: ")) from None

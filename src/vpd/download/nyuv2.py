@@ -1,29 +1,33 @@
-"""NYU Depth v2's labelled .mat file and synchronised training frames to the tree of vpd.datasets.layouts.nyuv2."""
+"""From NYU Depth v2's labelled .mat file and BTS' synchronised training frames to the tree that vpd.datasets reads."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import cv2
+import h5py
 import numpy as np
+import scipy.io
 from numpy import ndarray
 
 from vpd.datasets.images import MILLIMETRES, save_png
-from vpd.datasets.layouts.nyuv2 import FOLDERS, frames
-from vpd.download.archives import extract
-from vpd.download.labeled import HEIGHT, WIDTH, Labeled, official_test_frames
-from vpd.download.staging import choose, file_of, naming, staged
+from vpd.datasets.nyuv2 import FOLDERS, frames
+from vpd.download.archives import choose, errors_naming, extract, staged
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_text
 from vpd.utils.progress import track
 
 FOCAL = 518.8579
 """Pixels; the released lists of BTS give it to every frame."""
+HEIGHT, WIDTH = 480, 640
 INSIDE = (slice(7, 474), slice(7, 632))
-"""Rows and columns that the white border of the labelled images leaves; all else is made black."""
-TRAIN_PAIRS = 24231
-"""Of the released training list (D2)."""
+"""Rows and columns within the white border of the labelled images; the released extraction makes the rest black."""
+CHUNK_CACHE = 64 << 20
+"""Bytes; more than HDF5 takes by default, so that frames which share a chunk decompress it once."""
 MEMBER = re.compile(r"(?:.*/)?(\w[\w-]*)/(rgb_\d+\.jpg|sync_depth_\d+\.png)")
 NOT_TRAINING = {"official_splits", "test"}
 """Folders in which some archives add the test frames."""
@@ -33,18 +37,48 @@ def prepare_labeled(files: dict[str, Path], out: Path) -> None:
     """Write the official test frames of nyu_depth_v2_labeled.mat (role ``labeled``) that splits.mat (``splits``) names.
 
     As the released extraction does: frame i (from 0) of scene type s becomes s/rgb_%05d.jpg, quality 95 with halved
-    colour resolution, and s/sync_depth_%05d.png, the raw depth in millimetres cut to whole numbers.
+    colour resolution, and s/sync_depth_%05d.png, the raw depth in millimetres, truncated to whole numbers.
     """
-    source = file_of(files, "labeled", "nyuv2-labeled")
-    splits = file_of(files, "splits", "nyuv2-labeled")
-    with staged(out, "nyuv2-labeled", [FOLDERS["test"], "test_list.txt"]) as stage, Labeled(source) as labeled:
-        chosen = official_test_frames(splits, len(labeled))
+    with staged(out, "nyuv2-labeled", [FOLDERS["test"], "test_list.txt"]) as stage, contextlib.ExitStack() as stack:
+        with _readable(files["splits"]):
+            numbers = scipy.io.loadmat(files["splits"], variable_names=["testNdxs"])["testNdxs"].ravel()
+        with _readable(files["labeled"]):
+            labeled = stack.enter_context(h5py.File(files["labeled"], "r", rdcc_nbytes=CHUNK_CACHE))
         names = []
-        for index in track(chosen, len(chosen), "writing NYUv2 test frames", "frames"):
-            name = f"{labeled.scene(index)}/rgb_{index:05d}.jpg"
-            _save(stage / FOLDERS["test"] / name, labeled.image(index), labeled.depth(index))
-            names.append(name)
-        _write_list(stage / "test_list.txt", names)
+        for number in track(sorted(map(int, numbers)), len(numbers), "writing NYUv2 test frames", "frames"):
+            index = number - 1  # MATLAB counts from 1
+            with _readable(files["labeled"]):
+                scene, image, depth = _frame(labeled, index)
+            names.append(f"{scene}/rgb_{index:05d}.jpg")
+            _save(stage / FOLDERS["test"] / names[-1], image, depth)
+        lines = [f"/{name} /{_depth_name(name)} {FOCAL}\n" for name in sorted(names)]
+        write_text(stage / "test_list.txt", "".join(lines))
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what a reader raises for a damaged file, which can be anything, into a UserError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else f"cannot be read ({error})"
+        raise UserError(f"{path} {reason}; fetch it again") from None
+
+
+def _frame(labeled: h5py.File, index: int) -> tuple[str, ndarray, ndarray]:
+    """Read one labelled frame; MATLAB 7.3 files are HDF5 with the axes of every array reversed.
+
+    Returns:
+        Type of scene, such as ``living_room``; RGB image, (H, W, 3) uint8; depth as the sensor measured it, (H, W) float32
+        metres, 0 where it did not.
+    """
+    letters = labeled[labeled["sceneTypes"][...].ravel()[index]][
+        ...
+    ].ravel()  # not "scenes", whose strings are numbered
+    scene = "".join(map(chr, letters))
+    if not re.fullmatch(r"[a-z_]+", scene):  # it becomes a folder
+        raise UserError(f"names the type of scene {scene!r} in frame {index + 1}")
+    return scene, labeled["images"][index].T, labeled["rawDepths"][index].T
 
 
 def _save(path: Path, image: ndarray, depth: ndarray) -> None:
@@ -53,79 +87,34 @@ def _save(path: Path, image: ndarray, depth: ndarray) -> None:
     bordered[INSIDE] = image[INSIDE][..., ::-1]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".jpg", bordered)[1].tobytes())
-    save_png(Path(_depth_of(str(path))), (depth * MILLIMETRES).astype(np.uint16))
+    save_png(path.with_name(_depth_name(path.name)), (depth * MILLIMETRES).astype(np.uint16))
 
 
-def _depth_of(image: str) -> str:
+def _depth_name(image: str) -> str:
     """``kitchen/rgb_00001.jpg`` -> ``kitchen/sync_depth_00001.png``."""
     return re.sub(r"rgb_(\d+)\.jpg$", r"sync_depth_\1.png", image)
 
 
-def _image_of(depth: str) -> str:
-    """``kitchen/sync_depth_00001.png`` -> ``kitchen/rgb_00001.jpg``."""
-    return re.sub(r"sync_depth_(\d+)\.png$", r"rgb_\1.jpg", depth)
-
-
-def _write_list(path: Path, images: list[str]) -> None:
-    """One '/scene/image /scene/depth focal' a line, by scene and number."""
-    write_text(path, "".join(f"/{image} /{_depth_of(image)} {FOCAL}\n" for image in sorted(images)))
-
-
 def prepare_sync(files: dict[str, Path], out: Path) -> None:
-    """Unpack the training frames that BTS synchronised (role ``archive``), those in train_list.txt (``list``) if given.
+    """Unpack the training frames that the released train_list.txt (role ``list``) names (D2).
 
-    Without the list every pair of the archive is used; UserError if those are more than VPD trains on, for the archive
-    of BTS holds half as many again.
+    The archive of BTS (role ``archive``) holds half as many frames again.
     """
-    archive = file_of(files, "archive", "nyuv2-sync")
-    chosen = choose(archive, _target, "<scene>/rgb_*.jpg and sync_depth_*.png")
+    archive, list_file = files["archive"], files["list"]
     with staged(out, "nyuv2-sync", [FOLDERS["train"], "train_list.txt"]) as stage:
-        if "list" in files:
-            wanted = _listed(files["list"], stage)
-            chosen = {name: target for name, target in chosen.items() if target in wanted}
-            _require_all(archive, wanted, set(chosen.values()), f"{files['list']} lists it")
-        else:
-            _write_list(stage / "train_list.txt", _paired(archive, set(chosen.values())))
-        extract(archive, stage, members=chosen.get)
+        shutil.copyfile(list_file, stage / "train_list.txt")
+        with errors_naming(list_file, stage):
+            listed = [path for frame in frames(stage, "train") for path in (frame.image, frame.depth)]
+        wanted = {path.relative_to(stage).as_posix() for path in listed}
+        chosen = choose(archive, _sync_target, "<scene>/rgb_*.jpg and sync_depth_*.png")
+        if missing := sorted(wanted - set(chosen.values())):
+            more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+            raise UserError(f"{archive} lacks {missing[0]}{more}, which {list_file} lists; get the whole archive")
+        extract(archive, stage, {name: path for name, path in chosen.items() if path in wanted})
 
 
-def _target(name: str) -> str | None:
+def _sync_target(name: str) -> str | None:
     match = MEMBER.fullmatch(name)
     if match is None or NOT_TRAINING & set(PurePosixPath(name).parts):
         return None
     return f"{FOLDERS['train']}/{match[1]}/{match[2]}"
-
-
-def _listed(source: Path, stage: Path) -> set[str]:
-    """Copy the list; all files that it lists, relative to ``stage``."""
-    try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} cannot be read as a list of frames ({error}); fetch it again") from None
-    write_text(stage / "train_list.txt", text)
-    with naming(source, stage):
-        listed = frames(stage, "train")
-    if not listed:
-        raise UserError(f"{source} lists no frames; fetch it again")
-    return {path.relative_to(stage).as_posix() for frame in listed for path in (frame.image, frame.depth)}
-
-
-def _paired(archive: Path, targets: set[str]) -> list[str]:
-    """Images relative to their folder; UserError for a frame that is not whole, or if there are too many."""
-    _require_all(archive, {*map(_depth_of, targets), *map(_image_of, targets)}, targets, "its counterpart is there")
-    images = [target.removeprefix(f"{FOLDERS['train']}/") for target in targets if target.endswith(".jpg")]
-    if len(images) > TRAIN_PAIRS:
-        scenes = len({PurePosixPath(name).parent for name in images})
-        raise UserError(
-            f"{archive} holds {len(images)} frames of {scenes} scenes, but VPD trains on {TRAIN_PAIRS} of them; "
-            "give the released train_list.txt as the file with the role 'list'"
-        )
-    return images
-
-
-def _require_all(archive: Path, needed: set[str], present: set[str], reason: str) -> None:
-    """UserError naming the first file that is needed but not there, and how many there are."""
-    lacking = sorted(needed - present)
-    if lacking:
-        more = f" ({len(lacking) - 1} more are missing)" * (len(lacking) > 1)
-        raise UserError(f"{archive} lacks {lacking[0]}, but {reason}{more}; get the whole archive")

@@ -1,13 +1,12 @@
-"""refcoco.zip, refcoco+.zip, refcocog.zip and COCO's train2014.zip to the tree of vpd.datasets.layouts.refcoco."""
+"""From refcoco.zip, refcoco+.zip, refcocog.zip and COCO's train2014.zip to the tree that vpd.datasets reads as RefCOCO."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from vpd.datasets.layouts.refcoco import IMAGES, SPLIT_BY, VARIANTS, checks
-from vpd.download.archives import extract
-from vpd.download.staging import choose, file_of, found, naming, staged
+from vpd.datasets.refcoco import IMAGES, SPLIT_BY, VARIANTS, contents
+from vpd.download.archives import choose, errors_naming, extract, places, staged
 from vpd.utils.errors import UserError
 
 INDEX = "instances.json"
@@ -19,19 +18,18 @@ IMAGE = re.compile(r"(?:.*/)?train2014/(COCO_train2014_\d{12}\.jpg)")
 def prepare_references(files: dict[str, Path], out: Path) -> None:
     """Unpack the references and annotations of a variant, with the splits that VPD is measured on (R9).
 
-    UserError if the pickle holds more than containers, text and numbers, or names an image or object that
+    UserError if the pickle holds more than containers, text and numbers, or refers to an image or object that
     instances.json lacks.
     """
-    archive = file_of(files, "archive", "refcoco")
+    archive = files["archive"]
     chosen = choose(archive, _references_target, f"{VARIANTS[0]}/{INDEX} or another of {', '.join(VARIANTS)}")
-    variants = sorted({target.split("/")[0] for target in chosen.values()})
+    variants = sorted({path.split("/")[0] for path in chosen.values()})
     for variant in variants:
-        _require_whole(archive, variant, list(chosen.values()))
-    wanted = {name: target for name, target in chosen.items() if target.split("/")[1] in (INDEX, *REFS)}
+        _require_complete(archive, variant, list(chosen.values()))
     with staged(out, "refcoco", variants) as stage:
-        extract(archive, stage, members=wanted.get)
-        with naming(archive, stage):
-            checks(stage)
+        extract(archive, stage, {name: path for name, path in chosen.items() if path.split("/")[1] in (INDEX, *REFS)})
+        with errors_naming(archive, stage):
+            contents(stage)
 
 
 def _references_target(name: str) -> str | None:
@@ -39,19 +37,18 @@ def _references_target(name: str) -> str | None:
     return match and match[1]
 
 
-def _require_whole(archive: Path, variant: str, targets: list[str]) -> None:
-    if f"{variant}/{INDEX}" not in targets:
-        raise UserError(f"{archive} has no {variant}/{INDEX}; {found(targets)}; fetch it again")
-    if not any(f"{variant}/{name}" in targets for name in REFS):
-        raise UserError(f"{archive} has neither {' nor '.join(REFS)} of {variant}; {found(targets)}; fetch it again")
+def _require_complete(archive: Path, variant: str, paths: list[str]) -> None:
+    if f"{variant}/{INDEX}" not in paths or not any(f"{variant}/{name}" in paths for name in REFS):
+        needed = f"{variant}/{INDEX} and one of {', '.join(REFS)}"
+        raise UserError(f"{archive} should hold {needed}; {places(paths)}; fetch it again")
 
 
 def prepare_images(files: dict[str, Path], out: Path) -> None:
     """Unpack COCO's training images of 2014; UserError if the archive holds others."""
-    archive = file_of(files, "archive", "coco")
+    archive = files["archive"]
     chosen = choose(archive, _image_target, "train2014/COCO_train2014_*.jpg")
     with staged(out, "coco", [IMAGES]) as stage:
-        extract(archive, stage, members=chosen.get)
+        extract(archive, stage, chosen)
 
 
 def _image_target(name: str) -> str | None:

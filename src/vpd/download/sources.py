@@ -1,41 +1,28 @@
-"""The catalogue of what can be fetched: ``sources.yaml`` as frozen, checked models."""
+"""The catalogue of what ``vpd fetch`` can get, ``sources.yaml``, and the terms that a user has accepted."""
 
 from __future__ import annotations
 
+import datetime
 import os
-import re
-import urllib.parse
+import sys
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from vpd.config.params import checked
 from vpd.config.schema import Frozen
-from vpd.download.responses import SCHEMES
-from vpd.download.verify import LENGTHS
-from vpd.utils.errors import UserError, pick
+from vpd.utils.errors import UserError
+from vpd.utils.files import locked, read_json, write_json
 
 SOURCES = Path(__file__).with_name("sources.yaml")
-SHORTEST_DIGEST = 8
-
-
-def _address(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in SCHEMES or not (parts.netloc or parts.path):
-        raise ValueError(f"an address begins with one of {', '.join(SCHEMES)}")
-    return url
-
-
-def _plain_name(name: str) -> str:
-    if name != Path(name).name or name.startswith("."):
-        raise ValueError("a file name has no folders and no leading dot")
-    return name
-
-
-Address = Annotated[str, AfterValidator(_address)]
-FileName = Annotated[str, AfterValidator(_plain_name)]
+ACCEPTED = "licences.json"
+"""File in the archives folder."""
+Url = Annotated[str, Field(pattern=r"^https?://[^/]")]
+FileName = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
 
 
 class Licence(Frozen):
@@ -43,44 +30,34 @@ class Licence(Frozen):
 
     name: str
     terms: str = Field(min_length=1)
-    """What they ask for, in one paragraph of this project's own words."""
-    text: Address
-    """Where the words that count are."""
+    """Summary in one paragraph of this project's own words."""
+    text: Url
+    """Where the authoritative text is."""
 
 
 class FileSource(Frozen):
     """One file: its mirrors in the order in which they are tried, and how to recognise it."""
 
     name: FileName
-    """Its name in the archives folder."""
+    """Name in the archives folder."""
     aliases: tuple[FileName, ...] = ()
-    """Other names under which a user may have got it."""
-    urls: tuple[Address, ...] = ()
+    """Other names under which a user may have downloaded it."""
+    urls: tuple[Url, ...] = ()
     size: PositiveInt | None = None
     """Exact size in bytes."""
     about: PositiveInt | None = None
     """Rough size in bytes where the exact one is not known."""
-    digests: dict[str, str] = {}
-    """md5, sha1, sha256 -> hex digest, or its first digits where only those are known."""
-
-    @model_validator(mode="after")
-    def _real_digests(self):
-        for algorithm, value in self.digests.items():
-            longest = LENGTHS.get(algorithm)
-            if longest is None:
-                raise ValueError(f"digests are {', '.join(LENGTHS)}, not {algorithm}")
-            if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_DIGEST},{longest}}}", value):
-                raise ValueError(f"a {algorithm} has {SHORTEST_DIGEST} to {longest} of the digits 0-9a-f, not {value}")
-        return self
+    digests: dict[Literal["md5", "sha1", "sha256"], Digest] = {}
+    """Hex digests, or at least the first eight digits where only those are known."""
 
     @property
     def expected_size(self) -> int:
-        """Exact or rough bytes; 0 if nothing is known."""
+        """Exact or rough bytes; 0 if neither is known."""
         return self.size or self.about or 0
 
 
 class Entry(Frozen):
-    """Something that can be fetched: its files, their terms, and what is made of them."""
+    """Something that can be fetched: its files, their terms, and the preparation that makes a tree from them."""
 
     title: str
     licence: str
@@ -88,14 +65,14 @@ class Entry(Frozen):
     files: dict[str, FileSource] = Field(min_length=1)
     """Role in the preparation -> file."""
     prepare: str
-    """Kind of preparation: ``extract``, ``keep``, or one of vpd.download.layouts."""
+    """Kind of preparation: see vpd.download."""
     prepared: PositiveInt
-    """Rough bytes of what the preparation makes."""
+    """Rough bytes of the prepared tree."""
     by_hand: str | None = None
     """What to get from where when no mirror works, as half a sentence."""
 
     @model_validator(mode="after")
-    def _obtainable(self):
+    def _obtainable(self) -> Self:
         if self.by_hand is None and not all(file.urls for file in self.files.values()):
             raise ValueError("an entry needs urls for every file, or by_hand")
         return self
@@ -108,19 +85,15 @@ class Catalogue(Frozen):
     entries: dict[str, Entry] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _known_licences(self):
+    def _known_licences(self) -> Self:
         for name, entry in self.entries.items():
             if entry.licence not in self.licences:
                 raise ValueError(f"entries.{name}.licence '{entry.licence}' is none of {', '.join(self.licences)}")
         return self
 
-    def licence_of(self, entry: Entry) -> Licence:
-        """The terms of ``entry``."""
-        return self.licences[entry.licence]
-
 
 def load_sources(path: Path | None = None) -> Catalogue:
-    """Read and check a catalogue, by default that of the variable VPD_SOURCES, else the one that comes with vpd."""
+    """Read and validate a catalogue; by default that of the variable VPD_SOURCES, else the one that comes with vpd."""
     path = path or Path(os.environ.get("VPD_SOURCES") or SOURCES)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -131,6 +104,34 @@ def load_sources(path: Path | None = None) -> Catalogue:
     return checked(Catalogue, raw, str(path))
 
 
-def entry_of(catalogue: Catalogue, name: str, path: Path | None) -> Entry:
-    """The entry ``name``; UserError with the nearest names."""
-    return pick(name, catalogue.entries, "download", str(path) if path else "vpd fetch")
+def acceptance(licence: str, archives: Path) -> str | None:
+    """Return the date on which the licence with this key was accepted, or None."""
+    record = archives / ACCEPTED
+    return read_json(record).get(licence, {}).get("accepted") if record.is_file() else None
+
+
+def require_acceptance(name: str, key: str, licence: Licence, archives: Path, accept: bool) -> None:
+    """Record that the user accepts the terms of entry ``name``; ``accept`` says so already, else a terminal is asked.
+
+    UserError with the terms and the command that accepts them if the user does not.
+    """
+    if acceptance(key, archives):
+        return
+    terms = " ".join(licence.terms.split())
+    if not accept and not _confirmed(f"{name}: {licence.name}\n\n{textwrap.fill(terms, 100)}\n\nText: {licence.text}"):
+        raise UserError(
+            f"{name} comes under terms that you have to accept first: {licence.name} ({terms} Text: {licence.text}); "
+            f"if you accept them, run: vpd fetch {name} --accept-licence"
+        )
+    with locked(archives / ".locks" / "licences"):
+        record = read_json(archives / ACCEPTED) if (archives / ACCEPTED).is_file() else {}
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        write_json(archives / ACCEPTED, record | {key: {"name": licence.name, "text": licence.text, "accepted": date}})
+
+
+def _confirmed(terms: str) -> bool:
+    """Show the terms and ask; False where there is no terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{terms}\nDo you accept these terms? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

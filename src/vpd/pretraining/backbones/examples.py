@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from vpd.datasets.layouts import objects as layout
-from vpd.datasets.layouts.captions import entries as captioned
+from vpd.datasets import objects as layout
+from vpd.datasets.captions import entries as captioned
 from vpd.datasets.manifest import located
 from vpd.pretraining.captions import Captions, load_captions
 from vpd.utils.errors import UserError
