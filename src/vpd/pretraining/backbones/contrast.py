@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import Backbone
 from vpd.pretraining.backbones.examples import Examples, crops
-from vpd.pretraining.backbones.objective import VisionObjective, pooled
+from vpd.pretraining.backbones.objective import VOCABULARY, VisionObjective, pooled
 from vpd.pretraining.clip import MATCHED, contrastive_loss, encode, special_tokens, train_tokenizer
 
 WIDTH, LAYERS, HEADS = 96, 2, 4
@@ -37,7 +37,7 @@ class Contrast(VisionObjective):
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
         super().__init__(backbone, examples, spec)
         assert spec.vocabulary is not None  # pretrain_backbone has checked
-        self.tokenizer = train_tokenizer(examples.texts(held=False), spec.vocabulary, LONGEST)
+        self.tokenizer = train_tokenizer(examples.texts(held=False), spec.vocabulary, LONGEST, VOCABULARY)
         longest = max(len(tokens) for tokens in self.tokenizer(examples.captions.texts).input_ids)
         self.tokenizer.model_max_length = min(longest, LONGEST)
         self.tokens = encode(self.tokenizer, examples.captions.texts)

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from vpd.config.schema import BackboneSpec
 from vpd.pretraining.backbones.examples import Examples
-from vpd.pretraining.backbones.objective import CHUNK, Objective
+from vpd.pretraining.backbones.objective import CHUNK, VOCABULARY, Objective
 from vpd.pretraining.loop import generator_of
 from vpd.pretraining.outputs import turn_off_library_bars
 from vpd.utils.errors import UserError
@@ -112,9 +112,7 @@ def train_wordpiece(texts: Iterable[str], vocabulary: int, length: int) -> BertT
     letters = sorted(seen | set(string.digits + string.ascii_lowercase + string.punctuation))
     alphabet = [*SPECIAL, *letters, *(INSIDE + letter for letter in letters)]
     if vocabulary < len(alphabet):
-        raise UserError(
-            f"a vocabulary of {vocabulary} is too small for BERT: the letters alone need {len(alphabet)}; raise it"
-        )
+        raise UserError(f"{VOCABULARY} is {vocabulary}, but BERT's letters alone need {len(alphabet)}; raise it")
     learner = Tokenizer(WordPiece(unk_token="[UNK]"))
     learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     # Ties between equally frequent pairs go by token number; declaring the letters beforehand fixes the numbers.
