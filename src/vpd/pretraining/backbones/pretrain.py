@@ -135,7 +135,6 @@ def train_objective(
     phase: str, settings: str, objective: Objective, spec: ObjectiveSpec, workdir: Workdir
 ) -> list[float]:
     """Train ``objective`` and return the loss of every step; ``settings`` is the key of ``spec``, for messages."""
-
     numbers = objective.candidates(held=False)
 
     def loss_of(generator: Generator) -> Tensor:

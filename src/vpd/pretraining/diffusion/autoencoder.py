@@ -94,16 +94,14 @@ def reconstruction_psnr(model: AutoencoderKL, captions: Captions, device: torch.
     return 10.0 * math.log10(4.0 / F.mse_loss(decoded, images).item())  # the pixels' range is 2, its square 4
 
 
-# ---------------------------------------------------------------------------------------------------------------- start
+# ------------------------------------------------------------------------------------------------------- initialisation
 @torch.no_grad()
 def initialise_as_pooling(model: AutoencoderKL) -> None:
     """Set ``model`` so that three latent channels are the pooled, normalised image; other channels stay random.
 
     From a random start a narrow autoencoder spends its few hundred steps on brightness and loses colour: after 200 steps
-    of 8 images it reached 19.0 dB (21.3 dB in colour differences), and 23.5 dB (29.2 dB) from this one.
-
-    Raises:
-        UserError: a level has fewer than six channels.
+    of 8 images it reached 19.0 dB (21.3 dB in colour differences), and 23.5 dB (29.2 dB) from this one. UserError if a
+    level has fewer than six channels.
     """
     narrowest = min(model.config.block_out_channels)
     if narrowest < SIGNED:
