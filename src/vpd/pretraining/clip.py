@@ -20,17 +20,19 @@ WORD_END = "</w>"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, length: int) -> CLIPTokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, length: int, key: str = "pretraining.text.vocabulary"
+) -> CLIPTokenizer:
     """Learn at most ``vocabulary`` tokens, laid out as OpenAI's; the tokenizer pads and truncates to ``length``.
 
     All 256 bytes are tokens, inside and at the end of a word, so that no text is without tokens. UserError if the
-    vocabulary has no room for them.
+    vocabulary, set by ``key`` of params.yaml, has no room for them.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     alphabet = letters + [letter + WORD_END for letter in letters]
     least = len(alphabet) + len(SPECIAL)
     if vocabulary < least:
-        raise UserError(f"pretraining.text.vocabulary is {vocabulary}, but the bytes alone need {least}; raise it")
+        raise UserError(f"{key} is {vocabulary}, but the bytes alone need {least}; raise it")
     merges = _learn_merges(sorted(texts), alphabet, vocabulary - least)
     # Two merges may spell the same token, which counts once.
     tokens = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges), *SPECIAL])
@@ -57,6 +59,11 @@ def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token numbers (N,L), padded and truncated as ``StableDiffusionPipeline`` does it."""
     length = tokenizer.model_max_length
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def special_tokens(tokenizer: CLIPTokenizer) -> dict[str, int]:
+    """Numbers of the special tokens, as CLIP's configurations call them; by [EOS] the text tower finds its output."""
+    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
 
 
 def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:

@@ -87,13 +87,14 @@ class Phase:
         if self.ema_decay is not None:
             self.average = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
         optimizer = torch.optim.AdamW(self.groups or self.model.parameters(), lr=self.lr, fused=True)
-        losses = self._resume(workdir, optimizer)
+        path = workdir.folder / f"{self.name}.pt"
+        losses = self._resume(path, optimizer)
         progress = Progress(self.steps, self.settings, "steps", len(losses))
         for step in range(len(losses), self.steps):
             losses.append(self._step(step, optimizer, workdir, loss_of))
             after(step + 1)
             if (step + 1) % workdir.save_every == 0 or step + 1 == self.steps:
-                self._save(workdir, optimizer, losses)
+                self._save(path, optimizer, losses)
             progress.advance(note=f"loss {losses[-1]:.4f}")
         progress.close()
         self.model.eval()
@@ -119,18 +120,15 @@ class Phase:
             update_average(self.average, self.model, step, self.ema_decay)
         return value
 
-    def _path(self, workdir: Workdir) -> Path:
-        return workdir.folder / f"{self.name}.pt"
-
-    def _save(self, workdir: Workdir, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+    def _save(self, path: Path, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
         state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "average": self.average}
-        with atomic_path(self._path(workdir)) as temporary:
+        with atomic_path(path) as temporary:
             torch.save(state | {"losses": torch.tensor(losses, dtype=torch.float64)}, temporary)
 
-    def _resume(self, workdir: Workdir, optimizer: torch.optim.Optimizer) -> list[float]:
-        if not self._path(workdir).exists():
+    def _resume(self, path: Path, optimizer: torch.optim.Optimizer) -> list[float]:
+        if not path.exists():
             return []
-        state = torch.load(self._path(workdir), map_location=workdir.device, weights_only=True)
+        state = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import Backbone
 from vpd.pretraining.backbones.examples import Examples, crops
-from vpd.pretraining.backbones.objective import VisionObjective, pooled
-from vpd.pretraining.clip import MATCHED, contrastive_loss, encode, train_tokenizer
+from vpd.pretraining.backbones.objective import VOCABULARY, VisionObjective, pooled
+from vpd.pretraining.clip import MATCHED, contrastive_loss, encode, special_tokens, train_tokenizer
 
 WIDTH, LAYERS, HEADS = 96, 2, 4
 """Of the text networks, which are thrown away."""
@@ -37,7 +37,9 @@ class Contrast(VisionObjective):
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
         super().__init__(backbone, examples, spec)
         assert spec.vocabulary is not None  # pretrain_backbone has checked
-        self.tokenizer = caption_tokenizer(examples, spec.vocabulary)
+        self.tokenizer = train_tokenizer(examples.texts(held=False), spec.vocabulary, LONGEST, VOCABULARY)
+        longest = max(len(tokens) for tokens in self.tokenizer(examples.captions.texts).input_ids)
+        self.tokenizer.model_max_length = min(longest, LONGEST)
         self.tokens = encode(self.tokenizer, examples.captions.texts)
         self.text = build_text_tower(self.tokenizer)
         self.norm = nn.LayerNorm(backbone.channels[-1])
@@ -140,25 +142,9 @@ def following(tokens: Tensor, end: int) -> Tensor:
     return tokens[:, 1:].masked_fill(ended, IGNORED)
 
 
-def caption_tokenizer(examples: Examples, vocabulary: int) -> CLIPTokenizer:
-    """Byte-pair encoding learned from the captions to train on, as long as the longest caption but at most LONGEST."""
-    tokenizer = train_tokenizer(examples.texts(held=False), vocabulary, LONGEST)
-    longest = max(len(tokens) for tokens in tokenizer(examples.captions.texts).input_ids)
-    tokenizer.model_max_length = min(longest, LONGEST)
-    return tokenizer
-
-
 def build_text_tower(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Build a small CLIP text transformer with fresh weights."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
+    depth = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    return CLIPTextModel(CLIPTextConfig(**words, **sizes, **depth, **special_tokens(tokenizer)))

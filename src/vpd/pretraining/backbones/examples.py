@@ -122,7 +122,7 @@ def crops(images: Tensor, size: tuple[int, int], areas: tuple[float, float], gen
     across, down = ((1 - half) * (2 * share - 1) for half, share in ((width, draws[2]), (height, draws[3])))
     zero = torch.zeros_like(width)
     rows = [torch.stack([width, zero, across], dim=1), torch.stack([zero, height, down], dim=1)]
-    grid = F.affine_grid(torch.stack(rows, dim=1), (len(images), 3, *size), align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, dim=1), [len(images), 3, *size], align_corners=False)
     return F.grid_sample(images, grid.to(images), padding_mode="border", align_corners=False)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
@@ -15,8 +17,9 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from vpd.config.schema import BackboneSpec
 from vpd.pretraining.backbones.examples import Examples
-from vpd.pretraining.backbones.objective import CHUNK, Objective
+from vpd.pretraining.backbones.objective import CHUNK, VOCABULARY, Objective
 from vpd.pretraining.loop import generator_of
+from vpd.pretraining.outputs import turn_off_library_bars
 from vpd.utils.errors import UserError
 
 HIDDEN_SHARE = 0.15
@@ -43,11 +46,16 @@ class MaskedLanguage(Objective):
         self.tokenizer = train_wordpiece(examples.texts(held=False), spec.vocabulary, longest)
         special = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
         self.model = BertForMaskedLM(BertConfig(**spec.language.options, **special))
-        self.texts = {held: self._encode(examples.texts(held)) for held in (False, True)}
+        encode = partial(self.tokenizer, padding=True, truncation=True, return_tensors="pt")
+        self.texts = {held: encode(examples.texts(held)).input_ids for held in (False, True)}  # (T,L) each
 
-    def _encode(self, texts: list[str]) -> Tensor:
-        """(T,L) token numbers, padded to the longest."""
-        return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids
+    def save(self, folder: Path) -> int:
+        """Write BERT without its prediction layer, and its tokenizer, to ``folder``/language."""
+        turn_off_library_bars()
+        bert = self.model.cpu().eval().bert
+        bert.save_pretrained(folder / "language")
+        self.tokenizer.save_pretrained(folder / "language")
+        return bert.num_parameters()
 
     def candidates(self, held: bool) -> Tensor:
         """Captions, numbered among those to train on or those held out."""
@@ -104,9 +112,7 @@ def train_wordpiece(texts: Iterable[str], vocabulary: int, length: int) -> BertT
     letters = sorted(seen | set(string.digits + string.ascii_lowercase + string.punctuation))
     alphabet = [*SPECIAL, *letters, *(INSIDE + letter for letter in letters)]
     if vocabulary < len(alphabet):
-        raise UserError(
-            f"a vocabulary of {vocabulary} is too small for BERT: the letters alone need {len(alphabet)}; raise it"
-        )
+        raise UserError(f"{VOCABULARY} is {vocabulary}, but BERT's letters alone need {len(alphabet)}; raise it")
     learner = Tokenizer(WordPiece(unk_token="[UNK]"))
     learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     # Ties between equally frequent pairs go by token number; declaring the letters beforehand fixes the numbers.

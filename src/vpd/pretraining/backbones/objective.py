@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Generator, Tensor, nn
 
 from vpd.config.schema import BackboneSpec
-from vpd.models.backbones import Backbone
+from vpd.models.backbones import Backbone, save_backbone
 from vpd.pretraining.backbones.examples import Examples
 
+VOCABULARY = "backbones.vocabulary"
+"""Key of params.yaml, for messages."""
 CHUNK = 64
 """Examples in one forward pass when measured."""
 
@@ -39,10 +43,9 @@ class Objective(nn.Module):
         """Measure the network on what is held out; repeated calls return the same numbers."""
         raise NotImplementedError
 
-    def draw(self, count: int, generator: Generator) -> Tensor:
-        """``count`` different candidates to train on, or all if there are fewer."""
-        numbers = self.candidates(held=False)
-        return numbers[torch.randperm(len(numbers), generator=generator)[:count]]
+    def save(self, folder: Path) -> int:
+        """Write the network, without what only its training needs, below ``folder``; return its parameters' number."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -59,11 +62,17 @@ class VisionObjective(Objective):
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
         super().__init__(examples)
-        self.backbone = backbone
+        self.backbone, self.vision = backbone, spec.vision
 
     def result(self) -> Backbone:
         """The backbone whose weights are saved."""
         return self.backbone
+
+    def save(self, folder: Path) -> int:
+        """Write the backbone to ``folder``/vision."""
+        backbone = self.result().cpu().eval()
+        save_backbone(backbone, self.vision, folder)
+        return sum(parameter.numel() for parameter in backbone.network.parameters())
 
 
 def pooled(maps: list[Tensor]) -> Tensor:
@@ -76,14 +85,11 @@ def mean_average_precision(scores: Tensor, visible: Tensor) -> tuple[float, floa
 
     Only classes that some of the images show and some do not count; (0, 0) if there is none.
     """
-    mixed = [column for column in range(visible.shape[1]) if 0 < visible[:, column].sum() < len(visible)]
-    count = max(len(mixed), 1)
-    total = sum(average_precision(scores[:, column], visible[:, column]) for column in mixed)
-    return total / count, sum(visible[:, column].float().mean().item() for column in mixed) / count
-
-
-def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Mean, over the positives, of the share of positives among all that score at least as high."""
-    ranked = positive[scores.argsort(descending=True, stable=True)]
-    precision = ranked.cumsum(0) / (ranked.new_ones(len(ranked)).cumsum(0))
-    return precision[ranked].mean().item()
+    mixed = visible.any(dim=0) & ~visible.all(dim=0)
+    precisions = []
+    for score, positive in zip(scores.T[mixed], visible.T[mixed], strict=True):
+        ranked = positive[score.argsort(descending=True, stable=True)]
+        precision = ranked.cumsum(0) / torch.ones_like(ranked).cumsum(0)  # of the images that score at least as high
+        precisions.append(precision[ranked].mean().item())
+    count = max(len(precisions), 1)
+    return sum(precisions) / count, sum(visible.T[mixed].float().mean(dim=1).tolist()) / count

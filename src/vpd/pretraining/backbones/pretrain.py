@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Generator, Tensor, nn
 
 from vpd.config.schema import BackboneSpec, ObjectiveSpec
-from vpd.models.backbones import build_backbone, save_backbone
+from vpd.models.backbones import build_backbone
 from vpd.pretraining.backbones.classification import Classification
 from vpd.pretraining.backbones.examples import Examples, load_examples
 from vpd.pretraining.backbones.masked_image import MaskedImage
@@ -17,7 +17,7 @@ from vpd.pretraining.backbones.objective import Objective, VisionObjective
 from vpd.pretraining.backbones.promptable_masks import PromptableMasks
 from vpd.pretraining.backbones.self_distillation import SelfDistillation
 from vpd.pretraining.loop import Phase, initialised_by, rise_and_fall, trained_parameters
-from vpd.pretraining.outputs import averaged, complete, turn_off_library_bars
+from vpd.pretraining.outputs import averaged, complete
 from vpd.pretraining.workdir import Workdir, backbone_fingerprint, open_workdir
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder
@@ -54,15 +54,15 @@ def pretrain_backbone(
     if is_finished(out, made_from):
         return
     with open_workdir(state, made_from, spec, save_every) as workdir:
-        phases = _train(name, spec, load_examples(captions, objects), workdir)
+        examples = load_examples(captions, objects)
+        phases: dict[str, Trained] = {spec.objective: _train(name, spec, spec.objective, examples, workdir)}
+        if spec.language is not None:
+            phases[LANGUAGE] = _train(name, spec, LANGUAGE, examples, workdir)
         with atomic_folder(out) as folder:
+            parts = zip(("vision", "language"), phases.values(), strict=False)
             facts = {
-                "name": name,
-                "source": "pretrained",
-                "objective": spec.objective,
-                "repo": None,
-                "revision": None,
-                "parameters": _write_networks(spec, phases, folder),
+                **{"name": name, "source": "pretrained", "objective": spec.objective, "repo": None, "revision": None},
+                "parameters": {part: trained.objective.save(folder) for part, trained in parts},
                 "phases": {phase: trained.summary for phase, trained in phases.items()},
                 "images_seen": phases[spec.objective].summary["seen"],
             }
@@ -72,10 +72,8 @@ def pretrain_backbone(
 def objective_class(name: str) -> type[VisionObjective]:
     """The class that trains vision by the objective ``name``, as params.yaml calls it."""
     if name in CAPTIONED:
-        from vpd.pretraining.backbones.contrast import (
-            CaptionContrast,
-            Contrast,
-        )  # with transformers, which take seconds
+        # Only here, because transformers takes seconds to import.
+        from vpd.pretraining.backbones.contrast import CaptionContrast, Contrast
 
         return Contrast if name == "contrast" else CaptionContrast
     objectives: dict[str, type[VisionObjective]] = {
@@ -98,8 +96,7 @@ def _check(name: str, spec: BackboneSpec) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A finished phase: its network, the loss of every step, and what the manifest says of it."""
 
     objective: Objective
@@ -107,63 +104,47 @@ class Trained:
     summary: dict[str, object]
 
 
-def _train(name: str, spec: BackboneSpec, examples: Examples, workdir: Workdir) -> dict[str, Trained]:
-    """Run all phases."""
-
-    def vision() -> Objective:
-        return objective_class(spec.objective)(build_backbone(spec.vision), examples, spec)
-
-    def language() -> Objective:
-        from vpd.pretraining.backbones.masked_language import MaskedLanguage
-
-        return MaskedLanguage(examples, spec)
-
-    phases = [(spec.objective, "training", vision)]
-    if spec.language is not None:
-        phases.append((LANGUAGE, "language_training", language))
-    return {
-        phase: _run(phase, f"backbones.{name}.{key}", build, getattr(spec, key), workdir)
-        for phase, key, build in phases
-    }
-
-
-def _run(phase: str, settings: str, build: Callable[[], Objective], spec: ObjectiveSpec, workdir: Workdir) -> Trained:
+def _train(name: str, spec: BackboneSpec, phase: str, examples: Examples, workdir: Workdir) -> Trained:
     """Build, measure, train and measure again: without the fresh network's measures the trained one's say little."""
+    key = "language_training" if phase == LANGUAGE else "training"
+    training: ObjectiveSpec = getattr(spec, key)
     with initialised_by(workdir.seed, phase):
-        objective = build()
+        objective = _build(phase, spec, examples)
     measures = {"fresh": objective.to(workdir.device).eval().measure()}
-    losses = train_objective(phase, settings, objective, spec, workdir)
+    losses = train_objective(phase, f"backbones.{name}.{key}", objective, training, workdir)
     measures["trained"] = objective.measure()
     means = [round(loss, 6) for _, loss in averaged(losses)]
     summary = {
         "steps": len(losses),
-        "seen": spec.steps * spec.batch_size,
+        "seen": training.steps * training.batch_size,
         "loss": {"first": means[0], "last": means[-1]},
         "measures": {state: {key: round(value, 6) for key, value in of.items()} for state, of in measures.items()},
     }
     return Trained(objective, losses, summary)
 
 
+def _build(phase: str, spec: BackboneSpec, examples: Examples) -> Objective:
+    if phase == LANGUAGE:
+        from vpd.pretraining.backbones.masked_language import MaskedLanguage
+
+        return MaskedLanguage(examples, spec)
+    return objective_class(phase)(build_backbone(spec.vision), examples, spec)
+
+
 def train_objective(
     phase: str, settings: str, objective: Objective, spec: ObjectiveSpec, workdir: Workdir
 ) -> list[float]:
     """Train ``objective`` and return the loss of every step; ``settings`` is the key of ``spec``, for messages."""
+    numbers = objective.candidates(held=False)
 
     def loss_of(generator: Generator) -> Tensor:
-        return objective.loss(objective.draw(spec.batch_size, generator), generator)
+        order = torch.randperm(len(numbers), generator=generator)
+        return objective.loss(numbers[order[: spec.batch_size]], generator)
 
     # One recipe for all objectives, so that a comparison of backbones compares objectives and not tuning: AdamW, as in the
     # papers of all of them but CLIP's, which has Adam with decoupled decay, the same.
-    training = Phase(
-        phase,
-        settings,
-        objective,
-        spec.steps,
-        spec.lr,
-        rise_and_fall(spec.steps),
-        groups=parameter_groups(objective, spec.weight_decay),
-        max_gradient_norm=MAX_GRADIENT_NORM,
-    )
+    factor, groups = rise_and_fall(spec.steps), parameter_groups(objective, spec.weight_decay)
+    training = Phase(phase, settings, objective, spec.steps, spec.lr, factor, groups, MAX_GRADIENT_NORM)
     return training.train(workdir, loss_of, after=lambda step: objective.after(step / spec.steps))
 
 
@@ -172,25 +153,3 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     matrices = [parameter for parameter in trained_parameters(network) if parameter.ndim > 1]
     vectors = [parameter for parameter in trained_parameters(network) if parameter.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-# -------------------------------------------------------------------------------------------------------------- outputs
-def _write_networks(spec: BackboneSpec, phases: dict[str, Trained], folder: Path) -> dict[str, int]:
-    """Write vision/ and, if there is one, language/; return the number of parameters of both."""
-    objective = phases[spec.objective].objective
-    assert isinstance(objective, VisionObjective)
-    backbone = objective.result().cpu().eval()
-    save_backbone(backbone, spec.vision, folder)
-    parameters = {"vision": sum(parameter.numel() for parameter in backbone.network.parameters())}
-    if LANGUAGE in phases:
-        parameters["language"] = _save_language(phases[LANGUAGE].objective, folder / "language")
-    return parameters
-
-
-def _save_language(objective: Objective, folder: Path) -> int:
-    """Write BERT without its prediction layer, and the tokenizer, as a transformers folder; return its parameters."""
-    turn_off_library_bars()
-    model = objective.model.cpu().eval().bert
-    model.save_pretrained(folder)
-    objective.tokenizer.save_pretrained(folder)
-    return model.num_parameters()

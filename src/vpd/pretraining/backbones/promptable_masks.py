@@ -117,7 +117,9 @@ class MaskDecoder(nn.Module):
         """(B,4h,4w) logits, h and w of the finest map; points (B,2) are x and y in [0,1]."""
         fused = self.fusion(maps)
         height, width = fused.shape[-2:]
-        positions = self.encode(_grid(height, width).to(fused))[None]
+        rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+        centres = torch.cartesian_prod(rows, columns).flip(1)  # (h*w, 2) x and y of the cells, row by row
+        positions = self.encode(centres.to(fused))[None]
         prompt = torch.stack([self.mask.expand(len(points), -1), self.encode(points) + self.point], dim=1)
         tokens, image = prompt, fused.flatten(2).transpose(1, 2)
         for layer in self.layers:
@@ -142,7 +144,8 @@ class Fusion(nn.Module):
         """(B,WIDTH,h,w) at the finest map's resolution."""
         size = maps[0].shape[-2:]
         levels = [lateral(level) for lateral, level in zip(self.laterals, maps, strict=True)]
-        return sum(F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels)
+        resized = [F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels]
+        return sum(resized, torch.zeros(()))
 
 
 class TwoWayLayer(nn.Module):
@@ -164,10 +167,3 @@ class TwoWayLayer(nn.Module):
         tokens = self.norms[2](tokens + self.mix(tokens))
         update = self.to_tokens(image + positions, tokens + prompt, tokens, need_weights=False)[0]
         return tokens, self.norms[3](image + update)
-
-
-def _grid(height: int, width: int) -> Tensor:
-    """(height * width, 2) x and y of the cells' centres, row by row."""
-    rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -85,17 +86,10 @@ class SelfDistillation(VisionObjective):
         held, trained = self.candidates(held=True), self.candidates(held=False)
         votes = voted(self._features(held), self._features(trained), self.examples.visible[trained])
         precision, chance = mean_average_precision(votes, self.examples.visible[held])
-        matching = self._view_matching(held)
+        view = partial(self._view, side=GLOBAL_SIDE, areas=GLOBAL_AREAS, generator=generator_of("held-out views"))
+        one, other = self._features(held, view), self._features(held, view)
+        matching = ((one @ other.T).argmax(dim=1) == torch.arange(len(held))).float().mean().item()
         return {"view_matching": matching, "neighbour_average_precision": precision, "chance": chance}
-
-    def _view_matching(self, images: Tensor) -> float:
-        generator = generator_of("held-out views")
-
-        def view(part: Tensor) -> Tensor:
-            return self._view(part, GLOBAL_SIDE, GLOBAL_AREAS, generator)
-
-        one, other = self._features(images, view), self._features(images, view)
-        return ((one @ other.T).argmax(dim=1) == torch.arange(len(images))).float().mean().item()
 
     def _features(self, numbers: Tensor, view: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
         """(N,C) unit vectors of the teacher for views of images."""
@@ -104,38 +98,22 @@ class SelfDistillation(VisionObjective):
 
 
 class Branch(nn.Module):
-    """A backbone and its projection head: the student, or the teacher."""
+    """Student or teacher: a backbone, three layers, a normalised bottleneck, and the cosine to each prototype."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, ProjectionHead(backbone.channels[-1])
+        self.backbone = backbone
+        # DINO's transformers do without batch normalisation. Here it tells the nearly equal features of a fresh network
+        # apart: without it all answers become uniform within so few steps and stay so.
+        widths = itertools.pairwise((backbone.channels[-1], HIDDEN, HIDDEN))
+        hidden = [layer for a, b in widths for layer in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.GELU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(HIDDEN, BOTTLENECK))
+        self.prototypes = nn.Parameter(torch.empty(PROTOTYPES, BOTTLENECK).normal_())
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, PROTOTYPES) from the pooled map, which stands in for DINO's class token: the tasks read maps."""
-        return self.head(pooled(self.backbone(images)))
-
-
-class ProjectionHead(nn.Module):
-    """Three layers, a normalised bottleneck, and the cosine to each prototype."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        # DINO's transformers do without batch normalisation. Here it tells the nearly equal features of a fresh network
-        # apart: without it all answers become uniform within so few steps and stay so.
-        self.layers = nn.Sequential(
-            nn.Linear(width, HIDDEN),
-            nn.BatchNorm1d(HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.BatchNorm1d(HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, BOTTLENECK),
-        )
-        self.prototypes = nn.Parameter(torch.empty(PROTOTYPES, BOTTLENECK).normal_())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width) to (B, PROTOTYPES)."""
-        return F.linear(F.normalize(self.layers(features), dim=1), F.normalize(self.prototypes, dim=1))
+        bottleneck = self.layers(pooled(self.backbone(images)))
+        return F.linear(F.normalize(bottleneck, dim=1), F.normalize(self.prototypes, dim=1))
 
 
 def sharpened(outputs: Tensor, centre: Tensor) -> Tensor:

@@ -81,18 +81,15 @@ def _train(
     unet, unet_losses = train_denoiser(spec.denoiser, spec.milestones.values(), encoded, workdir, save_milestone)
     losses = {"autoencoder": vae_losses, "text": text_losses, "denoiser": unet_losses}
     networks = {"vae": vae, "text_encoder": text, "unet": unet}
-    return (
-        vae,
-        losses,
-        {
-            "milestones": spec.milestones,
-            "steps": {phase: len(values) for phase, values in losses.items()},
-            "parameters": {name: network.num_parameters() for name, network in networks.items()},
-            "vocabulary": len(tokenizer),
-            "scaling_factor": vae.config.scaling_factor,
-            "measures": measures,
-        },
-    )
+    facts = {
+        "milestones": spec.milestones,
+        "steps": {phase: len(values) for phase, values in losses.items()},
+        "parameters": {name: network.num_parameters() for name, network in networks.items()},
+        "vocabulary": len(tokenizer),
+        "scaling_factor": vae.config.scaling_factor,
+        "measures": measures,
+    }
+    return vae, losses, facts
 
 
 def _encode(

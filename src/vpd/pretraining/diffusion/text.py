@@ -8,23 +8,18 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import TextSpec
 from vpd.pretraining.captions import Captions
-from vpd.pretraining.clip import MATCHED, contrastive_loss, encode
+from vpd.pretraining.clip import MATCHED, contrastive_loss, encode, special_tokens
 from vpd.pretraining.loop import Phase, initialised_by, rise_and_fall
 from vpd.pretraining.workdir import Workdir
 
 
 def build_clip(spec: TextSpec, tokenizer: CLIPTokenizer, size: tuple[int, int]) -> CLIPModel:
     """Build a fresh CLIPModel whose two towers have the same width, depth and heads."""
-    tower = {
-        "hidden_size": spec.width,
-        "intermediate_size": 4 * spec.width,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-    }
-    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    text = {**tower, **special, "vocab_size": len(tokenizer), "max_position_embeddings": spec.length}
+    sizes = {"hidden_size": spec.width, "intermediate_size": 4 * spec.width}
+    tower = sizes | {"num_hidden_layers": spec.layers, "num_attention_heads": spec.heads}
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": spec.length, **special_tokens(tokenizer)}
     vision = {**tower, "image_size": max(size), "patch_size": spec.patch_size}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=spec.width))
+    return CLIPModel(CLIPConfig(text_config=tower | words, vision_config=vision, projection_dim=spec.width))
 
 
 def train_clip(
