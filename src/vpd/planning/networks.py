@@ -70,7 +70,7 @@ def build(spec: Spec, parts: Parts, classes: int) -> nn.Module:
 def _build_vpd(spec: Spec, configs: Configs, classes: int) -> nn.Module:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from vpd.models.compose import compose
+    from vpd.models.network import compose
     from vpd.models.prompts import FROM_IMAGES
 
     unet = UNet2DConditionModel.from_config(configs["unet"])

@@ -74,8 +74,8 @@ def _baseline(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Mo
 
 
 def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
-    from vpd.models.compose import compose
     from vpd.models.diffusion import load_unet, load_vae
+    from vpd.models.network import compose
     from vpd.models.prompts import FROM_IMAGES, TextEncoder
 
     prompts = weights.get(EMBEDDINGS)
