@@ -6,11 +6,12 @@ A recorder belongs to one forward pass and travels through it as an argument.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpd.config.schema import AttentionSpec
 from vpd.utils.errors import UserError
@@ -101,12 +102,12 @@ class _ZeroGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, output: Tensor, *unused: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, *unused: Tensor) -> Tensor:
         ctx.unused = [(tensor.shape, tensor.dtype) for tensor in unused]
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *(gradient.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.unused)
 
 
@@ -117,8 +118,8 @@ def _one_token(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
 
 
 def _fused(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
-    query, key, value = attn.to_q(pixels), attn.to_k(context), attn.to_v(context)
-    return _merge(attn, F.scaled_dot_product_attention(*(_split(attn, x) for x in (query, key, value))))
+    query, key, value = (_split(attn, x) for x in (attn.to_q(pixels), attn.to_k(context), attn.to_v(context)))
+    return _merge(attn, F.scaled_dot_product_attention(query, key, value))
 
 
 def _split(attn: Attention, x: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def _locate(name: str, levels: int) -> tuple[str, int]:
     return place, int(index) if place == "down" else levels - 1 - int(index)
 
 
-def set_processors(unet: UNet2DConditionModel, spec: AttentionSpec) -> list[int]:
+def set_processors(unet: nn.Module, spec: AttentionSpec) -> list[int]:
     """Give every attention layer of a U-Net its processor.
 
     Args:
@@ -153,8 +154,9 @@ def set_processors(unet: UNet2DConditionModel, spec: AttentionSpec) -> list[int]
     Raises:
         UserError: a place that the spec names records nothing.
     """
-    levels, recorded = len(unet.up_blocks), set()
-    for name, module in unet.named_modules():
+    blocks: Any = unet
+    levels, recorded = len(blocks.up_blocks), set()
+    for name, module in blocks.named_modules():
         if name.endswith(".attn1"):
             module.set_processor(SelfAttention())
         elif name.endswith(".attn2"):

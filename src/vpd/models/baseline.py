@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vpd.config.schema import BackboneModel, Spec
+from vpd.config.schema import BackboneModel, LavtModel, Spec
 from vpd.models.backbones import Backbone, load_backbone
 from vpd.models.base import Batch, Features, Network
 from vpd.models.heads import build_head
@@ -47,11 +47,13 @@ def build_baseline(spec: Spec, checkpoint: Path, classes: list[str]) -> Baseline
 
 def load_spec_backbone(spec: Spec, checkpoint: Path) -> Backbone:
     """Load a spec's backbone and restore the random state, so that whatever follows starts alike for every backbone."""
+    model = spec.model
+    assert isinstance(model, BackboneModel | LavtModel)
     with torch.random.fork_rng(devices=[]):
         return load_backbone(
             checkpoint,
-            spec.model.backbone,
-            drop_path=spec.model.drop_path,
+            model.backbone,
+            drop_path=model.drop_path,
             gradient_checkpointing=spec.training.gradient_checkpointing,
         )
 
@@ -64,6 +66,7 @@ def compose_baseline(spec: Spec, backbone: Backbone, classes: int) -> Baseline:
         backbone: a backbone with one level, which gets a pyramid, or with several, which get a norm each.
         classes: number of the dataset's classes.
     """
+    assert isinstance(spec.model, BackboneModel)
     neck: LevelNorms | SimplePyramid
     if len(backbone.strides) == 1:
         neck = SimplePyramid(backbone.channels[0], backbone.strides[0], spec.model.pyramid_channels)

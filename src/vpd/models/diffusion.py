@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -25,7 +27,7 @@ class FrozenEncoder(nn.Module):
         posterior: whether the latent is the posterior's ``mode`` or a ``sample`` (S2).
     """
 
-    def __init__(self, vae: AutoencoderKL, scale: float, posterior: str = "mode") -> None:
+    def __init__(self, vae: Any, scale: float, posterior: str = "mode") -> None:
         super().__init__()
         self.encoder, self.quant_conv, self.scale, self.posterior = vae.encoder, vae.quant_conv, scale, posterior
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -52,8 +54,7 @@ class FrozenEncoder(nn.Module):
             return self._encode(images)
         size = tuple(images.shape[-2:])
         latents = [
-            cache.get((key, size), lambda image=image: self._encode(image[None]))
-            for key, image in zip(keys, images, strict=True)
+            cache.get((key, size), partial(self._encode, image[None])) for key, image in zip(keys, images, strict=True)
         ]
         return torch.cat([latent.to(images.device) for latent in latents])
 
@@ -75,7 +76,7 @@ class FeatureUNet(nn.Module):
         gradient_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, unet: Any, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.recorded = set_processors(unet, spec)
         self.gradient_checkpointing = gradient_checkpointing
@@ -104,7 +105,7 @@ class FeatureUNet(nn.Module):
         time = self._time(latents, timestep)
         hidden, skips = self._down(self.conv_in(latents), time, text)
         hidden = self.mid_block(hidden, time, **text)
-        maps = []
+        maps: list[Tensor] = []
         for block in self.up_blocks:
             hidden, feature = self._up(block, hidden, skips, time, text)
             maps.insert(0, feature)
@@ -121,9 +122,7 @@ class FeatureUNet(nn.Module):
             skips += outputs
         return hidden, skips
 
-    def _up(
-        self, block: nn.Module, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict
-    ) -> tuple[Tensor, Tensor]:
+    def _up(self, block: Any, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict) -> tuple[Tensor, Tensor]:
         """Run one level, using up its ``skips``; return the input of the next level and this level's feature."""
         attentions = block.attentions if _attends(block) else [None] * len(block.resnets)
         outputs = []
@@ -147,12 +146,12 @@ def _attends(block: nn.Module) -> bool:
     return getattr(block, "has_cross_attention", False)
 
 
-def load_vae(checkpoint: Path) -> AutoencoderKL:
+def load_vae(checkpoint: Path) -> Any:
     """Load the VAE of a diffusers pipeline folder in single precision."""
     return AutoencoderKL.from_pretrained(component(checkpoint, "vae"), local_files_only=True).float()
 
 
-def load_unet(checkpoint: Path, weights: str) -> UNet2DConditionModel:
+def load_unet(checkpoint: Path, weights: str) -> Any:
     """Load the U-Net of a diffusers pipeline folder in single precision; ``random``: with fresh weights."""
     folder = component(checkpoint, "unet")
     if weights == "random":

@@ -108,6 +108,7 @@ def compose_lavt(spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Cal
         UserError: the task has no expressions, or the backbone is no Swin Transformer.
     """
     model = spec.model
+    assert isinstance(model, LavtModel)
     if spec.task != "referring":
         raise UserError(
             f"method '{spec.method}' needs expressions, which task '{spec.task}' lacks; choose another method"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from vpd.config.schema import Spec, VPDModel
@@ -17,14 +16,6 @@ from vpd.models.prompts import FROM_IMAGES, TextAdapter, TextEncoder, context_of
 from vpd.utils.errors import UserError
 
 LATENT_CACHE_BYTES = 1 << 30
-
-
-class Text(Protocol):
-    """A frozen text encoder: sentences to all their tokens (sentences, length, width), or to the [EOS] token of each."""
-
-    def __call__(self, sentences: list[str]) -> Tensor: ...  # noqa: D102
-
-    def pooled(self, sentences: list[str]) -> Tensor: ...  # noqa: D102
 
 
 class VPD(Network):
@@ -41,6 +32,7 @@ class VPD(Network):
     """
 
     frozen = ("vae.", "text.")
+    class_embeddings: Tensor | None
 
     def __init__(
         self,
@@ -101,23 +93,23 @@ def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
         UserError: parts of the checkpoint are missing or do not fit each other or the spec.
     """
     # Restoring the random state gives every checkpoint, and the random U-Net, the same initial adapter and head.
+    prompt = vpd_model(spec).prompt
     with torch.random.fork_rng(devices=[]):
-        unet, vae = load_unet(checkpoint, spec.model.unet), load_vae(checkpoint)
-        text = TextEncoder(checkpoint, spec.model.prompt.length)
+        unet, vae = load_unet(checkpoint, vpd_model(spec).unet), load_vae(checkpoint)
+        text = TextEncoder(checkpoint, prompt.length)
         if text.width != unet.config.cross_attention_dim:
             raise UserError(
                 f"the text encoder is {text.width} wide but the U-Net attends to {unet.config.cross_attention_dim} "
                 "channels; use parts of one Stable Diffusion checkpoint"
             )
-        prompt = spec.model.prompt
         fixed = None if prompt.strategy in FROM_IMAGES else encode_prompts(prompt, text, classes)
     return compose(spec, unet, vae, len(classes), text=text if fixed is None else None, class_embeddings=fixed)
 
 
 def compose(
     spec: Spec,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    unet: Any,
+    vae: Any,
     classes: int,
     *,
     text: nn.Module | None = None,
@@ -127,8 +119,8 @@ def compose(
 
     Args:
         spec: the experiment.
-        unet: Stable Diffusion's U-Net.
-        vae: its autoencoder.
+        unet: Stable Diffusion's U-Net (diffusers' ``UNet2DConditionModel``).
+        vae: its autoencoder (diffusers' ``AutoencoderKL``).
         classes: number of the dataset's classes.
         text: text encoder, where prompts come with the images.
         class_embeddings: encoded prompts (tokens, width), where they do not.
@@ -136,7 +128,7 @@ def compose(
     Raises:
         UserError: the canvas does not fit the head or its grid, or the head does not fit the levels.
     """
-    model = spec.model
+    model = vpd_model(spec)
     features = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
     encoder = FrozenEncoder(vae, model.latent_scale, model.posterior)
     _check_canvas(model, grid_stride(encoder.factor))
@@ -151,6 +143,12 @@ def compose(
         adapter=TextAdapter(features.context_width, model.adapter) if model.adapter.enabled else nn.Identity(),
         head=build_head(spec, channels, [encoder.factor * 2**level for level in range(len(channels))], classes),
     )
+
+
+def vpd_model(spec: Spec) -> VPDModel:
+    """Return the model settings of a spec of VPD."""
+    assert isinstance(spec.model, VPDModel)
+    return spec.model
 
 
 def _check_canvas(model: VPDModel, grid: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +57,11 @@ class TextEncoder(nn.Module):
     def forward(self, sentences: list[str]) -> Tensor:
         """Encode sentences to all their tokens (batch, length, width) after the final norm, padding included (R4)."""
         device = self.model.device
-        tokens = [self.cache.get(s, lambda s=s: self._states([s], "max_length")[0]) for s in sentences]
+        tokens = [self.cache.get(s, partial(self._tokens, s)) for s in sentences]
         return torch.cat([states.to(device) for states in tokens])
+
+    def _tokens(self, sentence: str) -> Tensor:
+        return self._states([sentence], "max_length")[0]
 
     def pooled(self, sentences: list[str]) -> Tensor:
         """Encode each sentence to its [EOS] token (sentences, width) after the final norm (S5)."""
@@ -91,7 +96,10 @@ def imagenet_templates() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-TEMPLATES = {"single": lambda: ("a photo of a {}",), "imagenet-80": imagenet_templates}
+TEMPLATES: dict[str, Callable[[], tuple[str, ...]]] = {
+    "single": lambda: ("a photo of a {}",),
+    "imagenet-80": imagenet_templates,
+}
 
 
 def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> Tensor:
@@ -117,8 +125,8 @@ def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> T
             f"model.prompt.strategy is '{spec.strategy}', but the dataset has no classes; use 'empty' or 'expression'"
         )
     templates = TEMPLATES[spec.templates]()
-    names = [name.replace("_", " ") for name in classes]
-    if len(names) * len(templates) > SENTENCES_WORTH_A_BAR:
+    names: Iterable[str] = [name.replace("_", " ") for name in classes]
+    if len(classes) * len(templates) > SENTENCES_WORTH_A_BAR:
         names = track(names, len(classes), "encode prompts", "class")
     return torch.stack([text.pooled([t.format(name) for t in templates]).mean(0) for name in names])
 
@@ -127,7 +135,7 @@ FROM_IMAGES = ("expression", "expression-pooled")
 """Strategies whose text comes with each image, so that the text encoder stays in the network."""
 
 
-def context_of(strategy: str, batch: Batch, text: nn.Module | None, embeddings: Tensor | None) -> Tensor:
+def context_of(strategy: str, batch: Batch, text: Any, embeddings: Tensor | None) -> Tensor:
     """Return the text tokens that each image of a batch attends to.
 
     Args:

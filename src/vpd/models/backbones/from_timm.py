@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -133,7 +134,7 @@ class BeitBackbone(PlainBackbone):
         return beit_tokens(self.network, images, grid)
 
 
-FAMILIES: dict[str, tuple[type[nn.Module], type[Backbone], dict[str, Any]]] = {
+FAMILIES: dict[str, tuple[type[nn.Module], Callable[[Any], Backbone], dict[str, Any]]] = {
     "swin_transformer": (SwinTransformer, SwinBackbone, {"strict_img_size": False}),
     "swin_transformer_v2": (SwinTransformerV2, SwinBackbone, {"strict_img_size": False}),
     "convnext": (ConvNeXt, ConvNeXtBackbone, {}),
