@@ -17,7 +17,7 @@ from vpd.config.schema import TASKS, NetworkSpec
 from vpd.models.backbones import Backbone, build_backbone, load_backbone, save_backbone
 from vpd.models.backbones.beit import bias_for
 from vpd.models.baseline import build_baseline, compose_baseline
-from vpd.models.pyramid import STRIDES, LevelNorms, SimplePyramid
+from vpd.models.necks import STRIDES, LevelNorms, SimplePyramid
 from vpd.utils.errors import UserError
 
 SWIN = {

@@ -18,10 +18,9 @@ from fixtures.parity.narrow import (
     write_factor_8,
 )
 from vpd.config.schema import HeadSpec
+from vpd.models.base import Features
 from vpd.models.diffusion import FeatureUNet
-from vpd.models.features import Features
-from vpd.models.heads import HEADS
-from vpd.models.upernet import PyramidPooling
+from vpd.models.heads import HEADS, PyramidPooling
 from vpd.utils.errors import UserError
 
 TASKS = ("segmentation", "referring", "depth")

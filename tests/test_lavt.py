@@ -16,8 +16,7 @@ from transformers import BatchEncoding, BertConfig, BertModel, BertTokenizer
 from fixtures.parity.narrow import make_spec, with_training
 from vpd.config.schema import HeadSpec, LavtModel, NetworkSpec, Spec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
-from vpd.models.language import load_language
-from vpd.models.lavt import build_lavt, compose_lavt
+from vpd.models.lavt import build_lavt, compose_lavt, load_language
 from vpd.models.pixel_words import PixelWordAttention
 from vpd.utils.errors import UserError
 
@@ -63,7 +62,7 @@ def lavt_spec(**model) -> Spec:
 def build(checkpoint: Path, seed: int = 0, **model):
     """LAVT with fresh parts drawn from ``seed``, in evaluation mode, its gates opened."""
     torch.manual_seed(seed)
-    network = build_lavt(lavt_spec(**model), checkpoint, []).eval()
+    network = build_lavt(lavt_spec(**model), checkpoint).eval()
     for name, weight in network.fusion.gates.named_parameters():
         nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(len(name)))
     return network
@@ -212,7 +211,7 @@ def test_a_gate_adds_its_share_of_the_fused_map(checkpoint):
 
 def test_gates_begin_all_but_closed(checkpoint):
     torch.manual_seed(0)
-    network = build_lavt(lavt_spec(), checkpoint, [])
+    network = build_lavt(lavt_spec(), checkpoint)
     for gate, channels in zip(network.fusion.gates, (32, 64, 128), strict=True):
         share = gate(torch.randn(1000, channels))
         assert 0 < share.abs().max() < 0.2
@@ -233,7 +232,7 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoint):
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        network = build_lavt(with_training(lavt_spec(), gradient_checkpointing=checkpointing), checkpoint, []).eval()
+        network = build_lavt(with_training(lavt_spec(), gradient_checkpointing=checkpointing), checkpoint).eval()
         assert network.backbone.network.layers[0].grad_checkpointing == checkpointing
         network(make_batch(TEXTS)).square().mean().backward()
         found.append([p.grad for p in network.parameters()])
@@ -267,7 +266,7 @@ def test_bfloat16_autocast_is_close_to_float32(checkpoint):
 def test_new_weights_come_from_the_seed_whatever_the_backbone(checkpoint):
     def new(**model):
         torch.manual_seed(4)
-        return build_lavt(lavt_spec(**model), checkpoint, []).trained_state()
+        return build_lavt(lavt_spec(**model), checkpoint).trained_state()
 
     stored, again, fresh = new(), new(), new(backbone="random")
     assert all(torch.equal(stored[name], again[name]) for name in stored)
@@ -338,7 +337,7 @@ def test_other_backbones_and_tasks_are_refused(tmp_path, checkpoint):
         build(convnext)
     spec = make_spec("segmentation").model_copy(update={"method": "lavt", "model": lavt_spec().model})
     with pytest.raises(UserError, match="needs expressions, which task 'segmentation' lacks"):
-        build_lavt(spec, checkpoint, [])
+        build_lavt(spec, checkpoint)
 
 
 def test_images_of_a_single_coarse_pixel_are_refused(checkpoint):

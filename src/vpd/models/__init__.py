@@ -1,29 +1,38 @@
-"""Networks: ``build_model`` is the one place that makes them from a spec."""
+"""Networks: ``build_model`` is the one place that makes them from a spec.
+
+All that decides a network's numbers lies in this package: the digest of its code is part of every run's fingerprint.
+"""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
-from torch import nn
-
 from vpd.config.schema import Spec
-from vpd.models.features import Features, LatentCache
+from vpd.models.base import Features, LatentCache, Network
 
-__all__ = ["Features", "LatentCache", "build_model"]
-
-BUILDERS = {
-    "vpd": ("vpd.models.compose", "build_vpd"),
-    "backbone": ("vpd.models.baseline", "build_baseline"),
-    "lavt": ("vpd.models.lavt", "build_lavt"),
-}
-"""Kind of model -> module and function; diffusers, transformers and timm take seconds each, so only what is used is imported."""
+__all__ = ["Features", "LatentCache", "Network", "build_model"]
 
 
-def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> nn.Module:
-    """Build the network of one experiment from a checkpoint folder; new weights come from torch's global seed.
+def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> Network:
+    """Build the network of one experiment; new weights come from torch's global seed.
 
-    ``classes`` are the dataset's, in label order. UserError if checkpoint and spec do not fit each other.
+    Args:
+        spec: the experiment.
+        checkpoint: folder of a Stable Diffusion checkpoint (VPD) or of a backbone (baselines, LAVT).
+        classes: the dataset's class names in label order.
+
+    Raises:
+        UserError: checkpoint and spec do not fit each other.
     """
-    module, function = BUILDERS[spec.model.kind]
-    return getattr(importlib.import_module(module), function)(spec, checkpoint, classes)
+    # Imported here: diffusers, transformers and timm take seconds each, and no network needs all three.
+    if spec.model.kind == "vpd":
+        from vpd.models.network import build_vpd
+
+        return build_vpd(spec, checkpoint, classes)
+    if spec.model.kind == "backbone":
+        from vpd.models.baseline import build_baseline
+
+        return build_baseline(spec, checkpoint, classes)
+    from vpd.models.lavt import build_lavt
+
+    return build_lavt(spec, checkpoint)

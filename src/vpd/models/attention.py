@@ -6,11 +6,12 @@ A recorder belongs to one forward pass and travels through it as an argument.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpd.config.schema import AttentionSpec
 from vpd.utils.errors import UserError
@@ -26,15 +27,20 @@ class Recorder:
         self._open = True
 
     def add(self, level: int, maps: Tensor) -> None:
-        """Keep one layer's maps (batch, pixels, tokens), unless the pass is over.
-
-        Gradient checkpointing runs layers again during backward; those calls change nothing.
-        """
+        """Store one layer's maps (batch, pixels, tokens), unless the pass is over."""
+        # Gradient checkpointing runs layers again during backward; those calls must change nothing.
         if self._open:
             self._maps.setdefault(level, []).append(maps)
 
     def collect(self, sizes: list[torch.Size]) -> list[Tensor | None]:
-        """End the pass: the mean over each level's layers (batch, tokens, h, w), or None; ``sizes`` are the (h, w)."""
+        """End the pass.
+
+        Args:
+            sizes: height and width of each level.
+
+        Returns:
+            Per level the mean over its layers (batch, tokens, h, w), or None where nothing was recorded.
+        """
         self._open = False
         layers = [self._maps.pop(level, None) for level in range(len(sizes))]
         return [
@@ -44,24 +50,22 @@ class Recorder:
 
 
 class SelfAttention:
-    """Self-attention through ``scaled_dot_product_attention``; nothing is recorded."""
+    """Attention of pixels to pixels through ``scaled_dot_product_attention``; nothing is recorded."""
 
+    # The recorder is named in the signature because diffusers warns about arguments that a processor does not name.
     def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        recorder: Recorder | None = None,
+        self, attn: Attention, hidden_states: Tensor, recorder: Recorder | None = None, **_options: object
     ) -> Tensor:
         """Attend from every pixel (batch, pixels, channels) to every pixel."""
         return _fused(attn, hidden_states, hidden_states)
 
 
 class CrossAttention:
-    """Attention to the text, recording its maps at ``level`` unless that is None.
+    """Attention of pixels to the text.
 
-    Recorded maps are softmax probabilities averaged over heads; ``detached`` maps carry no gradient (S14).
+    Args:
+        level: level of the feature maps to which the maps belong; None records nothing.
+        detached: recorded maps carry no gradient, as in the released code (S14).
     """
 
     def __init__(self, level: int | None, detached: bool) -> None:
@@ -71,21 +75,22 @@ class CrossAttention:
         self,
         attn: Attention,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor,
         recorder: Recorder | None = None,
+        **_options: object,
     ) -> Tensor:
         """Attend from every pixel (batch, pixels, channels) to the context (batch, tokens, width)."""
-        if self.level is not None:
-            return self._recorded(attn, hidden_states, encoder_hidden_states, recorder)
+        if self.level is not None and recorder is not None:
+            return self._recorded(attn, hidden_states, encoder_hidden_states, self.level, recorder)
         if encoder_hidden_states.shape[1] == 1:
             return _one_token(attn, hidden_states, encoder_hidden_states)
         return _fused(attn, hidden_states, encoder_hidden_states)
 
-    def _recorded(self, attn: Attention, pixels: Tensor, context: Tensor, recorder: Recorder) -> Tensor:
+    def _recorded(self, attn: Attention, pixels: Tensor, context: Tensor, level: int, recorder: Recorder) -> Tensor:
+        # Fused attention never forms the maps, so the product is written out here; averaged over heads after softmax (S6).
         query, key, value = _split(attn, attn.to_q(pixels)), _split(attn, attn.to_k(context)), attn.to_v(context)
         maps = torch.softmax(query @ key.transpose(-1, -2) * attn.scale, dim=-1)
-        recorder.add(self.level, (maps.detach() if self.detached else maps).mean(dim=1))
+        recorder.add(level, (maps.detach() if self.detached else maps).mean(dim=1))
         value = _split(attn, value)
         return _merge(attn, maps.to(value.dtype) @ value)
 
@@ -93,16 +98,16 @@ class CrossAttention:
 class _ZeroGradient(torch.autograd.Function):
     """Identity of the first input that gives all others a gradient of exact zeros instead of none.
 
-    So weight decay acts on them as in the released code, and distributed training finds no unused parameter.
+    Weight decay then acts on them as in the released code, and distributed training finds no unused parameter.
     """
 
     @staticmethod
-    def forward(ctx, output: Tensor, *unused: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, *unused: Tensor) -> Tensor:
         ctx.unused = [(tensor.shape, tensor.dtype) for tensor in unused]
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *(gradient.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.unused)
 
 
@@ -113,8 +118,8 @@ def _one_token(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
 
 
 def _fused(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
-    query, key, value = attn.to_q(pixels), attn.to_k(context), attn.to_v(context)
-    return _merge(attn, F.scaled_dot_product_attention(*(_split(attn, x) for x in (query, key, value))))
+    query, key, value = (_split(attn, x) for x in (attn.to_q(pixels), attn.to_k(context), attn.to_v(context)))
+    return _merge(attn, F.scaled_dot_product_attention(query, key, value))
 
 
 def _split(attn: Attention, x: Tensor) -> Tensor:
@@ -127,8 +132,8 @@ def _merge(attn: Attention, x: Tensor) -> Tensor:
     return attn.to_out[1](attn.to_out[0](x.transpose(1, 2).flatten(2)))
 
 
-def locate(name: str, levels: int) -> tuple[str, int]:
-    """Place (down, mid, up) and level (0 = finest) of a U-Net module; the middle block is at the coarsest (S7)."""
+def _locate(name: str, levels: int) -> tuple[str, int]:
+    """Return place (down, mid, up) and level (0 = finest) of a U-Net module; the middle block is at the coarsest (S7)."""
     block, index = name.split(".")[:2]
     place = PLACES[block]
     if place == "mid":
@@ -136,25 +141,33 @@ def locate(name: str, levels: int) -> tuple[str, int]:
     return place, int(index) if place == "down" else levels - 1 - int(index)
 
 
-def set_processors(unet: UNet2DConditionModel, spec: AttentionSpec) -> list[int]:
-    """Give every attention layer its processor and return the levels whose maps are recorded.
+def set_processors(unet: nn.Module, spec: AttentionSpec) -> list[int]:
+    """Give every attention layer of a U-Net its processor.
 
-    Level i has 1 / 2**i of the latent side and is recorded if that is at most ``spec.limit``.
-    Raises UserError if a place that the spec names records nothing.
+    Args:
+        unet: diffusers' U-Net, which is changed.
+        spec: where maps are recorded: level i has 1 / 2**i of the latent side and counts if that is at most ``limit``.
+
+    Returns:
+        The levels whose maps are recorded.
+
+    Raises:
+        UserError: a place that the spec names records nothing.
     """
-    levels, found = len(unet.up_blocks), set()
-    for name, module in unet.named_modules():
+    blocks: Any = unet
+    levels, recorded = len(blocks.up_blocks), set()
+    for name, module in blocks.named_modules():
         if name.endswith(".attn1"):
             module.set_processor(SelfAttention())
         elif name.endswith(".attn2"):
-            place, level = locate(name, levels)
-            recorded = place in spec.places and 0.5**level <= spec.limit
-            module.set_processor(CrossAttention(level if recorded else None, spec.gradient == "detached"))
-            found |= {(place, level)} if recorded else set()
+            place, level = _locate(name, levels)
+            records = place in spec.places and 0.5**level <= spec.limit
+            module.set_processor(CrossAttention(level if records else None, spec.gradient == "detached"))
+            recorded |= {(place, level)} if records else set()
     for place in spec.places:
-        if place not in {p for p, _ in found}:
+        if place not in {used for used, _ in recorded}:
             raise UserError(
                 f"model.attention records no map at '{place}': no cross-attention layer there is within "
                 f"limit={spec.limit} of the latent side; raise the limit or remove '{place}' from places"
             )
-    return sorted({level for _, level in found})
+    return sorted({level for _, level in recorded})

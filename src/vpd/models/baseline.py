@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vpd.config.schema import BackboneModel, Spec
+from vpd.config.schema import BackboneModel, LavtModel, Spec
 from vpd.models.backbones import Backbone, load_backbone
-from vpd.models.features import Features
-from vpd.models.heads import HEADS
-from vpd.models.pyramid import LevelNorms, SimplePyramid
-from vpd.models.state import load_trained_state, trained_state
+from vpd.models.base import Batch, Features, Network
+from vpd.models.heads import build_head
+from vpd.models.necks import LevelNorms, SimplePyramid
 
 
-class Baseline(nn.Module):
+class Baseline(Network):
     """A backbone's maps, through a neck to a head."""
-
-    latents = None
-    """Nothing is computed before training: all of the network is trained."""
 
     def __init__(
         self, spec: BackboneModel, *, backbone: Backbone, neck: LevelNorms | SimplePyramid, head: nn.Module
@@ -27,48 +23,54 @@ class Baseline(nn.Module):
         super().__init__()
         self.spec, self.backbone, self.neck, self.head = spec, backbone, neck, head
 
-    def forward(self, batch: dict) -> Tensor:
-        """Predict from ``batch["image"]`` (batch, 3, H, W) in [-1, 1]: logits (batch, classes, h, w), or metres."""
-        return self.head(self.features(batch), batch["image"].shape[-2:])
-
-    def features(self, batch: dict) -> Features:
-        """Features of a batch behind the neck, fine to coarse; there is no attention to text."""
+    def features(self, batch: Batch) -> Features:
+        """Compute the features of a batch behind the neck, fine to coarse; there is no attention to text."""
         images = batch["image"]
-        maps = self.neck(self.backbone(images), tuple(images.shape[-2:]))
+        height, width = images.shape[-2:]
+        maps = self.neck(self.backbone(images), (height, width))
         return Features(maps, self.neck.strides, [None] * len(maps))
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Copies of all tensors, contiguous and in main memory."""
-        return trained_state(self)
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Load what ``trained_state`` gave; UserError if any tensor is missing, unexpected or of another shape."""
-        load_trained_state(self, state)
 
 
 def build_baseline(spec: Spec, checkpoint: Path, classes: list[str]) -> Baseline:
-    """Build the network of one experiment from a backbone's checkpoint folder; new weights come from torch's global seed.
+    """Build a baseline from a backbone's checkpoint folder.
 
-    Of ``classes`` only the number matters.
+    Args:
+        spec: the experiment.
+        checkpoint: the folder.
+        classes: the dataset's class names, of which only the number matters.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged, or does not fit the head.
     """
-    # Restoring the random state gives every backbone, and the random one, the same initial head.
+    return compose_baseline(spec, load_spec_backbone(spec, checkpoint), len(classes))
+
+
+def load_spec_backbone(spec: Spec, checkpoint: Path) -> Backbone:
+    """Load a spec's backbone and restore the random state, so that whatever follows starts alike for every backbone."""
+    model = spec.model
+    assert isinstance(model, BackboneModel | LavtModel)
     with torch.random.fork_rng(devices=[]):
-        backbone = load_backbone(
+        return load_backbone(
             checkpoint,
-            spec.model.backbone,
-            drop_path=spec.model.drop_path,
+            model.backbone,
+            drop_path=model.drop_path,
             gradient_checkpointing=spec.training.gradient_checkpointing,
         )
-    return compose_baseline(spec, backbone, len(classes))
 
 
 def compose_baseline(spec: Spec, backbone: Backbone, classes: int) -> Baseline:
-    """Put neck and head onto a backbone, on whatever device it is (``meta`` included)."""
-    model = spec.model
+    """Put neck and head onto a backbone, on whatever device it is (``meta`` included).
+
+    Args:
+        spec: the experiment.
+        backbone: a backbone with one level, which gets a pyramid, or with several, which get a norm each.
+        classes: number of the dataset's classes.
+    """
+    assert isinstance(spec.model, BackboneModel)
+    neck: LevelNorms | SimplePyramid
     if len(backbone.strides) == 1:
-        neck = SimplePyramid(backbone.channels[0], backbone.strides[0], model.pyramid_channels)
+        neck = SimplePyramid(backbone.channels[0], backbone.strides[0], spec.model.pyramid_channels)
     else:
         neck = LevelNorms(backbone.channels, backbone.strides)
-    outputs = {"segmentation": classes, "referring": 2, "depth": 1}[spec.task]
-    head = HEADS[model.head.kind](model.head, neck.channels, neck.strides, outputs)
-    return Baseline(model, backbone=backbone, neck=neck, head=head)
+    head = build_head(spec, neck.channels, neck.strides, classes)
+    return Baseline(spec.model, backbone=backbone, neck=neck, head=head)

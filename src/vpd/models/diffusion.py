@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -12,14 +14,20 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from vpd.config.schema import AttentionSpec
 from vpd.models.attention import Recorder, set_processors
-from vpd.models.features import LatentCache
+from vpd.models.base import LatentCache
 from vpd.utils.errors import UserError
 
 
 class FrozenEncoder(nn.Module):
-    """The VAE's encoder: images in [-1, 1] to latents, the posterior's mode or a sample times ``scale`` (S2)."""
+    """The VAE's encoder without its decoder, never trained.
 
-    def __init__(self, vae: AutoencoderKL, scale: float, posterior: str = "mode") -> None:
+    Args:
+        vae: diffusers' autoencoder.
+        scale: factor of the latents; the released code has 1.0 where Stable Diffusion has 0.18215 (S2).
+        posterior: whether the latent is the posterior's ``mode`` or a ``sample`` (S2).
+    """
+
+    def __init__(self, vae: Any, scale: float, posterior: str = "mode") -> None:
         super().__init__()
         self.encoder, self.quant_conv, self.scale, self.posterior = vae.encoder, vae.quant_conv, scale, posterior
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -32,16 +40,21 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, keys: list[str] | None = None, cache: LatentCache | None = None) -> Tensor:
-        """Encode (batch, 3, H, W) to (batch, latent channels, H / factor, W / factor).
+        """Encode images.
 
-        Images with keys are encoded one at a time and looked up in ``cache``; samples are never kept.
+        Args:
+            images: (batch, 3, H, W) in [-1, 1].
+            keys: names of images that always look the same; those are encoded one at a time and looked up in ``cache``.
+            cache: where their latents are stored; samples never are.
+
+        Returns:
+            Latents (batch, latent channels, H / factor, W / factor).
         """
         if keys is None or cache is None or self.posterior == "sample":
             return self._encode(images)
         size = tuple(images.shape[-2:])
         latents = [
-            cache.get((key, size), lambda image=image: self._encode(image[None]))
-            for key, image in zip(keys, images, strict=True)
+            cache.get((key, size), partial(self._encode, image[None])) for key, image in zip(keys, images, strict=True)
         ]
         return torch.cat([latent.to(images.device) for latent in latents])
 
@@ -56,9 +69,14 @@ class FeatureUNet(nn.Module):
     """Stable Diffusion's U-Net without its output layer; parameter names are those of diffusers.
 
     ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps.
+
+    Args:
+        unet: diffusers' U-Net, whose blocks are taken over.
+        spec: which cross-attention maps are recorded.
+        gradient_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, unet: Any, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.recorded = set_processors(unet, spec)
         self.gradient_checkpointing = gradient_checkpointing
@@ -70,17 +88,24 @@ class FeatureUNet(nn.Module):
         self.context_width = unet.config.cross_attention_dim
 
     def forward(self, latents: Tensor, timestep: int, context: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Return feature maps and attention maps per level, fine to coarse.
+        """Run one denoising step for its features.
 
-        ``latents`` (batch, 4, h, w), ``context`` (batch, tokens, width). The feature of a level is the output of the
-        last but one block, before the last block and the upsampler; at the finest level that of the last (S4).
+        Args:
+            latents: (batch, 4, h, w), without noise.
+            timestep: the step that the U-Net is told (S1).
+            context: text tokens (batch, tokens, width).
+
+        Returns:
+            Feature maps (batch, channels, h, w) and recorded attention (batch, tokens, h, w) or None, per level, fine to
+            coarse. The feature of a level is the output of the last but one block, before the last block and the
+            upsampler; at the finest level that of the last (S4).
         """
         recorder = Recorder()
         text = {"encoder_hidden_states": context, "cross_attention_kwargs": {"recorder": recorder}}
         time = self._time(latents, timestep)
         hidden, skips = self._down(self.conv_in(latents), time, text)
         hidden = self.mid_block(hidden, time, **text)
-        maps = []
+        maps: list[Tensor] = []
         for block in self.up_blocks:
             hidden, feature = self._up(block, hidden, skips, time, text)
             maps.insert(0, feature)
@@ -97,9 +122,7 @@ class FeatureUNet(nn.Module):
             skips += outputs
         return hidden, skips
 
-    def _up(
-        self, block: nn.Module, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict
-    ) -> tuple[Tensor, Tensor]:
+    def _up(self, block: Any, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict) -> tuple[Tensor, Tensor]:
         """Run one level, using up its ``skips``; return the input of the next level and this level's feature."""
         attentions = block.attentions if _attends(block) else [None] * len(block.resnets)
         outputs = []
@@ -123,13 +146,13 @@ def _attends(block: nn.Module) -> bool:
     return getattr(block, "has_cross_attention", False)
 
 
-def load_vae(checkpoint: Path) -> AutoencoderKL:
-    """Load the VAE of a diffusers pipeline folder."""
+def load_vae(checkpoint: Path) -> Any:
+    """Load the VAE of a diffusers pipeline folder in single precision."""
     return AutoencoderKL.from_pretrained(component(checkpoint, "vae"), local_files_only=True).float()
 
 
-def load_unet(checkpoint: Path, weights: str) -> UNet2DConditionModel:
-    """Load the U-Net of a diffusers pipeline folder, with its weights or (``random``) freshly initialised ones."""
+def load_unet(checkpoint: Path, weights: str) -> Any:
+    """Load the U-Net of a diffusers pipeline folder in single precision; ``random``: with fresh weights."""
     folder = component(checkpoint, "unet")
     if weights == "random":
         return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, local_files_only=True))
@@ -137,8 +160,8 @@ def load_unet(checkpoint: Path, weights: str) -> UNet2DConditionModel:
 
 
 def component(checkpoint: Path, name: str) -> Path:
-    """Folder of one part of a pipeline; UserError if it is not there."""
+    """Return the folder of one part of a pipeline; UserError if it does not exist."""
     folder = Path(checkpoint) / name
     if not folder.is_dir():
-        raise UserError(f"{checkpoint} has no folder {name}/; make or fetch this Stable Diffusion checkpoint first")
+        raise UserError(f"{checkpoint} has no folder {name}/; make or download this Stable Diffusion checkpoint first")
     return folder

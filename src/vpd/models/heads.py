@@ -1,16 +1,63 @@
-"""Decoder heads; every width and stride comes from the backbone or the spec."""
+"""Decoder heads of the three tasks; every width and stride comes from the backbone or the spec."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpd.config.schema import HeadSpec
-from vpd.models.features import Features
-from vpd.models.layers import Size, bilinear, conv, conv_norm_relu
-from vpd.models.upernet import UPerNet
+from vpd.config.schema import HeadSpec, Spec
+from vpd.models.base import Features, Size
 from vpd.utils.errors import UserError
+
+
+def build_head(spec: Spec, channels: list[int], strides: list[int], classes: int) -> nn.Module:
+    """Build an experiment's head with fresh weights from torch's global seed.
+
+    Args:
+        spec: the experiment.
+        channels: of the maps that the head reads, fine to coarse.
+        strides: input pixels per pixel of each map.
+        classes: number of the dataset's classes.
+
+    Raises:
+        UserError: the head does not fit these levels.
+    """
+    outputs = {"segmentation": classes, "referring": 2, "depth": 1}[spec.task]
+    return HEADS[spec.model.head.kind](spec.model.head, channels, strides, outputs)
+
+
+def conv(inputs: int, outputs: int, side: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    """Make a convolution whose output has the input's size over ``stride``, rounded up; ``side`` is odd."""
+    return nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=bias)
+
+
+def conv_norm_relu(inputs: int, outputs: int, side: int = 3) -> nn.Sequential:
+    """Make a convolution without bias, batch norm and ReLU."""
+    layers = {"conv": conv(inputs, outputs, side, bias=False), "bn": nn.BatchNorm2d(outputs), "relu": nn.ReLU()}
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _resized(x: Tensor, size: Size | torch.Size, corners: bool = False) -> Tensor:
+    """Resize (batch, c, h, w) bilinearly; ``corners``: the centres of the corner pixels stay corners."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=corners)
+
+
+def _initialise(part: nn.Module, rule: str = "kaiming", std: float = 0.01) -> None:
+    """Draw the weights of all convolutions in the order of their modules; biases become zero."""
+    for layer in part.modules():
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        if rule == "kaiming":
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif rule == "xavier":
+            nn.init.xavier_uniform_(layer.weight)
+        else:
+            (nn.init.normal_ if rule == "normal" else nn.init.trunc_normal_)(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 # ------------------------------------------------------------------------------------------------ semantic segmentation
@@ -21,12 +68,10 @@ class FPN(nn.Module):
         super().__init__()
         self.lateral_convs = nn.ModuleList(conv(c, width, 1) for c in channels)
         self.fpn_convs = nn.ModuleList(conv(width, width, 3) for _ in channels)
-        for layer in [*self.lateral_convs, *self.fpn_convs]:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        _initialise(self, "xavier")
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps fine to coarse, all of the neck's width on return."""
+        """Bring maps, fine to coarse, to the neck's width."""
         laterals = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]
         for fine in range(len(laterals) - 2, -1, -1):
             above = F.interpolate(laterals[fine + 1], size=laterals[fine].shape[-2:], mode="nearest")
@@ -44,27 +89,85 @@ class SemanticFPN(nn.Module):
         self.scale_heads = nn.ModuleList(self._scale_head(times, spec.channels) for times in doublings)
         self.dropout = nn.Dropout2d(spec.dropout)
         self.conv_seg = conv(spec.channels, outputs, 1)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
-        nn.init.zeros_(self.conv_seg.bias)
+        _initialise(self.conv_seg, "normal")
 
     @staticmethod
     def _scale_head(doublings: int, width: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for _ in range(max(1, doublings)):
             block = conv_norm_relu(width, width)
-            nn.init.kaiming_normal_(block.conv.weight, mode="fan_out", nonlinearity="relu")
+            _initialise(block)
             layers.append(block)
             if doublings:
                 layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
         return nn.Sequential(*layers)
 
     def forward(self, features: Features, size: Size) -> Tensor:
-        """Logits (batch, classes, h, w) at the finest level's size, whatever the image ``size``."""
+        """Return logits (batch, classes, h, w) at the finest level's size, whatever the image ``size``."""
         scaled = [head(x) for head, x in zip(self.scale_heads, self.neck(features.maps), strict=True)]
         total = scaled[0]
         for x in scaled[1:]:
-            total = total + bilinear(x, total.shape[-2:])
+            total = total + _resized(x, total.shape[-2:])
         return self.conv_seg(self.dropout(total))
+
+
+class PyramidPooling(nn.Module):
+    """Pyramid pooling module (Zhao et al. 2017): averages over grids of several sides, beside the map itself.
+
+    A grid finer than the map repeats its pixels.
+    """
+
+    def __init__(self, channels: int, width: int, scales: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scales = scales
+        self.branches = nn.ModuleList(conv_norm_relu(channels, width, 1) for _ in scales)
+        self.bottleneck = conv_norm_relu(channels + len(scales) * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool (batch, channels, h, w) to (batch, width, h, w); UserError if batch norm would see a single pixel."""
+        size = x.shape[-2:]
+        if self.training and len(x) * min(size.numel(), *(scale**2 for scale in self.scales)) == 1:
+            raise UserError(
+                "head 'upernet' cannot be trained on one image at a time, for batch norm then sees one pixel; "
+                "raise training.batch_size, lower training.accumulate or set training.drop_last"
+            )
+        pooled = [
+            _resized(branch(F.adaptive_avg_pool2d(x, scale)), size)
+            for branch, scale in zip(self.branches, self.scales, strict=True)
+        ]
+        return self.bottleneck(torch.cat([x, *pooled], dim=1))
+
+
+class UPerNet(nn.Module):
+    """UPerNet (Xiao et al. 2018): pyramid pooling on the coarsest level, a feature pyramid, fusion at the finest level.
+
+    As the public recipes of Swin and ConvNeXt set it up, but without their auxiliary head.
+    """
+
+    def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
+        super().__init__()
+        width, finer = spec.channels, channels[:-1]
+        self.pooling = PyramidPooling(channels[-1], width, spec.pool_scales)
+        self.lateral_convs = nn.ModuleList(conv_norm_relu(c, width, 1) for c in finer)
+        self.fpn_convs = nn.ModuleList(conv_norm_relu(width, width) for _ in finer)
+        self.fuse = conv_norm_relu(len(channels) * width, width)
+        self.dropout = nn.Dropout2d(spec.dropout)
+        self.conv_seg = conv(width, outputs, 1)
+        for part in (self.pooling, self.lateral_convs, self.fpn_convs, self.fuse):
+            _initialise(part)
+        _initialise(self.conv_seg, "normal")
+
+    def forward(self, features: Features, size: Size) -> Tensor:
+        """Return logits (batch, classes, h, w) at the finest level's size, whatever the image ``size``."""
+        maps = features.maps
+        sums = [lateral(x) for lateral, x in zip(self.lateral_convs, maps[:-1], strict=True)]
+        sums.append(self.pooling(maps[-1]))
+        for fine in range(len(sums) - 2, -1, -1):
+            sums[fine] = sums[fine] + _resized(sums[fine + 1], sums[fine].shape[-2:])
+        levels = [smooth(x) for smooth, x in zip(self.fpn_convs, sums[:-1], strict=True)] + [sums[-1]]
+        finest = levels[0].shape[-2:]
+        fused = self.fuse(torch.cat([levels[0], *(_resized(x, finest) for x in levels[1:])], dim=1))
+        return self.conv_seg(self.dropout(fused))
 
 
 # ----------------------------------------------------------------------------------------------- referring segmentation
@@ -76,13 +179,12 @@ class Fuse(nn.Module):
         self.mix = nn.Sequential(conv_norm_relu(inputs, width), conv_norm_relu(width, width))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """(batch, c, h, w) and (batch, d, H, W) -> (batch, width, H, W)."""
-        coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=True)
-        return self.mix(torch.cat([coarse, fine], dim=1))
+        """Fuse (batch, c, h, w) and (batch, d, H, W) to (batch, width, H, W)."""
+        return self.mix(torch.cat([_resized(coarse, fine.shape[-2:], corners=True), fine], dim=1))
 
 
 class SimpleDecoding(nn.Module):
-    """The decoder of LAVT: coarse to fine fusion, then a 1x1 to two classes, resized with aligned corners."""
+    """The decoder of LAVT (Yang et al. 2022): coarse to fine fusion, a 1x1 to two classes, resized with aligned corners."""
 
     def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
@@ -93,57 +195,48 @@ class SimpleDecoding(nn.Module):
         self.classify = conv(spec.channels, outputs, 1)
 
     def forward(self, features: Features, size: Size) -> Tensor:
-        """Logits (batch, classes, H, W) at the image ``size``."""
+        """Return logits (batch, classes, H, W) at the image ``size``."""
         x = features.maps[-1]
         for fuse, fine in zip(self.fuse, features.maps[-2::-1], strict=True):
             x = fuse(x, fine)
-        return F.interpolate(self.classify(x), size=tuple(size), mode="bilinear", align_corners=True)
+        return _resized(self.classify(x), size, corners=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- depth
 class DepthDecoder(nn.Module):
-    """Merge the levels at the third one's stride (the grid), upsample by learned and bilinear doublings, sigmoid."""
+    """VPD's depth head: levels merged at the third one's stride (the grid), learned and bilinear doublings, sigmoid (D10).
+
+    Raises:
+        UserError: the levels are not four, their strides do not fit, or ``norm_groups`` does not divide their channels.
+    """
 
     def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
-        first, second, third, fourth = _four_levels(channels, spec.norm_groups, spec.channels)
+        _check_levels(channels, strides, spec)
+        first, second, third, fourth = channels
+        groups, width = spec.norm_groups, spec.final_channels
         self.grid, self.max_depth = strides[2], spec.max_depth
-        self.doublings = _doublings_after_deconvolutions(self.grid)
+        self.doublings = (self.grid // 8).bit_length() - 1
         self.layer1 = nn.Sequential(
-            conv(first, first, 3, 2), nn.GroupNorm(spec.norm_groups, first), nn.ReLU(), conv(first, first, 3, 2)
+            conv(first, first, 3, 2), nn.GroupNorm(groups, first), nn.ReLU(), conv(first, first, 3, 2)
         )
         self.layer2 = nn.Sequential(conv(second, second, 3, 2))
-        self.out_layer = nn.Sequential(
-            conv(first + second + third + fourth, spec.channels, 1),
-            nn.GroupNorm(spec.norm_groups, spec.channels),
-            nn.ReLU(),
-        )
-        self.deconv_layers = self._deconvolutions(spec.channels, spec.deconv_channels)
-        width = spec.final_channels
+        merge = conv(first + second + third + fourth, spec.channels, 1)
+        self.out_layer = nn.Sequential(merge, nn.GroupNorm(groups, spec.channels), nn.ReLU())
+        layers: list[nn.Module] = []
+        for c in (spec.channels, spec.deconv_channels, spec.deconv_channels):
+            deconvolution = nn.ConvTranspose2d(c, spec.deconv_channels, 2, 2, bias=False)
+            layers += [deconvolution, nn.BatchNorm2d(spec.deconv_channels), nn.ReLU()]
+        self.deconv_layers = nn.Sequential(*layers)
         self.conv_layers = nn.Sequential(conv(spec.deconv_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
         self.last_layer_depth = nn.Sequential(conv(width, width, 3), nn.ReLU(), conv(width, outputs, 3))
-        self._initialise()
-
-    @staticmethod
-    def _deconvolutions(inputs: int, width: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for c in (inputs, width, width):
-            layers += [nn.ConvTranspose2d(c, width, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        return nn.Sequential(*layers)
-
-    def _initialise(self) -> None:
         for part in (self.layer1, self.layer2, self.out_layer):
-            for layer in (m for m in part.modules() if isinstance(m, nn.Conv2d)):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+            _initialise(part, "truncated normal", 0.02)
         for part in (self.deconv_layers, self.conv_layers, self.last_layer_depth):
-            for layer in (m for m in part.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)):
-                nn.init.normal_(layer.weight, std=0.001)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+            _initialise(part, "normal", 0.001)
 
     def forward(self, features: Features, size: Size) -> Tensor:
-        """Metres (batch, 1, H, W); ``size`` is that of the image without its canvas, a multiple of the grid stride."""
+        """Return metres (batch, 1, H, W); ``size`` is that of the image without its canvas, a multiple of the grid."""
         if size[0] % self.grid or size[1] % self.grid:
             raise UserError(
                 f"the depth decoder takes image sides that are multiples of {self.grid} pixels, "
@@ -160,28 +253,25 @@ class DepthDecoder(nn.Module):
 
 
 def grid_stride(factor: int) -> int:
-    """Image pixels per pixel of the depth decoder's grid, the third level, for a VAE of this factor."""
+    """Return the image pixels per pixel of the depth decoder's grid, the third level, for a VAE of this factor."""
     return 4 * factor
 
 
-def _doublings_after_deconvolutions(grid: int) -> int:
-    doublings = (grid // 8).bit_length() - 1
-    if 8 * 2**doublings != grid:
-        raise UserError(
-            f"head 'depth-decoder' needs a third level of stride 8, 16, 32 or so on, found {grid}; choose another checkpoint"
-        )
-    return doublings
-
-
-def _four_levels(channels: list[int], groups: int, width: int) -> list[int]:
+def _check_levels(channels: list[int], strides: list[int], spec: HeadSpec) -> None:
     if len(channels) != 4:
         raise UserError(
             f"head 'depth-decoder' needs a backbone of four levels, found {len(channels)}; choose another checkpoint"
         )
-    for c in (channels[0], width):
-        if c % groups:
-            raise UserError(f"model.head.norm_groups is {groups}, which does not divide {c} channels; choose a divisor")
-    return channels
+    if strides[2] < 8 or strides[2] & (strides[2] - 1):
+        raise UserError(
+            f"head 'depth-decoder' needs a third level of stride 8, 16, 32 or so on, found {strides[2]}; "
+            "choose another checkpoint"
+        )
+    for c in (channels[0], spec.channels):
+        if c % spec.norm_groups:
+            raise UserError(
+                f"model.head.norm_groups is {spec.norm_groups}, which does not divide {c} channels; choose a divisor"
+            )
 
 
 HEADS = {

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import BertModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from vpd.config.schema import LavtModel, Spec
-from vpd.models.backbones import Backbone, load_backbone
-from vpd.models.backbones.hierarchical import SwinBackbone
-from vpd.models.features import Features
-from vpd.models.heads import HEADS
-from vpd.models.language import Words, load_language
+from vpd.models.backbones import Backbone
+from vpd.models.backbones.from_timm import SwinBackbone
+from vpd.models.base import Batch, Features, Network
+from vpd.models.baseline import load_spec_backbone
+from vpd.models.heads import build_head
 from vpd.models.pixel_words import WordFusion
-from vpd.models.state import load_trained_state, trained_state
 from vpd.utils.errors import UserError
 
-CLASSES = 2
-"""Background and the object that the expression refers to."""
+LANGUAGE = "language"
 
 
-class Lavt(nn.Module):
+class Words(nn.Module):
+    """BERT without its pooler, which only sees [CLS].
+
+    Args:
+        bert: the text encoder, trained with the rest of the network.
+        tokenizer: its tokenizer.
+        length: tokens that expressions are cut or padded to, [CLS] and [SEP] included.
+
+    Raises:
+        UserError: BERT takes fewer tokens.
+    """
+
+    def __init__(self, bert: BertModel, tokenizer: Callable[..., Any], length: int) -> None:
+        super().__init__()
+        limit = bert.config.max_position_embeddings
+        if length > limit:
+            raise UserError(f"model.length is {length}, but the checkpoint's BERT takes at most {limit}; lower it")
+        bert.pooler = None
+        bert.set_attn_implementation("sdpa")
+        self.bert, self.tokenizer, self.length, self.width = bert, tokenizer, length, bert.config.hidden_size
+
+    def forward(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
+        """Return last hidden states (batch, length, width) and a mask (batch, length) that is false on padding."""
+        options = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+        tokens, device = self.tokenizer(sentences, **options), self.bert.device
+        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device).bool()
+        # A mask of four axes is taken as it is; with two, transformers first looks at its contents, and meta has none.
+        return self.bert(input_ids=ids, attention_mask=mask[:, None, None]).last_hidden_state, mask
+
+
+class Lavt(Network):
     """Stages of a Swin Transformer with word fusion between them, BERT, and a decoder head; all of it is trained."""
-
-    latents = None
-    """Nothing is computed before training."""
 
     def __init__(
         self, spec: LavtModel, *, backbone: SwinBackbone, language: Words, fusion: WordFusion, head: nn.Module
@@ -34,12 +63,8 @@ class Lavt(nn.Module):
         super().__init__()
         self.spec, self.backbone, self.language, self.fusion, self.head = spec, backbone, language, fusion, head
 
-    def forward(self, batch: dict) -> Tensor:
-        """Predict logits (batch, 2, H, W) from ``image`` (batch, 3, H, W) in [-1, 1] and ``text``, one per image."""
-        return self.head(self.features(batch), batch["image"].shape[-2:])
-
-    def features(self, batch: dict) -> Features:
-        """What the stages' pixels and words were fused to, fine to coarse; attention to words is not kept."""
+    def features(self, batch: Batch) -> Features:
+        """Fuse the stages' pixels with words, fine to coarse; attention to words is not recorded."""
         images, network = batch["image"], self.backbone.network
         self._check_size(images)
         words, mask = self.language(batch["text"])
@@ -57,38 +82,33 @@ class Lavt(nn.Module):
                 f"normalised; make a side longer than {self.backbone.strides[-1]} (data.size, evaluation.size)"
             )
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """Copies of all tensors, contiguous and in main memory."""
-        return trained_state(self)
 
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Load what ``trained_state`` gave; UserError if any tensor is missing, unexpected or of another shape."""
-        load_trained_state(self, state)
+def build_lavt(spec: Spec, checkpoint: Path) -> Lavt:
+    """Build LAVT from a checkpoint folder with vision/ and language/.
 
-
-def build_lavt(spec: Spec, checkpoint: Path, classes: list[str]) -> Lavt:
-    """Build LAVT from a checkpoint folder with vision/ and language/; new weights come from torch's global seed.
-
-    ``classes`` are not looked at: what to find is in the expression.
+    Raises:
+        UserError: a folder is missing or damaged, or the backbone or the task does not fit LAVT.
     """
-    # Restoring the random state gives every backbone, and the random one, the same initial fusion and head.
+    backbone = load_spec_backbone(spec, checkpoint)
     with torch.random.fork_rng(devices=[]):
-        backbone = load_backbone(
-            checkpoint,
-            spec.model.backbone,
-            drop_path=spec.model.drop_path,
-            gradient_checkpointing=spec.training.gradient_checkpointing,
-        )
         bert, tokenizer = load_language(checkpoint)
     return compose_lavt(spec, backbone, bert, tokenizer)
 
 
-def compose_lavt(spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: PreTrainedTokenizerBase) -> Lavt:
+def compose_lavt(spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Callable[..., Any]) -> Lavt:
     """Put LAVT together from its parts, on whatever device they are (``meta`` included).
 
-    UserError if the task has no expressions, or the backbone is no Swin Transformer.
+    Args:
+        spec: the experiment.
+        backbone: a Swin Transformer.
+        bert: the text encoder.
+        tokenizer: of the text encoder.
+
+    Raises:
+        UserError: the task has no expressions, or the backbone is no Swin Transformer.
     """
     model = spec.model
+    assert isinstance(model, LavtModel)
     if spec.task != "referring":
         raise UserError(
             f"method '{spec.method}' needs expressions, which task '{spec.task}' lacks; choose another method"
@@ -104,5 +124,33 @@ def compose_lavt(spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Pre
         backbone=backbone,
         language=Words(bert, tokenizer, model.length),
         fusion=WordFusion(channels, width, model.fusion_heads, model.fusion_dropout),
-        head=HEADS[model.head.kind](model.head, channels, backbone.strides, CLASSES),
+        head=build_head(spec, channels, backbone.strides, classes=2),
     )
+
+
+def load_language(checkpoint: Path) -> tuple[BertModel, PreTrainedTokenizerBase]:
+    """Load BERT, in single precision, and its tokenizer from a checkpoint's folder language/.
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged.
+    """
+    folder = Path(checkpoint) / LANGUAGE
+    if not folder.is_dir():
+        raise UserError(f"{checkpoint} has no folder {LANGUAGE}/; choose a checkpoint with a text encoder")
+    logging.disable_progress_bar()  # loading takes a moment; standard error is for the stage's own progress
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded: Any = BertModel.from_pretrained(folder, add_pooling_layer=False, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{folder} is incomplete or damaged ({reason}); make or download this backbone again"
+        ) from error
+    bert, missing = loaded[0], loaded[1]["missing_keys"]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} tensors of its BERT, first '{min(missing)}'; "
+            "make or download this backbone again"
+        )
+    return bert.float(), tokenizer

@@ -1,8 +1,9 @@
-"""Public monocular depth models of others (ZoeDepth, DPT-Hybrid), fed and read as their authors do on NYUv2."""
+"""Public monocular depth models (ZoeDepth, DPT-Hybrid) with their authors' own protocol on NYUv2."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,12 +11,12 @@ from transformers import DPTForDepthEstimation
 from transformers.modeling_outputs import DepthEstimatorOutput
 
 SMALLEST_INVERSE = 1e-8
-"""Of DPT's inverse depth, in 1 / metres."""
+"""Least inverse depth of DPT, in 1 / metres."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a model's authors do around it when they score it on NYUv2."""
+    """Pre- and post-processing with which a model's authors score it on NYUv2."""
 
     size: tuple[int, int]
     """Height and width that images are resized to ..."""
@@ -46,13 +47,14 @@ class DPTHybrid(DPTForDepthEstimation):
     """transformers' DPT-Hybrid for images of any ratio of sides; its own forward takes squares of one size only."""
 
     def forward(self, pixel_values: Tensor) -> DepthEstimatorOutput:
-        """Map images (B, 3, H, W) in [-1, 1], sides a multiple of 32, to relative inverse depth (B, H, W)."""
+        """Map images (batch, 3, H, W) in [-1, 1], sides a multiple of 32, to relative inverse depth (batch, H, W)."""
         height, width = pixel_values.shape[-2:]
         self.dpt.embeddings.image_size = (height, width)
         outputs = self.dpt(pixel_values, output_hidden_states=True)
-        blocks = [outputs.hidden_states[1 + index] for index in self.config.backbone_out_indices[2:]]
+        config: Any = self.config
+        blocks = [outputs.hidden_states[1 + index] for index in config.backbone_out_indices[2:]]
         levels = [*outputs.intermediate_activations, *blocks]
-        side = self.config.patch_size
+        side = config.patch_size
         return DepthEstimatorOutput(predicted_depth=self.head(self.neck(levels, height // side, width // side)))
 
 
@@ -64,10 +66,8 @@ class Monocular(nn.Module):
         self.network, self.protocol = network, protocol
 
     def forward(self, batch: dict) -> Tensor:
-        """Map ``batch["image"]`` (B, 3, H, W) in [-1, 1], of any size, to metres (B, 1, H, W), without mirrored copies.
-
-        Both models were trained on images normalised to [-1, 1], so nothing but the size changes.
-        """
+        """Map ``batch["image"]`` (batch, 3, H, W) in [-1, 1], of any size, to metres (batch, 1, H, W), without mirroring."""
+        # Both models were trained on images normalised to [-1, 1], so nothing but the size changes.
         images = batch["image"]
         output = self.network(self._resized(images, *self.input_size(*images.shape[-2:]))).predicted_depth[:, None]
         if self.protocol.inverse:
@@ -76,7 +76,7 @@ class Monocular(nn.Module):
         return self._resized(output, *images.shape[-2:])
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which an image of the given size enters the network."""
+        """Return the height and width at which an image of the given size enters the network."""
         tall, wide = (own / given for own, given in zip(self.protocol.size, (height, width), strict=True))
         if self.protocol.keep_ratio:
             tall = wide = wide if abs(1 - wide) < abs(1 - tall) else tall
@@ -88,7 +88,7 @@ class Monocular(nn.Module):
         return F.interpolate(maps, (height, width), mode=self.protocol.mode, align_corners=self.protocol.corners)
 
     def estimate(self, image: Tensor) -> Tensor:
-        """Metres (H, W) of one image (3, H, W), averaged over its mirror image where the protocol says so."""
+        """Estimate metres (H, W) of one image (3, H, W), averaged over its mirror image where the protocol says so."""
         images = image[None]
         if not self.protocol.flip:
             return self({"image": images})[0, 0]

@@ -1,27 +1,38 @@
-"""The VPD network: frozen encoder, U-Net, prompts, text adapter and decoder head."""
+"""The VPD network: frozen encoder, U-Net, prompts, text adapter and decoder head (paper, section 3)."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from vpd.config.schema import VPDModel
-from vpd.models.diffusion import FeatureUNet, FrozenEncoder
-from vpd.models.features import Features, LatentCache, join
-from vpd.models.heads import grid_stride
-from vpd.models.prompts import STRATEGIES, TextEncoder
-from vpd.models.state import load_trained_state, trained_state
+from vpd.config.schema import Spec, VPDModel
+from vpd.models.base import Batch, Features, LatentCache, Network
+from vpd.models.diffusion import FeatureUNet, FrozenEncoder, load_unet, load_vae
+from vpd.models.heads import build_head, grid_stride
+from vpd.models.prompts import FROM_IMAGES, TextAdapter, TextEncoder, context_of, encode_prompts, token_count
 from vpd.utils.errors import UserError
 
 LATENT_CACHE_BYTES = 1 << 30
-FROZEN = ("vae.", "text.")
 
 
-class VPD(nn.Module):
+class VPD(Network):
     """Visual perception with a pre-trained diffusion model.
 
-    ``text`` is present only where prompts come with the images; otherwise ``class_embeddings`` (tokens, width) is.
-    ``latents`` keeps the latents of batches whose images have keys; None turns that off.
+    Args:
+        spec: settings of the network.
+        vae: the frozen encoder.
+        unet: the denoising network, trained.
+        adapter: refines text tokens (batch, tokens, width).
+        head: decodes the features.
+        text: encoder of prompts that come with the images; only where ``class_embeddings`` are None.
+        class_embeddings: encoded fixed prompts (tokens, width).
     """
+
+    frozen = ("vae.", "text.")
+    class_embeddings: Tensor | None
 
     def __init__(
         self,
@@ -31,52 +42,121 @@ class VPD(nn.Module):
         unet: FeatureUNet,
         adapter: nn.Module,
         head: nn.Module,
-        text: TextEncoder | None = None,
+        text: nn.Module | None = None,
         class_embeddings: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.vae, self.unet, self.adapter, self.head, self.text = vae, unet, adapter, head, text
         self.register_buffer("class_embeddings", class_embeddings)
-        self.latents: LatentCache | None = LatentCache(LATENT_CACHE_BYTES)
+        self.latents = LatentCache(LATENT_CACHE_BYTES)
 
-    def forward(self, batch: dict) -> Tensor:
-        """Predict: segmentation and referring logits (batch, classes, h, w), or metres (batch, 1, H, W).
-
-        ``batch["image"]`` (batch, 3, H, W) in [-1, 1]; ``text`` or ``class_id`` where the prompts need them; ``key``
-        names images that are never augmented.
-        """
-        return self.head(self.features(batch), batch["image"].shape[-2:])
-
-    def features(self, batch: dict) -> Features:
-        """Features of a batch, fine to coarse, attention maps included."""
-        latents = self.vae(self._place(batch["image"]), batch.get("key"), self.latents)
+    def features(self, batch: Batch) -> Features:
+        """Compute the features of a batch, fine to coarse, with recorded attention behind the U-Net's channels."""
+        latents = self.vae(self._on_canvas(batch["image"]), batch.get("key"), self.latents)
         maps, attention = self.unet(latents, self.spec.timestep, self.context(batch))
-        return join(maps, [self.vae.factor * 2**level for level in range(len(maps))], attention)
+        joined = [
+            x if tokens is None else torch.cat([x, tokens.to(x.dtype)], dim=1)
+            for x, tokens in zip(maps, attention, strict=True)
+        ]
+        return Features(joined, [self.vae.factor * 2**level for level in range(len(maps))], attention)
 
-    def context(self, batch: dict) -> Tensor:
-        """Adapted text tokens (batch, tokens, width)."""
-        return self.adapter(STRATEGIES[self.spec.prompt.strategy](self, batch))
+    def context(self, batch: Batch) -> Tensor:
+        """Return the adapted text tokens (batch, tokens, width)."""
+        return self.adapter(context_of(self.spec.prompt.strategy, batch, self.text, self.class_embeddings))
 
-    def _place(self, images: Tensor) -> Tensor:
+    def _on_canvas(self, images: Tensor) -> Tensor:
         """Put images top-left on the zero canvas (D10)."""
-        canvas, size = self.spec.canvas, tuple(images.shape[-2:])
-        if canvas is None or size == (canvas, canvas):
+        canvas, (height, width) = self.spec.canvas, images.shape[-2:]
+        if canvas is None or (height, width) == (canvas, canvas):
             return images
         smaller = canvas - grid_stride(self.vae.factor)
-        if not set(size) <= {canvas, smaller}:
+        if not {height, width} <= {canvas, smaller}:
             raise UserError(
-                f"an image of {size[0]}x{size[1]} pixels does not fit model.canvas={canvas}: "
+                f"an image of {height}x{width} pixels does not fit model.canvas={canvas}: "
                 f"sides must be {smaller} or {canvas}; change the crop, the window or the canvas"
             )
         placed = images.new_zeros(*images.shape[:2], canvas, canvas)
-        placed[:, :, : size[0], : size[1]] = images
+        placed[:, :, :height, :width] = images
         return placed
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """Copies of all tensors but those of the frozen encoders, contiguous and in main memory."""
-        return trained_state(self, FROZEN)
 
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Load what ``trained_state`` gave; UserError if any tensor is missing, unexpected or of another shape."""
-        load_trained_state(self, state, FROZEN)
+def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
+    """Build VPD from a diffusers pipeline folder.
+
+    Args:
+        spec: the experiment.
+        checkpoint: the folder.
+        classes: names that prompts are made of, in label order.
+
+    Raises:
+        UserError: parts of the checkpoint are missing or do not fit each other or the spec.
+    """
+    # Restoring the random state gives every checkpoint, and the random U-Net, the same initial adapter and head.
+    prompt = vpd_model(spec).prompt
+    with torch.random.fork_rng(devices=[]):
+        unet, vae = load_unet(checkpoint, vpd_model(spec).unet), load_vae(checkpoint)
+        text = TextEncoder(checkpoint, prompt.length)
+        if text.width != unet.config.cross_attention_dim:
+            raise UserError(
+                f"the text encoder is {text.width} wide but the U-Net attends to {unet.config.cross_attention_dim} "
+                "channels; use parts of one Stable Diffusion checkpoint"
+            )
+        fixed = None if prompt.strategy in FROM_IMAGES else encode_prompts(prompt, text, classes)
+    return compose(spec, unet, vae, len(classes), text=text if fixed is None else None, class_embeddings=fixed)
+
+
+def compose(
+    spec: Spec,
+    unet: Any,
+    vae: Any,
+    classes: int,
+    *,
+    text: nn.Module | None = None,
+    class_embeddings: Tensor | None = None,
+) -> VPD:
+    """Put VPD together from its parts, on whatever device they are (``meta`` included).
+
+    Args:
+        spec: the experiment.
+        unet: Stable Diffusion's U-Net (diffusers' ``UNet2DConditionModel``).
+        vae: its autoencoder (diffusers' ``AutoencoderKL``).
+        classes: number of the dataset's classes.
+        text: text encoder, where prompts come with the images.
+        class_embeddings: encoded prompts (tokens, width), where they do not.
+
+    Raises:
+        UserError: the canvas does not fit the head or its grid, or the head does not fit the levels.
+    """
+    model = vpd_model(spec)
+    features = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
+    encoder = FrozenEncoder(vae, model.latent_scale, model.posterior)
+    _check_canvas(model, grid_stride(encoder.factor))
+    tokens = token_count(model.prompt, classes)
+    channels = [c + (tokens if level in features.recorded else 0) for level, c in enumerate(features.channels)]
+    return VPD(
+        model,
+        vae=encoder,
+        unet=features,
+        text=text,
+        class_embeddings=class_embeddings,
+        adapter=TextAdapter(features.context_width, model.adapter) if model.adapter.enabled else nn.Identity(),
+        head=build_head(spec, channels, [encoder.factor * 2**level for level in range(len(channels))], classes),
+    )
+
+
+def vpd_model(spec: Spec) -> VPDModel:
+    """Return the model settings of a spec of VPD."""
+    assert isinstance(spec.model, VPDModel)
+    return spec.model
+
+
+def _check_canvas(model: VPDModel, grid: int) -> None:
+    if model.canvas is None:
+        return
+    if model.head.kind != "depth-decoder":
+        raise UserError(f"model.canvas={model.canvas} works only with head 'depth-decoder'; set it to null")
+    if model.canvas % grid:
+        raise UserError(
+            f"model.canvas={model.canvas} is no multiple of the depth decoder's grid of {grid} pixels; change it"
+        )

@@ -12,14 +12,20 @@ from torch import Tensor, nn
 from vpd.utils.errors import UserError
 
 GATE_STD = 0.02
-"""Of a gate's first weights; the gates then are all but closed."""
+"""Standard deviation of a gate's first weights, which all but close it."""
 
 
 class PixelWordAttention(nn.Module):
     """Pixel-word attention module (PWAM, section 3.2): every pixel gathers the words that concern it.
 
-    Pixels are queries, words keys and values; what is gathered multiplies the projected pixels. Queries, and what is
-    gathered, are normalised per image and channel over the pixels.
+    Pixels are queries, words are keys and values; the gathered words multiply the projected pixels. Queries and gathered
+    words are normalised per image and channel over the pixels.
+
+    Args:
+        channels: of the pixels.
+        word_channels: of the words.
+        heads: of the attention; divides ``channels``.
+        dropout: rate behind each of the two projections.
     """
 
     def __init__(self, channels: int, word_channels: int, heads: int, dropout: float = 0.0) -> None:
@@ -34,23 +40,29 @@ class PixelWordAttention(nn.Module):
         self.mixed = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """Fuse pixels (batch, h, w, channels) with words (batch, length, word channels) where ``mask`` is true.
+        """Fuse pixels with words.
 
-        Returns (batch, h, w, channels); ``mask`` is (batch, length).
+        Args:
+            x: pixels (batch, h, w, channels).
+            words: (batch, length, word channels).
+            mask: (batch, length), false on padding.
+
+        Returns:
+            (batch, h, w, channels).
         """
         pixels = x.flatten(1, 2)
-        gathered = instance_norm(self.gathered(self._attend(pixels, words, mask)))
+        gathered = _instance_norm(self.gathered(self._attend(pixels, words, mask)))
         return self.mixed(self.visual(pixels) * gathered).unflatten(1, x.shape[1:3])
 
     def _attend(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        parts = [instance_norm(self.query(pixels)), self.key(words), self.value(words)]
+        parts = [_instance_norm(self.query(pixels)), self.key(words), self.value(words)]
         query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
-        return found.transpose(1, 2).flatten(2)
+        words_of = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
+        return words_of.transpose(1, 2).flatten(2)
 
 
 class LanguageGate(nn.Sequential):
-    """Language gate (section 3.3): a number in (-1, 1) per pixel and channel, how much of the words goes on."""
+    """Language gate (section 3.3): per pixel and channel a factor in (-1, 1) of the words that the next stage sees."""
 
     def __init__(self, channels: int) -> None:
         first, second = (nn.Linear(channels, channels, bias=False) for _ in range(2))
@@ -60,11 +72,21 @@ class LanguageGate(nn.Sequential):
 
 
 class WordFusion(nn.Module):
-    """What stands behind each stage of the backbone; the last one has no gate, for no stage follows it."""
+    """Fusion behind each stage of the backbone; the last one has no gate, since no stage follows it.
+
+    Args:
+        channels: of the stages.
+        word_channels: of the words.
+        heads: of each stage's attention.
+        dropout: rate in each stage's attention.
+
+    Raises:
+        UserError: there is not one number of heads per stage, or it does not divide the stage's channels.
+    """
 
     def __init__(self, channels: list[int], word_channels: int, heads: tuple[int, ...], dropout: float) -> None:
         super().__init__()
-        check_heads(channels, heads)
+        _check_heads(channels, heads)
         self.attention = nn.ModuleList(
             PixelWordAttention(c, word_channels, h, dropout) for c, h in zip(channels, heads, strict=True)
         )
@@ -72,9 +94,16 @@ class WordFusion(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
 
     def forward(self, level: int, x: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the head's map (batch, channels, h, w) and the next stage's input (batch, h, w, channels).
+        """Fuse the output of one stage with words.
 
-        ``x`` is the output of stage ``level``, also channels-last.
+        Args:
+            level: the stage.
+            x: its output (batch, h, w, channels).
+            words: (batch, length, word channels).
+            mask: (batch, length), false on padding.
+
+        Returns:
+            The head's map (batch, channels, h, w) and the next stage's input (batch, h, w, channels).
         """
         fused = self.attention[level](x, words, mask)
         if level < len(self.gates):
@@ -82,13 +111,12 @@ class WordFusion(nn.Module):
         return self.norms[level](fused).permute(0, 3, 1, 2).contiguous(), x
 
 
-def instance_norm(x: Tensor) -> Tensor:
+def _instance_norm(x: Tensor) -> Tensor:
     """Give each channel of (batch, pixels, channels) mean 0 and variance 1 over the pixels."""
     return F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
 
 
-def check_heads(channels: list[int], heads: tuple[int, ...]) -> None:
-    """UserError unless there is a number of heads for each stage, and it divides the stage's channels."""
+def _check_heads(channels: list[int], heads: tuple[int, ...]) -> None:
     if len(heads) != len(channels):
         raise UserError(f"model.fusion_heads has {len(heads)} numbers for {len(channels)} stages; give one per stage")
     for c, h in zip(channels, heads, strict=True):

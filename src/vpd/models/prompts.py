@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
 from vpd.config.schema import AdapterSpec, PromptSpec
+from vpd.models.base import Batch, LatentCache
 from vpd.models.diffusion import component
-from vpd.models.features import LatentCache
 from vpd.utils.errors import UserError
 from vpd.utils.progress import track
 
@@ -22,11 +24,19 @@ SENTENCES_WORTH_A_BAR = 500
 
 
 class TextEncoder(nn.Module):
-    """A checkpoint's frozen CLIP text model and tokenizer; sentences are cut or padded to ``length`` tokens."""
+    """A checkpoint's frozen CLIP text model and tokenizer.
+
+    Args:
+        checkpoint: a diffusers pipeline folder.
+        length: tokens that sentences are cut or padded to.
+
+    Raises:
+        UserError: a folder is missing, or the text model takes fewer tokens.
+    """
 
     def __init__(self, checkpoint: Path, length: int) -> None:
         super().__init__()
-        logging.disable_progress_bar()  # Loading takes a moment; standard error is for the stage's own progress.
+        logging.disable_progress_bar()  # loading takes a moment; standard error is for the stage's own progress
         self.tokenizer = CLIPTokenizer.from_pretrained(component(checkpoint, "tokenizer"), local_files_only=True)
         folder = component(checkpoint, "text_encoder")
         self.model = CLIPTextModel.from_pretrained(folder, local_files_only=True).float()
@@ -45,13 +55,16 @@ class TextEncoder(nn.Module):
         return super().train(False)
 
     def forward(self, sentences: list[str]) -> Tensor:
-        """All tokens of each sentence after the final norm, unmasked padding included: (batch, length, width) (R4)."""
+        """Encode sentences to all their tokens (batch, length, width) after the final norm, padding included (R4)."""
         device = self.model.device
-        tokens = [self.cache.get(s, lambda s=s: self._states([s], "max_length")[0]) for s in sentences]
+        tokens = [self.cache.get(s, partial(self._tokens, s)) for s in sentences]
         return torch.cat([states.to(device) for states in tokens])
 
+    def _tokens(self, sentence: str) -> Tensor:
+        return self._states([sentence], "max_length")[0]
+
     def pooled(self, sentences: list[str]) -> Tensor:
-        """The [EOS] token of each sentence after the final norm: (sentences, width) (S5)."""
+        """Encode each sentence to its [EOS] token (sentences, width) after the final norm (S5)."""
         states, ids = self._states(sentences, "longest")
         first = (ids == self.tokenizer.eos_token_id).int().argmax(dim=1)
         return states[torch.arange(len(ids)), first]
@@ -78,18 +91,30 @@ class TextAdapter(nn.Module):
 
 @cache
 def imagenet_templates() -> tuple[str, ...]:
-    """The 80 prompts that CLIP's authors average for ImageNet."""
+    """Return the 80 prompts that CLIP's authors average for ImageNet (D5)."""
     text = resources.files("vpd.models").joinpath("templates.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
 
-TEMPLATES = {"single": lambda: ("a photo of a {}",), "imagenet-80": imagenet_templates}
+TEMPLATES: dict[str, Callable[[], tuple[str, ...]]] = {
+    "single": lambda: ("a photo of a {}",),
+    "imagenet-80": imagenet_templates,
+}
 
 
 def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> Tensor:
-    """Encode a fixed prompt set once: token(s) of the empty prompt, or one token per class (mean over templates).
+    """Encode the prompts that are the same for every image.
 
-    Returns (tokens or classes, width); UserError if the strategy needs classes and there are none.
+    Args:
+        spec: strategy and templates.
+        text: the encoder.
+        classes: class names in label order.
+
+    Returns:
+        (tokens, width): the empty prompt's token or tokens (S8), or one token per class, the mean over templates (S5, G3).
+
+    Raises:
+        UserError: the strategy needs classes and there are none.
     """
     if spec.strategy == "empty":
         return text.pooled([""])
@@ -100,46 +125,38 @@ def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> T
             f"model.prompt.strategy is '{spec.strategy}', but the dataset has no classes; use 'empty' or 'expression'"
         )
     templates = TEMPLATES[spec.templates]()
-    names = [name.replace("_", " ") for name in classes]
-    if len(names) * len(templates) > SENTENCES_WORTH_A_BAR:
+    names: Iterable[str] = [name.replace("_", " ") for name in classes]
+    if len(classes) * len(templates) > SENTENCES_WORTH_A_BAR:
         names = track(names, len(classes), "encode prompts", "class")
     return torch.stack([text.pooled([t.format(name) for t in templates]).mean(0) for name in names])
 
 
-def all_tokens(model: nn.Module, batch: dict) -> Tensor:
-    """The same tokens for every image: (batch, classes or 1, width)."""
-    return model.class_embeddings.expand(len(batch["image"]), -1, -1)
-
-
-def scene_token(model: nn.Module, batch: dict) -> Tensor:
-    """The token of each image's scene class, or their mean where ``class_id`` is -1 (D4): (batch, 1, width)."""
-    table = model.class_embeddings
-    with_mean = torch.cat([table, table.mean(0, keepdim=True)])
-    return with_mean[batch["class_id"].to(table.device)][:, None]
-
-
-def expression_tokens(model: nn.Module, batch: dict) -> Tensor:
-    """All tokens of each image's expression: (batch, length, width)."""
-    return model.text(batch["text"])
-
-
-def expression_token(model: nn.Module, batch: dict) -> Tensor:
-    """The [EOS] token of each image's expression: (batch, 1, width)."""
-    return model.text.pooled(batch["text"])[:, None]
-
-
-STRATEGIES = {
-    "empty": all_tokens,
-    "empty-sequence": all_tokens,
-    "class-names": all_tokens,
-    "scene": scene_token,
-    "expression": expression_tokens,
-    "expression-pooled": expression_token,
-}
 FROM_IMAGES = ("expression", "expression-pooled")
 """Strategies whose text comes with each image, so that the text encoder stays in the network."""
 
 
+def context_of(strategy: str, batch: Batch, text: Any, embeddings: Tensor | None) -> Tensor:
+    """Return the text tokens that each image of a batch attends to.
+
+    Args:
+        strategy: of the prompts (``PromptSpec.strategy``).
+        batch: ``text`` or ``class_id`` where the strategy needs them.
+        text: encoder, for the strategies ``FROM_IMAGES``.
+        embeddings: encoded prompts (tokens, width), for all others.
+
+    Returns:
+        (batch, tokens, width): the expression's tokens (R4) or its [EOS] token, the token of the image's scene class (D4;
+        their mean where ``class_id`` is -1), or all tokens for every image.
+    """
+    if text is not None:
+        return text(batch["text"]) if strategy == "expression" else text.pooled(batch["text"])[:, None]
+    assert embeddings is not None
+    if strategy == "scene":
+        with_mean = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
+        return with_mean[batch["class_id"].to(embeddings.device)][:, None]
+    return embeddings.expand(len(batch["image"]), -1, -1)
+
+
 def token_count(spec: PromptSpec, classes: int) -> int:
-    """Tokens that the U-Net attends to, which is also the number of recorded maps per level."""
+    """Return the number of tokens that the U-Net attends to, which is that of the recorded maps per level, too."""
     return {"class-names": classes, "expression": spec.length, "empty-sequence": spec.length}.get(spec.strategy, 1)

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpd.config.schema import BackboneSpec, DatasetSpec, Spec
+from vpd.config.schema import (
+    BackboneSpec,
+    DatasetSpec,
+    DepthSpec,
+    ReferringSpec,
+    SegmentationSpec,
+    Spec,
+    VPDModel,
+)
 from vpd.planning.costs import GIB, figures
 from vpd.planning.counting import FLOAT, Part, count, text_parameters
 from vpd.planning.hours import forward_passes, gpu_hours, training_images, training_macs
@@ -109,6 +117,7 @@ class Cost:
     def evaluation_bytes(self) -> int:
         """Estimate the memory of a GPU in an evaluation: weights, and per image at most what checkpointing would keep."""
         per_image = int(CHECKPOINTED * self.total.activations) + self.encoder
+        assert isinstance(self.spec, SegmentationSpec | ReferringSpec | DepthSpec)
         return self.weights + self.spec.evaluation.batch_size * per_image + RESERVED
 
 
@@ -137,7 +146,7 @@ def cost(
         raise UserError(f"{spec.name} uses checkpoint {spec.checkpoint}; give its parts, or its backbone, to count it")
     counted, text = _count(spec, parts, CLASSES[LAYOUTS[spec.task]] if classes is None else classes)
     encoder = 0
-    if isinstance(parts, dict):
+    if isinstance(parts, dict) and isinstance(spec.model, VPDModel):
         encoder = ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * (spec.model.canvas or crop(spec)) ** 2
     inputs = forward_passes(spec, evaluated) * len(spec.training.milestones)
     return Cost(spec, counted, text, encoder, training_images(spec, samples), inputs)

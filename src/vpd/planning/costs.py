@@ -47,7 +47,7 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
 
 def figures(cost: Cost) -> dict[str, float]:
     """Return the numbers of one table row by column, rounded as they are shown."""
-    values = {
+    values: dict[str, tuple[float, int]] = {
         "parameters (M)": (cost.total.parameters / 1e6, 1),
         "trainable (M)": (cost.total.trainable / 1e6, 1),
         "GMACs": (cost.total.macs / 1e9, 2),
@@ -56,20 +56,17 @@ def figures(cost: Cost) -> dict[str, float]:
         "GPU-hours": (cost.gpu_hours, 1),
     }
     # Numbers below one keep two significant digits: the small networks of the smoke scale would otherwise read 0.0.
-    return {
-        name: round(value, decimals) if value >= 1 else float(f"{value:.2g}")
-        for name, (value, decimals) in values.items()
-    }
+    return {name: round(n, decimals) if n >= 1 else float(f"{n:.2g}") for name, (n, decimals) in values.items()}
 
 
 def paper_gflops(params: Params) -> dict[str, float]:
     """Return the GFLOPs that the paper prints in the table row of an experiment, by experiment."""
-    printed = {}
+    printed: dict[str, float] = {}
     for name, table in params.tables.items():
         reported = load_reported()[name]
         for row in table.rows if "gflops" in reported.columns else ():
             value = reported.rows[reported.matching(row.match)[0]].get("gflops")
-            if value is not None and row.experiment:
+            if isinstance(value, int | float) and row.experiment:
                 printed[row.experiment] = value
     return printed
 
@@ -78,7 +75,7 @@ def markdown(costs: Mapping[str, Cost], paper: Mapping[str, float]) -> str:
     """Format costs by experiment as a table beside the paper's GFLOPs (``paper_gflops``)."""
     rows: list[list[str]] = []
     for name, cost in costs.items():
-        numbers = {column: str(value) for column, value in figures(cost).items()}
+        numbers: dict[str, str] = {column: str(value) for column, value in figures(cost).items()}
         columns = list(numbers)
         columns.insert(columns.index("GMACs, mmcv") + 1, "GFLOPs, paper")
         numbers["GFLOPs, paper"] = str(paper.get(name, "–"))

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from vpd.config.schema import Spec
+from vpd.config.schema import Spec, VPDModel
 from vpd.models.prompts import FROM_IMAGES
 from vpd.planning.networks import Parts, build, make_batch
 
@@ -71,8 +72,10 @@ def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
 
     def part(name: str) -> Part:
         macs = _within(flops, f"{type(model).__name__}.{name}") // 2
-        sizes = [size(model.get_submodule(name), trainable) for trainable in (False, True)]
-        return Part(*sizes, macs, _total(mmcv, name), FLOAT * _total(activations, name))
+        module = model.get_submodule(name)
+        return Part(
+            size(module), size(module, trainable=True), macs, _total(mmcv, name), FLOAT * _total(activations, name)
+        )
 
     counted = {name: part(name) for name, module in model.named_children() if name in PARTS and _has_work(name, module)}
     if hasattr(model.head, "neck"):
@@ -84,8 +87,9 @@ def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
 
 def text_parameters(spec: Spec, parts: Parts) -> int:
     """Count VPD's frozen text encoder where it stays in the network; elsewhere it has encoded the prompts before."""
-    if not isinstance(parts, dict) or spec.model.prompt.strategy not in FROM_IMAGES:
+    if not isinstance(spec.model, VPDModel) or spec.model.prompt.strategy not in FROM_IMAGES:
         return 0
+    assert isinstance(parts, dict)
     with torch.device("meta"):
         return size(CLIPTextModel(CLIPTextConfig.from_dict(parts["text_encoder"])))
 
@@ -111,7 +115,7 @@ def _total(counts: Counter[str], part: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------- by module
-def _convolution(module: nn.Module, given: Tensor, result: Tensor) -> int:
+def _convolution(module: Any, given: Tensor, result: Tensor) -> int:
     # A transposed convolution multiplies at every pixel of its input, a plain one at every pixel of its output.
     pixels = (given if isinstance(module, nn.ConvTranspose2d) else result)[:, 0].numel()
     biases = result.numel() if module.bias is not None else 0
@@ -126,7 +130,7 @@ def _norm(module: nn.Module, given: Tensor, result: Tensor) -> int:
     return given.numel() * 2
 
 
-RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], int]] = {
+RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     nn.Conv2d: _convolution,
     nn.ConvTranspose2d: _convolution,
     nn.Linear: _linear,

@@ -47,7 +47,9 @@ def training_images(spec: Spec, samples: int | None = None) -> int:
     if training.steps:
         return training.steps * training.batch_size
     samples = samples or SAMPLES[_dataset(spec)]
-    return training.epochs * (samples // training.batch_size * training.batch_size if training.drop_last else samples)
+    return (training.epochs or 0) * (
+        samples // training.batch_size * training.batch_size if training.drop_last else samples
+    )
 
 
 def forward_passes(spec: Spec, samples: int | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpd.config.schema import BackboneSpec, DepthSpec, ReferringSpec, SegmentationSpec, Spec
+from vpd.config.schema import BackboneModel, BackboneSpec, DepthSpec, LavtModel, ReferringSpec, SegmentationSpec, Spec
 from vpd.utils.files import read_json
 
 Configs = dict[str, dict[str, Any]]
@@ -70,12 +70,12 @@ def build(spec: Spec, parts: Parts, classes: int) -> nn.Module:
 def _build_vpd(spec: Spec, configs: Configs, classes: int) -> nn.Module:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from vpd.models.compose import compose
+    from vpd.models.network import compose, vpd_model
     from vpd.models.prompts import FROM_IMAGES
 
-    unet = UNet2DConditionModel.from_config(configs["unet"])
-    vae = AutoencoderKL.from_config(configs["vae"])
-    prompt, width = spec.model.prompt, unet.config.cross_attention_dim
+    unet: Any = UNet2DConditionModel.from_config(configs["unet"])
+    vae: Any = AutoencoderKL.from_config(configs["vae"])
+    prompt, width = vpd_model(spec).prompt, unet.config.cross_attention_dim
     if prompt.strategy in FROM_IMAGES:
         return compose(spec, unet, vae, classes, text=GivenTokens(prompt.length, width))
     rows = {"empty": 1, "empty-sequence": prompt.length}.get(prompt.strategy, classes)
@@ -85,9 +85,10 @@ def _build_vpd(spec: Spec, configs: Configs, classes: int) -> nn.Module:
 def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
     from vpd.models.backbones import build_backbone
 
-    checkpointing = spec.training.gradient_checkpointing
-    backbone = build_backbone(parts.vision, drop_path=spec.model.drop_path, gradient_checkpointing=checkpointing)
-    if spec.model.kind == "backbone":
+    model, checkpointing = spec.model, spec.training.gradient_checkpointing
+    assert isinstance(model, BackboneModel | LavtModel)
+    backbone = build_backbone(parts.vision, drop_path=model.drop_path, gradient_checkpointing=checkpointing)
+    if isinstance(model, BackboneModel):
         from vpd.models.baseline import compose_baseline
 
         return compose_baseline(spec, backbone, classes)
@@ -95,14 +96,20 @@ def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
 
     from vpd.models.lavt import compose_lavt
 
-    vocabulary = {} if parts.vocabulary is None else {"vocab_size": parts.vocabulary}
-    bert = BertModel(BertConfig(**parts.language.options, **vocabulary), add_pooling_layer=False)
+    assert parts.language is not None
+    options: dict[str, Any] = dict(parts.language.options)
+    if parts.vocabulary is not None:
+        options["vocab_size"] = parts.vocabulary
+    bert = BertModel(BertConfig(**options), add_pooling_layer=False)
     return compose_lavt(spec, backbone, bert, _full_sentences)
 
 
 def crop(spec: Spec) -> int:
     """Side of the square training images in pixels."""
-    return spec.data.size if isinstance(spec, ReferringSpec) else spec.data.crop
+    if isinstance(spec, ReferringSpec):
+        return spec.data.size
+    assert isinstance(spec, SegmentationSpec | DepthSpec)
+    return spec.data.crop
 
 
 def make_batch(spec: Spec, images: int, classes: int) -> dict[str, Any]:

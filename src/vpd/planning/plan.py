@@ -144,7 +144,7 @@ def _written(params: Params, job: Job, computed: Mapping[str, Computed]) -> int:
 def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate], gpus: int) -> str:
     """Format jobs, hours and disk by stage, and the least time on ``gpus`` GPUs."""
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))
-    rows = [("stage", "jobs", "done", "to do", "GPU-hours", "CPU-hours", "disk")]
+    rows: list[tuple[str, ...]] = [("stage", "jobs", "done", "to do", "GPU-hours", "CPU-hours", "disk")]
     rows += [_row(stage, [needs[name] for name, job in jobs.items() if job.stage == stage]) for stage in stages]
     lines = [title, "", *_table([*rows, _row("all", list(needs.values()))]), ""]
     todo = {name: estimate for name, estimate in needs.items() if not estimate.done}

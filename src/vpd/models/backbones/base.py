@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vpd.models.base import Size
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 """Axes of a patch embedding's output: N images, C channels, H x W patches, or L patches in one row."""
 
 
 class Backbone(nn.Module):
-    """A library's image network without its classifier, and its maps fine to coarse; one subclass per family.
+    """A library's image network without its classifier; one subclass per kind of network.
 
-    ``network`` holds all trained tensors under the library's own names. ``channels`` and ``strides`` are those of the
-    native levels; a plain transformer has one. ``mask_stride`` is the side of the patches that ``forward`` can hide and
-    ``mask_width`` the channels of their embedding.
+    Args:
+        network: holds all trained tensors under the library's own names.
+        patches: the part of ``network`` that embeds patches.
+        layout: axes of its output.
+        channels: of the native levels, fine to coarse; a plain transformer has one level.
+        strides: input pixels per pixel of each level.
+        multiple: pixels; sides of images are padded to multiples of it.
+        mask_stride: side in pixels of the patches that ``forward`` can hide.
+        mask_width: channels of their embedding.
+        mean: of the pixels, 0 to 1, that pre-training subtracted.
+        std: of the pixels that it divided by.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -33,12 +46,12 @@ class Backbone(nn.Module):
         multiple: int,
         mask_stride: int,
         mask_width: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> None:
-        """``patches`` is the part of ``network`` that embeds patches; sides are padded to ``multiple``."""
         super().__init__()
-        self.network, self.layout, self.multiple = network, layout, multiple
+        self.network: Any = network
+        self.layout, self.multiple = layout, multiple
         self.patches_name = next(name for name, module in network.named_modules() if module is patches)
         self.channels, self.strides = channels, strides
         self.mask_stride, self.mask_width = mask_stride, mask_width
@@ -46,22 +59,26 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> list[Tensor]:
-        """Maps (batch, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) of images (batch, 3, H, W) in [-1, 1].
+        """Compute the native levels of images of any size.
 
-        Where ``mask`` (batch, ceil(H / mask_stride), ceil(W / mask_stride)) is true, ``mask_token`` (``mask_width``
-        numbers) takes the place of a patch's embedding, as in SimMIM (Xie et al. 2022): the maps then do not depend on
-        the pixels of that patch.
+        Args:
+            images: (batch, 3, H, W) in [-1, 1].
+            mask: (batch, ceil(H / mask_stride), ceil(W / mask_stride)); true hides a patch, as in SimMIM (Xie et al.
+                2022): the maps then do not depend on its pixels.
+            mask_token: ``mask_width`` numbers in place of a hidden patch's embedding.
+
+        Returns:
+            Maps (batch, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), fine to coarse.
         """
-        size = images.shape[-2:]
+        height, width = images.shape[-2:]
         with self._hidden(mask, mask_token):
             maps = self._maps(self.prepare(images))
         return [
-            x[:, :, : -(-size[0] // stride), : -(-size[1] // stride)]
-            for x, stride in zip(maps, self.strides, strict=True)
+            x[:, :, : -(-height // stride), : -(-width // stride)] for x, stride in zip(maps, self.strides, strict=True)
         ]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """Native levels of normalised images whose sides are multiples of ``multiple``."""
+        """Compute the levels of normalised images whose sides are multiples of ``multiple``."""
         raise NotImplementedError
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -70,10 +87,14 @@ class Backbone(nn.Module):
         bottom, right = (-side % self.multiple for side in images.shape[-2:])
         return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
 
+    def patch_grid(self, images: Tensor) -> Size:
+        """Return the rows and columns of ``multiple`` pixels in padded images."""
+        return images.shape[-2] // self.multiple, images.shape[-1] // self.multiple
+
     @contextlib.contextmanager
     def _hidden(self, mask: Tensor | None, token: Tensor | None) -> Iterator[None]:
         """Within the block, the patch embedding gives ``token`` where ``mask`` is true."""
-        if mask is None:
+        if mask is None or token is None:
             yield
             return
         patches = self.network.get_submodule(self.patches_name)
@@ -84,19 +105,15 @@ class Backbone(nn.Module):
             handle.remove()
 
     def _replace(self, patches: Tensor, mask: Tensor, token: Tensor) -> Tensor:
-        rows, columns = self._grid(mask)
-        mask = F.pad(mask, (0, columns - mask.shape[2], 0, rows - mask.shape[1]))
+        # The mask covers the image; the padding that completes the last row and column of units is never hidden.
+        unit = self.multiple // self.mask_stride
+        mask = F.pad(mask, (0, -mask.shape[2] % unit, 0, -mask.shape[1] % unit))
         token = token.reshape(-1).to(patches.dtype)
         if self.layout == "NCHW":
             return torch.where(mask[:, None], token[:, None, None], patches)
         return torch.where((mask.flatten(1) if self.layout == "NLC" else mask)[..., None], token, patches)
 
-    def _grid(self, mask: Tensor) -> tuple[int, int]:
-        """Patches of the padded images, whose mask covers at least their unpadded part."""
-        unit = self.multiple // self.mask_stride
-        return -(-mask.shape[1] // unit) * unit, -(-mask.shape[2] // unit) * unit
 
-
-def spread(rate: float, blocks: int) -> list[float]:
-    """Drop-path rate of each block: from 0 linearly to ``rate``."""
-    return [rate * block / max(1, blocks - 1) for block in range(blocks)]
+def to_map(tokens: Tensor, grid: Size) -> Tensor:
+    """(batch, patches, channels) -> (batch, channels, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, grid).contiguous()

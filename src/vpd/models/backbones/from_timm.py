@@ -1,9 +1,9 @@
-"""Building timm's networks: names and options checked, and what makes each family take images of any size."""
+"""timm's networks as backbones: Swin Transformer (V1, V2), ConvNeXt, plain vision transformers and BEiT."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -13,42 +13,147 @@ from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from vpd.config.schema import NetworkSpec
-from vpd.models.backbones.base import Backbone
-from vpd.models.backbones.hierarchical import ConvNeXtBackbone, SwinBackbone
-from vpd.models.backbones.plain import BeitBackbone, ViTBackbone
+from vpd.models.backbones.base import Backbone, Layout, to_map
+from vpd.models.backbones.beit import beit_tokens, interpolate_biases
+from vpd.models.backbones.swin import shift_after_padding
+from vpd.models.base import Size
 from vpd.utils.errors import UserError, nearest
 
 OURS = ("self", "device", "dtype", "in_chans", "num_classes", "drop_path_rate")
 """Parameters of timm's constructors that are no options."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """A module of timm: its network, our backbone, and the settings that any image size needs."""
+class SwinBackbone(Backbone):
+    """Swin Transformer; its blocks keep their native window at any image size and pad the map to whole windows.
 
-    network: type
-    backbone: type[Backbone]
-    settings: dict[str, Any] = field(default_factory=dict)
+    The maps are the outputs of the four stages; the public downstream recipes put a new norm behind each (LevelNorms).
+    """
+
+    def __init__(self, network: Any) -> None:
+        network.norm, network.head = nn.Identity(), nn.Identity()
+        shift_after_padding(network)
+        stride = network.feature_info[0]["reduction"]
+        super().__init__(network, network.patch_embed, "NHWC", **_levels(network), multiple=stride)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        x, maps = self.network.patch_embed(images), []
+        for stage in self.network.layers:
+            x = stage(x)
+            maps.append(x.permute(0, 3, 1, 2).contiguous())
+        return maps
 
 
-FAMILIES = {
-    "swin_transformer": Family(SwinTransformer, SwinBackbone, {"strict_img_size": False}),
-    "swin_transformer_v2": Family(SwinTransformerV2, SwinBackbone, {"strict_img_size": False}),
-    "convnext": Family(ConvNeXt, ConvNeXtBackbone),
-    "vision_transformer": Family(VisionTransformer, ViTBackbone, {"dynamic_img_size": True}),
-    "beit": Family(Beit, BeitBackbone),
+class ConvNeXtBackbone(Backbone):
+    """ConvNeXt; images are padded to whole pixels of the coarsest map, the maps are the outputs of the four stages."""
+
+    def __init__(self, network: Any) -> None:
+        network.norm_pre, network.head = nn.Identity(), nn.Identity()
+        multiple = network.feature_info[-1]["reduction"]
+        super().__init__(network, network.stem, "NCHW", **_levels(network), multiple=multiple)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        x, maps = self.network.stem(images), []
+        for stage in self.network.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _levels(network: Any) -> dict[str, Any]:
+    levels = network.feature_info
+    return {
+        "channels": [level["num_chs"] for level in levels],
+        "strides": [level["reduction"] for level in levels],
+        "mask_stride": levels[0]["reduction"],
+        "mask_width": levels[0]["num_chs"],
+        "mean": network.pretrained_cfg["mean"],
+        "std": network.pretrained_cfg["std"],
+    }
+
+
+class PlainBackbone(Backbone):
+    """A transformer with a single level at the stride of its patches.
+
+    The map is the last block's patch tokens after the final norm; class, register and distillation tokens are left out.
+    """
+
+    layout_of_patches: Layout
+
+    def __init__(self, network: Any) -> None:
+        patch = network.patch_embed.patch_size[0]
+        super().__init__(
+            network,
+            network.patch_embed,
+            self.layout_of_patches,
+            channels=[network.embed_dim],
+            strides=[patch],
+            multiple=patch,
+            mask_stride=patch,
+            mask_width=network.embed_dim,
+            mean=network.pretrained_cfg["mean"],
+            std=network.pretrained_cfg["std"],
+        )
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        grid = self.patch_grid(images)
+        # The final norm stands before or behind a classifier's pooling; the other of the two is an identity.
+        tokens = self.network.fc_norm(self._tokens(images, grid))
+        return [to_map(tokens[:, self.network.num_prefix_tokens :], grid)]
+
+    def _tokens(self, images: Tensor, grid: Size) -> Tensor:
+        raise NotImplementedError
+
+
+class ViTBackbone(PlainBackbone):
+    """Vision transformer (MAE, DINO, DINOv2, CLIP, ...); its position embedding is resampled to the image's grid."""
+
+    layout_of_patches = "NHWC"
+
+    def __init__(self, network: Any) -> None:
+        network.attn_pool, network.head = None, nn.Identity()
+        super().__init__(network)
+
+    def _tokens(self, images: Tensor, grid: Size) -> Tensor:
+        return self.network.forward_features(images)
+
+
+class BeitBackbone(PlainBackbone):
+    """BEiT and BEiT v2; their relative position biases are resampled to the image's grid."""
+
+    layout_of_patches = "NLC"
+
+    def __init__(self, network: Any) -> None:
+        interpolate_biases(network)
+        network.patch_embed.strict_img_size = False
+        super().__init__(network)
+
+    def _tokens(self, images: Tensor, grid: Size) -> Tensor:
+        return beit_tokens(self.network, images, grid)
+
+
+FAMILIES: dict[str, tuple[type[nn.Module], Callable[[Any], Backbone], dict[str, Any]]] = {
+    "swin_transformer": (SwinTransformer, SwinBackbone, {"strict_img_size": False}),
+    "swin_transformer_v2": (SwinTransformerV2, SwinBackbone, {"strict_img_size": False}),
+    "convnext": (ConvNeXt, ConvNeXtBackbone, {}),
+    "vision_transformer": (VisionTransformer, ViTBackbone, {"dynamic_img_size": True}),
+    "beit": (Beit, BeitBackbone, {}),
 }
+"""Module of timm -> its network, our backbone, and the settings that images of any size need."""
 
 
 def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> Backbone:
     """Build a timm architecture; a tag, as in ``vit_large_patch16_224.mae``, says whose normalisation it has."""
-    family = find_family(spec.architecture)
-    check_options(spec, family)
-    options = {**family.settings, "num_classes": 0, "drop_path_rate": drop_path, **spec.options}
+    network_class, backbone_class, settings = FAMILIES[_family(spec.architecture)]
+    known = {name for name in inspect.signature(network_class).parameters if name not in OURS} | {"pretrained_cfg"}
+    for option in spec.options:
+        if option not in known:
+            raise UserError(f"timm's '{spec.architecture}' has no option '{option}'; {nearest(option, known)}")
+    options = {**settings, "num_classes": 0, "drop_path_rate": drop_path, **spec.options}
     try:
-        network = timm.create_model(spec.architecture, pretrained=False, **options)
+        network: Any = timm.create_model(spec.architecture, pretrained=False, **options)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
             f"timm cannot build '{spec.architecture}' with options {spec.options}: {str(error) or type(error).__name__}; "
@@ -56,11 +161,11 @@ def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> 
         ) from error
     if gradient_checkpointing:
         network.set_grad_checkpointing(True)
-    return family.backbone(network)
+    return backbone_class(network)
 
 
-def find_family(architecture: str) -> Family:
-    """Family of an architecture; UserError if timm, or this module, does not know it."""
+def _family(architecture: str) -> str:
+    """Return the module of timm that an architecture is of; UserError if timm or ``FAMILIES`` lacks it."""
     if not is_model(architecture):
         known = [name for module in FAMILIES for name in list_models(module=module)]
         raise UserError(f"timm has no architecture '{architecture}'; {nearest(architecture, known)}")
@@ -70,12 +175,4 @@ def find_family(architecture: str) -> Family:
             f"timm's architecture '{architecture}' is of the family '{module}', which has no backbone here; "
             f"choose one of {', '.join(FAMILIES)}"
         )
-    return FAMILIES[module]
-
-
-def check_options(spec: NetworkSpec, family: Family) -> None:
-    """UserError if an option is none of the family's."""
-    known = {name for name in inspect.signature(family.network).parameters if name not in OURS} | {"pretrained_cfg"}
-    for option in spec.options:
-        if option not in known:
-            raise UserError(f"timm's '{spec.architecture}' has no option '{option}'; {nearest(option, known)}")
+    return module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from timm.layers import DropPath
@@ -17,8 +19,8 @@ from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from vpd.config.schema import NetworkSpec
-from vpd.models.backbones.base import Backbone, spread
-from vpd.models.backbones.plain import to_map
+from vpd.models.backbones.base import Backbone, to_map
+from vpd.models.base import Size
 from vpd.utils.errors import UserError, nearest, pick
 
 FRESH_STD = 0.02
@@ -26,9 +28,9 @@ FRESH_STD = 0.02
 
 
 class SamBackbone(Backbone):
-    """SAM's image encoder and neck; position embeddings are resampled to the image's grid."""
+    """Image encoder and neck of SAM; position embeddings are resampled to the image's grid."""
 
-    def __init__(self, network: SamVisionEncoder) -> None:
+    def __init__(self, network: Any) -> None:
         config = network.config
         super().__init__(
             network,
@@ -44,23 +46,23 @@ class SamBackbone(Backbone):
         # The encoder's own forward refuses any size but the native one.
         x = self.network.patch_embed.projection(images).permute(0, 2, 3, 1)
         if self.network.pos_embed is not None:
-            x = x + self._positions(x.shape[1:3])
+            x = x + self._positions(self.patch_grid(images))
         for layer in self.network.layers:
             x = layer(x)
         return [self.network.neck(x)]
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
+    def _positions(self, grid: Size) -> Tensor:
         positions = self.network.pos_embed
         if positions.shape[1:3] == grid:
             return positions
-        positions = F.interpolate(positions.permute(0, 3, 1, 2), size=tuple(grid), mode="bicubic", align_corners=False)
+        positions = F.interpolate(positions.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
         return positions.permute(0, 2, 3, 1)
 
 
 class BlipBackbone(Backbone):
     """Image encoder of BLIP or BLIP-2; position embeddings are resampled to the image's grid."""
 
-    def __init__(self, network: BlipVisionModel | Blip2VisionModel) -> None:
+    def __init__(self, network: Any) -> None:
         config = network.config
         super().__init__(
             network,
@@ -73,12 +75,11 @@ class BlipBackbone(Backbone):
         )
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        grid = tuple(side // self.multiple for side in images.shape[-2:])
         tokens = self.network(pixel_values=images, interpolate_pos_encoding=True).last_hidden_state
-        return [to_map(tokens[:, 1:], grid)]
+        return [to_map(tokens[:, 1:], self.patch_grid(images))]
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[Any, Any, type[Backbone]]] = {
     "sam": (SamVisionConfig, SamVisionEncoder, SamBackbone),
     "blip": (BlipVisionConfig, BlipVisionModel, BlipBackbone),
     "blip-2": (Blip2VisionConfig, Blip2VisionModel, BlipBackbone),
@@ -97,7 +98,10 @@ class BlockDrop(DropPath):
 def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> Backbone:
     """Build an image encoder of transformers; options are keys of its vision configuration."""
     config_class, network_class, backbone_class = pick(spec.architecture, ARCHITECTURES, "architecture of transformers")
-    _check_options(spec, config_class)
+    known = {name for cls in config_class.__mro__ for name in vars(cls).get("__annotations__", {})}
+    for option in spec.options:
+        if option not in known or option.startswith("_"):
+            raise UserError(f"transformers' '{spec.architecture}' has no option '{option}'; {nearest(option, known)}")
     try:
         network = network_class(config_class(**{"initializer_range": FRESH_STD, **spec.options}))
     except (StrictDataclassError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -108,27 +112,16 @@ def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> 
     if gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     backbone = backbone_class(network)
-    layers = network.layers if spec.architecture == "sam" else network.encoder.layers
     if drop_path > 0.0:
-        _drop_blocks(backbone, layers, drop_path)
+        layers = network.layers if spec.architecture == "sam" else network.encoder.layers
+        rates = [drop_path * block / max(1, len(layers) - 1) for block in range(len(layers))]
+        backbone.drop_paths = nn.ModuleList(BlockDrop(rate) for rate in rates)
+        for layer, drop in zip(layers, backbone.drop_paths, strict=True):
+            layer.register_forward_hook(drop.hook)
     return backbone
 
 
-def _drop_blocks(backbone: Backbone, layers: nn.ModuleList, rate: float) -> None:
-    backbone.drop_paths = nn.ModuleList(BlockDrop(r) for r in spread(rate, len(layers)))
-    for layer, drop in zip(layers, backbone.drop_paths, strict=True):
-        layer.register_forward_hook(drop.hook)
-
-
-def _check_options(spec: NetworkSpec, config_class: type) -> None:
-    known = {name for cls in config_class.__mro__ for name in vars(cls).get("__annotations__", {})}
-    known = {name for name in known if not name.startswith("_")}
-    for option in spec.options:
-        if option not in known:
-            raise UserError(f"transformers' '{spec.architecture}' has no option '{option}'; {nearest(option, known)}")
-
-
-def _patches(config: SamVisionConfig | BlipVisionConfig | Blip2VisionConfig) -> dict:
+def _patches(config: Any) -> dict[str, Any]:
     return {
         "strides": [config.patch_size],
         "multiple": config.patch_size,

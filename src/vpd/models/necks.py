@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpd.models.base import Size
+
 STRIDES = [4, 8, 16, 32]
-Size = tuple[int, int]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -21,7 +22,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class LevelNorms(nn.Module):
-    """One new LayerNorm behind each level of a hierarchical backbone, as Swin's and ConvNeXt's downstream recipes do."""
+    """One new LayerNorm behind each level of a hierarchical backbone, as in Swin's and ConvNeXt's downstream recipes."""
 
     def __init__(self, channels: list[int], strides: list[int]) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class LevelNorms(nn.Module):
         self.norms = nn.ModuleList(ChannelNorm(c) for c in channels)
 
     def forward(self, maps: list[Tensor], size: Size) -> list[Tensor]:
-        """Maps of the same shapes; ``size`` (of the image) is not needed."""
+        """Normalise maps of any shapes; ``size`` (of the image) is not needed."""
         return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
 
 
@@ -43,35 +44,33 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, channels: int, stride: int, width: int) -> None:
         super().__init__()
-        self.stride, self.base = stride, nearest_power(stride)
+        low = 1 << (stride.bit_length() - 1)
+        self.stride, self.base = stride, low if stride * stride <= 2 * low * low else 2 * low
         self.channels, self.strides = [width] * len(STRIDES), list(STRIDES)
         self.levels = nn.ModuleList(_level(channels, self.base, target, width) for target in STRIDES)
 
     def forward(self, maps: list[Tensor], size: Size) -> list[Tensor]:
-        """Four maps (batch, width, ceil(H / stride), ceil(W / stride)) of a list of one; ``size`` (H, W) is the image's.
+        """Make the pyramid, cropped at the image's lower and right border.
 
-        Pixels beyond the image's lower and right border are cropped.
+        Args:
+            maps: one map (batch, channels, ceil(H / stride), ceil(W / stride)).
+            size: height and width of the image.
+
+        Returns:
+            Four maps (batch, width, ceil(H / s), ceil(W / s)) of strides s.
         """
         (x,) = maps
         if self.stride != self.base:
-            x = resample(x, self.stride, self.base, size)
+            x = _resample(x, self.stride, self.base, size)
         return [
             level(x)[:, :, : -(-size[0] // stride), : -(-size[1] // stride)].contiguous()
             for level, stride in zip(self.levels, self.strides, strict=True)
         ]
 
 
-def nearest_power(stride: int) -> int:
-    """Power of two nearest to ``stride`` by ratio."""
-    low = 1 << (stride.bit_length() - 1)
-    return low if stride * stride <= 2 * low * low else 2 * low
-
-
-def resample(x: Tensor, stride: int, base: int, size: Size) -> Tensor:
-    """Resample a map from one stride to another, so that image positions stay what they are, to cover ``size``.
-
-    The map is first continued with its last row and column until both strides divide its extent in pixels.
-    """
+def _resample(x: Tensor, stride: int, base: int, size: Size) -> Tensor:
+    """Resample a map from one stride to another so that image positions stay what they are, to cover ``size``."""
+    # The last row and column are repeated until both strides divide the map's extent in pixels.
     unit = math.lcm(stride, base)
     extents = [-(-side // unit) * unit for side in size]
     for axis, extent in enumerate(extents, start=2):

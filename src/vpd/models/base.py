@@ -1,0 +1,118 @@
+"""What all networks share: features for the heads, storage of what was trained, and a cache for frozen encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vpd.utils.errors import UserError
+
+Size = tuple[int, int]
+"""Height and width."""
+Batch = dict[str, Any]
+"""``image`` (batch, 3, H, W) in [-1, 1]; ``text`` or ``class_id`` (batch,) where the network is told what to look for."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature maps of a batch, fine to coarse."""
+
+    maps: list[Tensor]
+    """What heads read: per level (batch, channels + tokens, h, w), recorded attention behind the U-Net's channels."""
+    strides: list[int]
+    """Input pixels per map pixel."""
+    attention: list[Tensor | None]
+    """Per level the recorded cross-attention (batch, tokens, h, w), which sums to 1 over tokens, or None."""
+
+
+class Network(nn.Module):
+    """A network of one experiment: features of a batch, and a head that predicts from them."""
+
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of tensors that are never trained, hence not stored."""
+    latents: LatentCache | None = None
+    """Latents of images that have a ``key``; None where nothing is computed before training."""
+    head: nn.Module
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predict from a batch.
+
+        Args:
+            batch: ``image`` (batch, 3, H, W) in [-1, 1], and ``text`` or ``class_id`` where the network needs it;
+                ``key`` names images that are never augmented.
+
+        Returns:
+            Logits (batch, classes, h, w) at the head's own size, or metres (batch, 1, H, W).
+        """
+        height, width = batch["image"].shape[-2:]
+        return self.head(self.features(batch), (height, width))
+
+    def features(self, batch: Batch) -> Features:
+        """Compute the features of a batch, fine to coarse."""
+        raise NotImplementedError
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copy all tensors but those of frozen encoders, contiguous and in main memory."""
+        return copied(self._trained())
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Load what ``trained_state`` gave.
+
+        Raises:
+            UserError: a tensor is missing, unexpected or of another shape; nothing is loaded then.
+        """
+        trained = self._trained()
+        check_fit(trained, state, "the weights do not fit this model", "use weights trained with this spec")
+        with torch.no_grad():
+            self.load_state_dict(state, strict=False)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self.frozen)}
+
+
+def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], complaint: str, cure: str) -> None:
+    """Raise UserError ``complaint (faults); cure`` unless ``state`` has the names and shapes of ``own``."""
+    faults = {
+        "missing": own.keys() - state.keys(),
+        "unexpected": state.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape},
+    }
+    told = [f"{len(names)} {fault}, first '{min(names)}'" for fault, names in faults.items() if names]
+    if told:
+        raise UserError(f"{complaint} ({'; '.join(told)}); {cure}")
+
+
+def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors into main memory, contiguous."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
+
+class LatentCache:
+    """Tensors of frozen encoders by key, at most ``max_bytes`` in main memory.
+
+    Each tensor is computed alone, so its bits never depend on the batch it came with or on what the cache holds. A full
+    cache keeps what it has: a pass over the data in random order would evict what the next pass needs.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
+        self._tensors: dict[Hashable, Tensor] = {}
+
+    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the tensor of ``key``; compute it on first use and store it while there is room."""
+        if key in self._tensors:
+            self.hits += 1
+            return self._tensors[key]
+        self.misses += 1
+        value = compute().detach()
+        if self.bytes + value.nbytes <= self.max_bytes:
+            self._tensors[key] = value.to("cpu", copy=True)
+            self.bytes += value.nbytes
+        return value
+
+    def __len__(self) -> int:
+        return len(self._tensors)
