@@ -19,12 +19,13 @@ from vpd.report.claims import (
     claims_csv,
     compare,
     conclude,
+    difference,
     findings,
+    rise,
     slope,
     trend,
 )
 from vpd.report.judge import BEYOND, Judge, question_cells
-from vpd.report.statistics import difference, rise
 from vpd.report.wording import signed
 
 REPORTED = load_reported()

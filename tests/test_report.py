@@ -14,8 +14,7 @@ from vpd.config.reported import load_claims, load_reported, load_reruns
 from vpd.config.table_checks import band, check_layout
 from vpd.config.tables import FigureSpec, QuestionSpec, TableRow, TableSpec
 from vpd.report.cells import Cell, number
-from vpd.report.collect import collect, read_curves
-from vpd.report.costs import read_costs
+from vpd.report.collect import collect, read_costs, read_curves
 from vpd.report.curves import Curve, learning_figure
 from vpd.report.figures import styled, trend_figure
 from vpd.report.judge import SETTING, Judge, all_cells, by_reference

@@ -14,9 +14,9 @@ Entry = TypeVar("Entry", bound=BaseModel)
 
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
-    """What ``entry`` wants to know of every experiment; UserError naming the first place that is not as it should be."""
+    """Read what ``entry`` describes of every experiment; UserError naming the first key that does not fit."""
     try:
-        return TypeAdapter(dict[str, entry]).validate_python(read_json(path))
+        return TypeAdapter(dict[str, entry]).validate_python(read_json(path))  # type: ignore[valid-type]
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a file of costs ({place}); write it again with vpd cost --out") from None
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path} is not a file of costs ({key}); write it again with vpd cost --out") from None
