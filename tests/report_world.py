@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from vpd.config.params import Params, load_params
-from vpd.config.table_checks import FigureSpec, QuestionSpec
+from vpd.config.tables import FigureSpec, QuestionSpec
 from vpd.report.cells import Cell
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -45,13 +45,12 @@ def write_metrics(folder, spec, generator, seeds):
         }
         for seed, name, share in runs
     ]
-    content = {
-        "experiment": spec.name,
-        "scale": spec.scale,
-        "task": spec.task,
-        "spec": spec.digest(),
-        "results": results,
+    inputs = {"data": "da7a" * 16, "checkpoint": "cafe" * 16}
+    made_from = {"settings": spec.digest(), "code": "c0de" * 4, "inputs": inputs}
+    runs = {
+        f"seed{seed}": {"fingerprint": made_from, "files": {"final.safetensors": f"{seed:x}" * 64}} for seed in seeds
     }
+    content = {"experiment": spec.name, "fingerprint": made_from, "results": results, "runs": runs}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{spec.name}.json").write_text(json.dumps(content))
 
@@ -76,22 +75,6 @@ def write_history(path, generator, seeds):
 def write_picture(path, generator):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(generator.integers(0, 255, (12, 36, 3), dtype=np.uint8)).save(path)
-
-
-def write_runs(folder, spec, seeds):
-    """The manifest of all seeds' runs, with invented digests."""
-    runs = {
-        f"seed{seed}": {
-            "spec": spec.training_digest(),
-            "code": "c0de" * 4,
-            "data": "da7a" * 16,
-            "checkpoint": "cafe" * 16,
-            "files": {"final.safetensors": f"{seed:x}" * 64},
-        }
-        for seed in seeds
-    }
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"spec": spec.training_digest(), "seeds": runs}))
 
 
 def write_backbones(folder, params):
@@ -142,7 +125,6 @@ def write_results(root, params, seeds=(0, 1, 2)):
             write_picture(results / "panels" / name / f"{panel}.png", generator)
         (results / "specs").mkdir(exist_ok=True)
         (results / "specs" / f"{name}.json").write_text(params.resolve(name).model_dump_json(indent=1))
-        write_runs(results / "runs" / name, params.resolve(name), seeds)
         timing = {"stage": "train", "name": name, "seconds": 100.5, "steps": 200, "peak_mb": 800}
         (results / "timing").mkdir(exist_ok=True)
         (results / "timing" / f"train-{name}.json").write_text(json.dumps(timing))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from scipy import stats
+
 from vpd.config.reported import Claim, ReportedTable, Row
 from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell, csv_text, number
 from vpd.report.judge import BEYOND
-from vpd.report.statistics import Difference, difference, rise
 from vpd.report.wording import heading, mean_sd, ordinal, signed
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
@@ -26,6 +30,61 @@ COLUMNS = (
     "section", "claim", "place", "verdict", "comparison", "comparison_verdict", "difference", "low", "high", "effect",
     "paper_difference",
 )  # fmt: skip
+LEVEL = 0.95
+"""Of every interval."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of ``a`` minus mean of ``b``, with its interval over seeds."""
+
+    mean: float
+    seeds: tuple[int, int]
+    interval: tuple[float, float] | None = None
+    """None if either side has one seed."""
+    effect: float | None = None
+    """Cohen's d: the difference over the pooled standard deviation; None without spread."""
+    paired: bool = False
+    """Whether it is a mean of one number per seed, so that both counts of ``seeds`` are the same seeds."""
+
+    @property
+    def significant(self) -> int:
+        """Sign of the difference if the interval excludes zero, else 0."""
+        low, high = self.interval or (0, 0)
+        return (low > 0) - (high < 0)
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Compare two sets of independent seeds by Welch's t interval, which allows unequal spread."""
+    mean, seeds = statistics.fmean(a) - statistics.fmean(b), (len(a), len(b))
+    if min(seeds) < 2:
+        return Difference(mean, seeds)
+    squares = sum(statistics.variance(values) * (len(values) - 1) for values in (a, b))
+    if squares == 0:  # t is undefined without spread, and scipy returns NaN
+        return Difference(mean, seeds, (mean, mean))
+    with (
+        warnings.catch_warnings()
+    ):  # scipy warns of lost precision if the seeds of one side are all equal, as they may be
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
+    return Difference(mean, seeds, (float(low), float(high)), mean / math.sqrt(squares / (sum(seeds) - 2)))
+
+
+def rise(steps: Sequence[float], values: Sequence[Sequence[float]]) -> Difference:
+    """Mean least-squares slope per doubling of ``steps``, with Student's t interval.
+
+    Args:
+        steps: x of every curve, positive.
+        values: one curve per seed.
+    """
+    x = [math.log2(step) for step in steps]
+    slopes = [statistics.linear_regression(x, curve).slope for curve in values]
+    mean, seeds = statistics.fmean(slopes), (len(slopes), len(slopes))
+    sd = statistics.stdev(slopes) if len(slopes) > 1 else 0.0
+    if sd == 0:
+        return Difference(mean, seeds, (mean, mean) if len(slopes) > 1 else None, paired=True)
+    low, high = stats.ttest_1samp(slopes, 0).confidence_interval(LEVEL)
+    return Difference(mean, seeds, (float(low), float(high)), mean / sd, paired=True)
 
 
 @dataclass(frozen=True)
@@ -84,7 +143,6 @@ class Finding:
         return ", ".join(f"{count} {name}" for name, count in Counter(line.verdict for line in self.lines).items())
 
 
-# ---------------------------------------------------------------------------------------------------------- comparisons
 def compare(first: Cell, second: Cell, decimals: int) -> Line:
     """Test the claim that ``first`` is better than ``second``."""
     if absent := not_measured(first, second):
@@ -119,21 +177,10 @@ def conclude(verdicts: Iterable[str]) -> str:
     return seen.pop() if len(seen) == 1 else INCONCLUSIVE
 
 
-# --------------------------------------------------------------------------------------------------------------- claims
 def findings(
-    claims: Iterable[Claim],
-    reported: Mapping[str, ReportedTable],
-    cells: Sequence[Cell],
-    points: Mapping[str, Points],
+    claims: Iterable[Claim], reported: Mapping[str, ReportedTable], cells: Sequence[Cell], points: Mapping[str, Points]
 ) -> list[Finding]:
-    """Test every claim.
-
-    Args:
-        claims: what the paper says.
-        reported: the paper's tables by name.
-        cells: all cells of the report.
-        points: points of each trend figure.
-    """
+    """Test every claim on the cells of its table, or on ``points`` of its trend figure."""
     tested = []
     for claim in claims:
         if claim.figure:
@@ -195,7 +242,6 @@ def slope(points: Points, decimals: int) -> Line:
     return judged("Change per doubling of the pre-training steps", change, cells[0].sign, decimals)
 
 
-# ------------------------------------------------------------------------------------------------------------ questions
 def answers(questions: Iterable[QuestionSpec], cells: Iterable[Cell]) -> list[Finding]:
     """Answer every question: ``a is ahead``, ``no difference seen``, ``one seed, cannot tell`` or ``not run``."""
     by_place = {(cell.row, cell.column): cell for cell in cells if cell.table == BEYOND}

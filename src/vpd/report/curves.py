@@ -19,6 +19,8 @@ SMALL_PANELS, LARGE_PANELS = 4, 3
 """Panels side by side."""
 LEGEND_WIDTH = 2.0
 """Inches for one entry of the legend."""
+FRONT_COLORS = (BLUE, ORANGE)
+FRONT, BEHIND = {"linewidth": 2.4, "zorder": 4}, {"linewidth": 1.5, "zorder": 3}
 DASHES = ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
@@ -28,7 +30,6 @@ def smooth(values: pd.Series, share: float = 0.1) -> pd.Series:
     return values.rolling(window, center=True, min_periods=1).mean()
 
 
-# --------------------------------------------------------------------------------------------------------------- losses
 def training_figure(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the training loss of each experiment: seeds thin, their smoothed mean thick, the range of all in grey.
 
@@ -102,7 +103,6 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return [low, high]
 
 
-# -------------------------------------------------------------------------------------------------------- rows of a table
 @dataclass(frozen=True)
 class Curve:
     """One row of a table in one panel, which holds rows that were trained on the same data with the same schedule."""
@@ -156,20 +156,13 @@ def styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     """Look of each label: VPD solid, thick and in front, baselines thinner and, beside VPD, broken."""
     labels = {curve.label: curve.own for curve in curves}
     mixed = len(set(labels.values())) > 1
-    first = [color for color in (BLUE, ORANGE) if mixed]
-    others = [color for color in CYCLE if color not in first]
-    counts = {True: 0, False: 0}
-    looks = {}
-    for label, own in labels.items():
-        front = own and mixed
-        colors, number = (first if front else others), counts[own]
-        looks[label] = {
-            "color": colors[number % len(colors)],
-            "linestyle": DASHES[number % len(DASHES)] if mixed and not own else "-",
-            "linewidth": 2.4 if front else 1.5,
-            "zorder": 4 if front else 3,
-        }
-        counts[own] += 1
+    if not mixed:
+        return {label: {"color": CYCLE[i % len(CYCLE)], "linestyle": "-", **BEHIND} for i, label in enumerate(labels)}
+    front, others = [name for name in labels if labels[name]], [name for name in labels if not labels[name]]
+    colors = [color for color in CYCLE if color not in FRONT_COLORS]
+    looks = {name: {"color": FRONT_COLORS[i % 2], "linestyle": "-", **FRONT} for i, name in enumerate(front)}
+    for i, name in enumerate(others):
+        looks[name] = {"color": colors[i % len(colors)], "linestyle": DASHES[i % len(DASHES)], **BEHIND}
     return looks
 
 

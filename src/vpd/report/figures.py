@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
+from vpd.config.reported import ReportedTable
 from vpd.report.cells import Cell
 from vpd.report.claims import Points
 from vpd.report.wording import heading, metric_name, short
@@ -23,28 +23,13 @@ BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 CYCLE = (BLUE, ORANGE, GREEN, "#cc79a7", "#b58900", "#56b4e9", MUTED)
 """Colours of lines: all of that palette that is visible on white."""
 STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#ececec",
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-    "svg.hashsalt": "vpd",
-    "svg.fonttype": "path",
-}
+    "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "figure.dpi": 100, "savefig.dpi": 150,
+    "axes.titlesize": 11, "axes.titlelocation": "left", "axes.labelcolor": INK, "axes.edgecolor": MUTED,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#ececec", "grid.linewidth": 0.8,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "svg.hashsalt": "vpd", "svg.fonttype": "path",  # equal ids and no fonts: equal bytes on every machine
+}  # fmt: skip
 
 
 def styled() -> AbstractContextManager[None]:
@@ -89,33 +74,26 @@ def trend_figure(points: Points, comparable: bool) -> Figure:
         return empty_figure("not run yet")
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
-    x = np.array([steps for steps, _ in measured], dtype=float)
-    means = np.array([cell.mean for _, cell in measured])
-    trained = x > 0
-    axes.plot(x[trained], means[trained], color=BLUE, linewidth=2, zorder=2)
-    axes.plot(x, means, color=BLUE, linewidth=1.2, linestyle=(0, (3, 3)), zorder=1)
+    means = [(float(steps), cell.mean) for steps, cell in measured]
+    axes.plot(*zip(*[mean for mean in means if mean[0]], strict=True), color=BLUE, linewidth=2, zorder=2)
+    axes.plot(*zip(*means, strict=True), color=BLUE, linewidth=1.2, linestyle=(0, (3, 3)), zorder=1)
+    left = offset_copy(axes.transData, figure, x=-7, units="points")  # where the seeds do not cover their mean
     for steps, cell in measured:
-        _point(axes, steps, cell, BLUE if steps else ORANGE)
-    if comparable:
-        _paper_points(axes, measured)
-    _label_points(axes, measured)
-    _finish_trend(axes, measured[0][1].metric)
-    return figure
-
-
-def _point(axes: Axes, steps: float, cell: Cell, color: str) -> None:
-    """Mean and spread, with the seeds a little to the left."""
-    aside = offset_copy(axes.transData, axes.figure, x=-7, units="points")
-    if cell.sd is not None:
-        axes.scatter([steps] * len(cell.values), cell.values, transform=aside, color=color, **SEED)
-    axes.errorbar(steps, cell.mean, yerr=cell.sd, color=color, marker="o", markersize=7, capsize=4, zorder=4)
-
-
-def _paper_points(axes: Axes, measured: Points) -> None:
-    points = [(steps, cell.paper) for steps, cell in measured if cell.paper is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), linestyle="", label="paper", **PAPER)
+        color = BLUE if steps else ORANGE
+        if cell.sd is not None:
+            axes.scatter([steps] * len(cell.values), cell.values, transform=left, color=color, **SEED)
+        axes.errorbar(steps, cell.mean, yerr=cell.sd, color=color, marker="o", markersize=7, capsize=4, zorder=4)
+    printed = [(steps, cell.paper) for steps, cell in measured if cell.paper is not None]
+    if comparable and printed:
+        axes.plot(*zip(*printed, strict=True), linestyle="", label="paper", **PAPER)
         axes.legend(loc="upper left", frameon=False)
+    _label_points(axes, measured)
+    axes.set_xlabel("pre-training steps of the diffusion model")
+    axes.set_ylabel(metric_name(measured[0][1].metric))
+    axes.margins(x=0.1, y=0.12)
+    whole_numbers(axes)
+    axes.grid(axis="x", visible=False)
+    return figure
 
 
 def _label_points(axes: Axes, measured: Points) -> None:
@@ -136,15 +114,7 @@ def _label_points(axes: Axes, measured: Points) -> None:
         axes.annotate(point[1].row, at, offset, textcoords="offset points", ha=places[0], va=places[1])
 
 
-def _finish_trend(axes: Axes, metric: str) -> None:
-    axes.set_xlabel("pre-training steps of the diffusion model")
-    axes.set_ylabel(metric_name(metric))
-    axes.margins(x=0.1, y=0.12)
-    whole_numbers(axes)
-    axes.grid(axis="x", visible=False)
-
-
-def dots_figure(columns: Mapping[str, Sequence[Cell]], decimals: Mapping[str, int], comparable: bool) -> Figure:
+def dots_figure(columns: Mapping[str, Sequence[Cell]], source: ReportedTable, comparable: bool) -> Figure:
     """Draw the rows of a table as dots, one panel per column: mean and standard deviation, below them the seeds."""
     if not any(cell.values for cells in columns.values() for cell in cells):
         return empty_figure("not run yet")
@@ -152,7 +122,7 @@ def dots_figure(columns: Mapping[str, Sequence[Cell]], decimals: Mapping[str, in
     figure = new_figure(2.4 + 3.1 * len(columns), 1.3 + 0.45 * len(rows))
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (column, cells) in zip(panels, columns.items(), strict=True):
-        _dots(axes, cells, decimals[column], comparable)
+        _dots(axes, cells, source.decimals(column), comparable)
         axes.set_title(heading(column))
         axes.set_xlabel(metric_name(cells[0].metric))
     panels[0].set_yticks(range(len(rows)), rows)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from vpd.config.params import Params
 from vpd.config.reported import ReportedTable, Row, reruns_of
 from vpd.config.table_checks import band, matched_row, metric_band
 from vpd.config.tables import RELEASED, FigureSpec, QuestionSpec, TableRow, TableSpec
 from vpd.report.cells import PROTOCOL_OURS, Cell
-
-if TYPE_CHECKING:
-    from vpd.config.params import Params
+from vpd.report.collect import Costs
 
 OURS = {"reproduced": "agrees", "as re-run by others": "as re-run by others", "differs": "differs"}
 SLACK = 1e-9
@@ -25,12 +23,12 @@ UNCOUNTED = "the costs of this network were not given to the report"
 UNCLAIMED = "no experiment of params.yaml fills this cell"
 BEYOND = "beyond-the-paper"
 """Table of the cells of questions that the paper does not ask."""
+Key = tuple[str, str, str]
+"""Table, row and column."""
 Reruns = tuple[tuple[str, float], ...]
 """(source, value) of others."""
 Measured = Mapping[tuple[str, str], tuple[dict[int, float], str]]
 """(experiment, ``milestone.metric``) -> value by seed, provenance."""
-Costs = Mapping[str, Mapping[str, float]]
-"""Experiment -> figures of ``vpd cost``."""
 
 
 def by_reference(frame: pd.DataFrame) -> Measured:
@@ -63,7 +61,7 @@ class Judge:
 
     def cell(
         self,
-        key: tuple[str, str, str],
+        key: Key,
         paper: float | None,
         source: tuple[str, str],
         tolerance: float,
@@ -71,15 +69,9 @@ class Judge:
         ours: bool = False,
         reruns: Reruns = (),
     ) -> Cell:
-        """Fill a cell from a measurement.
+        """Fill a cell from ``source``, an experiment and ``milestone.metric``; ``ours`` if the protocol is this project's.
 
-        Args:
-            key: table, row and column.
-            paper: the printed number, if there is one.
-            source: experiment and ``milestone.metric``.
-            tolerance: half-width of the ``reproduced`` band, in the metric's unit.
-            ours: whether the protocol is this project's own.
-            reruns: what others measured.
+        ``tolerance`` is the half-width of the ``reproduced`` band, in the metric's unit.
         """
         experiment, reference = source
         metric = reference.partition(".")[2]
@@ -103,9 +95,7 @@ class Judge:
             return "reproduced"
         return "as re-run by others" if any(near) else "differs"
 
-    def counted(
-        self, key: tuple[str, str, str], paper: float | None, experiment: str, value: float, share: float
-    ) -> Cell:
+    def counted(self, key: Key, paper: float | None, experiment: str, value: float, share: float) -> Cell:
         """Fill a cell that is counted from the network: it needs no training, only a network of the paper's size."""
         judge = replace(self, comparable=self.full_size)
         verdict = judge.verdict(value, paper, share * (paper or 0.0))
@@ -121,12 +111,7 @@ def all_cells(
 ) -> list[Cell]:
     """Fill every cell: of the paper's tables, of the points of trend figures, and of the questions' experiments.
 
-    Args:
-        params: the matrix.
-        reported: the paper's tables by name.
-        frame: measurements, as ``collect`` returns them.
-        costs: figures of ``vpd cost`` by experiment.
-        full_size: whether the costs are those of networks of the paper's size.
+    ``frame`` is that of ``collect``; ``full_size`` says that the costs are those of networks of the paper's size.
     """
     released = frozenset(name + RELEASED for name in params.released)
     judge = Judge(by_reference(frame), params.comparable, released, costs or {}, full_size)
@@ -194,13 +179,13 @@ def figure_cells(
     reference: str,
     source: ReportedTable | None,
     judge: Judge,
-    tolerances: Mapping[str, float],
+    bands: Mapping[str, float],
 ) -> Iterator[Cell]:
     """Fill a trend figure: its points in order, then printed points that no experiment fills."""
     column = source.columns[0] if source else reference.partition(".")[2]
     rows = source.rows if source else ()
     printed = {source.label(i).casefold(): _printed(row, column) for i, row in enumerate(rows)} if source else {}
-    tolerance = metric_band(reference, tolerances, f"figures.{name}.metric")
+    tolerance = metric_band(reference, bands, f"figures.{name}.metric")
     for point, experiment in figure.points.items():
         paper = printed.pop(point.casefold(), None)
         yield judge.cell((name, point, column), paper, (experiment, reference), tolerance, ours=figure.ours)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from vpd.config.params import Params
 from vpd.report.cells import csv_text, number
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
-
-if TYPE_CHECKING:
-    from vpd.config.params import Params
 
 COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
@@ -96,42 +94,41 @@ def provenance_csv(experiments: Iterable[Source]) -> str:
     return csv_text(COLUMNS, rows)
 
 
-# ------------------------------------------------------------------------------------------------- pre-trained networks
 DIFFUSION = "text-to-image diffusion"
 NETWORKS = (
     "checkpoint", "source", "objective", "images_seen", "parameters", "loss_first", "loss_last", "measures", "used_by",
 )  # fmt: skip
 
 
-class Loss(BaseModel):
-    """Loss at both ends of pre-training."""
-
+class _Loss(BaseModel):
     first: float
     last: float
 
 
-class Phase(BaseModel):
-    """One objective of a pre-training, as the backbone stage records it."""
-
-    loss: Loss
+class _Phase(BaseModel):
+    loss: _Loss
     measures: dict[Literal["fresh", "trained"], dict[str, float]]
 
 
-class Manifest(BaseModel):
-    """A checkpoint's manifest, as far as the report shows it."""
+class Backbone(BaseModel):
+    """One checkpoint that experiments start from: its manifest, as far as the report shows it."""
 
-    source: str = ""
+    name: str
+    used_by: tuple[str, ...]
+    source: str = "not here"
     repo: str | None = None
     revision: str | None = None
     objective: str | None = None
     images_seen: int | None = None
     parameters: dict[str, object] | int | None = None
-    phases: dict[str, Phase] = {}
+    """By part, or of all together."""
+    phases: dict[str, _Phase] = {}
+    """By objective; that of the image encoder is the first."""
 
     @property
-    def loss(self) -> Loss | None:
-        """Loss of the image encoder's own phase, the first."""
-        return next((phase.loss for phase in self.phases.values()), None)
+    def loss(self) -> tuple[float, float] | None:
+        """First and last loss of the image encoder's own phase."""
+        return next(((phase.loss.first, phase.loss.last) for phase in self.phases.values()), None)
 
     @property
     def measures(self) -> dict[str, tuple[float, float]]:
@@ -146,27 +143,16 @@ class Manifest(BaseModel):
     @property
     def size(self) -> int | None:
         """Parameters of all parts together."""
-        if isinstance(self.parameters, dict):
-            return sum(value for value in self.parameters.values() if isinstance(value, int))
-        return self.parameters
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One checkpoint that experiments start from."""
-
-    name: str
-    manifest: Manifest
-    """Empty if nothing is recorded."""
-    used_by: tuple[str, ...]
+        parts = self.parameters.values() if isinstance(self.parameters, dict) else None
+        return self.parameters if parts is None else sum(value for value in parts if isinstance(value, int))
 
     @property
-    def source(self) -> str:
+    def origin(self) -> str:
         """Origin of its weights in words."""
-        if self.manifest.source == "pretrained":
+        if self.source == "pretrained":
             return "pre-trained here"
-        revision = f" at {self.manifest.revision[:12]}" if self.manifest.revision else ""
-        return f"{self.manifest.repo}{revision}" if self.manifest.repo else self.manifest.source or "not here"
+        revision = f" at {self.revision[:12]}" if self.revision else ""
+        return f"{self.repo}{revision}" if self.repo else self.source
 
 
 def backbones(params: Params, folder: Path) -> list[Backbone]:
@@ -174,40 +160,33 @@ def backbones(params: Params, folder: Path) -> list[Backbone]:
     used: dict[str, list[str]] = {}
     for name in params.experiments:
         used.setdefault(params.resolve(name).checkpoint, []).append(name)
-    return [Backbone(name, _manifest(params, name, folder), tuple(names)) for name, names in used.items()]
+    return [_backbone(params, name, names, folder / f"{name}.json") for name, names in used.items()]
 
 
-def _manifest(params: Params, name: str, folder: Path) -> Manifest:
-    if name in params.checkpoints:
-        return _diffusion(params, name)
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        return Manifest()
+def _backbone(params: Params, name: str, used_by: list[str], path: Path) -> Backbone:
+    recorded = read_json(path) if path.is_file() else {}
+    manifest = _diffusion(params, name) if name in params.checkpoints else recorded
     try:
-        return Manifest.model_validate(read_json(path))
+        return Backbone.model_validate({**manifest, "name": name, "used_by": used_by})
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(f"{path} is not a backbone's manifest ({key}); make the backbone again") from None
 
 
-def _diffusion(params: Params, name: str) -> Manifest:
+def _diffusion(params: Params, name: str) -> dict[str, Any]:
     """Describe a Stable Diffusion checkpoint from the parameters: its milestone, or its repository."""
     spec, denoiser = params.checkpoint(name), params.pretraining.denoiser
     steps = params.pretraining.milestones.get(name)
     seen = steps * denoiser.batch_size if steps is not None and denoiser is not None else None
     about = {"source": spec.source, "repo": spec.repo, "revision": spec.revision}
-    return Manifest.model_validate({"objective": DIFFUSION, "images_seen": seen, **about})
+    return {"objective": DIFFUSION, "images_seen": seen, **about}
 
 
 def backbones_csv(networks: Iterable[Backbone]) -> str:
     """Format the checkpoints as CSV; unknown values are empty."""
     rows = []
     for item in networks:
-        facts = item.manifest
-        loss = (facts.loss.first, facts.loss.last) if facts.loss else (None, None)
-        texts = (
-            f"{key} {number(trained)} (random {number(fresh)})" for key, (trained, fresh) in facts.measures.items()
-        )
-        numbers = map(number, (facts.images_seen, facts.size, *loss))
-        rows.append((item.name, item.source, facts.objective or "", *numbers, "; ".join(texts), " ".join(item.used_by)))
+        texts = (f"{key} {number(trained)} (random {number(fresh)})" for key, (trained, fresh) in item.measures.items())
+        numbers = map(number, (item.images_seen, item.size, *(item.loss or (None, None))))
+        rows.append((item.name, item.origin, item.objective or "", *numbers, "; ".join(texts), " ".join(item.used_by)))
     return csv_text(NETWORKS, rows)

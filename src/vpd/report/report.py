@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from vpd.config.params import Params
 from vpd.config.reported import ReportedTable, load_claims, load_reported
 from vpd.config.table_checks import matched_row
 from vpd.config.tables import FigureSpec
 from vpd.report.cells import Cell
 from vpd.report.claims import Finding, Points, answers, findings
-from vpd.report.collect import collect, collect_released, read_curves, read_timings
-from vpd.report.costs import RowCost, read_costs, row_costs
+from vpd.report.collect import RowCost, collect, read_costs, read_curves, read_timings, row_costs
 from vpd.report.curves import Curve
 from vpd.report.judge import all_cells, table_names
 from vpd.report.provenance import Backbone, Source, backbones, sources
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError, pick
 from vpd.utils.files import read_json
-
-if TYPE_CHECKING:
-    from vpd.config.params import Params
-
 
 HISTORY = ("seed", "step", "loss")
 
@@ -88,14 +84,13 @@ def read_report(
     """Read all inputs, and derive cells and verdicts; for arguments and errors see ``write_report``."""
     reported, scale = load_reported(), costs_scale or params.scale
     counted = pick(scale, params.document.scales, "scale", f"{params.source}: costs of the report")
-    own, others = (
-        collect(results / "metrics", params.experiments),
-        collect_released(results / "released", params.released),
-    )
-    frame = pd.concat([own, others]) if len(others) else own
+    frame = collect(results / "metrics", params.experiments, results / "released", params.released)
     figures, timings = read_costs(costs), read_timings(results / "timing")
     cells = all_cells(params, reported, frame, figures, counted.comparable)
-    points = {name: _points(params, name, figure, cells) for name, figure in params.figures.items() if figure.points}
+    points = {}
+    for name, figure in params.figures.items():
+        if steps := pretraining_steps(params, name, figure):
+            points[name] = [(steps[cell.row], cell) for cell in cells if cell.table == name and cell.row in steps]
     histories = {name: read_curves(results / "history" / f"{name}.csv", HISTORY) for name in params.experiments}
     index = results / "released" / "index.json"
     facts = read_json(index) if index.is_file() else {}
@@ -122,11 +117,6 @@ def read_report(
     )
 
 
-def _points(params: Params, name: str, figure: FigureSpec, cells: Sequence[Cell]) -> Points:
-    steps = pretraining_steps(params, name, figure)
-    return [(steps[cell.row], cell) for cell in cells if cell.table == name and cell.row in steps]
-
-
 def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str, int]:
     """Look up the pre-training steps of each point's U-Net: 0 if untrained, else of its milestone or from the figure.
 
@@ -149,11 +139,9 @@ def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str
 
 def dots(report: Report, table: str) -> dict[str, list[Cell]]:
     """Cells that this project runs, by measured column of a table."""
-    columns: dict[str, list[Cell]] = {column: [] for column in report.params.tables[table].columns}
-    for cell in report.cells:
-        if cell.table == table and cell.provenance != "quoted" and cell.column in columns:
-            columns[cell.column].append(cell)
-    return {column: cells for column, cells in columns.items() if cells}
+    own = [cell for cell in report.cells if cell.table == table and cell.provenance != "quoted"]
+    columns = {name: [cell for cell in own if cell.column == name] for name in report.params.tables[table].columns}
+    return {name: cells for name, cells in columns.items() if cells}
 
 
 def learning_curves(report: Report, table: str) -> tuple[list[Curve], str]:

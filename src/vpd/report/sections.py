@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from vpd.report.cells import PROVENANCES
-from vpd.report.costs import RowCost
+from vpd.report.collect import RowCost
 from vpd.report.provenance import Backbone, Source
 from vpd.report.report import Report
 from vpd.report.tables import by_row, table_view
@@ -81,7 +81,6 @@ def sections(report: Report) -> Iterator[Section]:
     yield Section("runs", "Where the numbers come from", runs=runs)
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
 def pictures(report: Report, captions: Mapping[str, str]) -> list[Picture]:
     """Describe pictures of the report's own folder by name."""
     return [picture(report, text, report.out / "figures" / f"{name}.png") for name, text in captions.items()]
@@ -120,7 +119,6 @@ def panels(report: Report) -> Iterator[Section]:
             yield Section(name, ordinal(name), pictures=found)
 
 
-# ---------------------------------------------------------------------------------------------------------------- grids
 def cost_grid(rows: Iterable[RowCost]) -> Grid:
     """Tabulate time, memory, size and multiply-adds of every row of the paper's tables."""
     heads = ("table", "row", "experiment", "training, per seed", "peak memory", "parameters (M)", "GMACs")
@@ -143,15 +141,14 @@ def backbone_grid(networks: Iterable[Backbone]) -> Grid:
     heads = ("checkpoint", "weights", "objective", "images seen", "parameters", "loss, first to last")
     lines = []
     for item in networks:
-        facts = item.manifest
         texts = (
-            facts.objective or "",
-            "" if facts.images_seen is None else f"{facts.images_seen:,}",
-            "" if facts.size is None else f"{facts.size / 1e6:.3g} M",
-            "" if facts.loss is None else f"{facts.loss.first:.3g} → {facts.loss.last:.3g}",
-            ", ".join(f"{key} {own:.3g} against {fresh:.3g}" for key, (own, fresh) in facts.measures.items()),
+            item.objective or "",
+            "" if item.images_seen is None else f"{item.images_seen:,}",
+            "" if item.size is None else f"{item.size / 1e6:.3g} M",
+            "{:.3g} → {:.3g}".format(*item.loss) if item.loss else "",
+            ", ".join(f"{key} {own:.3g} against {fresh:.3g}" for key, (own, fresh) in item.measures.items()),
         )
-        lines.append(entries(Entry(item.name, code=True), item.source, *texts))
+        lines.append(entries(Entry(item.name, code=True), item.origin, *texts))
     return Grid((*heads, "trained against random"), lines, numeric=(3, 4, 5))
 
 
@@ -199,7 +196,6 @@ def _stage(stage: str, jobs: pd.DataFrame) -> Sequence[Entry]:
     return entries(stage, str(len(jobs)), duration(jobs["seconds"].sum()), job, peak)
 
 
-# ----------------------------------------------------------------------------------------------------------------- runs
 def run_view(report: Report, source: Source) -> RunView:
     """Collect the provenance of one experiment, with its numbers seed by seed and links to the files behind them."""
     name = source.experiment

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 WORDS = {
-    "miou": "mIoU",
-    "oiou": "oIoU",
-    "4k": "4K",
-    "8k": "8K",
+    "miou": "mIoU", "oiou": "oIoU", "4k": "4K", "8k": "8K", "iters": "iterations", "gflops": "GFLOPs",
+    "rmse": "RMSE ↓", "rel": "REL ↓", "log10": "log10 ↓", "refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg",
     **{f"p{threshold}0": f"P@0.{threshold}" for threshold in range(5, 10)},
-    "rmse": "RMSE ↓",
-    "rel": "REL ↓",
-    "log10": "log10 ↓",
     **{f"delta{power}": f"δ{power}" for power in (1, 2, 3)},
-    "refcoco": "RefCOCO",
-    "refcoco+": "RefCOCO+",
-    "refcocog": "RefCOCOg",
-    "iters": "iterations",
-    "gflops": "GFLOPs",
-}
+}  # fmt: skip
 METRICS = {
     "miou_ss": "mIoU, single scale (%)",
     "miou_ms": "mIoU, multi-scale (%)",

@@ -9,16 +9,17 @@ import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 from PIL import Image
 
+from vpd.config.params import Params
 from vpd.config.tables import FigureSpec
 from vpd.report.cells import cells_csv
 from vpd.report.claims import Line, claims_csv
-from vpd.report.costs import costs_csv
+from vpd.report.collect import costs_csv
 from vpd.report.curves import learning_figure, pretraining_figure, training_figure
 from vpd.report.figures import dots_figure, empty_figure, save, styled, trend_figure
 from vpd.report.provenance import backbones_csv, provenance_csv
@@ -27,11 +28,6 @@ from vpd.report.sections import build_view
 from vpd.report.tables import by_row, table_csv, table_view
 from vpd.utils.files import atomic_folder, write_text
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from vpd.config.params import Params
-
 TEMPLATES = Path(__file__).parent / "page"
 PAGES = {"report.html": "report.html", "REPORT.md": "report.md"}
 """Page -> template; REPORT.md, which the orchestrators wait for, is written last."""
@@ -39,7 +35,6 @@ LARGE = 120_000
 """Bytes from which a picture of pixels is packed again."""
 WIDEST = 1600
 """Pixels; wider pictures are scaled down."""
-QUALITY = 82
 SCREEN_DPI, FILE_DPI = 96, 150
 """Pixels per inch of a browser, and of the figures' PNG files."""
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -99,7 +94,6 @@ def table_texts(report: Report) -> dict[str, str]:
     return texts
 
 
-# -------------------------------------------------------------------------------------------------------------- figures
 def write_figures(report: Report, folder: Path) -> None:
     """Draw every figure as SVG and PNG."""
     for name, figure in report.params.figures.items():
@@ -119,9 +113,7 @@ def draw(report: Report, name: str, figure: FigureSpec) -> Figure:
     if figure.curves:
         return learning_figure(*learning_curves(report, figure.curves))
     table = figure.table or ""
-    columns = dots(report, table)
-    decimals = {column: report.reported[table].decimals(column) for column in columns}
-    return dots_figure(columns, decimals, report.params.comparable)
+    return dots_figure(dots(report, table), report.reported[table], report.params.comparable)
 
 
 def copy_pictures(report: Report, folder: Path) -> None:
@@ -136,7 +128,6 @@ def copy_pictures(report: Report, folder: Path) -> None:
             empty_figure("not run yet").savefig(folder / name, metadata={"Software": None})
 
 
-# ---------------------------------------------------------------------------------------------------------------- pages
 @cache
 def environment() -> Environment:
     """The templates in ``page/``: html escapes all that it prints, and a misspelt name is an error."""
@@ -200,15 +191,11 @@ def data_uri(path: Path) -> str:
     """Encode a PNG or SVG file; a large PNG becomes WebP, at most ``WIDEST`` pixels wide."""
     content, kind = path.read_bytes(), TYPES[path.suffix]
     if kind == "image/png" and len(content) > LARGE:
-        content, kind = _webp(path), "image/webp"
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        if image.width > WIDEST:
+            image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "webp", quality=82, method=4)
+        content, kind = buffer.getvalue(), "image/webp"
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _webp(path: Path) -> bytes:
-    with Image.open(path) as file:
-        image = file.convert("RGB")
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "webp", quality=QUALITY, method=4)
-    return buffer.getvalue()
