@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -193,3 +196,42 @@ def entry(file: str, content: bytes) -> dict:
     if file.endswith(LARGE):
         value |= {"lfs": {"oid": etag(file, content), "size": len(content), "pointerSize": 130}}
     return value
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+SCRIPT = """
+import json, resource, sys
+from pathlib import Path
+from vpd.config.schema import BackboneSpec, CheckpointSpec
+from vpd.pretrained.backbones import fetch_backbone
+from vpd.pretrained.checkpoints import assemble
+from vpd.utils.errors import UserError
+limit, *jobs = json.loads(sys.argv[1])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+for name, spec, out in jobs:
+    try:
+        if "vision" in spec:
+            fetch_backbone(name, BackboneSpec.model_validate(spec), Path(out))
+        else:
+            assemble(name, CheckpointSpec.model_validate(spec), Path("none"), Path(out))
+        print("made")
+    except UserError as error:
+        print("UserError:", error)
+"""
+
+
+def settings(home: Path, **changes: str) -> dict[str, str]:
+    """The environment of a process with its own hub cache; time-outs are for a busy machine."""
+    given = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    given |= dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "300")
+    return {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | given | changes
+
+
+def make(home: Path, jobs: list[tuple[str, dict, Path]], limit: int = 0, **environment: str) -> list[str]:
+    """Make checkpoints of specs in a process; a line for each: ``made``, or what was refused. ``limit``: bytes of a file."""
+    argument = json.dumps([limit, *((name, spec, str(out)) for name, spec, out in jobs)])
+    command, given = [sys.executable, "-c", SCRIPT, argument], settings(home, **environment)
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()

@@ -5,11 +5,7 @@ The files are small ones of the real architectures. What they mean is taken from
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertModel, Blip2Config, Blip2Model, BlipConfig, BlipModel, SamConfig, SamModel
 
 from backbone_repositories import WORDS, WRITERS, same, small, write_bert, write_cache, write_timm, write_transformers
-from hub_server import Hub, Repository
+from hub_server import Hub, Repository, make
 from vpd.config.params import load_params
 from vpd.config.schema import BackboneSpec, NetworkSpec
 from vpd.models.backbones import build_backbone, load_backbone
@@ -72,32 +68,10 @@ BLIP_2 = BackboneSpec(
 )
 
 
-# ----------------------------------------------------------------------------------------------------- processes of vpd
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from vpd.utils.errors import UserError
-from vpd.config.schema import BackboneSpec
-from vpd.pretrained.backbones import fetch_backbone
-for name, out, spec in json.loads(sys.argv[1]):
-    try:
-        fetch_backbone(name, BackboneSpec.model_validate(spec), Path(out))
-        print("made")
-    except UserError as error:
-        print("UserError:", error)
-"""
-
-
 def fetch(home: Path, jobs: dict[Path, tuple[str, BackboneSpec]], **environment: str) -> list[str]:
-    """Fetch in a new process with its own cache; one line for every job: ``made``, or what was refused."""
-    given = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
-    given |= dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "300")
-    settings = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | given | environment
-    argument = json.dumps([(name, str(out), spec.model_dump(mode="json")) for out, (name, spec) in jobs.items()])
-    command = [sys.executable, "-c", SCRIPT, argument]
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    """Fetch in a process with its own cache; one line for every job: ``made``, or what was refused."""
+    given = [(name, spec.model_dump(mode="json"), out) for out, (name, spec) in jobs.items()]
+    return make(home, given, **{"HF_HUB_OFFLINE": "1"} | environment)
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from pretraining_fakes import SPEC, draw_captions
 from vpd.config.schema import CheckpointSpec
-from vpd.pretrained.checkpoints import assemble
+from vpd.pretrained.checkpoints import assemble, checkpoint_fingerprint
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.utils.digests import changed
 from vpd.utils.errors import UserError
@@ -20,6 +24,7 @@ from vpd.utils.files import read_json
 
 PRETRAINED = CheckpointSpec(source="pretrained")
 UNET = "unet/diffusion_pytorch_model.safetensors"
+NORM = "decoder.conv_norm_out.bias"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,88 @@ def test_missing_folder_is_named(tmp_path):
         assemble_folder(tmp_path / "absent", tmp_path)
     with pytest.raises(UserError, match=r"checkpoints\.sd-1-5 has source 'folder' but no path"):
         assemble("sd-1-5", CheckpointSpec(source="folder"), tmp_path, tmp_path / "out")
+
+
+def test_finished_checkpoint_is_left_alone_until_its_source_changes(folder, tmp_path):
+    out, spec = assemble_folder(folder, tmp_path), CheckpointSpec(source="folder", path=str(folder))
+    manifest, times = (out / "manifest.json").read_text(), {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assemble_folder(folder, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
+    first = checkpoint_fingerprint("sd-1-5", spec, tmp_path)
+    rewrite(folder, "unet", lambda state: {name: tensor + 1 for name, tensor in state.items()})
+    assert checkpoint_fingerprint("sd-1-5", spec, tmp_path).differences(asdict(first)) == ["source"]
+    assemble_folder(folder, tmp_path)
+    assert (out / "manifest.json").read_text() != manifest
+
+
+def test_planning_loads_neither_torch_nor_diffusers():
+    script = """
+import sys
+from pathlib import Path
+from vpd.config.params import load_params
+from vpd.pretrained.backbones import fetched_backbone_fingerprint
+from vpd.pretrained.checkpoints import checkpoint_fingerprint
+params = load_params("params.yaml", "paper")
+for name in params.checkpoints:
+    checkpoint_fingerprint(name, params.checkpoint(name), Path("none"))
+for name in params.backbones:
+    fetched_backbone_fingerprint(name, params.backbone(name))
+print({"torch", "diffusers", "transformers", "timm"} & set(sys.modules))
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "set()\n"
+    )
+
+
+def rewrite(folder: Path, part: str, change) -> None:
+    """Change the state dict of a network."""
+    (file,) = (folder / part).glob("*.safetensors")
+    state = {name: tensor.clone().contiguous() for name, tensor in change(load_file(file)).items()}
+    file.unlink()  # A checkpoint may be a hard link to it.
+    save_file(state, file, {"format": "pt"})
+
+
+def drop(state: dict, ending: str) -> dict:
+    return {name: tensor for name, tensor in state.items() if not name.endswith(ending)}
+
+
+def prefixed(prefix: str):
+    return lambda state: {f"{prefix}{name.removeprefix(prefix)}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", lambda state: drop(state, "conv_out.bias"), r"the unet is not .*1 missing, first 'conv_out\.bias'"),
+        ("unet", prefixed("module."), r"the unet is not .* missing, first .* unexpected, first 'module\."),
+        ("vae", lambda x: x | {NORM: x[NORM] * torch.nan}, rf"the vae .*1 with NaN or infinite values, first '{NORM}'"),
+        ("vae", lambda x: x | {NORM: x[NORM][1:]}, rf"the vae is not .*1 of another shape, first '{NORM}'"),
+        (
+            "text_encoder",
+            lambda state: drop(state, "final_layer_norm.bias"),
+            r"the text_encoder .*1 missing, first 'final",
+        ),
+        ("text_encoder", prefixed("clip."), r"the text_encoder is not .*unexpected, first 'clip\."),
+    ],
+)
+def test_every_tensor_of_a_folder_is_compared(folder, tmp_path, part, change, message):
+    rewrite(folder, part, change)
+    with pytest.raises(UserError, match=message) as caught:
+        assemble_folder(folder, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_names_of_the_published_folders_are_known(folder, tmp_path):
+    """They have the VAE's attention as diffusers had it in 2022, the text encoder's prefix, and its positions' numbers."""
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    for new, name in old.items():
+        rewrite(folder, "vae", lambda state, n=new, o=name: {key.replace(n, o): x for key, x in state.items()})
+    rewrite(folder, "text_encoder", prefixed("text_model."))
+    positions = {"text_model.embeddings.position_ids": torch.arange(5)[None]}
+    rewrite(folder, "text_encoder", lambda state: state | positions)
+    pipeline = StableDiffusionPipeline.from_pretrained(assemble_folder(folder, tmp_path))
+    assert pipeline.vae.num_parameters() > 0
 
 
 def damage_index(folder: Path) -> None:

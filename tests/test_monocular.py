@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from transformers import (
     ZoeDepthImageProcessor,
 )
 
-from hub_server import Hub, Repository
+from hub_server import Hub, Repository, settings
 from vpd.cli import main
 from vpd.config.params import load_params
 from vpd.datasets import build_dataset
@@ -417,11 +416,9 @@ def test_stage_measures_public_models_and_records_a_vanished_repository(zoe, dpt
     options = [str(part) for name, path in places.items() for part in (f"--{name}", path)]
     command = [sys.executable, "-m", "vpd", "released", "--params", str(params), *options]
     with Hub(**{"other/zoe": repository}) as hub:
-        given = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        settings = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
         done = subprocess.run(
             [*command, "--timing", str(tmp_path / "released.json")],
-            env=settings | given | {"NO_PROXY": "127.0.0.1"}, capture_output=True, text=True, check=False,
+            env=settings(tmp_path / "home", HF_ENDPOINT=hub.url), capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "released weights of gone: released.gone: other/gone is not at" in done.stderr

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpd.config.schema import BackboneSpec
 from vpd.pretrained.checkpoints import ORIGIN, with_files
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_folder, read_json, write_json
+from vpd.utils.files import atomic_folder, write_json
 from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, write_manifest
+
+if TYPE_CHECKING:
+    from vpd.pretrained.hub import Repository
 
 CONFIG = "config.json"
 CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("backbones", "networks", "tensors", "hub")))
-SETTINGS = {"source", "vision", "language", "repo", "revision", "mirrors", "path"}
-"""Fields of the spec that decide the weights; the others are for backbones that are pre-trained here."""
+SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path"}
+"""Fields of the spec that decide the weights, or what is said about them; the others are for backbones that are pre-trained here."""
 KINDS = {".json", ".safetensors", ".bin", ".txt"}
 """Endings of the files of a repository that can matter."""
 
@@ -54,16 +55,10 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
     from vpd.pretrained.networks import write_language, write_vision
 
     with atomic_folder(out) as folder:
-        vision = _open_vision(f"backbones.{name}", spec)
+        vision, language = _open(f"backbones.{name}", spec)
         parameters = {"vision": write_vision(vision, spec.vision, folder)}
         origin: dict[str, Any] = {"source": spec.source, "objective": spec.objective, **vision.origin}
-        if spec.language is not None:
-            language = open_repository(
-                f"backbones.{name}.language",
-                [f"{spec.language.repo}@{spec.language.revision}"],
-                spec.language.repo if Path(spec.language.repo).is_dir() else None,
-                "set language.repo to the folder of a copy",
-            )
+        if spec.language and language:
             parameters["language"] = write_language(language, spec.language, folder / "language")
             origin["language"] = language.origin
         write_json(folder / ORIGIN, origin)
@@ -71,71 +66,25 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
         write_manifest(folder, made_from, {"parameters": parameters}, files)
 
 
-def _open_vision(where: str, spec: BackboneSpec) -> Repository:
-    if spec.source == "folder":
-        if spec.path is None:
-            raise UserError(f"{where} has source 'folder' but no path; give the path of a copy of its repository")
-        return open_repository(where, (), spec.path)
-    from vpd.pretrained.hub import repositories
+def _open(entry: str, spec: BackboneSpec) -> tuple[Repository, Repository | None]:
+    """Open the repositories of the image encoder and, where there is one, of the text encoder."""
+    from vpd.pretrained.hub import Repository, download, repositories
 
-    return open_repository(where, repositories(where, spec))
+    def copy(where: str, folder: str) -> Repository:
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"{where}: the folder {folder} does not exist; download the repository, or correct its path"
+            )
+        return Repository(where, Path(folder))
 
-
-@dataclass(frozen=True)
-class Repository:
-    """A model repository: a copy in ``folder``, or one commit on the hub whose files are downloaded when they are needed."""
-
-    entry: str
-    """The line of params.yaml that asks for it, for errors."""
-    folder: Path
-    commit: str | None = None
-    """``owner/model@commit``; None for a copy."""
-
-    @property
-    def where(self) -> str:
-        """The entry and the place, for errors."""
-        return f"{self.entry}: {self.commit.replace('@', ' at revision ') if self.commit else self.folder}"
-
-    @property
-    def origin(self) -> dict[str, str]:
-        """``repo`` and ``revision``, a commit; empty for a copy."""
-        return dict(zip(("repo", "revision"), self.commit.split("@"), strict=True)) if self.commit else {}
-
-    def bring(self, files: Iterable[str]) -> list[str]:
-        """Download those of ``files`` that the repository has; return those that are there."""
-        names = list(files)
-        if self.commit:
-            from vpd.pretrained.hub import download
-
-            download(self.entry, [self.commit], names)
-        return [file for file in names if (self.folder / file).is_file()]
-
-    def need(self, files: Iterable[str]) -> None:
-        """Bring all of ``files``; UserError naming those that the repository lacks."""
-        names = list(files)
-        if missing := sorted(set(names) - set(self.bring(names))):
-            raise UserError(f"{self.where} has no {', no '.join(missing)}; name a repository that has, or a whole copy")
-
-    def config(self) -> dict[str, Any]:
-        """Contents of config.json."""
-        self.need([CONFIG])
-        return read_json(self.folder / CONFIG)
-
-    def verify(self, files: Sequence[str]) -> None:
-        """Raise UserError unless the bytes of downloaded files are those that the hub states."""
-        if self.commit:
-            from vpd.pretrained.hub import checked_digests
-
-            checked_digests(self.entry, self.folder, files)
-
-
-def open_repository(where: str, repos: Sequence[str], copy: str | None = None, cure: str | None = None) -> Repository:
-    """Open the copy in a folder or, without one, the first of ``repos`` (``owner/model@revision``) that is there."""
-    if copy is not None:
-        if not Path(copy).is_dir():
-            raise UserError(f"{where}: the folder {copy} does not exist; download the repository, or correct its path")
-        return Repository(where, Path(copy))
-    from vpd.pretrained.hub import CURE, download
-
-    snapshot = download(where, repos, [CONFIG], [CONFIG], cure or CURE)
-    return Repository(where, snapshot.folder, f"{snapshot.repo}@{snapshot.revision}")
+    if spec.source == "folder" and spec.path is None:
+        raise UserError(f"{entry} has source 'folder' but no path; give the path of a copy of its repository")
+    local = spec.source == "folder" and spec.path
+    vision = copy(entry, local) if local else download(entry, repositories(entry, spec), [CONFIG], [CONFIG])
+    if (language := spec.language) is None:
+        return vision, None
+    where, repo = f"{entry}.language", f"{language.repo}@{language.revision}"
+    if Path(language.repo).is_dir():
+        return vision, copy(where, language.repo)
+    cure = "set language.repo to the folder of a copy"
+    return vision, download(where, [repo], [CONFIG], [CONFIG], cure)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from vpd.pretrained.stable_diffusion import (
     TOKENIZER_FILES,
     UNUSED,
     WEIGHT_FILES,
-    WEIGHTS,
     check_pipeline,
     pipeline_files,
 )
@@ -48,10 +47,7 @@ def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -
     """Return what checkpoint ``name`` is made from; loads neither torch nor diffusers.
 
     Local sources count with the digests of their files, so that a folder changed in place is noticed; a branch of a hub
-    repository counts by its name alone.
-
-    Raises:
-        UserError: source ``pretrained``, and the pre-training has not run.
+    repository counts by its name alone. UserError if the pre-training, where it is the source, has not run.
     """
     settings = {"checkpoint": name, **spec.model_dump(mode="json")}
     if spec.source == "pretrained":
@@ -61,8 +57,8 @@ def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -
     if spec.source == "file" and spec.path:
         path = Path(spec.path)
         made_from = with_files(fingerprint(settings, FILE_CODE), str(path.parent), [path.name])
-        text_files = [*TOKENIZER_FILES, *(name for name in FILES if name.startswith(("tokenizer/", "text_encoder/")))]
-        return with_files(made_from, spec.repo, text_files, role="tokenizer")
+        tokenizer = [f"{parent}{name}" for name in TOKENIZER_FILES for parent in ("tokenizer/", "")]
+        return with_files(made_from, spec.repo, tokenizer, role="tokenizer")
     return fingerprint(settings, CODE)
 
 
@@ -89,7 +85,7 @@ def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> N
     if is_finished(out, made_from):
         return
     with atomic_folder(out) as folder:
-        made = SOURCES[spec.source](name, spec, pretraining, folder)
+        made = _fill(name, spec, pretraining, folder)
         names = pipeline_files(folder)
         files = {**digests(folder, [file for file in names if file not in made.digests]), **made.digests}
         if spec.source != "file":
@@ -99,7 +95,7 @@ def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> N
 
 
 def check_digests(name: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Compare digests of checkpoint ``name`` with those, or the beginnings of those, in params.yaml."""
+    """Compare a checkpoint's digests with those, or the beginnings of those, in params.yaml."""
     for file, start in expected.items():
         if file not in found:
             raise UserError(f"checkpoints.{name}.sha256: unknown file '{file}'; {nearest(file, found)}")
@@ -110,77 +106,63 @@ def check_digests(name: str, found: Mapping[str, str], expected: Mapping[str, st
             )
 
 
-# -------------------------------------------------------------------------------------------------------------- sources
-def _from_milestone(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Assembled:
-    manifest = read_json(manifest_path(pretraining))
-    pick(name, manifest["milestones"], "milestone", str(manifest_path(pretraining)))
-    own = {file: sha for file, sha in manifest["files"].items() if file.startswith(f"{name}/")}
+def _fill(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Assembled:
+    """Write the pipeline to the empty folder ``target``."""
+    entry = f"checkpoints.{name}"
+    if spec.source == "pretrained":
+        # Copied, because pre-training writes its folders anew.
+        return _copied(_milestone(name, pretraining), target, link=False)
+    if spec.source == "hub":
+        from vpd.pretrained.hub import download, repositories
+
+        repository = download(entry, repositories(entry, spec), FILES, [INDEX, *WEIGHT_FILES])
+        known = repository.digests(pipeline_files(repository.folder))
+        made = _copied(repository.folder, target)
+        return replace(made, origin=repository.origin, digests={n: x for n, x in known.items() if n != INDEX})
+    if spec.path is None:
+        raise UserError(f"{entry} has source '{spec.source}' but no path; give the path of the {spec.source}")
+    path = Path(spec.path)
+    if spec.source == "folder":
+        return _copied(path, target)
+    from vpd.pretrained.original import convert_file
+
+    digest_of = digests(path.parent, [path.name])
+    if digest_of:  # A missing file is reported where it is read.
+        check_digests(name, digest_of, spec.sha256)
+    parameters, origin = convert_file(entry, path, spec, target)
+    return Assembled(parameters, {"file": path.name, "sha256": digest_of[path.name], **origin})
+
+
+def _milestone(name: str, pretraining: Path) -> Path:
+    """Return the folder of a milestone of our own pre-training; UserError unless it is as its manifest says."""
+    path = manifest_path(pretraining)
+    manifest = read_json(path)
+    pick(name, manifest["milestones"], "milestone", str(path))
+    own = {file: sha256 for file, sha256 in manifest["files"].items() if file.startswith(f"{name}/")}
     if differing := changed(pretraining, own):
         raise UserError(
             f"{pretraining} differs from its manifest in {', '.join(differing)}; run the pre-training again"
         )
-    return _copied(pretraining / name, target, link=False)
+    return pretraining / name
 
 
-def _from_folder(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Assembled:
-    return _copied(_path(name, spec, "a diffusers folder"), target, link=True)
-
-
-def _from_hub(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Assembled:
-    from vpd.pretrained.hub import checked_digests, download, repositories
-
-    where = f"checkpoints.{name}"
-    snapshot = download(where, repositories(where, spec), FILES, [INDEX, *WEIGHT_FILES])
-    known = checked_digests(where, snapshot.folder, pipeline_files(snapshot.folder))
-    made = _copied(snapshot.folder, target, link=True)
-    del known[INDEX]  # It is rewritten.
-    return replace(made, origin={"repo": snapshot.repo, "revision": snapshot.revision}, digests=known)
-
-
-def _from_file(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Assembled:
-    from vpd.pretrained.original import convert_file
-
-    path = _path(name, spec, "a .ckpt or .safetensors file")
-    digest_of = digests(path.parent, [path.name])
-    if digest_of:  # A missing file is reported where it is read.
-        check_digests(name, digest_of, spec.sha256)
-    parameters, origin = convert_file(f"checkpoints.{name}", path, spec, target)
-    return Assembled(parameters, {"file": path.name, "sha256": digest_of[path.name], **origin})
-
-
-SOURCES: dict[str, Callable[[str, CheckpointSpec, Path, Path], Assembled]] = {
-    "pretrained": _from_milestone,
-    "folder": _from_folder,
-    "hub": _from_hub,
-    "file": _from_file,
-}
-"""Source -> function that fills an empty folder."""
-
-
-def _path(name: str, spec: CheckpointSpec, what: str) -> Path:
-    if spec.path is None:
-        raise UserError(f"checkpoints.{name} has source '{spec.source}' but no path; give the path of {what}")
-    return Path(spec.path)
-
-
-def _copied(source: Path, target: Path, link: bool) -> Assembled:
-    """Check and copy a pipeline folder; with ``link``, weights become hard links where that is possible."""
+def _copied(source: Path, target: Path, link: bool = True) -> Assembled:
+    """Check and copy a pipeline folder; with ``link``, weights become hard links where the file system allows."""
     parameters = check_pipeline(source)
     for name in pipeline_files(source):
         (target / name).parent.mkdir(exist_ok=True)
-        weights = Path(name).name in WEIGHTS.values()
-        copy_file(source / name, target / name, link=link and weights)
+        linked = link and name in WEIGHT_FILES and _link(source / name, target / name)
+        if not linked:
+            shutil.copyfile(source / name, target / name)
     index = read_json(source / INDEX)
     write_json(target / INDEX, index | {key: value for key, value in UNUSED.items() if key in index})
     return Assembled(parameters)
 
 
-def copy_file(source: Path, target: Path, link: bool) -> None:
-    """Copy a file, or make a hard link to it where the file system allows, which costs no disk space."""
-    if link:
-        try:
-            os.link(source.resolve(), target)
-            return
-        except OSError:  # Another disk, or a file system without hard links.
-            pass
-    shutil.copyfile(source, target)
+def _link(source: Path, target: Path) -> bool:
+    """Make a hard link, which costs no disk space; False on another disk or a file system without them."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        return False
+    return True

@@ -29,80 +29,87 @@ MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Downloaded files under ``folder``, with the repository and commit that they come from."""
+class Repository:
+    """Files of a model repository: of one commit on the hub, downloaded on demand, or of a copy in a folder."""
 
+    entry: str
+    """The entry of params.yaml that asks for it, such as ``checkpoints.sd-1-4``, for errors."""
     folder: Path
-    repo: str
-    revision: str
+    repo: str | None = None
+    revision: str | None = None
+    """A commit; None for a copy."""
+
+    def __str__(self) -> str:
+        return f"{self.entry}: {f'{self.repo} at revision {self.revision}' if self.repo else self.folder}"
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """``repo`` and ``revision``; empty for a copy."""
+        return {"repo": self.repo, "revision": self.revision} if self.repo and self.revision else {}
+
+    def bring(self, wanted: Sequence[str], needed: Sequence[str] = ()) -> list[str]:
+        """Download those of ``wanted`` that exist and return them; UserError if one of ``needed`` does not."""
+        if self.repo:
+            download(self.entry, [f"{self.repo}@{self.revision}"], wanted)
+        if missing := [name for name in needed if not (self.folder / name).is_file()]:
+            raise UserError(f"{self} has no {', no '.join(missing)}; name a repository that has, or a whole copy")
+        return [name for name in wanted if (self.folder / name).is_file()]
+
+    def digests(self, names: Sequence[str]) -> dict[str, str]:
+        """Return SHA-256 digests of files; UserError if a large file does not have the digest that the hub states.
+
+        The cache names a large file after that digest; huggingface_hub itself does not compare the bytes with it.
+        """
+        own = digests(self.folder, names)
+        for name, digest in own.items():
+            blob = (self.folder / name).resolve()
+            if self.repo and SHA256.fullmatch(blob.name) and blob.name != digest:
+                raise UserError(
+                    f"{self.entry}: {name} has sha256 {digest}, expected {blob.name}; delete {blob} and fetch it again"
+                )
+        return own
+
+
+def repositories(entry: str, spec: CheckpointSpec | BackboneSpec | ReleasedSpec) -> list[str]:
+    """Return ``owner/model@revision`` of a spec's repository and of its mirrors; UserError if it names none."""
+    if spec.repo is None:
+        raise UserError(f"{entry} has source 'hub' but no repo; name one, such as owner/model")
+    return [f"{spec.repo}@{spec.revision or 'main'}", *spec.mirrors]
+
+
+def download(
+    entry: str, repos: Sequence[str], wanted: Sequence[str], needed: Sequence[str] = (), cure: str = CURE
+) -> Repository:
+    """Download from the first of ``repos`` (``owner/model@revision``) that has the files; the cache is used first.
+
+    Files in ``wanted`` are downloaded where they exist, those in ``needed`` must exist. UserError, with ``cure`` if no
+    repository has them, or if the hub, the network or the disk fails.
+    """
+    faults = []
+    for place in repos:
+        repo, _, revision = place.partition("@")
+        try:
+            folder = _snapshot(repo, revision or "main", wanted)
+        except NotThereError as fault:
+            faults.append(str(fault))
+            continue
+        missing = [name for name in needed if not (folder / name).is_file()]
+        if not missing:
+            return Repository(entry, folder, repo, folder.name)
+        faults.append(f"{repo} has no {', no '.join(missing)} at revision {revision or 'main'}")
+    raise UserError(f"{entry}: {'; '.join(faults)}; {cure}")
 
 
 class NotThereError(Exception):
     """A repository lacks the files; a mirror may have them."""
 
 
-def repositories(where: str, spec: CheckpointSpec | BackboneSpec | ReleasedSpec) -> list[str]:
-    """Return ``owner/model@revision`` of a spec's repository and of its mirrors; UserError if it names none."""
-    if spec.repo is None:
-        raise UserError(f"{where} has source 'hub' but no repo; name one, such as owner/model")
-    return [f"{spec.repo}@{spec.revision or 'main'}", *spec.mirrors]
-
-
-def download(
-    where: str, repos: Sequence[str], wanted: Sequence[str], needed: Sequence[str] = (), cure: str = CURE
-) -> Snapshot:
-    """Download from the first repository that has the files.
-
-    Files in the cache are not downloaded again, and an interrupted download goes on where it stopped.
-
-    Args:
-        where: the entry of params.yaml, such as ``checkpoints.sd-1-4``, for errors.
-        repos: ``owner/model`` or ``owner/model@revision``, tried in order.
-        wanted: files to download where they exist.
-        needed: files that must exist.
-        cure: what a user can do if no repository has them.
-
-    Raises:
-        UserError: no repository has the files, or the hub, the network or the disk fails.
-    """
-    faults = []
-    for place in repos:
-        repo, _, revision = place.partition("@")
-        try:
-            return _snapshot(repo, revision or "main", wanted, needed)
-        except NotThereError as fault:
-            faults.append(str(fault))
-    raise UserError(f"{where}: {'; '.join(faults)}; {cure}")
-
-
-def _snapshot(repo: str, revision: str, wanted: Sequence[str], needed: Sequence[str]) -> Snapshot:
+def _snapshot(repo: str, revision: str, wanted: Sequence[str]) -> Path:
     lines: dict[str, Any] = {} if sys.stderr.isatty() else {"tqdm_class": TransferLines}
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **lines))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **lines))
     except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise _explained(error, repo, revision) from None
-    missing = [file for file in needed if not (folder / file).is_file()]
-    if missing:
-        raise NotThereError(f"{repo} has no {', no '.join(missing)} at revision {revision}")
-    return Snapshot(folder, repo, folder.name)
-
-
-def checked_digests(where: str, folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return SHA-256 digests of a snapshot's files, and compare those of large files with the hub's.
-
-    The cache names a large file after the digest that the hub states; huggingface_hub itself does not compare them.
-
-    Raises:
-        UserError: a file has other bytes.
-    """
-    own = digests(folder, names)
-    for name, digest in own.items():
-        blob = (folder / name).resolve()
-        if SHA256.fullmatch(blob.name) and blob.name != digest:
-            raise UserError(
-                f"{where}: {name} has sha256 {digest}, expected {blob.name}; delete {blob} and fetch it again"
-            )
-    return own
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -115,10 +122,7 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
             text = f"'{repo}' is no name of a hub repository; write owner/model, such as CompVis/stable-diffusion-v1-4"
         # A gated repository counts as missing too, but a mirror must not be a way around its licence.
         case errors.GatedRepoError():
-            text = (
-                f"{repo} gives its files only to users who accepted its licence; open {page}, accept it, create a token "
-                "and set HF_TOKEN to it"
-            )
+            text = f"{repo} is gated; open {page}, accept its licence, create a token and set HF_TOKEN to it"
         case errors.LocalEntryNotFoundError():
             return _unreached(error, repo, revision)
         case errors.RevisionNotFoundError():
@@ -130,10 +134,7 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
         case _ if status is not None:
             text = f"the hub answers {page} with HTTP {status}; try again later, or set HF_ENDPOINT to a mirror"
         case OSError(errno=int()):
-            text = (
-                f"cannot store {repo} in {cache}: {error.strerror}; free some space, or set HF_HOME to a folder on "
-                "another disk"
-            )
+            text = f"cannot store {repo} in {cache}: {error.strerror}; free some space, or set HF_HOME to another disk"
         case _:
             text = f"the download of {repo} broke off ({reason(error)}); run it again to go on where it stopped"
     return UserError(text)
@@ -150,7 +151,7 @@ def _unreached(error: Exception, repo: str, revision: str) -> Exception:
     if isinstance(cause, errors.FileMetadataError):
         return UserError(f"{endpoint} does not answer as the hub does; check HF_ENDPOINT and the network's proxy")
     return UserError(
-        f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror of the hub"
+        f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror"
     )
 
 
@@ -164,7 +165,7 @@ class TransferLines(tqdm):
         self.counts_bytes = options.get("unit") == "B" and not str(options.get("desc")).startswith("Downloading")
         super().__init__(*args, **options | {"file": io.StringIO()})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print a line of megabytes, rate and time left, at most every ten seconds."""
         now = time.monotonic()
         if self.counts_bytes and self.n and now - self.last >= SECONDS_BETWEEN_LINES:
@@ -172,4 +173,3 @@ class TransferLines(tqdm):
             rate = self.n / (now - self.began)
             done, left = f"{self.n / MEGABYTE:.0f}/{total / MEGABYTE:.0f} MB", clock(max(0.0, total - self.n) / rate)
             print(f"download: {done}, {rate / MEGABYTE:.1f} MB/s, {left} left", file=sys.stderr)
-        return True

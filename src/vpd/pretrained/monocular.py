@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from vpd.config.schema import ReleasedSpec
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
-from vpd.pretrained.hub import Snapshot, download, repositories
+from vpd.pretrained.hub import Repository, download, repositories
 from vpd.pretrained.tensors import Rules, apply_rules, misfits, read_tensors, reason
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -24,19 +24,15 @@ NETWORKS = {"zoedepth": (ZoeDepthForDepthEstimation, "zoedepth"), "dpt-hybrid": 
 """Class of transformers, and ``model_type`` in its config.json."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DPT_HYBRID: dict[str, Any] = {
-    "is_hybrid": True,
-    "hidden_size": 768,
-    "backbone_out_indices": [2, 5, 8, 11],
-    "reassemble_factors": [1, 1, 1, 0.5],
-    "neck_hidden_sizes": [256, 512, 768, 768],
-    "layer_norm_eps": 1e-6,
-}
+    "is_hybrid": True, "hidden_size": 768, "backbone_out_indices": [2, 5, 8, 11], "reassemble_factors": [1, 1, 1, 0.5],
+    "neck_hidden_sizes": [256, 512, 768, 768], "layer_norm_eps": 1e-6,
+}  # fmt: skip
 """Settings of the DPT authors' hybrid model; transformers' own default of the last one, 1e-12, is not theirs."""
 DERIVED = re.compile(r"relative_position_index|k_idx|k_minus_1|K_minus_1")
 """Tensors in older files that the network computes itself."""
 
 
-def fetch_monocular(name: str, spec: ReleasedSpec) -> Snapshot:
+def fetch_monocular(name: str, spec: ReleasedSpec) -> Repository:
     """Download settings and weights from ``spec.repo`` or a mirror; UserError if they cannot be had."""
     where, files = f"released.{name}", (CONFIG, WEIGHTS)
     cure = "add a repository that has the files to mirrors, or give the path of a copy in place of repo"
@@ -102,50 +98,43 @@ def _leftovers(info: Mapping[str, Any]) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------- the authors' file
-_BIT = "dpt.embeddings.backbone.bit."
-_UNIT = {"resConfUnit1.conv": "residual_layer1.convolution", "resConfUnit2.conv": "residual_layer2.convolution"}
-_PARTS = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
+_LAYERS = {
+    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+}  # fmt: skip
+_FUSION = {
+    "resConfUnit1.conv": "residual_layer1.convolution", "resConfUnit2.conv": "residual_layer2.convolution",
+    "out_conv": "projection",
+}  # fmt: skip
 
 
-def _fusion(level: str, part: str) -> str:
+def _fusion(level: str, part: str, x: str) -> str:
     """The authors count fusion blocks from the fine end, transformers from the coarse one."""
-    for old, new in {**_UNIT, "out_conv": "projection"}.items():
-        part = part.replace(old, new)
-    return f"neck.fusion_stage.layers.{4 - int(level)}.{part}"
+    old = next(old for old in _FUSION if part.startswith(old))
+    return f"neck.fusion_stage.layers.{4 - int(level)}.{part.replace(old, _FUSION[old])}.{x}"
 
 
+_BIT, _NECK = "dpt.embeddings.backbone.bit.", "neck.reassemble_stage."
+_PATCHES = r"pretrained\.model\.patch_embed\.backbone\."
 RULES: Rules = (
     (r"pretrained\.model\.cls_token", "dpt.embeddings.cls_token"),
     (r"pretrained\.model\.pos_embed", "dpt.embeddings.position_embeddings"),
     (r"pretrained\.model\.patch_embed\.proj\.(\w+)", r"dpt.embeddings.projection.\1"),
-    (r"pretrained\.model\.patch_embed\.backbone\.stem\.conv\.(\w+)", _BIT + r"embedder.convolution.\1"),
-    (r"pretrained\.model\.patch_embed\.backbone\.stem\.norm\.(\w+)", _BIT + r"embedder.norm.\1"),
+    (_PATCHES + r"stem\.conv\.(\w+)", _BIT + r"embedder.convolution.\1"),
+    (_PATCHES + r"stem\.norm\.(\w+)", _BIT + r"embedder.norm.\1"),
+    (_PATCHES + r"stages\.(\d)\.blocks\.(\d+)\.(.+)", _BIT + r"encoder.stages.\1.layers.\2.\3"),
     (
-        r"pretrained\.model\.patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d+)\.(.+)",
-        _BIT + r"encoder.stages.\1.layers.\2.\3",
-    ),
-    (
-        rf"pretrained\.model\.blocks\.(\d+)\.({'|'.join(_PARTS)})\.(\w+)",
-        lambda block, part, x: f"dpt.encoder.layer.{block}.{_PARTS[part]}.{x}",
+        rf"pretrained\.model\.blocks\.(\d+)\.({'|'.join(_LAYERS)})\.(\w+)",
+        lambda block, part, x: f"dpt.encoder.layer.{block}.{_LAYERS[part]}.{x}",
     ),
     (r"pretrained\.model\.norm\.(\w+)", r"dpt.layernorm.\1"),
-    (
-        r"pretrained\.act_postprocess([34])\.0\.project\.0\.(\w+)",
-        lambda level, x: f"neck.reassemble_stage.readout_projects.{int(level) - 1}.0.{x}",
-    ),
-    (
-        r"pretrained\.act_postprocess([34])\.3\.(\w+)",
-        lambda level, x: f"neck.reassemble_stage.layers.{int(level) - 1}.projection.{x}",
-    ),
-    (r"pretrained\.act_postprocess4\.4\.(\w+)", r"neck.reassemble_stage.layers.3.resize.\1"),
+    (r"pretrained\.act_postprocess3\.0\.project\.0\.(\w+)", _NECK + r"readout_projects.2.0.\1"),
+    (r"pretrained\.act_postprocess4\.0\.project\.0\.(\w+)", _NECK + r"readout_projects.3.0.\1"),
+    (r"pretrained\.act_postprocess3\.3\.(\w+)", _NECK + r"layers.2.projection.\1"),
+    (r"pretrained\.act_postprocess4\.3\.(\w+)", _NECK + r"layers.3.projection.\1"),
+    (r"pretrained\.act_postprocess4\.4\.(\w+)", _NECK + r"layers.3.resize.\1"),
     (r"scratch\.layer([1-4])_rn\.(\w+)", lambda level, x: f"neck.convs.{int(level) - 1}.{x}"),
-    (r"scratch\.refinenet([1-4])\.(.+)", _fusion),
+    (r"scratch\.refinenet([1-4])\.(resConfUnit[12]\.conv[12]|out_conv)\.(\w+)", _fusion),
     (r"scratch\.output_conv\.([024])\.(\w+)", r"head.head.\1.\2"),
 )
 """Names in the DPT authors' files -> transformers' names."""

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from vpd.config.schema import LanguageSpec, NetworkSpec
 from vpd.models.backbones import build_backbone, save_backbone
-from vpd.pretrained.backbones import CONFIG, Repository
+from vpd.pretrained.backbones import CONFIG
+from vpd.pretrained.hub import Repository
 from vpd.pretrained.tensors import misfits, read_tensors
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -30,15 +31,9 @@ DECODER = ("decoder", "mask_token")
 ENCODERS = {"sam": "vision_encoder.", "blip": "vision_model.", "blip-2": "vision_model."}
 """Beginning of the image encoder's names in transformers' models, by architecture."""
 NOT_IN_SHAPES = (
-    "global_attn_indexes",
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "qkv_bias",
-    "use_abs_pos",
-    "use_rel_pos",
+    "global_attn_indexes", "hidden_act", "layer_norm_eps", "num_attention_heads", "qkv_bias", "use_abs_pos", "use_rel_pos",
     "window_size",
-)
+)  # fmt: skip
 """Settings that change what a transformer computes but no tensor's shape, so comparing tensors does not show them."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 BERT_LAYERS = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")
@@ -48,10 +43,8 @@ BERT_LAYERS = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")
 def read_weights(repository: Repository, prefixes: tuple[str, ...] = ("",)) -> Tensors:
     """Read the tensors whose names start with one of ``prefixes``, and only the files that hold them.
 
-    An image encoder is a small part of a model that also writes: 4 of 15 GB in BLIP-2.
-
-    Raises:
-        UserError: there are none, or a file is damaged, changed or a pickle of more than tensors.
+    An image encoder is a small part of a model that also writes: 4 of 15 GB in BLIP-2. UserError if there are none, or a
+    file is damaged, changed or a pickle of more than tensors.
     """
     present = repository.bring([WEIGHTS, INDEX])
     if WEIGHTS in present:
@@ -59,24 +52,20 @@ def read_weights(repository: Repository, prefixes: tuple[str, ...] = ("",)) -> T
     elif INDEX in present:
         shards = read_json(repository.folder / INDEX)["weight_map"].items()
         names = sorted({Path(file).name for name, file in shards if name.startswith(prefixes)})
-        repository.need(names)
+        repository.bring(names, needed=names)
     elif not (names := repository.bring([PICKLE])):
-        raise UserError(f"{repository.where} has no {WEIGHTS}, no {INDEX}, no {PICKLE}; name one that has weights")
-    repository.verify(names)
-    tensors: Tensors = {}
-    for name in names:
-        tensors |= _read(repository.folder / name, prefixes)
+        raise UserError(f"{repository} has no {WEIGHTS}, no {INDEX}, no {PICKLE}; name one that has weights")
+    repository.digests(names)  # UserError where they are not the hub's
+    tensors = {name: x for file in names for name, x in _read(repository.folder / file, prefixes).items()}
     if not tensors:
-        raise UserError(
-            f"{repository.where} has no tensors under {' or '.join(prefixes)}; name the repository of another model"
-        )
+        raise UserError(f"{repository} has no tensors under {' or '.join(prefixes)}; name another model's repository")
     return tensors
 
 
 def _read(path: Path, prefixes: tuple[str, ...]) -> Tensors:
     if path.suffix != ".safetensors":
-        tensors = read_tensors(path, ("state_dict", "model"))
-        return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+        state = read_tensors(path, ("state_dict", "model"))
+        return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
@@ -84,13 +73,26 @@ def _read(path: Path, prefixes: tuple[str, ...]) -> Tensors:
         raise UserError(f"{path} is damaged or cut off ({error}); download it again") from None
 
 
+def _read_config(repository: Repository, spec: NetworkSpec | LanguageSpec, part: str) -> dict[str, Any]:
+    """Read config.json of a repository in transformers' layout; UserError if it is missing or of another architecture."""
+    repository.bring([CONFIG], needed=[CONFIG])
+    config = read_json(repository.folder / CONFIG)
+    model = config.get("model_type", config.get("architecture"))
+    if part and model != spec.architecture:
+        raise UserError(_other_architecture(repository, model, part, spec.architecture))
+    return config
+
+
+def _other_architecture(repository: Repository, given: str | None, part: str, wanted: str) -> str:
+    return f"{repository} holds '{given}', but {part}.architecture is '{wanted}'; correct one of them"
+
+
 # --------------------------------------------------------------------------------------------------------------- vision
 def write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
     """Write the image encoder to ``out``/vision in single precision; return its number of parameters.
 
-    Raises:
-        UserError: the repository holds another architecture, or a tensor is missing, left over, of another shape or not
-            finite, those of a classifier or a decoder aside.
+    UserError if the repository holds another architecture, or a tensor is missing, left over (but for a classifier's or a
+    decoder's), of another shape or not finite.
     """
     with torch.device("meta"):
         backbone = build_backbone(spec)
@@ -98,7 +100,7 @@ def write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
     tensors = read(repository, spec, backbone.network)
     if fault := misfits(backbone.network.state_dict(), tensors):
         raise UserError(
-            f"{repository.where} does not fit {spec.architecture} ({fault}); name its repository, or correct its options"
+            f"{repository} does not fit {spec.architecture} ({fault}); name its repository, or correct its options"
         )
     backbone.network.load_state_dict({name: x.float().contiguous() for name, x in tensors.items()}, assign=True)
     save_backbone(backbone, spec, out)
@@ -121,41 +123,32 @@ def _from_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) ->
 
 def _check_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -> None:
     """Refuse a repository of another architecture, or trained with images normalised otherwise."""
-    config = repository.config()
+    config = _read_config(repository, spec, "")
     architecture, trained = config.get("architecture"), config.get("pretrained_cfg", {})
-    tagged = f"{architecture}.{trained.get('tag')}"
+    tag = trained.get("tag")
     # OpenAI's CLIP weights go by the name of an architecture with another activation, but timm lists them with the right one.
-    tags = list_pretrained(f"{split_model_name_tag(spec.architecture)[0]}.*")
-    listed = {get_pretrained_cfg(name).hf_hub_id for name in tags}
-    if spec.architecture not in (architecture, tagged) and f"timm/{tagged}" not in listed:
-        _refuse_architecture(repository, architecture, "vision", spec.architecture)
+    names = list_pretrained(f"{split_model_name_tag(spec.architecture)[0]}.*")
+    listed = f"timm/{architecture}.{tag}" in {get_pretrained_cfg(name).hf_hub_id for name in names}
+    if spec.architecture not in (architecture, f"{architecture}.{tag}") and not listed:
+        raise UserError(_other_architecture(repository, architecture, "vision", spec.architecture))
     for name in ("mean", "std"):
         own, other = tuple(network.pretrained_cfg[name]), tuple(trained.get(name, ()))
         if own != other:
             raise UserError(
-                f"{repository.where} was trained with images of {name} {other}, but '{spec.architecture}' gets {own}; "
-                f"set vision.options.pretrained_cfg to '{trained.get('tag')}'"
+                f"{repository} was trained with images of {name} {other}, but '{spec.architecture}' gets {own}; "
+                f"set vision.options.pretrained_cfg to '{tag}'"
             )
 
 
-def _refuse_architecture(repository: Repository, given: str | None, part: str, wanted: str) -> None:
-    raise UserError(f"{repository.where} holds '{given}', but {part}.architecture is '{wanted}'; correct one of them")
-
-
 def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Module) -> Tensors:
-    config = repository.config()
-    if config.get("model_type") != spec.architecture:
-        _refuse_architecture(repository, config.get("model_type"), "vision", spec.architecture)
-    defaults = type(network.config)
-    ours, theirs = (
-        json.loads(c.to_json_string(use_diff=False))
-        for c in (network.config, defaults(**config.get("vision_config", {})))
-    )
+    given = type(network.config)(**_read_config(repository, spec, "vision").get("vision_config", {}))
+    ours, theirs = (json.loads(config.to_json_string(use_diff=False)) for config in (network.config, given))
     for name in NOT_IN_SHAPES:
-        if ours.get(name) != theirs.get(name):
+        own, other = ours.get(name), theirs.get(name)
+        if own != other:
             raise UserError(
-                f"{repository.where}: {CONFIG} has vision_config.{name} {theirs.get(name)}, but the network has "
-                f"{ours.get(name)}; set vision.options.{name} to {theirs.get(name)}"
+                f"{repository}: {CONFIG} has vision_config.{name} {other}, but the network has {own}; "
+                f"set vision.options.{name} to {other}"
             )
     prefix = ENCODERS[spec.architecture]
     return {name.removeprefix(prefix): tensor for name, tensor in read_weights(repository, (prefix,)).items()}
@@ -165,35 +158,25 @@ def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Mo
 def write_language(repository: Repository, spec: LanguageSpec, out: Path) -> int:
     """Write a BERT without its pooler, and its tokenizer, to ``out`` as transformers does; return its parameters.
 
-    Raises:
-        UserError: the repository holds no whole BERT, another one than ``spec`` says, or no tokenizer that fits.
+    UserError if the repository holds no whole BERT, another one than ``spec`` says, or no tokenizer that fits.
     """
-    config = BertConfig.from_dict(_checked_config(repository, spec))
-    given = read_weights(repository, BERT_LAYERS)
-    tensors = {_bert_name(name): tensor.float() for name, tensor in given.items() if "position_ids" not in name}
-    with torch.device("meta"):
+    given = _read_config(repository, spec, "language")
+    for name, value in spec.options.items():
+        if given.get(name) != value:
+            raise UserError(
+                f"{repository}: {CONFIG} has {name} {given.get(name)}, but language.options.{name} is {value}; "
+                "correct or remove it"
+            )
+    config, state = BertConfig.from_dict(given), read_weights(repository, BERT_LAYERS)
+    tensors = {_bert_name(name): tensor.float() for name, tensor in state.items() if "position_ids" not in name}
+    with torch.random.fork_rng(devices=[]):  # Its fresh weights are drawn, then replaced.
         model = BertModel(config, add_pooling_layer=False)
     if fault := misfits(model.state_dict(), tensors):
-        raise UserError(f"{repository.where} holds no whole BERT ({fault}); name another repository")
-    with torch.random.fork_rng(devices=[]):  # Fresh weights are drawn, then replaced.
-        model = BertModel(config, add_pooling_layer=False)
+        raise UserError(f"{repository} holds no whole BERT ({fault}); name another repository")
     model.load_state_dict(tensors)
     model.save_pretrained(out)
     _copy_tokenizer(repository, config.vocab_size, out)
     return sum(tensor.numel() for tensor in tensors.values())
-
-
-def _checked_config(repository: Repository, spec: LanguageSpec) -> dict[str, Any]:
-    given = repository.config()
-    if given.get("model_type") != spec.architecture:
-        _refuse_architecture(repository, given.get("model_type"), "language", spec.architecture)
-    for name, value in spec.options.items():
-        if given.get(name) != value:
-            raise UserError(
-                f"{repository.where}: {CONFIG} has {name} {given.get(name)}, but language.options.{name} is {value}; "
-                "correct or remove it"
-            )
-    return given
 
 
 def _bert_name(name: str) -> str:
@@ -205,12 +188,11 @@ def _bert_name(name: str) -> str:
 def _copy_tokenizer(repository: Repository, vocabulary: int, out: Path) -> None:
     present = repository.bring(TOKENIZER)
     if not {"tokenizer.json", "vocab.txt"} & set(present):
-        raise UserError(f"{repository.where} has no tokenizer.json, no vocab.txt; name a repository with a tokenizer")
+        raise UserError(f"{repository} has no tokenizer.json, no vocab.txt; name a repository with a tokenizer")
     for file in present:
         shutil.copyfile(repository.folder / file, out / file)
-    tokens = len(AutoTokenizer.from_pretrained(out))
-    if tokens > vocabulary:
+    if (tokens := len(AutoTokenizer.from_pretrained(out))) > vocabulary:
         raise UserError(
-            f"{repository.where}: its tokenizer knows {tokens} tokens but its BERT {vocabulary}; name a repository "
-            "whose parts belong together"
+            f"{repository}: its tokenizer knows {tokens} tokens but its BERT {vocabulary}; name a repository whose parts "
+            "belong together"
         )

@@ -64,31 +64,20 @@ Parts = dict[str, dict[str, Tensor]]
 
 
 def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Write the pipeline folder of an original file to ``target``.
+    """Write the pipeline folder of an original file to the empty folder ``target``.
 
-    The tokenizer, which such files lack, and a missing text encoder come from ``spec.repo``, a folder or hub repository.
-
-    Args:
-        where: the entry of params.yaml, for errors.
-        path: the file.
-        spec: says where the tokenizer comes from.
-        target: an empty folder.
-
-    Returns:
-        Parameters by network, and what is known about the origin: which U-Net weights were taken, the tokenizer's source.
-
-    Raises:
-        UserError: the file is damaged, not Stable Diffusion 1, or lacks tensors; or there is no fitting tokenizer.
+    Returns parameters by network, and which U-Net weights were used and whose tokenizer. UserError if the file is damaged,
+    not Stable Diffusion 1, or lacks tensors; or there is no fitting tokenizer.
     """
     state = read_tensors(path, ("state_dict",))
     _refuse_relatives(path, state)
     state, chosen = choose_weights(path, state)
     parts = split(path, state)
-    folder, origin = _text_source(where, spec, path, parts)
     configs = _configs(path, parts) | {"scheduler": sd1_configs()["scheduler"]}
-    configs["text_encoder"] |= _copy_tokenizer(
-        path, folder, target / "tokenizer", configs["text_encoder"]["vocab_size"]
-    )
+    origin = {
+        "ema": chosen,
+        "tokenizer": _copy_tokenizer(where, path, spec, target / "tokenizer", configs["text_encoder"]),
+    }
     for part, name in CONFIGS.items():
         (target / part).mkdir()
         write_json(target / name, configs[part])
@@ -97,7 +86,7 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
             tensors = {prefix + name: tensor for name, tensor in parts[part].items()}
             save_file(tensors, target / part / WEIGHTS[part], metadata={"format": "pt"})
     write_json(target / INDEX, {"_class_name": "StableDiffusionPipeline", **CLASSES, **UNUSED})
-    return {part: sum(x.numel() for x in parts[part].values()) for part in WEIGHTS}, {"ema": chosen, **origin}
+    return {part: sum(x.numel() for x in parts[part].values()) for part in WEIGHTS}, origin
 
 
 def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
@@ -115,11 +104,7 @@ def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
 def choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Put the U-Net's moving average (EMA), where the file has one, in the place of its last weights (S12).
 
-    Returns:
-        The state dict without the separate average, and which weights it has.
-
-    Raises:
-        UserError: only part of the average is there.
+    Also returns which weights these are. UserError if only part of the average is there.
     """
     own = {name: EMA + name.removeprefix("model.").replace(".", "") for name in state if name.startswith(UNET)}
     lacking = [average for average in own.values() if average not in state]
@@ -175,42 +160,34 @@ def _configs(path: Path, parts: Parts) -> dict[str, dict[str, Any]]:
     return configs
 
 
-# ------------------------------------------------------------------------------------------------------------ text side
-def _text_source(where: str, spec: CheckpointSpec, path: Path, parts: Parts) -> tuple[Path, dict[str, str]]:
-    """Find the folder with the tokenizer, and take the text encoder from it if the file has none."""
+def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, text: dict[str, Any]) -> str:
+    """Copy the tokenizer, which an original file lacks, from ``spec.repo``; return where it comes from.
+
+    The numbers of its special tokens go into the text encoder's configuration. UserError if it has another vocabulary.
+    """
     if spec.repo is None:
         raise UserError(
             f"{where} has source 'file' but no repo; such files have no tokenizer, so name a folder or hub "
             "repository with Stable Diffusion 1's, such as openai/clip-vit-large-patch14"
         )
-    folder, origin, weights = Path(spec.repo), {"tokenizer": spec.repo}, f"text_encoder/{WEIGHTS['text_encoder']}"
+    folder, origin = Path(spec.repo), spec.repo
     if not folder.is_dir():
         from vpd.pretrained.hub import download, repositories
 
-        wanted = [f"{place}{file}" for file in TOKENIZER_FILES for place in ("tokenizer/", "")]
-        snapshot = download(where, repositories(where, spec), wanted if parts["text_encoder"] else [*wanted, weights])
-        folder, origin = snapshot.folder, {"tokenizer": f"{snapshot.repo}@{snapshot.revision}"}
-    if not parts["text_encoder"]:
-        if not (folder / weights).is_file():
-            raise UserError(f"{path} has no text encoder and {folder} has no {weights}; name one that has")
-        given = canonical_names("text_encoder", read_tensors(folder / weights))
-        parts["text_encoder"] = {name: tensor.float() for name, tensor in given.items()}
-        origin["text_encoder"] = origin["tokenizer"]
-    return folder, origin
-
-
-def _copy_tokenizer(path: Path, folder: Path, target: Path, vocabulary: int) -> dict[str, int]:
-    """Copy the tokenizer and return the numbers of its special tokens; UserError unless it has the given vocabulary."""
+        wanted = [f"{parent}{file}" for file in TOKENIZER_FILES for parent in ("tokenizer/", "")]
+        repository = download(where, repositories(where, spec), wanted)
+        folder, origin = repository.folder, f"{repository.repo}@{repository.revision}"
     source = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     if not has_tokenizer(source):
-        raise UserError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; name a place that has")
+        raise UserError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; name a folder that has")
     tokens = CLIPTokenizer.from_pretrained(source, local_files_only=True)
-    if len(tokens) != vocabulary:
+    if len(tokens) != text["vocab_size"]:
         raise UserError(
-            f"the text encoder of {path} knows {vocabulary} tokens but the tokenizer in {source} {len(tokens)}; name the "
-            "tokenizer that belongs to it"
+            f"the text encoder of {path} knows {text['vocab_size']} tokens but the tokenizer in {source} {len(tokens)}; "
+            "name the tokenizer that belongs to it"
         )
+    text |= {key: getattr(tokens, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     target.mkdir()
     for name in filter(lambda name: (source / name).is_file(), TOKENIZER_FILES):
         shutil.copyfile(source / name, target / name)
-    return {key: getattr(tokens, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return origin

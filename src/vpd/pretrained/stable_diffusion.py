@@ -27,6 +27,7 @@ CLASSES = {
 }
 """Library and class of each component of Stable Diffusion 1."""
 OTHER_CLASSES = ("CLIPTokenizerFast",)
+"""Accepted too."""
 UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
 """Entries of model_index.json for the components that are left out."""
 WEIGHTS = {
@@ -35,13 +36,8 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
 }
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"
+)  # fmt: skip
 TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Files that suffice for a tokenizer, in either form."""
 CONFIGS = {
@@ -53,8 +49,8 @@ CONFIGS = {
 WEIGHT_FILES = tuple(f"{part}/{name}" for part, name in WEIGHTS.items())
 FILES = tuple(sorted([INDEX, *CONFIGS.values(), *WEIGHT_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]))
 """All files that a checkpoint can consist of."""
-VERSION_1_WIDTH, VERSION_2_WIDTH, XL_WIDTH = 768, 1024, 2048
-"""Widths of the cross-attention."""
+WIDTH, OTHER_WIDTHS = 768, {1024: "2", 2048: "XL"}
+"""Widths of the cross-attention: that of Stable Diffusion 1, and the versions that have others."""
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """The published folders name the VAE's attention as diffusers did in 2022; diffusers renames it on loading."""
@@ -78,13 +74,8 @@ def has_tokenizer(folder: Path) -> bool:
 def check_pipeline(folder: Path) -> dict[str, int]:
     """Check that a folder is a whole Stable Diffusion 1 pipeline in safetensors, of any width.
 
-    Every tensor is compared with the network that its config.json describes: name, shape and finiteness.
-
-    Returns:
-        Number of parameters of ``vae``, ``text_encoder`` and ``unet``.
-
-    Raises:
-        UserError: a file or tensor is missing, damaged or another model's.
+    Every tensor is compared with the network that its config.json describes: name, shape and finiteness. Returns the
+    number of parameters of ``vae``, ``text_encoder`` and ``unet``. UserError names what is missing, damaged or other.
     """
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
@@ -105,9 +96,8 @@ def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
     expected, name = CLASSES[part][1], (index.get(part) or [None, None])[1]
     if name is None:
         raise UserError(f"{folder / INDEX} lists no {part}; a Stable Diffusion 1 pipeline has {', '.join(CLASSES)}")
-    if (
-        name not in (expected, *OTHER_CLASSES) and part != "scheduler"
-    ):  # Sampling is not used, so any scheduler will do.
+    # Nothing is sampled, so any scheduler will do.
+    if name not in (expected, *OTHER_CLASSES) and part != "scheduler":
         raise UserError(f"{folder / INDEX}: {part} is a {name}, but Stable Diffusion 1 has a {expected}")
     lacking = "vocab.json and merges.txt" if part == "tokenizer" else Path(CONFIGS[part]).name
     if not (has_tokenizer(folder / part) if part == "tokenizer" else (folder / CONFIGS[part]).is_file()):
@@ -123,12 +113,11 @@ def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
 def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any], text: dict[str, Any]) -> None:
     """Refuse Stable Diffusion 2, XL, inpainting, and parts of different pipelines, by their configurations."""
     width, text_width = unet.get("cross_attention_dim"), text.get("hidden_size")
-    for version, other in (("2", VERSION_2_WIDTH), ("XL", XL_WIDTH)):
-        if width == other:
-            raise UserError(
-                f"{source}: the U-Net is a Stable Diffusion {version} U-Net (cross-attention width {width}); "
-                f"Stable Diffusion 1 has {VERSION_1_WIDTH}"
-            )
+    if version := OTHER_WIDTHS.get(width or 0):
+        raise UserError(
+            f"{source}: the U-Net is a Stable Diffusion {version} U-Net (cross-attention width {width}); "
+            f"Stable Diffusion 1 has {WIDTH}"
+        )
     if width != text_width:
         raise UserError(
             f"{source}: the U-Net's cross-attention width is {width}, but the text encoder's width is {text_width}; "

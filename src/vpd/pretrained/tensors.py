@@ -18,17 +18,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from vpd.utils.errors import UserError
 
 BOOKKEEPING = (
-    "argparse.Namespace",
-    "lightning.",
-    "lightning_fabric.",
-    "mmcv.",
-    "mmengine.",
-    "mmseg.",
-    "numpy.",
-    "omegaconf.",
-    "pathlib.",
+    "argparse.Namespace", "lightning.", "lightning_fabric.", "mmcv.", "mmengine.", "mmseg.", "numpy.", "omegaconf.", "pathlib.",
     "pytorch_lightning.",
-)
+)  # fmt: skip
 """Classes (or packages) of what training programs store beside the weights; an inert object takes their place."""
 Rules = tuple[tuple[str, str | Callable[..., str]], ...]
 """Regular expressions of names, and the new name: a template, or a function of the groups."""
@@ -50,18 +42,15 @@ class Inert:
 
 
 def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors or torch file, mapped from disk, without running code.
+    """Read a .safetensors or torch file, mapped from disk, without running code.
 
-    Args:
-        path: the file.
-        containers: keys under which a torch file may hold its state dict; the first that is there is read, else the top level.
-
-    Raises:
-        UserError: the file is missing, damaged, without tensors, or a pickle that asks for more than tensors and bookkeeping.
+    ``containers`` are keys under which a torch file may hold its state dict; the first that is there is read, else the top
+    level. UserError if the file is missing, damaged, without tensors, or a pickle that asks for more than tensors and
+    bookkeeping.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; download the file, or correct its path")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name; give a checkpoint file")
     state = next((content[name] for name in containers if isinstance(content.get(name), dict)), content)
@@ -72,15 +61,10 @@ def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tens
     return tensors
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> object:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _read_pickle(path: Path) -> object:
-    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         archive = zipfile.is_zipfile(path)
         # Torch lists the classes without importing them; each known one is replaced, any other is refused.
         classes = get_unsafe_globals_in_checkpoint(path) if archive else []
@@ -97,8 +81,8 @@ def _read_pickle(path: Path) -> object:
             f"{path} is no file of plain tensors ({reason(error)}); it was not loaded, because a pickle can run code: "
             "get it as safetensors, or save its state dict alone"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise _damaged(path, error) from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path} is damaged or cut off ({reason(error)}); download it again") from None
 
 
 def reason(error: Exception) -> str:
@@ -106,19 +90,10 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:LONGEST_REASON]
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged or cut off ({reason(error)}); download it again")
-
-
 def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Compare given tensors with a network's, by name, shape and finiteness.
+    """Say how given tensors differ from a network's, which may be on the meta device, by name, shape and finiteness.
 
-    Args:
-        own: the network's tensors, which may be on the meta device.
-        given: tensors that are to be loaded into it.
-
-    Returns:
-        What differs, each with a count and the first name, such as "1 missing, first 'conv_out.bias'"; empty if all fit.
+    Each kind comes with a count and the first name, such as "1 missing, first 'conv_out.bias'"; empty if all fit.
     """
     reshaped = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
     broken = sorted(name for name, tensor in given.items() if not tensor.is_meta and not tensor.isfinite().all())

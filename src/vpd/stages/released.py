@@ -62,8 +62,8 @@ def _source(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, di
     if released.path is None:
         from vpd.pretrained.monocular import fetch_monocular
 
-        snapshot = fetch_monocular(name, released)
-        return snapshot.folder, {"repo": snapshot.repo, "revision": snapshot.revision}
+        repository = fetch_monocular(name, released)
+        return repository.folder, repository.origin
     path = Path(released.path)
     if released.model and path.is_dir():
         return path, {}
