@@ -17,16 +17,7 @@ import yaml
 
 from fixtures.parity.narrow import FOLDER, make_spec
 from flaky_server import Answer, FlakyServer, running
-from real_archives import (
-    ade_files,
-    coco_files,
-    labeled_mat,
-    refcoco_files,
-    smooth,
-    splits_mat,
-    sync_files,
-    write_zip,
-)
+from real_archives import ade_files, coco_files, labeled_mat, refcoco_files, smooth, splits_mat, sync_files, write_zip
 from test_import_weights import Released, stored, with_vae
 from vpd.cli import main
 from vpd.config.params import load_params
@@ -194,10 +185,7 @@ def released(tmp_path, monkeypatch):
     spec = make_spec("referring", head={"channels": 64}, prompt={"length": 10})
     weights = {
         name: {"path": str(tmp_path / f"downloads/released/{file}"), "download": entry}
-        for name, file, entry in (
-            ("refcoco-full", "refer.pth", "vpd-refcoco"),
-            ("seg-full", "seg.pth", "vpd-seg"),
-        )
+        for name, file, entry in (("refcoco-full", "refer.pth", "vpd-refcoco"), ("seg-full", "seg.pth", "vpd-seg"))
     }
     own = spec.model_dump(mode="json", include={"data", "evaluation"}) | {"training": {"workers": 0}}
     own["methods"] = {"vpd": spec.model_dump(mode="json", include={"model"})}

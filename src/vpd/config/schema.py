@@ -36,7 +36,7 @@ class DatasetSpec(Frozen):
     path: str | None = None
     """Where a dataset that is not drawn lies."""
     download: tuple[str, ...] = ()
-    """Names in download/sources.yaml that together make the dataset (``vpd fetch``)."""
+    """Names in fetch/sources.yaml that together make the dataset (``vpd fetch``)."""
     seed: int = 0
     """First scene seed of a drawn dataset; split s, scene i uses a seed of its own."""
     draw: dict[str, int] = {}
@@ -198,7 +198,7 @@ class ReleasedSpec(Frozen):
     path: str | None = None
     """The file; of a public model also the folder of a copy of its repository."""
     download: str | None = None
-    """Name in download/sources.yaml of what puts it there."""
+    """Name in fetch/sources.yaml of what puts it there."""
     model: Literal["zoedepth", "dpt-hybrid"] | None = None
     """Public depth model, fed and read as its authors do on NYUv2."""
     experiment: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -85,14 +86,16 @@ def _checked(archive: Path, members: list[Member]) -> list[Member]:
     return members
 
 
-def choose(archive: Path, target: Callable[[str], str | None], wanted: str) -> dict[str, str]:
-    """Map the names of members to paths in the tree, where ``target`` gives one.
+def choose(archive: Path, pattern: re.Pattern[str], path: str, wanted: str) -> dict[str, str]:
+    """Select the members whose whole name matches ``pattern``; UserError, which calls them ``wanted``, if there are none.
 
-    UserError, which calls the members ``wanted``, if there are none.
+    Returns:
+        Member's name -> its path in the tree: ``path`` with the groups of the match, as in ``re.Match.expand``.
     """
     with _opened(archive) as members:
         names = [member.name for member in members]
-    chosen = {name: path for name in names if (path := target(str(PurePosixPath(name)))) is not None}
+    matches = {name: pattern.fullmatch(str(PurePosixPath(name))) for name in names}
+    chosen = {name: match.expand(path) for name, match in matches.items() if match}
     if not chosen:
         raise UserError(f"{archive} holds no {wanted}; {places(names)}; get the archive that holds them")
     return chosen
@@ -126,7 +129,7 @@ def extract_all(files: dict[str, Path], out: Path) -> None:
     """Unpack every archive; its top files and folders replace those of the tree."""
     with staged(out, "extract") as stage:
         for archive in files.values():
-            extract(archive, stage, choose(archive, str, "files"))
+            extract(archive, stage, choose(archive, re.compile("(.+)"), r"\1", "files"))
 
 
 @contextlib.contextmanager
