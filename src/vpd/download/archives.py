@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ RATIO = 200
 """Unpacked bytes per byte of the archive above which it counts as a bomb; images and .mat files stay below 20."""
 ALLOWED = 100_000_000
 """Unpacked bytes that need no such ratio."""
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
+"""What the readers of archives raise."""
 
 
 class Member(NamedTuple):
@@ -44,18 +47,17 @@ def _opened(archive: Path) -> Iterator[list[Member]]:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
                 infos = [info for info in file.infolist() if not info.is_dir()]
-                yield _checked(
-                    archive, [Member(i.filename, i.file_size, _plain(i), partial(file.open, i)) for i in infos]
-                )
+                members = [Member(i.filename, i.file_size, _plain(i), partial(file.open, i)) for i in infos]
+                yield _checked(archive, members)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
-                entries = [info for info in _complete(tar) if not info.isdir()]
+                entries = [entry for entry in _complete(tar) if not entry.isdir()]
                 yield _checked(
-                    archive, [Member(i.name, i.size, i.isreg(), partial(tar.extractfile, i)) for i in entries]
+                    archive, [Member(e.name, e.size, e.isreg(), partial(tar.extractfile, e)) for e in entries]
                 )
         else:
             raise UserError(f"{archive} is truncated or no zip or tar archive; delete it and fetch it again")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise UserError(f"{archive} is truncated or damaged ({error}); delete it and fetch it again") from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked: {error}; free some space or fetch it again") from error

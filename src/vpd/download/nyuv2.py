@@ -71,9 +71,8 @@ def _frame(labeled: h5py.File, index: int) -> tuple[str, ndarray, ndarray]:
         Type of scene, such as ``living_room``; RGB image, (H, W, 3) uint8; depth as the sensor measured it, (H, W) float32
         metres, 0 where it did not.
     """
-    letters = labeled[labeled["sceneTypes"][...].ravel()[index]][
-        ...
-    ].ravel()  # not "scenes", whose strings are numbered
+    references = labeled["sceneTypes"][...].ravel()  # not "scenes", whose strings are numbered
+    letters = labeled[references[index]][...].ravel()
     scene = "".join(map(chr, letters))
     if not re.fullmatch(r"[a-z_]+", scene):  # it becomes a folder
         raise UserError(f"names the type of scene {scene!r} in frame {index + 1}")
