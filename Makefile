@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup reproduce snakemake record test test-slow test-cluster costs lint lock ui clean
+.PHONY: setup reproduce snakemake record test test-slow test-cluster costs reference lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -41,6 +41,9 @@ test-cluster: setup                       ## against real engines started here: 
 
 costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
 	vpd cost --scale paper --out workflow/costs.json
+
+reference: setup                          ## docs/params.md and params.schema.json, from the docstrings in src/vpd/config
+	python docs/reference.py
 
 lint: setup                               ## style of code and workflow
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && snakemake --lint

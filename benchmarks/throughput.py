@@ -25,10 +25,10 @@ import torch
 
 from vpd.config.params import load_params
 from vpd.config.schema import Spec
-from vpd.planning.cost import cost, read_parts
-from vpd.planning.cost.estimate import GIB
-from vpd.planning.cost.network import CLASSES, LAYOUTS, build, make_batch
-from vpd.pretrained.configs import sd1_configs
+from vpd.planning.cost import cost
+from vpd.planning.costs import GIB
+from vpd.planning.networks import CLASSES, LAYOUTS, build, make_batch, read_parts
+from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.loader import Plan
 from vpd.training.loop import gradient, on_device, start_accelerator
 from vpd.training.optim import build_optimizer

@@ -20,9 +20,9 @@ import torch
 
 from vpd.config.params import load_params
 from vpd.config.schema import Spec
-from vpd.planning.cost.estimate import GIB
-from vpd.planning.cost.network import CLASSES, LAYOUTS, build, make_batch, read_parts
-from vpd.pretrained.configs import sd1_configs
+from vpd.planning.costs import GIB
+from vpd.planning.networks import CLASSES, LAYOUTS, build, make_batch, read_parts
+from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
 

@@ -127,8 +127,7 @@ def report_params(scale="mini") -> Params:
     figures |= {
         f"learning-{name}": FigureSpec(curves=name) for name in ("table1", "table2", "table3", "table4", "table5")
     }
-    params.document = params.document.model_copy(update={"figures": figures, "questions": QUESTIONS})
-    return params
+    return Params(params.document.model_copy(update={"figures": figures, "questions": QUESTIONS}), params.source)
 
 
 def write_results(root, params, seeds=(0, 1, 2)):

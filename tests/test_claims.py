@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import scipy.stats
+from vpd.report.questions import NO_DIFFERENCE, ONE_SEED, answers
 
 from report_world import measured
 from vpd.config.reported import Claim, load_claims, load_reported
@@ -13,7 +14,6 @@ from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell
 from vpd.report.claims import VERDICTS, claims_csv, compare, conclude, findings, signed, slope, trend
 from vpd.report.judge import BEYOND, Judge, question_cells
-from vpd.report.questions import NO_DIFFERENCE, ONE_SEED, answers
 from vpd.report.statistics import difference, rise
 
 REPORTED = load_reported()

@@ -1,28 +1,33 @@
 """The documentation keeps up with the specs, params.yaml and the code; nothing is run."""
 
 import ast
+import importlib.util
 import json
 import re
 import types
 import typing
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel
 
-from vpd.config.params import Document, Experiment, Scale, load_params
-from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, PretrainingSpec, ReleasedSpec
-from vpd.config.table_checks import TableRow, TableSpec
+from vpd.config.document import Document
+from vpd.config.params import load_params
+from vpd.config.schema import TASKS
 
 ROOT = Path(__file__).parent.parent
 FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
 ID = re.compile(r"(?<![\w-])[SGRD]\d{1,2}(?![\w-])")
 """S1 or D12, but not A32, SD-1-5, R2D or G-Ref."""
 KEY = re.compile(r"(?:model|data|training|evaluation)(?:\.[a-z_]+)+")
-SHOWN = {"segmentation": "seg-full", "referring": "refcoco-full", "depth": "depth-full"}
-"""The experiments whose values docs/params.md shows."""
 ABSENT = "–"
+_module = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+reference = importlib.util.module_from_spec(_module)
+_module.loader.exec_module(reference)
+SCHEMA = jsonschema.Draft202012Validator(json.loads((ROOT / "params.schema.json").read_text(encoding="utf-8")))
 
 
 # --------------------------------------------------------------------------------------------------------------- readers
@@ -107,6 +112,12 @@ def paper_scale():
     return found
 
 
+@pytest.fixture
+def document():
+    """params.yaml as plain data."""
+    return yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+
 # ---------------------------------------------------------------------------------------------------------- fidelity.md
 def fidelity_rows():
     return {row["id"]: row for table in tables(FIDELITY) for row in table if "id" in row}
@@ -176,70 +187,81 @@ def test_bands_are_those_of_params_yaml():
     assert bands["miou_ms"] == bands["miou_ss"]
 
 
-# ------------------------------------------------------------------------------------------------------------ params.md
-PREFIXED = {
-    **{f"{task}: ": (model, "") for task, model in TASKS.items()},
-    "dataset: ": (DatasetSpec, "datasets.<name>."),
-    "checkpoint: ": (CheckpointSpec, "checkpoints.<name>."),
-    "backbone: ": (BackboneSpec, "backbones.<name>."),
-    "released: ": (ReleasedSpec, "released.<name>."),
-    "pretraining: ": (PretrainingSpec, "pretraining."),
-}
+# ------------------------------------------------------------------------------------------------------------ reference
+def test_reference_and_json_schema_are_fresh():
+    """Run `make reference` if this fails."""
+    stale = [path.name for path, text in reference.outputs().items() if path.read_text(encoding="utf-8") != text]
+    assert stale == []
 
 
-def settings(model, prefix):
-    """Keys of a model without those that only group others, such as ``model.head``."""
-    return [
-        key
-        for key, annotation in fields(model, prefix)
-        if typing.get_origin(annotation) is tuple or not models_in(annotation)
+def test_every_attribute_has_a_docstring():
+    """Those whose type is one model are explained by that model."""
+    models = {"Document": Document.model_json_schema(), **Document.model_json_schema()["$defs"]}
+    for spec in TASKS.values():
+        models |= spec.model_json_schema()["$defs"]
+    lacking = [
+        f"{name}.{key}"
+        for name, model in models.items()
+        for key, part in model.get("properties", {}).items()
+        if not part.get("description") and "#/$defs/" not in json.dumps(part)
     ]
+    assert lacking == []
+    assert all(model["description"] for model in models.values())
 
 
-@pytest.mark.parametrize("what", PREFIXED)
-def test_every_field_has_a_row(what):
-    model, prefix = PREFIXED[what]
-    listed = {code(row["key"])[0] for table in tables(PARAMS) for row in table if code(row.get("key", ""))}
-    assert sorted(set(settings(model, prefix)) - listed) == []
+def test_every_key_of_a_spec_has_a_row(paper_scale):
+    keys = {code(row["key"])[0].replace("[]", "") for table in tables(PARAMS) for row in table if "key" in row}
+    assert {key for task in TASK_FIELDS.values() for key in task} - {"data", "evaluation"} <= keys
+    assert len(keys) > 200
 
 
-def test_no_row_is_about_a_field_that_is_gone():
-    exists = {key for model, prefix in PREFIXED.values() for key, _ in fields(model, prefix)}
-    listed = [code(row["key"])[0] for table in tables(PARAMS) for row in table if {"key", "type"} <= row.keys()]
-    assert [key for key in listed if key not in exists] == []
-    assert len(listed) == len(set(listed))
+def test_params_yaml_fits_the_json_schema(document):
+    assert [error.message for error in SCHEMA.iter_errors(document)] == []
 
 
-def test_values_shown_are_those_of_params_yaml(paper_scale):
-    wrong, seen = [], 0
-    for row in (row for table in tables(PARAMS) for row in table if row.keys() >= SHOWN.keys() | {"key"}):
-        key = code(row["key"])[0]
-        for task, name in SHOWN.items():
-            seen += 1
-            if not known(key, task) or row[task] == ABSENT:
-                fits = not known(key, task) and row[task] == ABSENT
-            elif row[task] == "by protocol":
-                fits = looked_up(paper_scale["official"][name], key) != looked_up(paper_scale["paper"][name], key)
-            else:
-                fits = yaml.safe_load(row[task].strip("`")) == looked_up(paper_scale["official"][name], key)
-            if not fits:
-                wrong.append(f"{key} of {task} is not {row[task]}")
-    assert wrong == []
-    assert seen > 150
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scale", 3),
+        ("tables.table1.labels", {}),
+        ("experiments.seg-fast.task", "detection"),
+        ("tasks.depth.training.optimizer.rate", 1.0),
+        ("scales.mini.tasks.referring.methods.vpd.model.prompt.length", "many"),
+        ("protocols.paper.depth.schedules", {}),
+    ],
+)
+def test_json_schema_refuses_what_vpd_refuses(document, key, value):
+    *parents, last = key.split(".")
+    section = document
+    for part in parents:
+        section = section[part]
+    section[last] = value
+    assert not SCHEMA.is_valid(document)
 
 
-@pytest.mark.parametrize("model", [Document, Scale, Experiment, TableSpec, TableRow])
-def test_keys_around_the_specs_are_mentioned(model):
-    words = set(re.findall(r"[a-z_]+", " ".join([*code(PARAMS), *re.findall(r"```.*?```", PARAMS, re.DOTALL)])))
-    assert sorted(set(model.model_fields) - words) == []
+def test_editors_find_the_json_schema():
+    first = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# yaml-language-server: $schema=params.schema.json"
 
 
-# ----------------------------------------------------------------------------------------------------------- both pages
-@pytest.mark.parametrize("page", ["fidelity.md", "params.md"])
+# ------------------------------------------------------------------------------------------------------------ all pages
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
-    assert [target for target in targets if target and not (ROOT / "docs" / target).exists()] == []
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    files = {target.partition("#")[0] for target in targets} - {""}
+    assert [name for name in files if not ((ROOT / page).parent / name).exists()] == []
+    titles = {
+        re.sub("[^a-z0-9- ]", "", line.lower()).strip().replace(" ", "-")
+        for line in text.splitlines()
+        if line[:1] == "#"
+    }
+    assert {target[1:] for target in targets if target[:1] == "#"} <= titles
+
+
+def test_index_names_every_page():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs/README.md").read_text(encoding="utf-8"))) == pages
 
 
 def test_experiments_named_in_the_pages_exist():

@@ -310,11 +310,11 @@ def on_shared_storage(in_folder, tmp_path_factory):
     """A clone whose ADE20K lies in a shared folder that git carries a link to."""
     root = tmp_path_factory.mktemp("shared")
     shutil.copytree(in_folder.first / "data/smoke/ade20k", root / "datasets/ade20k")
-    for name in ("manifest.json", "preview.png"):
+    for name in ("fingerprint.json", "manifest.json", "preview.png"):
         (root / "datasets/ade20k" / name).unlink()
     clone = in_folder.clone(root / "clone")
     run("dvc pull", clone)
-    line = {"layout": "ade20k", "source": "folder", "path": "datasets/ade20k"}
+    line = {"format": "ade20k", "source": "folder", "path": "datasets/ade20k"}
     edit(clone, lambda document: document["scales"]["smoke"]["datasets"].update(ade20k=line))
     (lines,) = blocks(DATASETS)
     script([line.replace("/shared/vpd/datasets", str(root / "datasets")) for line in lines], clone)

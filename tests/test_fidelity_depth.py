@@ -8,8 +8,7 @@ import torch
 
 from fidelity_fakes import checkpoint_of_factor_8, experiment, params, shows
 from fixtures.parity.narrow import build, make_batch
-from vpd.datasets import build_dataset
-from vpd.datasets.layouts import nyuv2
+from vpd.datasets import build_dataset, nyuv2
 from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_depth, cut_depth
 from vpd.evaluation.depth import evaluate_depth, scored_pixels

@@ -13,14 +13,14 @@ from evaluation_fakes import Experiment
 from fidelity_fakes import checkpoint_of_factor_8, experiment, params, shows
 from fixtures.parity.narrow import build, make_batch
 from vpd.config.schema import DatasetSpec
-from vpd.datasets import build_dataset, prepare
-from vpd.datasets.layouts import nyuv2, refcoco
+from vpd.datasets import build_dataset, nyuv2, refcoco
 from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
 from vpd.evaluation.referring import evaluate_referring
 from vpd.evaluation.run import best_of
 from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
+from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
@@ -229,7 +229,9 @@ def referring(tmp_path_factory):
     """A drawn dataset whose images have 80x64 pixels."""
     root = tmp_path_factory.mktemp("referring")
     draw = {"train": 6, "val": 3, "testA": 1, "testB": 1}
-    prepare("refcoco", DatasetSpec(layout="refcoco", source="drawn", draw=draw, size=(80, 64)), root / "refcoco")
+    prepare_dataset(
+        "refcoco", DatasetSpec(format="refcoco", source="synthetic", images=draw, size=(80, 64)), root / "refcoco"
+    )
     return root / "refcoco"
 
 

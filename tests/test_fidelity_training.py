@@ -13,8 +13,7 @@ from training_fakes import KEYS, Samples, network, tiny_spec
 from vpd.training.loader import plan_batches
 from vpd.training.loop import fit, gradient, milestone_steps, start_accelerator
 from vpd.training.losses import loss
-from vpd.training.optim import build_optimizer
-from vpd.training.schedule import factor
+from vpd.training.optim import build_optimizer, factor
 
 PAIRS = 24_231
 """Training pairs of NYUv2 (D2)."""

@@ -35,9 +35,8 @@ from postgres_lab import (
 from tracking_world import SEEDS, STEPS, Server, free_port, table5, write_depth, write_results
 from vpd.config.params import load_params
 from vpd.config.schema import load_spec
-from vpd.datasets import verify
-from vpd.pretrained.assemble import verify_checkpoint
-from vpd.utils.digests import sha256
+from vpd.datasets.manifest import check_unchanged
+from vpd.utils.digests import changed, sha256
 from vpd.utils.files import read_json, write_json
 
 pytestmark = pytest.mark.cluster
@@ -165,7 +164,7 @@ class Group:
         self.params = load_params(root / "params.yaml", "smoke")
         self.given = f"--params {root / 'params.yaml'} --scale smoke"
 
-    def prepare(self, out: Path, pretrain: bool) -> str:
+    def prepare_dataset(self, out: Path, pretrain: bool) -> str:
         """Prepare what is not there yet."""
         data, timing = self.shared / "data", f"--timing {out}/timing.json"
         stages = [f"{VPD} data {name} {self.given} --out {data}/{name} {timing}" for name in ("captions", "ade20k")]
@@ -239,8 +238,9 @@ def test_of_twelve_one_prepares_and_the_others_find_it_whole(group):
     for made in ("hashing captions", "hashing ade20k", "pretraining.denoiser"):
         assert sum(made in said for said in group.said) == 1, made
     for name in ("captions", "ade20k"):
-        verify(group.shared / "data" / name, group.params.dataset(name))
-    verify_checkpoint(group.shared / "checkpoints" / "sd-1-5")
+        check_unchanged(group.shared / "data" / name)
+    checkpoint = group.shared / "checkpoints" / "sd-1-5"
+    assert not changed(checkpoint, read_json(checkpoint / "manifest.json")["files"])
     kept = {"captions", "ade20k", "pretraining", "sd-1-5"}
     folders = [*(group.shared / "data").iterdir(), *(group.shared / "checkpoints").iterdir()]
     assert {path.name for path in folders} == kept | {f".{name}.lock" for name in kept}

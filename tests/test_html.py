@@ -11,12 +11,12 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-
-from report_world import extras, report_params, write_results
-from vpd.config.reported import load_reported
 from vpd.report.html import environment
 from vpd.report.pictures import LARGE, WIDEST, data_uri, figure
 from vpd.report.views import LOOKS, badge
+
+from report_world import extras, report_params, write_results
+from vpd.config.reported import load_reported
 from vpd.report.write import write_report
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage")

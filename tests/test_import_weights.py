@@ -12,17 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from vpd.training.record import COLUMNS, run_keys
 
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
 from vpd.config.schema import DatasetSpec
-from vpd.datasets import prepare
 from vpd.evaluation.run import check_run, evaluate, load_run
 from vpd.models import build_model
-from vpd.pretrained import import_weights
 from vpd.pretrained.keymap import convert
-from vpd.pretrained.released import adopt, embedding_agreement, read_released, released_spec, write_run
-from vpd.training.record import COLUMNS, run_keys
+from vpd.pretrained.released import (
+    adopt,
+    embedding_agreement,
+    import_weights,
+    publish_run,
+    read_released,
+    released_spec,
+)
+from vpd.stages.data import prepare_dataset
+from vpd.training.runs import COLUMNS, run_fingerprint
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
@@ -67,9 +74,10 @@ class Released:
         """What ``import_weights`` does, with a network that is not read from a dataset's classes."""
         file, spec = file or self.file, released_spec(self.spec)
         state = read_released(file, task or spec.task)
-        model, keys = self.model(), run_keys(spec, spec.seeds[0], self.data, self.checkpoint)
-        facts = {"file": file.name, "sha256": sha256(file), **adopt(model, state, file, self.classes)}
-        return write_run(spec, model, self.runs / "seed0", {**keys, "released": facts})
+        model = self.model()
+        facts = adopt(model, state, file, self.classes)
+        publish_run(spec, model, self.data, self.checkpoint, self.runs)
+        return facts
 
     def change(self, **changes: Tensor | None) -> Path:
         """Another file, with tensors replaced or (None) removed."""
@@ -108,14 +116,11 @@ def refer(tmp_path, checkpoints) -> Released:
 
 
 def test_imported_run_is_accepted_and_computes_what_the_authors_code_computes(released):
-    manifest = released.run()
+    facts = released.run()
     spec, out = released_spec(released.spec), released.runs / "seed0"
     check_run(out, run_keys(spec, 0, released.data, released.checkpoint), "any")
     assert (out / "history.csv").read_text() == ",".join(COLUMNS) + "\n"
-    assert manifest["released"]["file"] == released.file.name
-    assert manifest["released"]["sha256"] == sha256(released.file)
-    assert read_json(out / "manifest.json") == manifest
-    assert manifest["released"]["vae_difference"] == 0
+    assert facts["vae_difference"] == 0
 
     model = released.model()
     assert load_run(model, out, "final") == spec.training.steps
@@ -133,12 +138,12 @@ def test_imported_weights_are_evaluated(tmp_path, checkpoints):
     released = Released("refer", tmp_path, checkpoints["refer"])
     shutil.rmtree(released.data)
     drawn = DatasetSpec(
-        layout="refcoco", source="drawn", draw={"train": 2, "val": 2, "testA": 2, "testB": 2}, size=(80, 64)
+        format="refcoco", source="synthetic", images={"train": 2, "val": 2, "testA": 2, "testB": 2}, size=(80, 64)
     )
-    prepare("refcoco", drawn, released.data)
+    prepare_dataset("refcoco", drawn, released.data)
     spec = released.spec.model_copy(update={"variant": "refcoco", "dataset": "refcoco", "seeds": (0, 1)})
-    manifest = import_weights(spec, released.file, released.data, released.checkpoint, released.runs)
-    assert manifest["released"]["sha256"] == sha256(released.file)
+    facts = import_weights(spec, released.file, released.data, released.checkpoint, released.runs)
+    assert (facts["file"], facts["sha256"]) == (released.file.name, sha256(released.file))
     places = (tmp_path / "metrics.json", tmp_path / "panels", tmp_path / "state")
     evaluate(released_spec(spec), released.runs, released.data, released.checkpoint, *places)
     results = read_json(tmp_path / "metrics.json")["results"]
@@ -148,7 +153,7 @@ def test_imported_weights_are_evaluated(tmp_path, checkpoints):
 
 def test_the_files_class_embeddings_are_taken(tmp_path, checkpoints):
     released = Released("seg", tmp_path, checkpoints["seg"])
-    manifest = released.run()
+    facts = released.run()
     weights = load_file(released.runs / "seed0/final.safetensors")
     assert torch.equal(weights["class_embeddings"], released.state["class_embeddings"])
     own = released.model().class_embeddings
@@ -156,7 +161,7 @@ def test_the_files_class_embeddings_are_taken(tmp_path, checkpoints):
         torch.dot(a, b).item() / (a.norm() * b.norm()).item()
         for a, b in zip(released.state["class_embeddings"], own, strict=True)
     ]
-    agreement = manifest["released"]["class_embeddings"]
+    agreement = facts["class_embeddings"]
     assert agreement["mean"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     assert agreement["worst"] == pytest.approx(min(expected), abs=1e-5)
     assert agreement["by_class"][agreement["worst_class"]] == agreement["worst"]

@@ -250,5 +250,5 @@ def test_resources_are_an_experiments_own_or_its_tasks(tmp_path):
     assert [found[name].gpus for name in found] == [2, 4, 1]
     path.write_text(path.read_text().replace("depth: {gpus", "dept: {gpus"))
     with pytest.raises(UserError, match="unknown task or experiment 'dept'; did you mean 'depth'"):
-        load_params(path, "smoke")
+        load_params(path, "smoke").resources("depth-full")
     assert json.loads(params.resolve("depth-full").model_dump_json()).get("resources") is None

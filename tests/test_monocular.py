@@ -39,8 +39,8 @@ from vpd.cli import main
 from vpd.config.params import load_params
 from vpd.datasets import build_dataset
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
-from vpd.pretrained.fitting import misfits
 from vpd.pretrained.monocular import DPT_HYBRID, convert_dpt, open_monocular
+from vpd.pretrained.tensors import misfits
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -323,7 +323,7 @@ def changed(file: Path, out: Path, change) -> Path:
     ("change", "said"),
     [
         (lambda state: state.pop("scratch.output_conv.4.bias"), "1 missing, first 'head.head.4.bias'"),
-        (lambda state: state.update({"auxlayer.0.weight": torch.ones(1)}), "first 'auxlayer.0.weight'"),
+        (lambda state: state.update({"auxlayer.0.weight": torch.ones(1)}), "has a tensor 'auxlayer.0.weight', which"),
         (lambda state: state.update({"scratch.output_conv.4.bias": torch.ones(2)}), "(2,) instead of (1,)"),
     ],
 )
@@ -356,7 +356,7 @@ def written(folder: Path, released: dict) -> Path:
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     smoke = document["scales"]["smoke"]
     smoke["released"] = released
-    smoke["datasets"]["nyuv2"]["draw"] = {"train": 1, "test": 2}
+    smoke["datasets"]["nyuv2"]["images"] = {"train": 1, "test": 2}
     document["scale"] = "smoke"
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -375,13 +375,13 @@ PUBLIC = {"model": "zoedepth", "experiment": "depth-full"}
         ("depth-full", {"repo": "a/b"}, "path alone"),
         ("zoedepth", {**PUBLIC, "path": "c", "revision": "main"}, "revision and mirrors with repo"),
         ("zoedepth", {**PUBLIC, "repo": "a/b", "experiment": "depth-ful"}, "depth-full"),
-        ("zoedepth", {**PUBLIC, "repo": "a/b", "experiment": "seg-full"}, "no depth experiment"),
+        ("zoedepth", {**PUBLIC, "repo": "a/b", "experiment": "seg-full"}, "not a depth experiment"),
         ("depth-fast", {**PUBLIC, "repo": "a/b"}, "give it another name"),
     ],
 )
 def test_mistakes_in_released_lines(tmp_path, name, line, said):
     with pytest.raises(UserError) as refusal:
-        load_params(written(tmp_path, {name: line}))
+        load_params(written(tmp_path, {name: line})).check_released()
     assert said in str(refusal.value)
 
 

@@ -11,20 +11,21 @@ import pytest
 from PIL import Image
 
 from vpd.config.schema import DatasetSpec
-from vpd.datasets import prepare, verify
-from vpd.datasets.layouts import objects
+from vpd.datasets import objects
+from vpd.datasets.manifest import check_unchanged
+from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.world.classes import CLASSES
 from vpd.world.scene import draw_scene
-from vpd.world.writers.jobs import list_jobs
+from vpd.world.seeds import list_jobs
 
 COUNT, SIZE = 12, (48, 40)
 NAMES = [names.split(",")[0] for names, _ in CLASSES]
 
 
-def drawn(layout: str, **changes) -> DatasetSpec:
-    values = {"layout": layout, "source": "drawn", "seed": 3, "draw": {"train": COUNT}, "size": SIZE} | changes
+def drawn(format: str, **changes) -> DatasetSpec:
+    values = {"format": format, "source": "synthetic", "seed": 3, "images": {"train": COUNT}, "size": SIZE} | changes
     return DatasetSpec.model_validate(values)
 
 
@@ -32,7 +33,7 @@ def drawn(layout: str, **changes) -> DatasetSpec:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     for layout in ("captions", "objects"):
-        prepare(layout, drawn(layout), root / layout)
+        prepare_dataset(layout, drawn(layout), root / layout)
     return root
 
 
@@ -73,21 +74,21 @@ def test_manifest_counts_and_a_contact_sheet_are_written(world):
     manifest = read_json(root / "manifest.json")
     instances = sum(len(entry["instances"]) for entry in objects.entries(root))
     assert manifest["counts"] == {"train": COUNT, "instances": instances}
-    assert manifest["files"] == 2 * COUNT + 1
-    verify(root, drawn("objects"))
+    assert len(manifest["files"]) == 2 * COUNT + 1
+    check_unchanged(root)
     colours = {tuple(pixel) for pixel in np.array(Image.open(root / "preview.png").convert("RGB")).reshape(-1, 3)}
     assert len(colours) > 100
 
 
 def test_other_seeds_give_other_images(tmp_path, world):
-    prepare("objects", drawn("objects", seed=4, draw={"train": 1}), tmp_path / "other")
+    prepare_dataset("objects", drawn("objects", seed=4, images={"train": 1}), tmp_path / "other")
     first = "images/000000.jpg"
     assert (tmp_path / "other" / first).read_bytes() != (world / "objects" / first).read_bytes()
 
 
 def test_an_empty_dataset_is_complete(tmp_path):
-    prepare("objects", drawn("objects", draw={"train": 0}), tmp_path / "none")
-    verify(tmp_path / "none", drawn("objects", draw={"train": 0}))
+    prepare_dataset("objects", drawn("objects", images={"train": 0}), tmp_path / "none")
+    check_unchanged(tmp_path / "none")
 
 
 def change(root: Path, alter) -> None:
@@ -115,10 +116,10 @@ def test_unsound_annotations_are_named(copied, name):
     change(copied, alter)
     spec = drawn("objects", source="folder", path=str(copied))
     with pytest.raises(UserError, match=message):
-        prepare("objects", spec, copied.parent / "out")
+        prepare_dataset("objects", spec, copied.parent / "out")
 
 
 def test_a_mask_of_another_size_is_named(copied):
     Image.new("L", (8, 8)).save(copied / "masks/000000.png")
     with pytest.raises(UserError, match=r"000000\.png and 000000\.jpg differ in size \(8x8 and 48x40\)"):
-        prepare("objects", drawn("objects", source="folder", path=str(copied)), copied.parent / "out")
+        prepare_dataset("objects", drawn("objects", source="folder", path=str(copied)), copied.parent / "out")

@@ -9,8 +9,7 @@ from torch import nn
 
 from vpd.config.params import load_params
 from vpd.config.schema import DecayRule, LearningRateRule, OptimizerSpec, ScheduleSpec
-from vpd.training.optim import build_optimizer, parameter_groups, pretrained_multiplier, set_rates
-from vpd.training.schedule import factor
+from vpd.training.optim import build_optimizer, factor, parameter_groups, pretrained_multiplier, set_rates
 from vpd.utils.errors import UserError
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"

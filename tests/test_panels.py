@@ -20,7 +20,7 @@ from vpd.evaluation.attention import (
 from vpd.evaluation.drawing import palette, pixels, spread
 from vpd.evaluation.panels import coloured, draw_panels, legend_classes, masked
 from vpd.evaluation.run import predictor
-from vpd.pretraining.diffusion.tokenizer import train_tokenizer
+from vpd.pretraining.clip import train_tokenizer
 
 METRICS = {
     "segmentation": {"miou_ss": 31.4, "miou_ms": 33.3},

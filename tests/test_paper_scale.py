@@ -83,7 +83,7 @@ def tiny_scale(folder: Path, **more) -> Path:
     """The project's params.yaml with a scale ``tiny``: smoke, but with the datasets to be fetched, and ``more``."""
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     datasets = {
-        name: {"layout": name, "source": "download", "path": str(folder / "downloads" / name)}
+        name: {"format": name, "source": "download", "path": str(folder / "downloads" / name)}
         | {"download": entries, "expect": counts}
         for name, (entries, counts) in DATASETS.items()
     }
@@ -138,7 +138,7 @@ def test_data_comes_from_the_server_to_the_sample_and_is_asked_for_once(place, n
     out = place.folder / "data" / name
     manifest = read_json(out / "manifest.json")
     assert {key: manifest["counts"][key] for key in DATASETS[name][1]} == DATASETS[name][1]
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "preview.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["fingerprint.json", "manifest.json", "preview.png"]
     assert located(out).samefile(place.folder / "downloads" / name)
 
     params = load_params(place.params)

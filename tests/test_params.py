@@ -1,5 +1,6 @@
 """params.yaml resolves to specs, and every mistake in it ends in one sentence that names the key and the cure."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,15 +17,19 @@ ROOT = Path(__file__).parent.parent
 SCALES = ("smoke", "mini", "paper")
 
 
+def read(path):
+    return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+
+
 @pytest.fixture
 def edited(tmp_path):
     """A function that writes a changed copy of params.yaml and returns its path."""
 
     def edit(change):
-        document = yaml.safe_load((ROOT / "params.yaml").read_text())
+        document = read(ROOT / "params.yaml")
         change(document)
         path = tmp_path / "params.yaml"
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        path.write_text(json.dumps(document))  # JSON is YAML, and quick to read
         return path
 
     return edit
@@ -122,7 +127,7 @@ MISTAKES = {
         r"model\.attention\.places\.0: .*'down', 'mid' or 'up'.*found 'upp'",
     ),
     "wrong type": (
-        _set(["scales", "mini", "datasets", "ade20k", "draw", "training"], "many"),
+        _set(["scales", "mini", "datasets", "ade20k", "images", "training"], "many"),
         r"draw\.training: .*found 'many'",
     ),
     "steps and epochs": (
@@ -149,8 +154,108 @@ def test_mistake_is_one_sentence(edited, mistake):
     change, sentence = MISTAKES[mistake]
     path = edited(change)
     with pytest.raises(UserError, match=sentence) as caught:
-        load_params(path)
+        load_params(path).check_all()
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ each checks what it uses
+def test_a_mistake_in_a_table_stops_the_report_and_no_training(edited):
+    path = edited(lambda document: document["tables"]["table1"]["rows"][0].update(match={"method": "Swin-XL"}))
+    params = load_params(path)
+    assert params.resolve("seg-full").task == "segmentation"
+    assert params.pretraining.milestones
+    with pytest.raises(UserError, match="no row of the paper has method=Swin-XL; did you mean 'method=Swin-L'"):
+        params.check_tables()
+
+
+def test_a_mistake_in_one_experiment_does_not_stop_another(edited):
+    params = load_params(edited(_set(["experiments", "seg-up", "checkpoint"], "sd-1-6")))
+    params.resolve("seg-mid")
+    with pytest.raises(UserError, match="unknown checkpoint 'sd-1-6'"):
+        params.resolve("seg-up")
+
+
+@pytest.mark.parametrize("change", [
+    (["scales", "mini", "tasks", "depth", "schedules", "quick"], {}),
+    (["scales", "mini", "tasks", "depth", "methods", "vdp"], {}),
+    (["protocols", "official", "depth", "methods", "vdp"], {}),
+])  # fmt: skip
+def test_a_setting_without_effect_stops_the_experiments_of_its_task_only(edited, change):
+    params = load_params(edited(_set(*change)), "mini", "official")
+    params.resolve("seg-full")
+    with pytest.raises(UserError, match=r"unknown (schedule 'quick'|method 'vdp')"):
+        params.resolve("depth-full")
+
+
+def test_show_checks_everything(edited):
+    path = edited(_set(["registered", "depth"], "seg-full"))
+    done = subprocess.run(
+        [sys.executable, "-m", "vpd", "show", "seg-fast", "--params", path], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "registered.depth is 'seg-full', an experiment of segmentation; choose one of depth" in done.stderr
+
+
+@pytest.mark.parametrize(("version", "found"), [(2, "schema 2"), (None, "no schema version")])
+def test_another_schema_version_is_one_sentence(edited, version, found):
+    change = _set(["schema"], version) if version else lambda document: document.pop("schema")
+    with pytest.raises(UserError, match=rf"params\.yaml has {found}, but this vpd reads schema 1; .*CHANGELOG\.md"):
+        load_params(edited(change))
+
+
+# ---------------------------------------------------------------------------------------------------------------- origins
+def split(line):
+    """Key, value and layer of one line of ``vpd show --origin``."""
+    (key, rest), (_, origin) = line.split(maxsplit=1), line.rsplit(maxsplit=1)
+    return key, rest.removesuffix(origin).strip(), origin
+
+
+def origins(name, **chosen):
+    lines = load_params(ROOT / "params.yaml", **chosen).origins(name)
+    return {key: (value, origin) for key, value, origin in map(split, lines)}
+
+
+def at(document, key):
+    for part in key.split("."):
+        document = document[part]
+    return document
+
+
+def test_origin_names_the_layer_of_every_value():
+    rows = origins("seg-fast", scale="mini", protocol="official")
+    assert {key: rows[key] for key in (
+        "training.optimizer.betas", "model.timestep", "data.crop", "model.prompt.length", "training.milestones.half",
+        "training.steps", "evaluation.multi_scale", "seeds", "training.precision", "checkpoint",
+    )} == {
+        "training.optimizer.betas": ("[0.9, 0.999]", "tasks.segmentation"),
+        "model.timestep": ("1", "tasks.segmentation.methods.vpd"),
+        "data.crop": ("64", "scales.mini.tasks.segmentation"),
+        "model.prompt.length": ("40", "scales.mini.tasks.segmentation.methods.vpd"),
+        "training.milestones.half": ("0.5", "tasks.segmentation.schedules.fast"),
+        "training.steps": ("130", "scales.mini.tasks.segmentation.schedules.fast"),
+        "evaluation.multi_scale": ("true", "experiments.seg-fast"),
+        "seeds": ("[0, 1, 2]", "scales.mini.seeds.claims"),
+        "training.precision": ('"fp32"', "default"),
+        "checkpoint": ('"sd-1-5"', "experiments.seg-fast"),
+    }  # fmt: skip
+    assert rows["training.optimizer.lr_rules"][1] == "protocols.official.segmentation.methods.vpd"
+
+
+def test_origin_follows_variant_and_protocol():
+    rows = origins("refcocog-fast", scale="paper", protocol="paper")
+    assert rows["model.prompt.length"] == ("77", "tasks.referring.methods.vpd.variants.refcocog")
+    assert rows["model.timestep"] == ("0", "protocols.paper.referring.methods.vpd")
+    assert rows["training.loss.class_weights"] == ("null", "protocols.paper.referring.methods.vpd")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_origins_are_of_all_values_and_name_sections_of_the_file(scale):
+    params, document = load_params(ROOT / "params.yaml", scale), read(ROOT / "params.yaml")
+    for name in params.experiments:
+        spec = params.resolve(name).model_dump(mode="json")
+        for key, value, origin in map(split, params.origins(name)):
+            assert json.loads(value) == at(spec, key)
+            assert origin in ("default", "--scale") or at(document, origin) is not None
 
 
 def test_key_written_twice_is_refused(tmp_path):

@@ -89,7 +89,7 @@ class Case:
         self.task = task
         self.facts = json.loads((FOLDER / f"{task}.json").read_text())
         self.expected = load_file(FOLDER / f"{task}.safetensors")
-        self.names = {name: rename(name) for name, _, _ in self.facts["parameters"]}
+        self.names = rename(name for name, _, _ in self.facts["parameters"])
         spec = make_spec(TASKS[task], **SPECS[task], **model)
         self.model = build_model(spec, checkpoint, [f"class {i}" for i in range(CLASSES[task])]).eval()
         if task == "refer":

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from fixtures.parity.narrow import make_spec, write_factor_4
 from vpd.config.schema import DatasetSpec
-from vpd.datasets import build_dataset, prepare
-from vpd.datasets.layouts.nyuv2 import SCENES
+from vpd.datasets import build_dataset
+from vpd.datasets.nyuv2 import SCENES
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import estimate_depth, refer, segment
 from vpd.evaluation.referring import native_mask
@@ -33,16 +33,19 @@ from vpd.predict.depth import Depth, window_places
 from vpd.predict.inputs import Job, find_pictures, plan
 from vpd.predict.pictures import MAX_PIXELS, read_picture
 from vpd.predict.segmentation import Segmentation
+from vpd.stages.data import prepare_dataset
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 
 DATASETS = {
-    "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 2}, size=(88, 64)),
-    "referring": DatasetSpec(
-        layout="refcoco", source="drawn", draw={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    "segmentation": DatasetSpec(
+        format="ade20k", source="synthetic", images={"training": 1, "validation": 2}, size=(88, 64)
     ),
-    "depth": DatasetSpec(layout="nyuv2", source="drawn", draw={"train": 1, "test": 1}, size=(96, 64)),
+    "referring": DatasetSpec(
+        format="refcoco", source="synthetic", images={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    ),
+    "depth": DatasetSpec(format="nyuv2", source="synthetic", images={"train": 1, "test": 1}, size=(96, 64)),
 }
 TASKS = tuple(DATASETS)
 OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
@@ -57,7 +60,7 @@ class World:
         self.specs, self.data, self.weights, self.models = {}, {}, {}, {}
         for task, dataset in DATASETS.items():
             self.data[task] = folder / task
-            prepare(task, dataset, folder / task)
+            prepare_dataset(task, dataset, folder / task)
             spec = make_spec(task, head={"dropout": 0.1} if task == "segmentation" else None)
             variant = {"variant": "refcoco"} if task == "referring" else {}
             self.specs[task] = spec.model_copy(update=variant)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,23 +16,26 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from pretraining_fakes import SPEC, draw_captions
+from pretraining_fakes import SPEC, Stopped, digests, draw_captions, kill_at, watched
 from vpd.config.schema import PretrainingSpec
-from vpd.pretraining.diffusion.autoencoder import build_autoencoder, encode_images, scaling_factor
-from vpd.pretraining.diffusion.captions import load_captions
+from vpd.pretraining.captions import load_captions
+from vpd.pretraining.clip import contrastive_loss, encode, train_tokenizer
+from vpd.pretraining.diffusion.autoencoder import (
+    build_autoencoder,
+    encode_images,
+    initialise_as_pooling,
+    scaling_factor,
+)
 from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler
-from vpd.pretraining.diffusion.ema import EMA
-from vpd.pretraining.diffusion.pooling import initialise_as_pooling
 from vpd.pretraining.diffusion.pretrain import pretrain
-from vpd.pretraining.diffusion.text import contrastive_loss
-from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
-from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall
-from vpd.pretraining.workdir import Workplace
-from vpd.utils.digests import sha256
+from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall, update_average
+from vpd.pretraining.workdir import BACKBONE_CODE, DIFFUSION_CODE
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
+from vpd.utils.fingerprint import ROOT
 
 TEXTS = ["a photo of a red ball", "a kitchen with a blue lamp", "a small bedroom", "the green box"]
 
@@ -47,10 +51,6 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain(SPEC, data, folder / "out", folder / "state")
     assert not (folder / "state").exists()
     return folder / "out"
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # ------------------------------------------------------------------------------------------------------------ tokenizer
@@ -92,17 +92,14 @@ def test_tokenizer_keeps_to_the_vocabulary_and_needs_room_for_bytes():
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces
-def test_ema_matches_hand_computation():
+def test_average_matches_hand_computation():
     model = nn.Linear(1, 1, bias=False)
-    model.weight.data.fill_(1.0)
-    ema = EMA(model, decay=0.5)
-    expected = 1.0
-    for step, value in [(0, 3.0), (1, -1.0), (100, 5.0)]:
+    average, expected = {"weight": torch.ones(1, 1)}, 1.0
+    for step, value, decay in [(0, 3.0, 0.1), (1, -1.0, 2 / 11), (100, 5.0, 0.5)]:
         model.weight.data.fill_(value)
-        ema.update(model, step)
-        decay = {0: 0.1, 1: 2 / 11, 100: 0.5}[step]
+        update_average(average, model, step, 0.5)
         expected = decay * expected + (1 - decay) * value
-    assert ema.weights["weight"].item() == pytest.approx(expected, rel=1e-6)
+    assert average["weight"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_contrastive_loss_shares_the_answer_among_equal_captions():
@@ -132,34 +129,47 @@ def test_scaling_factor_is_one_over_the_standard_deviation():
     assert scaling_factor(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0])) == pytest.approx(1 / math.sqrt(2))
 
 
-@torch.no_grad()
-def test_fresh_autoencoder_encodes_the_pooled_colours():
-    torch.manual_seed(0)
-    model = build_autoencoder(SPEC.autoencoder.model_copy(update={"channels": (8, 16, 32)}), (32, 32)).eval()
-    initialise_as_pooling(model)
-    images = nn.functional.interpolate(torch.rand(8, 3, 4, 4) * 2 - 1, size=(32, 32), mode="bilinear")
-    pooled = nn.functional.avg_pool2d(images, 4)
-    latents = model.encode(images).latent_dist.mean
-    decoded = nn.functional.avg_pool2d(model.decode(latents).sample, 4)
-    for colour in range(3):
-        for made in (latents[:, colour], decoded[:, colour]):
-            correlation = [
-                torch.corrcoef(torch.stack([made[i].ravel(), pooled[i, colour].ravel()]))[0, 1] for i in range(8)
-            ]
-            assert min(correlation) > 0.95
-
-
-def test_pooling_start_needs_six_channels():
-    spec = SPEC.autoencoder.model_copy(update={"channels": (4, 16)})
-    with pytest.raises(UserError, match=r"autoencoder\.channels has a level of 4; give each at least 6"):
-        initialise_as_pooling(build_autoencoder(spec, (32, 32)))
-
-
 def test_learning_rate_factors():
     assert [constant_after(4)(step) for step in (0, 1, 3, 100)] == [0.25, 0.5, 1.0, 1.0]
     factor = rise_and_fall(20)
     assert [factor(step) for step in (0, 1, 19)] == pytest.approx([0.5, 1.0, 1 / 19])
     assert all(factor(step) > factor(step + 1) for step in range(2, 19))
+
+
+# ---------------------------------------------------------------------------------------------- the autoencoder's start
+def autoencoder(channels):
+    return build_autoencoder(SPEC.autoencoder.model_copy(update={"channels": channels}), (32, 32)).eval()
+
+
+def correlation(a, b):
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+
+
+@torch.no_grad()
+def test_latents_are_pooled_colours():
+    """Up to one offset and scale per image (the norm's), the first three latent channels are the averages of 4x4 blocks."""
+    model = autoencoder((8, 16, 32))
+    initialise_as_pooling(model)
+    image = F.interpolate(torch.rand(1, 3, 8, 8), size=(32, 32), mode="bilinear") * 2 - 1
+    latent, pooled = model.encode(image).latent_dist.mean[:, :3], F.avg_pool2d(image, 4)
+    for channel in range(3):
+        assert correlation(latent[:, channel], pooled[:, channel]) > 0.999
+    decoded, repeated = model.decode(model.encode(image).latent_dist.mean).sample, F.interpolate(pooled, scale_factor=4)
+    assert correlation(decoded, repeated) > 0.99
+
+
+def test_every_parameter_of_the_residual_branches_still_learns():
+    model = autoencoder((8, 16, 32)).train()
+    initialise_as_pooling(model)
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    F.mse_loss(model(image).sample, image).backward()
+    silent = [name for name, p in model.named_parameters() if "conv2.weight" in name and not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_too_narrow_a_level_is_named():
+    with pytest.raises(UserError, match="has a level of 4; give each at least 6"):
+        initialise_as_pooling(autoencoder((4, 8, 8)))
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs
@@ -192,8 +202,7 @@ def test_milestones_share_all_but_the_unet(trained):
 
 def test_saved_scale_makes_latents_unit_variance(data, trained):
     vae = StableDiffusionPipeline.from_pretrained(trained / "sd-a").vae
-    place = Workplace(data, 0, 1, torch.device("cpu"))
-    means, stds = encode_images(vae, load_captions(data), place)
+    means, stds = encode_images(vae, load_captions(data), torch.device("cpu"))
     drawn = means + stds * torch.randn((200, *means.shape), generator=generator_of("scale"))
     assert (drawn * vae.config.scaling_factor).std().item() == pytest.approx(1.0, abs=0.01)
 
@@ -206,74 +215,76 @@ def test_manifest_history_and_pictures_tell_what_was_done(trained):
     assert manifest["parameters"]["unet"] == sum(weight.numel() for weight in pipeline.unet.parameters())
     rows = (trained / "history.csv").read_text().splitlines()
     assert [row.rsplit(",", 1)[0] for row in rows] == ["phase,step", "autoencoder,5", "text,5", "denoiser,6"]
-    assert all(Image.open(trained / name).size[0] > 100 for name in ("loss.png", "samples.png"))
+    assert Image.open(trained / "samples.png").size[0] > 100
+    assert {"history.csv", "samples.png", "sd-a/model_index.json"} <= manifest["files"].keys()
 
 
 # ---------------------------------------------------------------------------------------------------------- interrupted
-class Stopped(Exception):
-    pass
-
-
-def stop_at(phase: str, step: int, seen: list[tuple[str, int]]):
-    def observe(current_phase: str, current_step: int, loss: float) -> None:
-        seen.append((current_phase, current_step))
-        if (current_phase, current_step) == (phase, step):
-            raise Stopped
-
-    return observe
-
-
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from vpd.pretraining.diffusion.pretrain import pretrain
-from vpd.config.schema import PretrainingSpec
-
-torch.use_deterministic_algorithms(True)
-spec = PretrainingSpec.model_validate_json(sys.argv[1])
-kill = lambda phase, step, loss: (phase, step) == ("text", 3) and os.kill(os.getpid(), signal.SIGKILL)
-pretrain(spec, *map(Path, sys.argv[2:]), save_every=2, observers=[kill])
-"""
-
-
 def test_killed_runs_end_with_the_bits_of_an_uninterrupted_one(data, trained, tmp_path):
     out, state = tmp_path / "out", tmp_path / "state"
-    seen: list[tuple[str, int]] = []
-    with pytest.raises(Stopped):
-        pretrain(SPEC, data, out, state, save_every=2, observers=[stop_at("autoencoder", 3, seen)])
-    arguments = [SPEC.model_dump_json(), data, out, state]
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, *map(str, arguments)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    with pytest.raises(Stopped):
-        pretrain(SPEC, data, out, state, save_every=2, observers=[stop_at("denoiser", 5, seen)])
-    pretrain(SPEC, data, out, state, save_every=2, observers=[stop_at("never", 0, seen)])
-    resumed = [("text", 3), ("denoiser", 5)]
-    assert [seen.count(at) for at in resumed] == [1, 2]
-    assert ("text", 2) not in seen
+    with pytest.raises(Stopped), watched("pretraining.autoencoder", 3):
+        pretrain(SPEC, data, out, state, save_every=2)
+    kill_at("pretraining.text", 3, pretrain, SPEC, data, out, state, save_every=2)
+    with pytest.raises(Stopped), watched("pretraining.denoiser", 5) as before:
+        pretrain(SPEC, data, out, state, save_every=2)
+    with watched() as after:
+        pretrain(SPEC, data, out, state, save_every=2)
+    assert before[0] == ("pretraining.text", 3)
+    assert after == [("pretraining.denoiser", 5), ("pretraining.denoiser", 6)]
     assert digests(out) == digests(trained)
     assert not state.exists()
 
 
-def test_finished_run_is_left_alone_and_another_spec_is_not(data, trained, tmp_path):
-    calls: list[tuple[str, int]] = []
-    pretrain(SPEC, data, trained, tmp_path / "state", observers=[stop_at("autoencoder", 1, calls)])
-    assert calls == []
-    other = SPEC.model_copy(update={"seed": 1})
-    with pytest.raises(Stopped):
-        pretrain(other, data, trained, tmp_path / "state", observers=[stop_at("autoencoder", 1, calls)])
+def test_finished_run_is_left_alone_and_another_spec_or_a_damaged_output_is_not(data, trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "out")
+    with watched() as steps:
+        pretrain(SPEC, data, out, tmp_path / "state")
+    assert steps == []
+    with pytest.raises(Stopped), watched("pretraining.autoencoder", 1):
+        pretrain(SPEC.model_copy(update={"seed": 1}), data, out, tmp_path / "state")
+    (out / "sd-a/vae/config.json").write_text("{}")
+    with pytest.raises(Stopped), watched("pretraining.autoencoder", 1):
+        pretrain(SPEC, data, out, tmp_path / "state")
+
+
+def test_another_run_leaves_nothing_of_the_one_before(data, trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "out")
+    pretrain(SPEC.model_copy(update={"milestones": {"sd-c": 2}}), data, out, tmp_path / "state")
+    assert {path.name for path in out.iterdir()} == {
+        *("sd-c", "samples.png", "history.csv", "fingerprint.json", "manifest.json")
+    }
 
 
 def test_state_of_another_spec_is_not_resumed(data, tmp_path):
-    seen: list[tuple[str, int]] = []
     for seed in (0, 1):
         spec = SPEC.model_copy(update={"seed": seed})
-        with pytest.raises(Stopped):
-            pretrain(
-                spec, data, tmp_path / "out", tmp_path / "state", save_every=1, observers=[stop_at("text", 1, seen)]
-            )
-    assert seen.count(("autoencoder", 1)) == 2
+        with pytest.raises(Stopped), watched("pretraining.text", 1) as steps:
+            pretrain(spec, data, tmp_path / "out", tmp_path / "state", save_every=1)
+        assert steps[0] == ("pretraining.autoencoder", 1)
     assert len([path for path in (tmp_path / "state").iterdir() if path.is_dir()]) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------- keys
+@pytest.mark.parametrize(("package", "code"), [("diffusion", DIFFUSION_CODE), ("backbones", BACKBONE_CODE)])
+def test_cache_keys_name_everything_that_a_pretraining_imports(package, code):
+    own = [path for entry in code for path in ((ROOT / entry).rglob("*.py") or [])] + [
+        (ROOT / entry).with_suffix(".py") for entry in code if not (ROOT / entry).is_dir()
+    ]
+    imported = {
+        node.module.replace(".", "/").removeprefix("vpd/")
+        for path in own
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("vpd.pretraining")
+    }
+    assert {module for module in imported if not module.startswith(code)} == set()
+    assert any(module.startswith(f"pretraining/{package}") for module in imported)
+
+
+def test_fingerprints_are_computed_without_heavy_imports():
+    code = (
+        "import sys, vpd.pretraining.workdir; sys.exit(bool({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -284,8 +295,8 @@ def test_non_finite_loss_stops_before_the_optimizer(data, tmp_path):
         UserError, match=r"of pretraining\.autoencoder is \w+ at step 2; lower pretraining\.autoencoder\.lr"
     ):
         pretrain(spec, data, tmp_path / "out", tmp_path / "state", save_every=1)
-    (kept,) = (tmp_path / "state").rglob("autoencoder.pt")
-    assert len(torch.load(kept, weights_only=True)["losses"]) == 1
+    (saved,) = (tmp_path / "state").rglob("autoencoder.pt")
+    assert len(torch.load(saved, weights_only=True)["losses"]) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -295,7 +306,7 @@ def test_damaged_or_missing_images_are_named(tmp_path):
     with pytest.raises(UserError, match=r"000001\.jpg cannot be read"):
         load_captions(folder)
     (folder / "images/000001.jpg").unlink()
-    with pytest.raises(UserError, match=r"000001\.jpg cannot be read"):
+    with pytest.raises(UserError, match=r"000001\.jpg does not exist"):
         load_captions(folder)
 
 
@@ -303,7 +314,6 @@ def test_without_milestones_nothing_is_trained(tmp_path):
     spec = PretrainingSpec(dataset="captions", seed=0, threads=1, milestones={})
     pretrain(spec, tmp_path / "absent", tmp_path / "out", tmp_path / "state")
     assert read_json(tmp_path / "out/manifest.json")["milestones"] == {}
-    assert (tmp_path / "out/history.csv").read_text() == "phase,step,loss\n"
 
 
 def test_images_and_captions_are_kept_once_however_often_they_are_paired(tmp_path):

@@ -28,9 +28,10 @@ from real_archives import (
 )
 from vpd.config.params import load_params
 from vpd.config.schema import DatasetSpec, Spec
-from vpd.datasets import build_dataset, prepare, verify
-from vpd.datasets.layouts import nyuv2, refcoco
+from vpd.datasets import build_dataset, nyuv2, refcoco
+from vpd.datasets.manifest import check_unchanged
 from vpd.download import _preparation
+from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
 
 SCENES = ["kitchen", "office_kitchen", "excercise_room", "living_room", "kitchen"]
@@ -87,10 +88,10 @@ def make_sync(tmp_path: Path, out: Path, files: dict[str, bytes], frames: dict[s
 
 def prepared(layout: str, tree: Path, tmp_path: Path, **expect: int) -> Path:
     """The dataset as experiments see it, checked image by image."""
-    spec = DatasetSpec(layout=layout, source="folder", path=str(tree), expect=expect)
+    spec = DatasetSpec(format=layout, source="folder", path=str(tree), expect=expect)
     out = tmp_path / "data" / layout
-    prepare(layout, spec, out)
-    verify(out, spec)
+    prepare_dataset(layout, spec, out)
+    check_unchanged(out)
     return out
 
 
@@ -484,5 +485,5 @@ def test_annotations_agree_with_the_masks():
     """The tiny archives themselves: areas given are areas decoded."""
     coco = annotations([1])
     for annotation in coco["annotations"]:
-        reference = refcoco.Reference(0, 1, Path("x.jpg"), (60, 80), annotation["segmentation"], ())
+        reference = refcoco.Reference(0, 1, "val", Path("x.jpg"), (60, 80), annotation["segmentation"], ())
         assert refcoco.object_mask(reference).sum() == annotation["area"]

@@ -25,10 +25,11 @@ from safetensors.torch import load_file, save_file
 from fixtures.parity.narrow import make_spec, write_factor_4
 from tracking_world import free_port, mlflow_server
 from vpd.config.schema import DatasetSpec, load_spec
-from vpd.datasets import build_dataset, prepare
-from vpd.datasets.layouts.ade20k import class_names
+from vpd.datasets import build_dataset
+from vpd.datasets.ade20k import class_names
 from vpd.models import build_model
 from vpd.predict import predict
+from vpd.stages.data import prepare_dataset
 from vpd.tracking import model_places, sync
 from vpd.tracking.store import connected
 from vpd.utils.digests import sha256
@@ -36,11 +37,13 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
 
 DATASETS = {
-    "segmentation": DatasetSpec(layout="ade20k", source="drawn", draw={"training": 1, "validation": 1}, size=(88, 64)),
-    "referring": DatasetSpec(
-        layout="refcoco", source="drawn", draw={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    "segmentation": DatasetSpec(
+        format="ade20k", source="synthetic", images={"training": 1, "validation": 1}, size=(88, 64)
     ),
-    "depth": DatasetSpec(layout="nyuv2", source="drawn", draw={"train": 1, "test": 1}, size=(96, 64)),
+    "referring": DatasetSpec(
+        format="refcoco", source="synthetic", images={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+    ),
+    "depth": DatasetSpec(format="nyuv2", source="synthetic", images={"train": 1, "test": 1}, size=(96, 64)),
 }
 REGISTERED = {task: f"tiny-{task}" for task in DATASETS}
 OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
@@ -75,7 +78,7 @@ class World:
         write_factor_4(self.checkpoints / "narrow")
         write_json(self.checkpoints / "narrow/manifest.json", {"name": "narrow"})
         for task, dataset in DATASETS.items():
-            prepare(task, dataset, self.data / task)
+            prepare_dataset(task, dataset, self.data / task)
             self.train(task)
         return self
 

@@ -9,20 +9,20 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+from vpd.report.backbones import backbones
+from vpd.report.learning import Curve, learning_figure
+from vpd.report.style import styled
 
 from report_world import PARAMS, extras, measured, report_params, write_results
 from vpd.config.params import load_params
 from vpd.config.reported import load_claims, load_reported, load_reruns
 from vpd.config.table_checks import FigureSpec, QuestionSpec, TableRow, TableSpec, band, check_layout, report_files
-from vpd.report.backbones import backbones
 from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_curves
 from vpd.report.costs import read_costs
 from vpd.report.figures import pretraining_steps, trend_figure
 from vpd.report.judge import SETTING, Judge, all_cells, by_reference
-from vpd.report.learning import Curve, learning_figure
 from vpd.report.provenance import sources
-from vpd.report.style import styled
 from vpd.report.write import write_report
 from vpd.utils.errors import UserError
 
@@ -549,7 +549,7 @@ def test_every_rerun_is_of_a_cell_of_the_paper():
 # ------------------------------------------------------------------------------------------------------ released weights
 def test_released_weights_fill_rows_of_their_own_beside_the_readmes_numbers(tmp_path):
     params = load_params(PARAMS, scale="paper")
-    params.document = params.document.model_copy(update={"figures": {}})  # which take time and are not looked at
+    params.figures = {}  # which take time and are not looked at
     results, *inputs = write_results(tmp_path, params, seeds=(0,))
     metrics = {"p50": 85.5, "oiou": 73.41, "miou": 70.0}
     result = {"seed": 0, "milestone": "final", "step": 0, "metrics": metrics}

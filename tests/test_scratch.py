@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from vpd.config.params import load_params
-from vpd.datasets import build_dataset, prepare
+from vpd.datasets import build_dataset
 from vpd.datasets.manifest import located
+from vpd.stages.data import prepare_dataset
 from vpd.stages.scratch import VARIABLE, staged
 from vpd.utils.errors import UserError
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 def drawn(tmp_path_factory) -> Path:
     """A dataset that lies where it was prepared."""
     data = tmp_path_factory.mktemp("drawn") / "data" / "nyuv2"
-    prepare("nyuv2", load_params(ROOT / "params.yaml", "smoke").dataset("nyuv2"), data, data.parent)
+    prepare_dataset("nyuv2", load_params(ROOT / "params.yaml", "smoke").dataset("nyuv2"), data, data.parent)
     return data
 
 
@@ -32,10 +33,14 @@ def drawn(tmp_path_factory) -> Path:
 def elsewhere(drawn, tmp_path_factory) -> Path:
     """The same files as a dataset of the user's, which lie two folders away from what was prepared."""
     home = tmp_path_factory.mktemp("elsewhere")
-    shutil.copytree(drawn, home / "downloads" / "nyuv2", ignore=shutil.ignore_patterns("manifest.json", "preview.png"))
+    shutil.copytree(
+        drawn,
+        home / "downloads" / "nyuv2",
+        ignore=shutil.ignore_patterns("manifest.json", "fingerprint.json", "preview.png"),
+    )
     spec = load_params(ROOT / "params.yaml", "smoke").dataset("nyuv2")
-    spec = spec.model_copy(update={"source": "folder", "draw": {}, "path": str(home / "downloads" / "nyuv2")})
-    prepare("nyuv2", spec, home / "data" / "nyuv2", home)
+    spec = spec.model_copy(update={"source": "folder", "images": {}, "path": str(home / "downloads" / "nyuv2")})
+    prepare_dataset("nyuv2", spec, home / "data" / "nyuv2", home)
     return home / "data" / "nyuv2"
 
 
@@ -55,7 +60,7 @@ def test_without_the_variable_nothing_is_copied(data):
 def test_the_copy_has_the_manifest_and_every_file_of_the_dataset(data, tmp_path):
     copy = staged(data, {VARIABLE: str(tmp_path)})
     assert (copy / "manifest.json").read_bytes() == (data / "manifest.json").read_bytes()
-    checksums = json.loads((data / "manifest.json").read_text())["checksums"]
+    checksums = json.loads((data / "manifest.json").read_text())["files"]
     assert checksums
     found = listing(located(copy))
     assert {name: found[name] for name in checksums} == {name: listing(located(data))[name] for name in checksums}
@@ -113,9 +118,9 @@ def test_a_changed_file_is_named_and_no_copy_counts_as_whole(drawn, tmp_path):
     damaged, scratch = tmp_path / "nyuv2", tmp_path / "scratch"
     scratch.mkdir()
     shutil.copytree(drawn, damaged)
-    name = sorted(json.loads((damaged / "manifest.json").read_text())["checksums"])[3]
+    name = sorted(json.loads((damaged / "manifest.json").read_text())["files"])[3]
     (damaged / name).write_bytes((damaged / name).read_bytes() + b"x")
-    with pytest.raises(UserError, match=f"{name} was changed after manifest.json was written; prepare"):
+    with pytest.raises(UserError, match=f"{name} was changed after manifest.json was written; run"):
         staged(damaged, {VARIABLE: str(scratch)})
     (damaged / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing, but manifest.json lists it"):

@@ -19,13 +19,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from vpd.training.record import is_finished, run_keys, with_code
 
 from training_fakes import KEYS, Samples, network, tiny_spec, train_alone
 from vpd.config.schema import OptimizerSpec, ScheduleSpec
 from vpd.training import train
 from vpd.training.loader import micro_batches, plan_batches
 from vpd.training.loop import fit
-from vpd.training.record import is_finished, run_keys, with_code
 from vpd.training.state import random_state, restore_random_state, seed_all
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError

@@ -39,12 +39,12 @@ DEPTH = DepthData(
 )
 
 
-def dice(seed: int = 0) -> np.random.Generator:
+def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return dice(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -101,9 +101,9 @@ def test_padding_goes_to_the_bottom_and_right():
 
 
 def test_windows_reach_every_offset_and_stay_inside():
-    offsets = {(w[0].start, w[1].start) for w in (draw_window((6, 5), 4, dice(seed)) for seed in range(200))}
+    offsets = {(w[0].start, w[1].start) for w in (draw_window((6, 5), 4, rng(seed)) for seed in range(200))}
     assert offsets == {(top, left) for top in range(3) for left in range(2)}
-    window = draw_window((3, 9), 4, dice())
+    window = draw_window((3, 9), 4, rng())
     assert np.zeros((3, 9))[window].shape == (3, 4)
 
 
@@ -111,8 +111,8 @@ def test_windows_reach_every_offset_and_stay_inside():
 def test_crops_hold_no_class_above_the_limit_where_that_is_possible():
     labels = np.zeros((64, 256), np.uint8)
     labels[:, 120:] = 1
-    free = [share_of_largest(labels[random_crop(labels, 64, 1.0, dice(seed))]) for seed in range(200)]
-    limited = [share_of_largest(labels[random_crop(labels, 64, 0.75, dice(seed))]) for seed in range(200)]
+    free = [share_of_largest(labels[random_crop(labels, 64, 1.0, rng(seed))]) for seed in range(200)]
+    limited = [share_of_largest(labels[random_crop(labels, 64, 0.75, rng(seed))]) for seed in range(200)]
     assert np.mean(np.array(free) >= 0.75) > 0.6
     # One of 64 + 1 draws in 193 offsets fits, eleven draws each: (1 - 31/193)^11 = 0.15 remain.
     assert np.mean(np.array(limited) >= 0.75) == pytest.approx(0.15, abs=0.08)
@@ -122,7 +122,7 @@ def share_of_largest(labels: np.ndarray) -> float:
     return np.bincount(labels.ravel()).max() / labels.size
 
 
-class CountingDice:
+class CountingRng:
     """A generator that counts its draws and always returns offset zero."""
 
     draws = 0
@@ -142,7 +142,7 @@ class CountingDice:
     ],
 )
 def test_number_of_redraws(labels, windows):
-    counting = CountingDice()
+    counting = CountingRng()
     random_crop(labels, 8, 0.75, counting)
     assert counting.draws == 2 * windows
 
@@ -153,7 +153,7 @@ def test_segmentation_pipeline_keeps_pixels_and_labels_together():
     image = np.where((labels == 1)[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
     data = SEGMENTATION.model_copy(update={"photometric": False})
     for seed in range(30):
-        x, y = augment_segmentation(image, labels, data, dice(seed))
+        x, y = augment_segmentation(image, labels, data, rng(seed))
         assert x.shape == (64, 64, 3)
         assert y.shape == (64, 64)
         known = (y != 255) & (np.abs(x[..., 0]) > 0.99)
@@ -162,7 +162,7 @@ def test_segmentation_pipeline_keeps_pixels_and_labels_together():
 
 def test_segmentation_pads_after_normalising():
     data = SEGMENTATION.model_copy(update={"ratio_range": (0.5, 0.5), "photometric": False})
-    x, y = augment_segmentation(np.full((64, 64, 3), 255, np.uint8), np.ones((64, 64), np.uint8), data, dice())
+    x, y = augment_segmentation(np.full((64, 64, 3), 255, np.uint8), np.ones((64, 64), np.uint8), data, rng())
     assert (x[:32, :32] == 1.0).all()
     assert (x[32:] == 0.0).all()
     assert (y[:32, :32] == 1).all()
@@ -175,7 +175,7 @@ def test_distortion_is_one_of_the_chains_of_its_parts():
     hue, saturation, value = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[0, 0].astype(int)
     seen = []
     for seed in range(400):
-        result = distort(image, dice(seed))
+        result = distort(image, rng(seed))
         assert (result == result[0, 0]).all()
         seen.append(cv2.cvtColor(np.ascontiguousarray(result), cv2.COLOR_RGB2HSV)[0, 0].astype(int))
     seen = np.array(seen)
@@ -190,7 +190,7 @@ def test_distortion_is_one_of_the_chains_of_its_parts():
 def test_distortion_keeps_gray_gray():
     image = np.repeat(noise(16, 16)[..., :1], 3, axis=2)
     for seed in range(30):
-        result = distort(image, dice(seed)).astype(int)
+        result = distort(image, rng(seed)).astype(int)
         assert np.ptp(result, axis=2).max() == 0
 
 
@@ -207,7 +207,7 @@ def ramp_depth(height: int = 48, width: int = 64) -> np.ndarray:
 
 def test_cutdepth_pastes_millimetres_modulo_256():
     image, depth = noise(48, 64), ramp_depth()
-    result = cut_depth(image, depth, DEPTH, dice(1))
+    result = cut_depth(image, depth, DEPTH, rng(1))
     columns = np.nonzero((result != image).any(axis=(0, 2)))[0]
     assert len(columns)
     assert (np.diff(columns) == 1).all()
@@ -220,7 +220,7 @@ def test_cutdepth_pastes_millimetres_modulo_256():
 def test_cutdepth_ramp_is_depth_over_the_largest_depth():
     data = DEPTH.model_copy(update={"cutdepth_values": "ramp"})
     image, depth = noise(48, 64), ramp_depth()
-    result = cut_depth(image, depth, data, dice(1))
+    result = cut_depth(image, depth, data, rng(1))
     columns = (result != image).any(axis=(0, 2))
     np.testing.assert_allclose(result[:, columns, 0], depth[:, columns] / 10.0 * 255.0, atol=1.0)
 
@@ -228,7 +228,7 @@ def test_cutdepth_ramp_is_depth_over_the_largest_depth():
 def test_cutdepth_strips_are_at_most_the_given_share_wide():
     image, depth = np.full((4, 400, 3), 255, np.uint8), np.zeros((4, 400), np.float32)
     data = DEPTH.model_copy(update={"cutdepth_width": 0.5})
-    widths = [(cut_depth(image, depth, data, dice(seed))[0, :, 0] == 0).sum() for seed in range(300)]
+    widths = [(cut_depth(image, depth, data, rng(seed))[0, :, 0] == 0).sum() for seed in range(300)]
     assert min(widths) >= 1
     assert 150 < max(widths) <= 200
     # Uniform start a and share b: E[(1 - a) b / 2] = 1/8 of the width.
@@ -243,36 +243,36 @@ def test_probabilities_of_the_depth_pipeline():
     assert np.mean(unchanged) == pytest.approx(0.75 / 17, abs=0.04)  # one of 17 windows, without CutDepth
     flipped = []
     for seed in range(200):
-        _, moved = augment_depth(image, depth, DEPTH.model_copy(update={"flip": 0.5}), dice(seed))
+        _, moved = augment_depth(image, depth, DEPTH.model_copy(update={"flip": 0.5}), rng(seed))
         flipped.append(moved[0, 0] > moved[0, -1])
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.1)
 
 
 def augment(image: np.ndarray, depth: np.ndarray, seed: int, **changes) -> np.ndarray:
-    return augment_depth(image, depth, DEPTH.model_copy(update=changes), dice(seed))[0]
+    return augment_depth(image, depth, DEPTH.model_copy(update=changes), rng(seed))[0]
 
 
 def test_depth_moves_with_the_image():
     depth = ramp_depth()
     image = np.repeat((depth * 25).astype(np.uint8)[..., None], 3, axis=2)
     for seed in range(20):
-        x, d = augment_depth(image, depth, DEPTH.model_copy(update={"flip": 0.5}), dice(seed))
+        x, d = augment_depth(image, depth, DEPTH.model_copy(update={"flip": 0.5}), rng(seed))
         np.testing.assert_allclose((x[..., 0] * 127.5 + 127.5), np.floor(d * 25), atol=1e-3)
 
 
 def test_colour_changes_keep_the_range_and_leave_depth_alone():
     image, depth = noise(48, 48), ramp_depth(48, 48)
     for seed in range(20):
-        x, d = augment_depth(image, depth, DEPTH.model_copy(update={"photometric": 1.0}), dice(seed))
+        x, d = augment_depth(image, depth, DEPTH.model_copy(update={"photometric": 1.0}), rng(seed))
         assert np.abs(x).max() <= 1.0
         assert (d == depth).all()
         assert (x != normalise(image)).mean() > 0.5
 
 
 def test_inputs_are_never_written_to():
-    image, depth, labels = noise(48, 64), ramp_depth(), dice(1).integers(0, 3, (48, 64), dtype=np.uint8)
+    image, depth, labels = noise(48, 64), ramp_depth(), rng(1).integers(0, 3, (48, 64), dtype=np.uint8)
     for array in (image, depth, labels):
         array.setflags(write=False)
     for seed in range(10):
         augment(image, depth, seed, cutdepth=1.0, photometric=1.0, flip=0.5)
-        augment_segmentation(image, labels, SEGMENTATION, dice(seed))
+        augment_segmentation(image, labels, SEGMENTATION, rng(seed))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vpd.config.params import load_params
-from vpd.planning.cost.network import CLASSES, LAYOUTS, build, make_batch
-from vpd.pretrained.configs import sd1_configs
+from vpd.planning.networks import CLASSES, LAYOUTS, build, make_batch
+from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
 

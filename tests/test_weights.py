@@ -25,11 +25,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from fixtures.parity.narrow import FOLDER, build, make_batch, make_spec, write_checkpoint
 from hub_server import Hub, Repository
 from vpd.config.schema import CheckpointSpec
-from vpd.pretrained import assemble, verify_checkpoint
-from vpd.pretrained.configs import sd1_configs
-from vpd.pretrained.stable_diffusion import check_pipeline
-from vpd.pretrained.transfer_lines import TransferLines
-from vpd.utils.digests import sha256
+from vpd.pretrained.checkpoints import assemble
+from vpd.pretrained.hub import TransferLines
+from vpd.pretrained.stable_diffusion import check_pipeline, sd1_configs
+from vpd.utils.digests import changed, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
 
@@ -82,6 +81,10 @@ def write_pipeline(folder: Path, **sizes) -> Path:
     }
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **parts})
     return folder
+
+
+def intact(folder: Path) -> bool:
+    return not changed(folder, read_json(folder / "manifest.json")["files"])
 
 
 def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -169,7 +172,7 @@ def convert(tmp_path, pipeline):
 @pytest.mark.parametrize("file", ["sd.ckpt", "sd.safetensors"])
 def test_original_file_and_diffusers_folder_give_the_same_features(convert, original, pipeline, file):
     out = convert(original, file)
-    verify_checkpoint(out)
+    assert intact(out)
     assert check_pipeline(out) == check_pipeline(pipeline)
     spec, batch = make_spec("segmentation", head={"channels": 16}), make_batch()
     with torch.no_grad():
@@ -184,10 +187,10 @@ def test_original_file_and_diffusers_folder_give_the_same_features(convert, orig
 
 
 def test_manifest_says_where_a_converted_checkpoint_comes_from(convert, original, pipeline, tmp_path):
-    manifest = read_json(convert(original) / "manifest.json")
-    assert manifest["source"] == "file"
-    assert (manifest["file"], manifest["sha256"]) == ("sd.ckpt", sha256(tmp_path / "sd.ckpt"))
-    assert (manifest["ema"], manifest["tokenizer"]) == ("only set in the file", str(pipeline))
+    origin = read_json(convert(original) / "origin.json")
+    assert origin["source"] == "file"
+    assert (origin["file"], origin["sha256"]) == ("sd.ckpt", sha256(tmp_path / "sd.ckpt"))
+    assert (origin["ema"], origin["tokenizer"]) == ("only set in the file", str(pipeline))
 
 
 def with_average(original: dict[str, Tensor], share: float = 1.0) -> dict[str, Tensor]:
@@ -202,8 +205,8 @@ def with_average(original: dict[str, Tensor], share: float = 1.0) -> dict[str, T
 
 def test_average_is_taken_and_announced(convert, original, pipeline, capsys):
     out = convert(with_average(original))
-    assert "the moving average (EMA) is taken" in capsys.readouterr().err
-    assert read_json(out / "manifest.json")["ema"] == "chosen over the last weights"
+    assert "the moving average (EMA) is used" in capsys.readouterr().err
+    assert read_json(out / "origin.json")["ema"] == "chosen over the last weights"
     expected, found = tensors(pipeline)["unet"], tensors(out)["unet"]
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -247,7 +250,7 @@ def test_lightnings_bookkeeping_is_passed_over(convert, original, tmp_path, monk
 
 def test_text_encoder_that_is_missing_comes_with_the_tokenizer(convert, original, pipeline):
     out = convert({name: tensor for name, tensor in original.items() if not name.startswith(TEXT)})
-    assert read_json(out / "manifest.json")["text_encoder"] == str(pipeline)
+    assert read_json(out / "origin.json")["text_encoder"] == str(pipeline)
     with torch.no_grad():
         given = [CLIPTextModel.from_pretrained(folder / "text_encoder") for folder in (pipeline, out)]
         ids = torch.tensor([[3, 4, 5]])
@@ -267,7 +270,7 @@ KEYS = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
             r"the vae is not whole \(2 missing, first 'decoder\.mid_block\.attentions\.0\.to_k\.weight'\)",
         ),
         ({f"{UNET}out.2.bias": torch.zeros(7)}, r"1 of another shape, first 'conv_out\.bias' \(7,\) instead of \(4,\)"),
-        ({"lora.up": torch.zeros(2)}, r"has 1 tensors that Stable Diffusion 1 has not, first 'lora\.up'"),
+        ({"lora.up": torch.zeros(2)}, r"has 1 tensors that Stable Diffusion 1 does not have, first 'lora\.up'"),
         ({f"{UNET}input_blocks.4.0.extra": torch.zeros(2)}, r"1 unexpected, first 'down_blocks\.1\.resnets\.0\.extra'"),
         ({KEYS: torch.zeros(32, 1024)}, r"is a Stable Diffusion 2 U-Net \(cross-attention width 1024\)"),
         ({FIRST: torch.zeros(32, 9, 3, 3)}, r"takes 9 channels .* inpainting"),
@@ -312,7 +315,7 @@ import json, sys
 from pathlib import Path
 from vpd.utils.errors import UserError
 from vpd.config.schema import CheckpointSpec
-from vpd.pretrained import assemble
+from vpd.pretrained.checkpoints import assemble
 limit, out, *specs = json.loads(sys.argv[1])
 if limit:
     import resource
@@ -365,9 +368,9 @@ def test_pinned_revision_comes_whole_and_alone_and_then_from_the_cache(hub, ask,
         "text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
         "tokenizer/special_tokens_map.json", *WEIGHTS.values(),
     }  # fmt: skip
-    manifest = read_json(ask.out / "manifest.json")
-    assert (manifest["source"], manifest["repo"], manifest["revision"]) == ("hub", REPO, commit)
-    verify_checkpoint(ask.out)
+    manifest, origin = read_json(ask.out / "manifest.json"), read_json(ask.out / "origin.json")
+    assert origin == {"source": "hub", "repo": REPO, "revision": commit}
+    assert intact(ask.out)
     for name in WEIGHTS.values():
         assert sha256(ask.out / name) == sha256(small / name)
 
@@ -380,7 +383,7 @@ def test_pinned_revision_comes_whole_and_alone_and_then_from_the_cache(hub, ask,
 
 def test_branch_is_resolved_to_its_commit(hub, ask):
     assert ask({}) == ["made"]
-    assert read_json(ask.out / "manifest.json")["revision"] == hub.repositories[REPO].commit
+    assert read_json(ask.out / "origin.json")["revision"] == hub.repositories[REPO].commit
 
 
 def test_gated_repository_says_what_to_do_and_then_opens_with_the_token(hub, ask):
@@ -390,7 +393,7 @@ def test_gated_repository_says_what_to_do_and_then_opens_with_the_token(hub, ask
         # A mirror is no way around a licence.
         (line,) = ask({"mirrors": ["owner/copy"]}, **environment)
         assert (
-            f"{REPO} gives its files only to those who accepted its licence; open {hub.url}/{REPO}, accept it" in line
+            f"{REPO} gives its files only to users who accepted its licence; open {hub.url}/{REPO}, accept it" in line
         )
         assert "set HF_TOKEN" in line
     assert not ask.out.exists()
@@ -418,7 +421,7 @@ def test_mirror_stands_in_for_what_is_gone(hub, ask, small, tmp_path):
     assert "owner/down is not at" in lines[3]
     assert "; owner/absent is not at" in lines[3]
     assert lines[4] == "made"
-    manifest = read_json(ask.out / "manifest.json")
+    manifest = read_json(ask.out / "origin.json")
     assert (manifest["repo"], manifest["revision"]) == (REPO, commit)
 
 
@@ -456,7 +459,7 @@ def test_full_disk_offline_and_unreachable_hub_are_named(hub, ask):
     shutil.rmtree(ask.home)
     (line,) = ask({}, HF_HUB_OFFLINE="1")
     assert f"{REPO} at main is not complete in {ask.home}" in line
-    assert "HF_HUB_OFFLINE forbids" in line
+    assert "HF_HUB_OFFLINE forbids downloads" in line
     hub.failing = 503
     (line,) = ask({})
     assert f"the hub answers {hub.url}/{REPO} with HTTP 503" in line
@@ -468,7 +471,7 @@ def test_full_disk_offline_and_unreachable_hub_are_named(hub, ask):
 
 
 def test_download_is_told_in_plain_lines_of_bytes(monkeypatch, capsys):
-    monkeypatch.setattr("vpd.pretrained.transfer_lines.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("vpd.pretrained.hub.SECONDS_BETWEEN_LINES", 0.0)
     with TransferLines(total=4_000_000, unit="B", desc="Reconstructing") as bar:
         bar.update(1_000_000)
     with TransferLines(total=7, unit="it", desc="Fetching 7 files") as files:
@@ -491,7 +494,7 @@ def test_tokenizer_of_a_file_comes_from_the_hub(hub, ask, original, tmp_path, pi
     torch.save(original, tmp_path / "sd.ckpt")
     assert ask({"source": "file", "path": str(tmp_path / "sd.ckpt"), "repo": "owner/clip"}) == ["made"]
     commit = hub.repositories["owner/clip"].commit
-    assert read_json(ask.out / "manifest.json")["tokenizer"] == f"owner/clip@{commit}"
+    assert read_json(ask.out / "origin.json")["tokenizer"] == f"owner/clip@{commit}"
     assert hub.served() == {"tokenizer.json", "tokenizer_config.json"} | (
         {"special_tokens_map.json"} & {path.name for path in words.iterdir()}
     )

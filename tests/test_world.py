@@ -21,19 +21,19 @@ from pycocotools import mask as coco_mask
 
 import vpd.world.writers
 from vpd.config.schema import DatasetSpec
-from vpd.datasets import prepare, verify
+from vpd.datasets import ade20k, captions, nyuv2, refcoco
 from vpd.datasets.images import read_depth, read_image, read_labels
-from vpd.datasets.layouts import ade20k, captions, nyuv2, refcoco
+from vpd.datasets.manifest import check_unchanged
+from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.world.classes import CLASSES, COLOURS, LABELS, THINGS
-from vpd.world.dice import Dice
 from vpd.world.language import captions as say
+from vpd.world.refcoco import polygons
 from vpd.world.render import FOCAL, render
 from vpd.world.rooms import KINDS
-from vpd.world.scene import CONTENT, Scene, draw_scene
-from vpd.world.writers.jobs import list_jobs, scene_seed
-from vpd.world.writers.polygons import polygons
+from vpd.world.scene import Scene, draw_scene
+from vpd.world.seeds import CONTENT, Rng, list_jobs, scene_seed
 
 SIZE = (80, 64)
 DRAW = {
@@ -42,13 +42,13 @@ DRAW = {
     "nyuv2": {"train": 7, "test": 3},
     "refcoco": {"train": 30, "val": 6, "testA": 4, "testB": 4},
 }
-# Changes only together with vpd.world.VERSION.
+# Of the generator; recorded numbers hold only for these.
 PINNED_SCENES = "1635f09c7cc553fb"
 PINNED_TEXTS = "03316673700c310d"
 
 
-def drawn(layout: str, seed: int = 0, **changes) -> DatasetSpec:
-    return DatasetSpec(layout=layout, source="drawn", seed=seed, draw=DRAW[layout], size=SIZE, **changes)
+def drawn(format: str, seed: int = 0, **changes) -> DatasetSpec:
+    return DatasetSpec(format=format, source="synthetic", seed=seed, images=DRAW[format], size=SIZE, **changes)
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def shown(seed: int) -> Scene:
 def world(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("world")
     for layout in DRAW:
-        prepare(layout, drawn(layout), root / layout)
+        prepare_dataset(layout, drawn(layout), root / layout)
     return root
 
 
@@ -99,15 +99,15 @@ def test_texts_equal_the_pinned_ones(world):
 def test_drawing_twice_and_in_two_processes_gives_the_same_files(world, tmp_path, monkeypatch):
     monkeypatch.setattr(vpd.world.writers, "WORTH_A_POOL", 0)
     for layout in ("nyuv2", "refcoco"):
-        prepare(layout, drawn(layout), tmp_path / layout)
+        prepare_dataset(layout, drawn(layout), tmp_path / layout)
         assert read_json(tmp_path / layout / "manifest.json") == read_json(world / layout / "manifest.json")
         assert (tmp_path / layout / "preview.png").read_bytes() == (world / layout / "preview.png").read_bytes()
 
 
 def test_another_dataset_seed_changes_every_image(world, tmp_path):
     for layout in DRAW:
-        prepare(layout, drawn(layout, seed=1), tmp_path / layout)
-        old, new = (read_json(root / layout / "manifest.json")["checksums"] for root in (world, tmp_path))
+        prepare_dataset(layout, drawn(layout, seed=1), tmp_path / layout)
+        old, new = (read_json(root / layout / "manifest.json")["files"] for root in (world, tmp_path))
         images = [name for name in old if name.endswith(".jpg")]
         assert not {old[name] for name in images} & set(new.values())
 
@@ -116,7 +116,7 @@ def test_no_two_images_of_any_datasets_share_a_scene_seed():
     seeds = []
     for layout, seed in itertools.product(DRAW, (0, 1, 2)):
         draw = dict.fromkeys(DRAW[layout], 3000)
-        spec = DatasetSpec(layout=layout, source="drawn", seed=seed, draw=draw, size=SIZE)
+        spec = DatasetSpec(format=layout, source="synthetic", seed=seed, images=draw, size=SIZE)
         seeds += [job.seed for job in list_jobs(spec, Path())]
     assert len(seeds) == 3 * 9 * 3000 == len(set(seeds))
     assert scene_seed(drawn("ade20k"), "validation", 5) not in {
@@ -125,7 +125,7 @@ def test_no_two_images_of_any_datasets_share_a_scene_seed():
 
 
 def test_streams_of_different_seeds_differ():
-    first = {Dice(seed, stream).bits.integers(1 << 62) for seed in range(50) for stream in range(4)}
+    first = {Rng(seed, stream).bits.integers(1 << 62) for seed in range(50) for stream in range(4)}
     assert len(first) == 200
 
 
@@ -135,7 +135,7 @@ def test_taking_a_thing_away_uncovers_only_what_is_behind_it(scenes):
         full = scene.picture
         for index in range(len(scene.things)):
             others = scene.things[:index] + scene.things[index + 1 :]
-            rest = render(scene.room, others, *SIZE, Dice(scene.seed, 1))
+            rest = render(scene.room, others, *SIZE, Rng(scene.seed, 1))
             covered = full.instances == index
             # Pixels on an outline may change hands, since four rays vote.
             assert (rest.depth[covered] > full.depth[covered] - 0.05).mean() > 0.99
@@ -175,7 +175,7 @@ def test_nearer_things_are_larger():
         old = thing.solids[0].centre
         moved = [s.placed(x + sine * away - old[0], 0.0, z + cosine * away - old[2], 0) for s in thing.solids]
         lone = type(thing)(thing.model, tuple(moved), thing.area)
-        mask = render(scene.room, [lone], *SIZE, Dice(0, 1)).instances == 0
+        mask = render(scene.room, [lone], *SIZE, Rng(0, 1)).instances == 0
         widths.append(mask.any(axis=0).sum())
     assert widths[0] / widths[1] == pytest.approx(1.5, abs=0.25)
 
@@ -220,8 +220,8 @@ def test_the_same_seed_shows_the_same_room_at_any_size():
 
 # -------------------------------------------------------------------------------------------------------------- polygons
 def test_polygons_rasterise_to_the_mask_with_holes_and_parts():
-    dice = np.random.default_rng(0)
-    masks = [dice.random((17, 23)) < share for share in (0.05, 0.3, 0.6, 0.95) for _ in range(10)]
+    rng = np.random.default_rng(0)
+    masks = [rng.random((17, 23)) < share for share in (0.05, 0.3, 0.6, 0.95) for _ in range(10)]
     ring = np.zeros((17, 23), bool)
     ring[3:12, 4:15], ring[5:9, 6:11] = True, False
     for mask in [*masks, ring, np.ones((17, 23), bool)]:
@@ -430,50 +430,48 @@ def test_captions_use_many_wordings(world, scenes):
 # ----------------------------------------------------------------------------------------------- preparing and verifying
 def test_manifests_verify_and_prepare_again_changes_nothing(world):
     for layout in DRAW:
-        verify(world / layout, drawn(layout))
+        check_unchanged(world / layout)
         before = {path: path.stat().st_mtime_ns for path in (world / layout).rglob("*")}
-        prepare(layout, drawn(layout), world / layout)
+        prepare_dataset(layout, drawn(layout), world / layout)
         assert before == {path: path.stat().st_mtime_ns for path in (world / layout).rglob("*")}
 
 
 def test_a_changed_spec_is_drawn_anew(tmp_path):
-    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 2}, size=(48, 48))
-    prepare("captions", spec, tmp_path / "c")
-    prepare("captions", spec.model_copy(update={"draw": {"train": 3}}), tmp_path / "c")
+    spec = DatasetSpec(format="captions", source="synthetic", images={"train": 2}, size=(48, 48))
+    prepare_dataset("captions", spec, tmp_path / "c")
+    prepare_dataset("captions", spec.model_copy(update={"images": {"train": 3}}), tmp_path / "c")
     assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 3}
-    with pytest.raises(UserError, match="other settings"):
-        verify(tmp_path / "c", spec)
 
 
 def test_a_lost_image_is_drawn_again(tmp_path):
-    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 2}, size=(48, 48))
-    prepare("captions", spec, tmp_path / "c")
+    spec = DatasetSpec(format="captions", source="synthetic", images={"train": 2}, size=(48, 48))
+    prepare_dataset("captions", spec, tmp_path / "c")
     lost = tmp_path / "c/images/000001.jpg"
     before = lost.read_bytes()
     lost.unlink()
-    prepare("captions", spec, tmp_path / "c")
+    prepare_dataset("captions", spec, tmp_path / "c")
     assert lost.read_bytes() == before
 
 
 def test_an_empty_dataset_is_prepared_too(tmp_path):
-    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 0}, size=(64, 64))
-    prepare("captions", spec, tmp_path / "c")
+    spec = DatasetSpec(format="captions", source="synthetic", images={"train": 0}, size=(64, 64))
+    prepare_dataset("captions", spec, tmp_path / "c")
     assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 0}
     assert (tmp_path / "c/preview.png").is_file()
 
 
 def test_a_killed_preparation_leaves_nothing_and_is_completed(tmp_path):
-    spec = DatasetSpec(layout="captions", source="drawn", draw={"train": 40}, size=(96, 96))
-    code = "from pathlib import Path\nfrom vpd.datasets import prepare\nfrom vpd.config.schema import DatasetSpec\n"
-    code += f"prepare('c', DatasetSpec.model_validate_json({spec.model_dump_json()!r}), Path({str(tmp_path / 'c')!r}))"
+    spec = DatasetSpec(format="captions", source="synthetic", images={"train": 40}, size=(96, 96))
+    code = "from pathlib import Path\nfrom vpd.stages.data import prepare_dataset\nfrom vpd.config.schema import DatasetSpec\n"
+    code += f"prepare_dataset('c', DatasetSpec.model_validate_json({spec.model_dump_json()!r}), Path({str(tmp_path / 'c')!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(tmp_path.rglob("*.jpg"))) < 5:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "c").exists()
-    prepare("c", spec, tmp_path / "c")
-    prepare("c", spec, tmp_path / "clean")
+    prepare_dataset("c", spec, tmp_path / "c")
+    prepare_dataset("c", spec, tmp_path / "clean")
     assert read_json(tmp_path / "c/manifest.json") == read_json(tmp_path / "clean/manifest.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "clean"]
 
@@ -481,7 +479,7 @@ def test_a_killed_preparation_leaves_nothing_and_is_completed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"draw": {"trainn": 3}}, "unknown split 'trainn'; did you mean 'train'"),
+        ({"images": {"trainn": 3}}, "unknown split 'trainn'; did you mean 'train'"),
         ({"size": None}, r"has no size; give it as size: \[width, height\]"),
         ({"seed": -1}, "seed -1 is negative"),
         ({"expect": {"train": 7}}, "has 6 train, expected 7"),
@@ -489,10 +487,10 @@ def test_a_killed_preparation_leaves_nothing_and_is_completed(tmp_path):
 )
 def test_impossible_drawings_end_in_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        prepare("captions", drawn("captions").model_copy(update=changes), tmp_path / "c")
+        prepare_dataset("captions", drawn("captions").model_copy(update=changes), tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
 def test_content_stream_is_the_documented_one():
     assert draw_scene(5, *SIZE, kind="office").room.kind == "office"
-    assert draw_scene(5, *SIZE).room.kind == Dice(5, CONTENT).pick(sorted(KINDS))
+    assert draw_scene(5, *SIZE).room.kind == Rng(5, CONTENT).pick(sorted(KINDS))

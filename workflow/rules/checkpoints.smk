@@ -1,7 +1,7 @@
-rule pretrain:
+checkpoint pretrain:
     input:
-        data=f"data/{SCALE}/{PARAMS.pretraining.dataset}/manifest.json",
-        code=code("pretraining"),
+        data=ancient(f"data/{SCALE}/{PARAMS.pretraining.dataset}/manifest.json"),
+        key=key("pretrain", needs_data(PARAMS.pretraining.dataset)),
     output:
         manifest=f"checkpoints/{SCALE}/pretraining/manifest.json",
         timing=f"results/{SCALE}/timing/pretrain/pretraining.json",
@@ -11,20 +11,15 @@ rule pretrain:
         "../../environment.yml"
     threads: PARAMS.pretraining.threads
     params:
-        scale=SCALE,
-        data=lambda wildcards, input: folder(input.data),
-        out=lambda wildcards, output: folder(output.manifest),
-        state=f".vpd/{SCALE}/pretrain",
-        spec=PARAMS.pretraining.model_dump_json(),
+        choice=CHOICE,
     shell:
-        "vpd pretrain --scale {params.scale} --data {params.data} --out {params.out}"
-        " --state {params.state} --timing {output.timing} 2>&1 | tee {log}"
+        "vpd pretrain {params.choice} 2>&1 | tee {log}"
 
 
-rule checkpoint:
+checkpoint checkpoint:
     input:
-        pretraining=rules.pretrain.output.manifest,
-        code=code("pretrained"),
+        pretraining=ancient(checkpoints.pretrain.rule.output.manifest),
+        key=key("checkpoint", needs_pretraining),
     output:
         manifest=f"checkpoints/{SCALE}/{{checkpoint}}/manifest.json",
         timing=f"results/{SCALE}/timing/checkpoint/{{checkpoint}}.json",
@@ -34,20 +29,23 @@ rule checkpoint:
         "../../environment.yml"
     threads: 1
     params:
-        scale=SCALE,
-        pretraining=lambda wildcards, input: folder(input.pretraining),
-        out=lambda wildcards, output: folder(output.manifest),
-        spec=lambda wildcards: PARAMS.checkpoint(wildcards.checkpoint).model_dump_json(),
+        choice=CHOICE,
     shell:
-        "vpd checkpoint {wildcards.checkpoint} --scale {params.scale} --pretraining {params.pretraining}"
-        " --out {params.out} --timing {output.timing} 2>&1 | tee {log}"
+        "vpd checkpoint {wildcards.checkpoint} {params.choice} 2>&1 | tee {log}"
 
 
-rule backbone:
+checkpoint backbone:
     input:
-        captions=f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json",
-        objects=f"data/{SCALE}/{PARAMS.block.backbones.objects}/manifest.json",
-        code=code("pretraining", "models/backbones", "pretrained"),
+        captions=ancient(
+            f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json"
+        ),
+        objects=ancient(f"data/{SCALE}/{PARAMS.block.backbones.objects}/manifest.json"),
+        key=key(
+            "backbone",
+            needs_data(
+                PARAMS.block.backbones.dataset, PARAMS.block.backbones.objects
+            ),
+        ),
     output:
         manifest=f"checkpoints/{SCALE}/{{backbone}}/manifest.json",
         facts=f"results/{SCALE}/backbones/{{backbone}}.json",
@@ -58,13 +56,6 @@ rule backbone:
         "../../environment.yml"
     threads: PARAMS.block.backbones.threads
     params:
-        scale=SCALE,
-        captions=lambda wildcards, input: folder(input.captions),
-        objects=lambda wildcards, input: folder(input.objects),
-        out=lambda wildcards, output: folder(output.manifest),
-        state=f".vpd/{SCALE}/backbone/{{backbone}}",
-        spec=lambda wildcards: PARAMS.backbone(wildcards.backbone).model_dump_json(),
+        choice=CHOICE,
     shell:
-        "vpd backbone {wildcards.backbone} --scale {params.scale} --captions {params.captions}"
-        " --objects {params.objects} --out {params.out} --facts {output.facts} --state {params.state}"
-        " --timing {output.timing} 2>&1 | tee {log}"
+        "vpd backbone {wildcards.backbone} {params.choice} 2>&1 | tee {log}"

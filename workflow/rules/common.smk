@@ -1,21 +1,66 @@
-"""What all rules share: the checked params.yaml, the scale, and the code each stage depends on."""
+"""What all rules share: the checked params.yaml, the scale, the keys that decide what runs, and reserved resources."""
 
 import json
 from pathlib import Path
 
-from vpd.utils.errors import UserError
 from vpd.config.params import load_params
+from vpd.config.paths import Paths
+from vpd.stages.keys import write_key
+from vpd.utils.errors import UserError
+from vpd.utils.fingerprint import source_files
 
 try:
     PARAMS = load_params("params.yaml", config["scale"], config["protocol"])
+    SPECS = {name: PARAMS.resolve(name) for name in PARAMS.experiments}
 except UserError as mistake:
     raise WorkflowError(str(mistake)) from None
 
 SCALE, PROTOCOL = PARAMS.scale, PARAMS.protocol
-SPECS = {name: PARAMS.resolve(name) for name in PARAMS.experiments}
+PATHS = Paths(SCALE)
+CHOICE = f"--scale {SCALE}"
+PROTOCOL_CHOICE = f"{CHOICE} --protocol {PROTOCOL}"
 
 
-COSTS = json.loads(Path("workflow/costs.json").read_text())
+# --------------------------------------------------------------------------------------------------------------- keys
+# A stage runs exactly if the fingerprints in its key are not those of its output. Rules that others build on are
+# checkpoints, and their outputs are `ancient` there: when such a job ends, Snakemake evaluates the keys below again, so
+# that data drawn anew with the same bytes retrain nothing, and with other bytes all that used them.
+def key(stage, *builds_on):
+    """Input function: the key of a stage, once the checkpoints that it builds on are there."""
+
+    def made(wildcards):
+        for upstream in builds_on:
+            upstream(wildcards)
+        name = next(iter(dict(wildcards).values()), "")
+        return str(write_key(stage, name, PARAMS, PATHS))
+
+    return made
+
+
+def needs_data(*names):
+    """Wait for datasets; without names for that of the experiment."""
+    return lambda wildcards: [
+        checkpoints.data.get(dataset=name)
+        for name in names or [SPECS[wildcards.name].dataset]
+    ]
+
+
+def needs_pretraining(wildcards):
+    """Wait for the small Stable Diffusion."""
+    checkpoints.pretrain.get()
+
+
+def needs_weights(wildcards):
+    """Wait for the checkpoint or backbone of the experiment."""
+    used = SPECS[wildcards.name].checkpoint
+    if used in PARAMS.checkpoints:
+        checkpoints.checkpoint.get(checkpoint=used)
+    else:
+        checkpoints.backbone.get(backbone=used)
+
+
+# ---------------------------------------------------------------------------------------------------------- resources
+COSTS = json.loads(PATHS.costs.read_text())
 # Scales that fix the threads of their jobs are for CPUs: what one seed of their small networks needs, and never as long.
 SMALL = {"gpus": 0, "gpu_mem_mb": 0, "mem_mb": 3000, "runtime": 120, "cpus": 1}
 
@@ -40,8 +85,8 @@ def reserved(stage, resource):
         if spec.training.threads:
             return SMALL[resource] * (len(spec.seeds) if resource == "mem_mb" else 1)
         known = [wildcards.name] if wildcards.name in COSTS else ALIKE[spec.task]
-        found = [COSTS[name]["resources"][stage][resource] for name in known]
-        return max(found, default=SMALL[resource])
+        costs = [COSTS[name]["resources"][stage][resource] for name in known]
+        return max(costs, default=SMALL[resource])
 
     return amount
 
@@ -51,21 +96,6 @@ wildcard_constraints:
     checkpoint="|".join(PARAMS.checkpoints),
     backbone="|".join(PARAMS.backbones),
     name="|".join(PARAMS.experiments),
-
-
-def folder(path):
-    """The folder that a declared file stands for."""
-    return str(Path(path).parent)
-
-
-def code(*packages, kinds=(".py",)):
-    """Source files of the packages whose change must rerun a stage."""
-    return [
-        str(path)
-        for package in packages
-        for path in sorted(Path("src/vpd", package).rglob("*.*"))
-        if path.suffix in kinds
-    ]
 
 
 def per_experiment(pattern):

@@ -1,6 +1,6 @@
-rule data:
+checkpoint data:
     input:
-        code("datasets", "world", "download"),
+        key=key("data"),
     output:
         manifest=f"data/{SCALE}/{{dataset}}/manifest.json",
         preview=f"data/{SCALE}/{{dataset}}/preview.png",
@@ -11,10 +11,6 @@ rule data:
         "../../environment.yml"
     threads: 2
     params:
-        scale=SCALE,
-        archives="downloads/archives",
-        out=lambda wildcards, output: folder(output.manifest),
-        spec=lambda wildcards: PARAMS.dataset(wildcards.dataset).model_dump_json(),
+        choice=CHOICE,
     shell:
-        "vpd data {wildcards.dataset} --scale {params.scale} --archives {params.archives} --out {params.out}"
-        " --timing {output.timing} 2>&1 | tee {log}"
+        "vpd data {wildcards.dataset} {params.choice} 2>&1 | tee {log}"

@@ -1,10 +1,13 @@
 rule evaluate:
     input:
-        spec=f"results/{SCALE}/specs/{{name}}.json",
-        data=lambda wildcards: f"data/{SCALE}/{SPECS[wildcards.name].dataset}/manifest.json",
-        checkpoint=lambda wildcards: f"checkpoints/{SCALE}/{SPECS[wildcards.name].checkpoint}/manifest.json",
-        runs=f"results/{SCALE}/runs/{{name}}/manifest.json",
-        code=code("datasets", "models", "evaluation"),
+        data=lambda wildcards: ancient(
+            f"data/{SCALE}/{SPECS[wildcards.name].dataset}/manifest.json"
+        ),
+        checkpoint=lambda wildcards: ancient(
+            f"checkpoints/{SCALE}/{SPECS[wildcards.name].checkpoint}/manifest.json"
+        ),
+        runs=rules.train.output.runs,
+        key=key("evaluate", needs_data(), needs_weights),
     output:
         metrics=f"results/{SCALE}/metrics/{{name}}.json",
         predictions=f"results/{SCALE}/panels/{{name}}/predictions.png",
@@ -20,25 +23,25 @@ rule evaluate:
         mem_mb=reserved("evaluate", "mem_mb"),
         runtime=reserved("evaluate", "runtime"),
     params:
-        data=lambda wildcards, input: folder(input.data),
-        checkpoint=lambda wildcards, input: folder(input.checkpoint),
-        runs=lambda wildcards, input: folder(input.runs),
-        panels=lambda wildcards, output: folder(output.predictions),
-        state=f".vpd/{SCALE}/evaluate/{{name}}",
+        choice=PROTOCOL_CHOICE,
     shell:
-        "vpd evaluate {wildcards.name} --spec {input.spec} --data {params.data}"
-        " --checkpoint {params.checkpoint} --runs {params.runs}"
-        " --metrics {output.metrics} --panels {params.panels}"
-        " --state {params.state} --timing {output.timing} 2>&1 | tee {log}"
+        "vpd evaluate {wildcards.name} {params.choice} 2>&1 | tee {log}"
 
 
 rule released:
     input:
-        data=expand(
-            f"data/{SCALE}/{{name}}/manifest.json", name=["ade20k", "nyuv2", "refcoco"]
+        data=ancient(
+            expand(
+                f"data/{SCALE}/{{name}}/manifest.json",
+                name=["ade20k", "nyuv2", "refcoco"],
+            )
         ),
-        checkpoint=f"checkpoints/{SCALE}/sd-1-5/manifest.json",
-        code=code("pretrained", "datasets", "models", "evaluation"),
+        checkpoint=ancient(f"checkpoints/{SCALE}/sd-1-5/manifest.json"),
+        key=key(
+            "released",
+            needs_data("ade20k", "nyuv2", "refcoco"),
+            lambda wildcards: checkpoints.checkpoint.get(checkpoint="sd-1-5"),
+        ),
     output:
         index=f"results/{SCALE}/released/index.json",
         timing=f"results/{SCALE}/timing/released/released.json",
@@ -48,18 +51,6 @@ rule released:
         "../../environment.yml"
     threads: 1
     params:
-        scale=SCALE,
-        protocol=PROTOCOL,
-        data=lambda wildcards, input: folder(folder(input.data[0])),
-        checkpoints=lambda wildcards, input: folder(folder(input.checkpoint)),
-        archives="downloads/archives",
-        out=lambda wildcards, output: folder(output.index),
-        state=f".vpd/{SCALE}/released",
-        specs=[
-            (line.model_dump_json(), SPECS[line.experiment or name].model_dump_json())
-            for name, line in PARAMS.released.items()
-        ],
+        choice=PROTOCOL_CHOICE,
     shell:
-        "vpd released --scale {params.scale} --protocol {params.protocol} --data {params.data}"
-        " --checkpoints {params.checkpoints} --archives {params.archives} --out {params.out}"
-        " --state {params.state} --timing {output.timing} 2>&1 | tee {log}"
+        "vpd released {params.choice} 2>&1 | tee {log}"

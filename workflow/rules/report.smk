@@ -5,13 +5,20 @@ rule report:
         history=per_experiment(rules.train.output.history),
         timing=per_experiment(rules.train.output.timing)
         + per_experiment(rules.evaluate.output.timing)
-        + expand(rules.backbone.output.timing, backbone=PARAMS.backbones),
-        costs="workflow/costs.json",
-        backbones=expand(rules.backbone.output.facts, backbone=PARAMS.backbones),
-        released=[rules.released.output.index, rules.released.output.timing],
-        pretraining=rules.pretrain.output.manifest,
-        previews=expand(rules.data.output.preview, dataset=PARAMS.datasets),
-        code=code("report", "config", kinds=(".py", ".yaml", ".html", ".css")),
+        + expand(
+            f"results/{SCALE}/timing/backbone/{{backbone}}.json",
+            backbone=PARAMS.backbones,
+        ),
+        costs=str(PATHS.costs),
+        backbones=expand(
+            f"results/{SCALE}/backbones/{{backbone}}.json", backbone=PARAMS.backbones
+        ),
+        released=rules.released.output.index,
+        pretraining=ancient(f"checkpoints/{SCALE}/pretraining/manifest.json"),
+        previews=ancient(
+            expand(f"data/{SCALE}/{{dataset}}/preview.png", dataset=PARAMS.datasets)
+        ),
+        key=key("report", needs_data(*PARAMS.datasets), needs_pretraining),
     output:
         report=f"results/{SCALE}/REPORT.md",
         page=f"results/{SCALE}/report.html",
@@ -24,15 +31,9 @@ rule report:
     localrule: True
     threads: 1
     params:
-        scale=SCALE,
-        protocol=PROTOCOL,
-        results=lambda wildcards, output: folder(output.report),
-        pretraining=lambda wildcards, input: folder(input.pretraining),
-        previews=lambda wildcards, input: folder(folder(input.previews[0])),
-        layout=PARAMS.layout(),
+        choice=PROTOCOL_CHOICE,
     shell:
-        "vpd report --scale {params.scale} --protocol {params.protocol} --results {params.results} --pretraining {params.pretraining}"
-        " --previews {params.previews} --out {params.results} --costs {input.costs} --costs-scale paper 2>&1 | tee {log}"
+        "vpd report {params.choice} 2>&1 | tee {log}"
 
 
 rule track:
@@ -45,7 +46,7 @@ rule track:
         page=rules.report.output.page,
         cells=rules.report.output.cells,
         figure3=rules.report.output.figure3,
-        code=code("tracking"),
+        key=key("track"),
     output:
         summary=f".vpd/{SCALE}/tracked.json",
     log:
@@ -55,12 +56,6 @@ rule track:
     localrule: True
     threads: 1
     params:
-        scale=SCALE,
-        protocol=PROTOCOL,
-        results=lambda wildcards, input: folder(input.report),
-        data=f"data/{SCALE}",
-        checkpoints=f"checkpoints/{SCALE}",
-        layout=PARAMS.layout(),
+        choice=PROTOCOL_CHOICE,
     shell:
-        "vpd track --scale {params.scale} --protocol {params.protocol} --results {params.results} --data {params.data}"
-        " --checkpoints {params.checkpoints} --if-reachable --out {output.summary} 2>&1 | tee {log}"
+        "vpd track {params.choice} --if-reachable 2>&1 | tee {log}"

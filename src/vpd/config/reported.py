@@ -1,4 +1,4 @@
-"""The paper's printed numbers and comparisons, read from reported.yaml and claims.yaml."""
+"""The paper's printed numbers, its claims, and re-runs by others: reported.yaml, claims.yaml and reruns.yaml."""
 
 from __future__ import annotations
 
@@ -8,61 +8,64 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from vpd.config.schema import Frozen
+from vpd.utils.validation import Frozen
 
 HERE = Path(__file__).parent
 Scalar = bool | int | float | str | None
 REMARKS = ("note", "quoted")
-"""Row keys that are sentences about a row."""
+"""Keys of a row that hold sentences about it."""
 NOT_IDENTIFYING = ("group", "language", *REMARKS)
-"""Row keys that describe a row without telling it apart from the others."""
+"""Keys of a row that do not distinguish it from others."""
 
 
 class CostColumn(Frozen):
-    """A column that is counted from the network and not measured."""
+    """Column that is counted from the network and not measured."""
 
     figure: str
-    """Which figure of ``vpd cost`` it is."""
+    """Figure of `vpd cost` that it is."""
     tolerance: float
-    """Share of the paper's number by which a count may differ and still reproduce it."""
+    """Relative difference from the paper's number up to which a count reproduces it."""
 
 
 class ReportedTable(Frozen):
     """One table of the paper: numeric columns and rows in the printed order."""
 
     title: str
+    """What it shows."""
     columns: tuple[str, ...]
+    """Numeric columns."""
     rows: tuple[dict[str, Scalar], ...]
+    """Values of the columns, and keys that describe the row."""
     settings: tuple[str, ...] = ()
-    """Columns that say how a row was trained and are no results."""
-    costs: dict[str, CostColumn] = Field(default_factory=dict)
+    """Columns that say how a row was trained; they are not results."""
+    costs: dict[str, CostColumn] = {}
+    """Columns that `vpd cost` counts."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Row keys that are not numbers to compare, in the order of first use."""
+        """Keys of rows that are not columns, in the order of first use."""
         return tuple(dict.fromkeys(key for row in self.rows for key in row if key not in self.columns))
 
     def matching(self, match: dict[str, Scalar]) -> list[int]:
-        """Indices of the rows that agree with ``match`` in all its keys."""
-        wanted = match.items()
-        return [i for i, row in enumerate(self.rows) if all(key in row and row[key] == value for key, value in wanted)]
+        """Return the indices of the rows that agree with ``match`` in all its keys."""
+        return [index for index, row in enumerate(self.rows) if match.items() <= row.items()]
 
     def label(self, index: int) -> str:
-        """Readable name of a row, unique within its table: ``LAVT, default``."""
+        """Return a readable name of a row, unique within its table: ``LAVT, default``."""
         row = self.rows[index]
         names = [key for key in self.keys if key in row and key not in NOT_IDENTIFYING]
         return ", ".join(say(key, row[key]) for key in names)
 
     def decimals(self, column: str) -> int:
-        """Decimals with which the paper prints a column."""
+        """Return the number of decimals with which the paper prints a column."""
         texts = [repr(row.get(column)) for row in self.rows if isinstance(row.get(column), float)]
         return max((len(text.partition(".")[2]) for text in texts), default=0)
 
 
 def say(key: str, value: Scalar) -> str:
-    """A row's property in words: ``no text prompt``, ``cross attn up``, ``VPD``."""
+    """Put a property of a row into words: ``no text prompt``, ``cross attn up``, ``VPD``."""
     words = key.replace("_", " ")
     if isinstance(value, bool):
         return words if value else f"no {words}"
@@ -73,10 +76,13 @@ class Rerun(Frozen):
     """What others measured for a row of the paper."""
 
     table: str
+    """Table of the row."""
     match: dict[str, Scalar]
+    """Selects the row."""
     source: str
+    """Who measured it."""
     values: dict[str, float]
-    """By column."""
+    """Column -> number."""
 
 
 Row = dict[str, Scalar]
@@ -87,21 +93,25 @@ class Claim(Frozen):
     """Something that the paper says about its own rows, or about the points of a trend figure."""
 
     title: str
+    """The claim in words."""
     table: str | None = None
+    """Table of the rows."""
     columns: tuple[str, ...] = ()
-    """Columns of the table in each of which the claim is tested."""
+    """Its columns; the claim is tested in each."""
     better: Row | None = None
-    """The row that the paper finds better than each of ``worse`` ..."""
+    """Row that the paper finds better than each of `worse`."""
     worse: tuple[Row, ...] = ()
+    """Rows that `better` beats."""
     order: tuple[Row, ...] = ()
-    """... or several rows, each better than the next."""
+    """Several rows, each better than the next, instead of `better` and `worse`."""
     figure: str | None = None
+    """Trend figure."""
     trend: Literal["untrained", "longer", "slope", "steps"] | None = None
-    """What a figure's points show: the last is better than untrained weights (``untrained``) or than the first trained
-    point (``longer``), the metric rises with the logarithm of the steps (``slope``), or at every step (``steps``)."""
+    """What the figure's points show: the last is better than untrained weights (`untrained`) or than the first trained
+    point (`longer`), the metric rises with the logarithm of the steps (`slope`), or from each point to the next (`steps`)."""
 
     @model_validator(mode="after")
-    def _one_kind(self):
+    def _check_kind(self) -> Claim:
         rows = bool(self.better and self.worse) != (len(self.order) > 1)
         if bool(self.table and self.columns and rows) == bool(self.figure and self.trend):
             raise ValueError(
@@ -113,12 +123,12 @@ class Claim(Frozen):
     @property
     def pairs(self) -> tuple[tuple[Row, Row], ...]:
         """(better, worse) of every comparison that the claim consists of."""
-        return tuple(pairwise(self.order)) or tuple((self.better, worse) for worse in self.worse)
+        return tuple(pairwise(self.order)) or tuple((self.better or {}, worse) for worse in self.worse)
 
 
 @cache
 def load_reported() -> dict[str, ReportedTable]:
-    """All tables by id; also ``table3-released`` (numbers of released weights) and ``figure3`` (its printed points)."""
+    """Return all tables by id; also ``table3-released`` (numbers of released weights) and ``figure3`` (its printed points)."""
     content = yaml.safe_load((HERE / "reported.yaml").read_text(encoding="utf-8"))
     tables = {}
     for name, block in content.items():
@@ -135,13 +145,13 @@ def _table(block: dict) -> ReportedTable:
 
 @cache
 def load_reruns() -> tuple[Rerun, ...]:
-    """Independent re-runs, in the order of the file."""
+    """Return the independent re-runs, in the order of the file."""
     content = yaml.safe_load((HERE / "reruns.yaml").read_text(encoding="utf-8"))
     return tuple(Rerun.model_validate(block) for block in content)
 
 
 def reruns_of(table: str, row: dict[str, Scalar], column: str) -> tuple[tuple[str, float], ...]:
-    """(source, value) of every re-run of one cell."""
+    """Return (source, value) of every re-run of one cell."""
     return tuple(
         (rerun.source, rerun.values[column])
         for rerun in load_reruns()
@@ -151,6 +161,6 @@ def reruns_of(table: str, row: dict[str, Scalar], column: str) -> tuple[tuple[st
 
 @cache
 def load_claims() -> tuple[Claim, ...]:
-    """What the paper claims, in the order in which the report tells it."""
+    """Return what the paper claims, in the order of the report."""
     content = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
     return tuple(Claim.model_validate(block) for block in content)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from vpd.config.reported import ReportedTable, Scalar, load_reported
 from vpd.config.tables import RELEASED, FigureSpec, QuestionSpec, Reference, TableRow, TableSpec
 from vpd.utils.errors import UserError, nearest, pick
-
-if TYPE_CHECKING:
-    from vpd.config.params import Params
 
 __all__ = [
     "RELEASED",
@@ -21,14 +17,7 @@ __all__ = [
     "TableSpec",
     "check_layout",
     "load_reported",
-    "report_files",
 ]
-
-LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
-PICTURES = (".svg", ".png")
-TABLES = ("cells", "claims", "costs", "backbones", "provenance")
-"""CSV files beside the paper's own tables."""
-PAGES = ("REPORT.md", "report.html")
 
 
 def check_layout(
@@ -39,9 +28,18 @@ def check_layout(
     tolerances: Mapping[str, float] | None = None,
     questions: Iterable[QuestionSpec] = (),
 ) -> None:
-    """Check that tables, figures and questions name known tables, columns, rows, experiments and, if given, tolerances.
+    """Look up what tables, figures and questions name.
 
-    Raises UserError at the first row that matches no or several reported rows, and at the first unknown name.
+    Args:
+        tables: of params.yaml.
+        reported: tables of the paper.
+        experiments: known names, public models included.
+        figures: of params.yaml.
+        tolerances: metric -> half-width; not looked up if not given.
+        questions: of params.yaml.
+
+    Raises:
+        UserError: a name is unknown, or a row matches no row of the paper or several.
     """
     known = dict.fromkeys(experiments)
     for name, table in tables.items():
@@ -54,8 +52,8 @@ def check_layout(
     for name, figure in (figures or {}).items():
         for experiment in figure.experiments:
             pick(experiment, known, "experiment", f"figures.{name}")
-        for table in filter(None, (figure.table, figure.curves)):
-            pick(table, dict(tables), "table", f"figures.{name}")
+        for shown in filter(None, (figure.table, figure.curves)):
+            pick(shown, dict(tables), "table", f"figures.{name}")
         if figure.metric is not None and tolerances is not None:
             metric_band(figure.metric, tolerances, f"figures.{name}.metric")
     for question in questions:
@@ -70,7 +68,7 @@ def _check_bands(name: str, table: TableSpec, tolerances: Mapping[str, float]) -
 
 
 def band(name: str, table: TableSpec, row: TableRow, column: str, tolerances: Mapping[str, float]) -> float:
-    """Half-width of a ``reproduced`` verdict: the row's, else the table's, else the metric's; UserError without any."""
+    """Return the half-width of a ``reproduced`` verdict: the row's, else the table's, else the metric's; UserError if none."""
     for own in (row.tolerances, table.tolerances):
         if column in own:
             return own[column]
@@ -78,7 +76,7 @@ def band(name: str, table: TableSpec, row: TableRow, column: str, tolerances: Ma
 
 
 def metric_band(reference: str, tolerances: Mapping[str, float], where: str) -> float:
-    """The general half-width for the metric of ``milestone.metric``."""
+    """Return the general half-width for the metric of ``milestone.metric``."""
     return pick(reference.partition(".")[2], dict(tolerances), "metric in tolerances", where)
 
 
@@ -98,15 +96,17 @@ def _check_rows(name: str, table: TableSpec, source: ReportedTable, experiments:
 
 
 def matched_row(row: TableRow, source: ReportedTable, where: str) -> int:
-    """Index of the one reported row that ``row`` selects; UserError for none or several."""
+    """Return the index of the row of the paper that ``row`` selects; UserError for none or several."""
     for key in row.match:
         pick(key, dict.fromkeys(key for reported in source.rows for key in reported), "key of a row", where)
-    found = source.matching(row.match)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        labels = "; ".join(source.label(index) for index in found)
-        raise UserError(f"{where}: matches {len(found)} rows of the paper ({labels}); add a key that tells them apart")
+    indices = source.matching(row.match)
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        labels = "; ".join(source.label(index) for index in indices)
+        raise UserError(
+            f"{where}: matches {len(indices)} rows of the paper ({labels}); add a key that distinguishes them"
+        )
     wanted = _text(row.match, row.match)
     raise UserError(f"{where}: no row of the paper has {wanted}; {nearest(wanted, _texts(row.match, source))}")
 
@@ -123,33 +123,3 @@ def _check_labels(name: str, labels: list[str]) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"tables.{name}: two rows would be called '{label}'; give one of them another label")
-
-
-def report_files(params: Params, previews: Iterable[str]) -> list[str]:
-    """Every file that ``write_report`` makes, relative to its output folder, in a fixed order.
-
-    The list depends on params and the names of the dataset previews only, never on which results exist.
-    """
-    names = [f"tables/{name}{suffix}" for name in table_names(params, load_reported()) for suffix in (".md", ".csv")]
-    drawn = [name for name, figure in params.figures.items() if figure.drawn]
-    drawn += [f"training-{task}" for task in tasks(params)]
-    pictures = [f"data-{name}.png" for name in previews]
-    if params.pretraining.milestones:
-        drawn.append("pretraining-loss")
-        pictures.append("pretraining-samples.png")
-    figures = [f"{name}{suffix}" for name in drawn for suffix in PICTURES] + pictures
-    own = [f"tables/{name}.csv" for name in TABLES]
-    return [*own, *names, *(f"figures/{figure}" for figure in figures), *reversed(PAGES)]
-
-
-def table_names(params: Params, reported: Mapping[str, ReportedTable]) -> list[str]:
-    """Tables of the report in the paper's order; those with only quoted numbers too."""
-    return [name for name in reported if name not in params.figures or name in params.tables]
-
-
-def tasks(params: Params) -> dict[str, list[str]]:
-    """Experiments of the matrix by task, in the order of the matrix."""
-    names: dict[str, list[str]] = {}
-    for name in params.experiments:
-        names.setdefault(params.resolve(name).task, []).append(name)
-    return names

@@ -1,42 +1,39 @@
-"""Datasets: prepared on disk in the real layouts, read as samples. torch is imported only when a reader is built."""
+"""Datasets: one module each for a format on disk and its reader. Nothing imports torch before a sample is read."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpd.datasets import ade20k, nyuv2, refcoco
+from vpd.datasets.dataset import Dataset
+from vpd.datasets.manifest import FORMATS, located
 from vpd.utils.errors import pick
 
 if TYPE_CHECKING:
-    from vpd.config.schema import DatasetSpec, Spec
-    from vpd.datasets.dataset import Dataset
+    from vpd.config.schema import Spec
 
-READERS = {
-    "segmentation": ("vpd.datasets.ade20k", "ADE20K"),
-    "referring": ("vpd.datasets.refcoco", "RefCOCO"),
-    "depth": ("vpd.datasets.nyuv2", "NYUv2"),
+__all__ = ["FORMATS", "READERS", "build_dataset"]
+
+READERS: dict[str, Callable[..., Dataset]] = {
+    "segmentation": ade20k.ADE20K,
+    "referring": refcoco.RefCOCO,
+    "depth": nyuv2.NYUv2,
 }
-"""Task -> module and class of its reader."""
-
-
-def prepare(name: str, spec: DatasetSpec, out: Path, archives: Path = Path("downloads/archives")) -> None:
-    """Draw the dataset, or fetch, verify and link it, into ``out``; preview.png and manifest.json come last."""
-    from vpd.stages.prepare import prepare as run
-
-    run(name, spec, out, archives)
-
-
-def verify(root: Path, spec: DatasetSpec) -> None:
-    """UserError unless ``root`` still holds exactly what its manifest says."""
-    from vpd.datasets.manifest import verify as run
-
-    run(root, spec)
+"""Task -> its reader."""
 
 
 def build_dataset(spec: Spec, root: Path, split: str, seed: int = 0) -> Dataset:
-    """The reader of ``spec.task`` over the dataset prepared in ``root``; ``split`` is ``train`` or ``val``."""
-    from vpd.datasets.manifest import located
+    """Open a prepared dataset for reading.
 
-    module, name = pick(spec.task, READERS, "task")
-    return getattr(importlib.import_module(module), name)(spec, located(Path(root)), split, seed)
+    Args:
+        spec: the experiment; its task decides the reader.
+        root: folder that ``vpd data`` made, with a manifest.json.
+        split: ``train`` (augmented) or ``val``; RefCOCO has ``testA``, ``testB`` or ``test`` as well.
+        seed: of the augmentation.
+
+    Raises:
+        UserError: files are missing or lists are unsound.
+    """
+    return pick(spec.task, READERS, "task")(spec, located(Path(root)), split, seed)

@@ -1,16 +1,92 @@
-"""Reads ADE20K for segmentation."""
+"""ADE20K SceneParse150 for semantic segmentation: image and label pairs, and the class names of objectInfo150.txt."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from vpd.config.schema import SegmentationSpec
-from vpd.datasets.dataset import Dataset, image_tensor, label_tensor
+from vpd.datasets.dataset import Contents, Dataset, Preview, image_tensor, label_tensor
 from vpd.datasets.images import check_pair, read_image, read_labels
-from vpd.datasets.layouts import ade20k
+from vpd.datasets.preview import palette
 from vpd.datasets.transforms import augment_segmentation, reduce_zero_label
+from vpd.utils.errors import UserError
+
+FOLDER = "ADEChallengeData2016"
+TOPS = (FOLDER,)
+SPLITS = ("training", "validation")
+NEEDED = SPLITS
+CLASS_FILE = f"{FOLDER}/objectInfo150.txt"
 
 
+# --------------------------------------------------------------------------------------------------------------- format
+def pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """Image and label paths of a split, by name; UserError for an image without label or a label without image."""
+    images, labels = root / FOLDER / "images" / split, root / FOLDER / "annotations" / split
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} does not exist; an ADE20K dataset has {FOLDER}/images and annotations, each with {SPLITS}"
+            )
+    names = {path.stem for path in images.glob("*.jpg")}
+    labelled = {path.stem for path in labels.glob("*.png")}
+    for stem in sorted(names ^ labelled):
+        missing = labels / f"{stem}.png" if stem in names else images / f"{stem}.jpg"
+        raise UserError(f"{missing} is missing, but its counterpart exists; fetch it, or remove the counterpart")
+    return [(images / f"{stem}.jpg", labels / f"{stem}.png") for stem in sorted(names)]
+
+
+def class_names(root: Path) -> list[tuple[str, ...]]:
+    """Read all names of each class, in label order; prompts and tables use the first."""
+    path = root / CLASS_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; it names the classes and comes with ADE20K") from None
+    names: list[tuple[str, ...]] = []
+    for line in filter(str.strip, lines[1:]):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if not cells[0].isdigit() or int(cells[0]) != len(names) + 1 or not cells[-1]:
+            raise UserError(
+                f"{path}: cannot read the line '{line}'; expected tab-separated Idx {len(names) + 1}, ..., Name"
+            )
+        names.append(tuple(name.strip() for name in cells[-1].split(",")))
+    if not names:
+        raise UserError(f"{path} names no classes; fetch it again")
+    return names
+
+
+def contents(root: Path) -> Contents:
+    """List the dataset in ``root``; counts are images per split."""
+    classes = len(class_names(root))
+    by_split = {split: pairs(root, split) for split in SPLITS}
+    files = [path.relative_to(root).as_posix() for split in SPLITS for pair in by_split[split] for path in pair]
+    checks = {split: [partial(check, *pair, classes) for pair in by_split[split]] for split in SPLITS}
+    return Contents([CLASS_FILE, *files], {split: len(by_split[split]) for split in SPLITS}, checks)
+
+
+def check(image: Path, labels: Path, classes: int) -> bool:
+    """UserError if the pair is unreadable, of two sizes, or has a label that does not exist."""
+    values = read_labels(labels, classes)
+    check_pair(read_image(image), image, values, labels)
+    return bool(values.any())
+
+
+def preview(root: Path) -> Iterator[Preview]:
+    """Image and coloured labels; the names of the classes below."""
+    names = class_names(root)
+    colours = palette(len(names))
+    for image_path, label_path in (pair for split in SPLITS for pair in pairs(root, split)):
+        labels = read_labels(label_path, len(names))
+        present = [names[label - 1][0] for label in np.unique(labels) if label]
+        yield [read_image(image_path), colours[labels]], [", ".join(present)]
+
+
+# --------------------------------------------------------------------------------------------------------------- reader
 class ADE20K(Dataset):
     """Training: augmented crops in [-1, 1]. Validation: whole uint8 images. Labels start at 0; 255 is ignored."""
 
@@ -19,19 +95,19 @@ class ADE20K(Dataset):
     def __init__(self, spec: SegmentationSpec, root: Path, split: str, seed: int = 0) -> None:
         super().__init__(split, seed)
         self.settings = spec.data
-        self.synonyms = ade20k.class_names(root)
+        self.synonyms = class_names(root)
         self.classes = [names[0] for names in self.synonyms]
-        self.pairs = ade20k.pairs(root, self.split)
+        self.pairs = pairs(root, self.split)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def sample(self, index: int, epoch: int = 0) -> dict:
+    def sample(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """image, label, id."""
         image_path, label_path = self.pairs[index]
         image, labels = read_image(image_path), read_labels(label_path, len(self.classes))
         check_pair(image, image_path, labels, label_path)
         labels = reduce_zero_label(labels)
         if self.training:
-            image, labels = augment_segmentation(image, labels, self.settings, self.generator(index, epoch))
+            image, labels = augment_segmentation(image, labels, self.settings, self.rng(index, epoch))
         return {"image": image_tensor(image), "label": label_tensor(labels), "id": image_path.stem}

@@ -1,38 +1,98 @@
-"""Read and write images, label maps and depth maps; whatever cannot be read ends in a UserError that names the file."""
+"""Read and write images, label maps and depth maps; a file that cannot be read ends in a UserError that names it."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vpd.utils.errors import UserError
 
 MILLIMETRES = 1000.0
 JPEG_QUALITY = 95
+DECODERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats whose decoders only decode; Pillow would hand PostScript to an interpreter."""
+MAX_PIXELS = 80_000_000
+"""Larger images are refused: a small file can claim any size and fill the memory (a decompression bomb)."""
+WHITE = (255, 255, 255, 255)
 
 
-def _read(path: Path, mode: str | None) -> ndarray:
-    """Decode all of an image file."""
+@cache
+def decoders() -> tuple[str, ...]:
+    """Those of ``DECODERS`` that this installation of Pillow has."""
+    Image.init()
+    return tuple(name for name in DECODERS if name in Image.OPEN)
+
+
+def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image | ndarray]) -> ndarray:
+    """Decode all of an image file; UserError for whatever a decoder raises."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert(mode) if mode else image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
+            with Image.open(path, formats=decoders()) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+                return np.array(convert(image, path))
+    except UserError:
+        raise
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; prepare the dataset again") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); fetch or draw it again") from None
+        raise UserError(f"{path} does not exist; check its name, or prepare the dataset again") from None
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+        raise UserError(f"{path} cannot be read as an image ({reason}); replace it by an intact file") from None
 
 
 def read_image(path: Path) -> ndarray:
-    """RGB image, (H, W, 3) uint8."""
-    return _read(path, "RGB")
+    """Read a photograph from a dataset or a user.
+
+    Args:
+        path: JPEG, PNG or another format of ``DECODERS``, in any colour mode.
+
+    Returns:
+        (H, W, 3) uint8 RGB. The Exif orientation is applied, transparent parts lie on white, 16-bit grey and
+        floating-point grey from 0 to 1 are scaled to 8 bits.
+
+    Raises:
+        UserError: the file is missing, truncated, too large, or no image.
+    """
+    return _read(path, _rgb)
+
+
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in "IF":
+        # Pillow would clip instead of scale: every 16-bit value above 255 would become white.
+        return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, WHITE)
+        ground.alpha_composite(image.convert("RGBA"))
+        return ground.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: ndarray, path: Path) -> ndarray:
+    limit = 1 if np.issubdtype(values.dtype, np.floating) else 65535
+    if not (values.min() >= 0 and values.max() <= limit):  # true for NaN as well
+        raise UserError(
+            f"{path} has {values.dtype} values from {values.min()} to {values.max()}, but only 0 to {limit} has a known "
+            "meaning; save it with 8 or 16 bits"
+        )
+    return np.rint(values.astype(np.float32) * np.float32(255 / limit)).astype(np.uint8)
+
+
+def _as_stored(image: Image.Image, path: Path) -> Image.Image:
+    return image
 
 
 def read_labels(path: Path, classes: int) -> ndarray:
-    """Label map, (H, W) uint8, values 0 (no class) to ``classes``."""
-    labels = _read(path, None)
+    """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``; an Exif orientation is not applied."""
+    labels = _read(path, _as_stored)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise UserError(f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel")
     if labels.size and labels.max() > classes:
@@ -43,8 +103,8 @@ def read_labels(path: Path, classes: int) -> ndarray:
 
 
 def read_depth(path: Path) -> ndarray:
-    """Depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
-    depth = _read(path, None)
+    """Read a depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
+    depth = _read(path, _as_stored)
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.int32):
         raise UserError(f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel")
     return depth.astype(np.float32) / np.float32(MILLIMETRES)

@@ -1,32 +1,34 @@
-"""manifest.json: what a dataset folder holds, and whether it still holds exactly that."""
+"""What a prepared dataset holds (its manifest.json), where its files lie, and whether they are still the same."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from vpd.config.schema import DatasetSpec
-from vpd.datasets.layouts import LAYOUTS
-from vpd.utils.digests import sha256
-from vpd.utils.errors import UserError
+from vpd.datasets import ade20k, captions, nyuv2, objects, refcoco
+from vpd.datasets.dataset import Contents, Format
+from vpd.utils.digests import changed, digests
+from vpd.utils.errors import UserError, pick
 from vpd.utils.files import read_json
+from vpd.utils.fingerprint import MANIFEST, read_manifest
 from vpd.utils.progress import track
-from vpd.world import VERSION
 
-MANIFEST = "manifest.json"
-PREVIEW = "preview.png"
+FORMATS: dict[str, Format] = {
+    "ade20k": ade20k,
+    "nyuv2": nyuv2,
+    "refcoco": refcoco,
+    "captions": captions,
+    "objects": objects,
+}
+"""``DatasetSpec.format`` -> the module that knows it."""
 PLACE = "place"
-"""Key of the folder, relative to the manifest's, in which the files of a dataset lie that was not drawn here."""
-AGAIN = "remove the folder and prepare the dataset again"
-
-
-def origin(spec: DatasetSpec) -> dict:
-    """What decides the dataset's bytes: its spec and, if drawn, the version of the drawn world."""
-    return {"layout": spec.layout, "spec": spec.digest(), "world": VERSION if spec.source == "drawn" else None}
+"""Key of the folder, relative to the manifest's, in which the files lie if they were not made here."""
 
 
 def located(root: Path) -> Path:
-    """The folder that holds the files of the dataset prepared in ``root``.
+    """Return the folder that holds the files of the dataset prepared in ``root``.
 
     Gigabytes that lie elsewhere are neither copied nor linked, so that no orchestrator hashes or stores them again.
     """
@@ -34,78 +36,75 @@ def located(root: Path) -> Path:
     return root / manifest[PLACE] if PLACE in manifest else root
 
 
-def describe(root: Path, spec: DatasetSpec, name: str) -> dict:
-    """The manifest of what lies in ``root`` now, every file read and checked."""
-    check_contents(root, spec, name)
-    counts = LAYOUTS[spec.layout].counts(root)
-    check_counts(root, spec, counts)
-    members = sorted(LAYOUTS[spec.layout].members(root))
-    checksums = {file: sha256(root / file) for file in track(members, len(members), f"hashing {name}", "files")}
-    return {
-        **origin(spec),
-        "counts": counts,
-        "files": len(checksums),
-        "digest": _digest(checksums),
-        "checksums": checksums,
-    }
+def describe(root: Path, spec: DatasetSpec, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read and check every file of a dataset.
 
+    Args:
+        root: where the files lie.
+        spec: the dataset's format, and the counts that it must have.
+        name: for messages.
 
-def _digest(checksums: dict[str, str]) -> str:
-    """One SHA-256 over all (path, SHA-256) lines, in the order and format of ``sha256sum``."""
-    lines = "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    Returns:
+        The manifest's facts (format, counts, digest), and the SHA-256 of every file.
 
-
-def check_contents(root: Path, spec: DatasetSpec, name: str) -> None:
-    """UserError naming the first file that is unreadable or does not fit its counterpart."""
-    layout = LAYOUTS[spec.layout]
-    checks = layout.checks(root)
-    for arguments in track(checks, len(checks), f"checking {name}", "samples"):
-        layout.check(*arguments)
+    Raises:
+        UserError: naming the first file that is unsound, the first count that is wrong, or the split without anything to
+            train on or to score.
+    """
+    contents = FORMATS[spec.format].contents(root)
+    check_counts(root, spec, contents.counts)
+    _check_samples(root, contents, name)
+    files = digests(root, track(sorted(contents.files), len(contents.files), f"hashing {name}", "files"))
+    # In the format of sha256sum, so that the digest can be computed without vpd.
+    lines = "".join(f"{value}  {file}\n" for file, value in files.items())
+    total = hashlib.sha256(lines.encode()).hexdigest()
+    return {"format": spec.format, "counts": contents.counts, "digest": total}, files
 
 
 def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
-    """UserError naming the first count that is not the expected one."""
+    """UserError naming the first count that is not the expected one, or the split that is empty."""
     for key, expected in spec.expect.items():
         if counts.get(key) != expected:
             known = ", ".join(f"{name} {count}" for name, count in counts.items())
-            found = counts.get(key, "no")
             raise UserError(
-                f"{root} has {found} {key}, expected {expected} (counted: {known}); fetch the whole dataset"
+                f"{root} has {counts.get(key, 'no')} {key}, expected {expected} (counted: {known}); fetch the whole dataset"
+            )
+    for key, count in counts.items():
+        split = key.rsplit("/", 1)[-1]
+        # A scale that never reads a synthetic dataset asks for none of it: images: {train: 0}.
+        wanted = spec.source != "synthetic" or spec.images.get(split, 0) > 0
+        if split in FORMATS[spec.format].NEEDED and not count and wanted:
+            raise UserError(f"{root} has no samples of {key}, so nothing can be trained or scored; add some")
+
+
+def _check_samples(root: Path, contents: Contents, name: str) -> None:
+    """UserError naming the first sample that is unsound, or the split in which nothing can be scored."""
+    total = sum(map(len, contents.checks.values()))
+    scored = dict.fromkeys(contents.checks, False)
+    checks = [(split, check) for split, checks in contents.checks.items() for check in checks]
+    for split, check in track(checks, total, f"checking {name}", "samples"):
+        scored[split] |= check()
+    for split, any_scored in scored.items():
+        if contents.checks[split] and not any_scored:
+            raise UserError(
+                f"{root}: no pixel of {split} has a label or a depth, so no score can be computed; replace it"
             )
 
 
-def verify(root: Path, spec: DatasetSpec) -> None:
-    """UserError unless the dataset prepared in ``root`` was made from ``spec``, is what its manifest says, and is sound."""
-    manifest = read_json(root / MANIFEST)
-    if {key: manifest.get(key) for key in origin(spec)} != origin(spec):
-        raise UserError(f"{root / MANIFEST} was made from other settings than the ones given; {AGAIN}")
-    checksums, files = manifest["checksums"], located(root)
-    for name in track(sorted(checksums), len(checksums), f"verifying {root.name}", "files"):
-        if not (files / name).is_file():
-            raise UserError(f"{files / name} is missing, but {MANIFEST} lists it; {AGAIN}")
-        if sha256(files / name) != checksums[name]:
-            raise UserError(f"{files / name} was changed after {MANIFEST} was written; {AGAIN}")
-    for name in sorted(LAYOUTS[spec.layout].members(files)):
-        if name not in checksums:
-            raise UserError(f"{files / name} is extra: {MANIFEST} does not list it; remove it, or {AGAIN}")
-    if (manifest["files"], manifest["digest"]) != (len(checksums), _digest(checksums)):
-        raise UserError(f"{root / MANIFEST} contradicts itself; {AGAIN}")
-    counts = LAYOUTS[spec.layout].counts(files)
-    if counts != manifest["counts"]:
-        raise UserError(f"{root / MANIFEST} gives the counts {manifest['counts']}, found {counts}; {AGAIN}")
-    check_counts(files, spec, counts)
-    check_contents(files, spec, root.name)
+def check_unchanged(data: Path) -> None:
+    """Check that the files of a prepared dataset are still those that its manifest lists.
 
+    Args:
+        data: folder that ``vpd data`` made. Unchanged files are told by size, time and inode, without reading them.
 
-def is_current(root: Path, spec: DatasetSpec) -> bool:
-    """Whether ``root`` was completed from this very spec and still has all its files (existence only)."""
-    try:
-        manifest = read_json(root / MANIFEST)
-        if not (root / PREVIEW).is_file() or {key: manifest.get(key) for key in origin(spec)} != origin(spec):
-            return False
-        files = located(root)
-        members = set(LAYOUTS[spec.layout].members(files))
-        return members == set(manifest["checksums"]) and all((files / name).is_file() for name in members)
-    except (UserError, AttributeError, KeyError, TypeError):
-        return False
+    Raises:
+        UserError: naming the first file that is missing, changed or extra.
+    """
+    manifest, root = read_manifest(data), located(data)
+    again = f"after {MANIFEST} was written; run `vpd data {data.name}` again"
+    for name in changed(root, manifest["files"]):
+        raise UserError(f"{root / name} was {'changed' if (root / name).is_file() else 'removed'} {again}")
+    module = pick(manifest.get("format", ""), FORMATS, "format", str(data / MANIFEST))
+    for name in module.contents(root).files:
+        if name not in manifest["files"]:
+            raise UserError(f"{root / name} was added {again}")

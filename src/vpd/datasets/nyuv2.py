@@ -1,20 +1,130 @@
-"""Reads NYU Depth v2 for depth estimation."""
+"""NYU Depth v2 for depth estimation: VPD's list files, image and depth pairs, and the scene class in a folder's name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from vpd.config.schema import DepthSpec, VPDModel
-from vpd.datasets.dataset import Dataset, image_tensor
-from vpd.datasets.images import check_pair, read_depth, read_image
-from vpd.datasets.layouts import nyuv2
+from vpd.datasets.dataset import Contents, Dataset, Preview, image_tensor
+from vpd.datasets.images import MILLIMETRES, check_pair, read_depth, read_image
+from vpd.datasets.preview import colour_depth
 from vpd.datasets.transforms import augment_depth, normalise
 from vpd.utils.errors import UserError
 
+SPLITS = ("train", "test")
+NEEDED = SPLITS
+FOLDERS = {"train": "sync", "test": "official_splits/test"}
+TOPS = ("sync", "official_splits", "train_list.txt", "test_list.txt")
+NO_ROOM = 10
+"""Millimetres. A room is deeper, while depth written in metres by mistake is never larger: the sensor sees 10 m."""
+SCENES: tuple[str, ...] = (
+    "basement", "bathroom", "bedroom", "bookstore", "cafe", "classroom", "computer_lab", "conference_room", "dinette",
+    "dining_room", "excercise_room", "foyer", "furniture_store", "home_office", "home_storage", "indoor_balcony",
+    "kitchen", "laundry_room", "living_room", "office", "office_kitchen", "playroom", "printer_room", "reception_room",
+    "student_lounge", "study", "study_room",
+)  # fmt: skip
+"""Scene classes in the order of their ids; the second spelling of exercise is the dataset's own."""
 
+
+# --------------------------------------------------------------------------------------------------------------- format
+@dataclass(frozen=True)
+class Frame:
+    """One line of a list file."""
+
+    image: Path
+    depth: Path
+    scene: str
+    """Name of the scene's folder."""
+    focal: float | None = None
+    """Focal length in pixels; VPD's own lists leave it out, those of BTS give it."""
+
+
+def frames(root: Path, split: str) -> list[Frame]:
+    """Read the list file of a split (``train`` or ``test``); its order is that of the samples."""
+    path = root / f"{split}_list.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; it lists the {split} frames, one 'image depth [focal]' a line"
+        ) from None
+    return [_frame(root / FOLDERS[split], line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _frame(folder: Path, line: str, path: Path, number: int) -> Frame:
+    try:
+        image, depth, *focal = line.split()
+        # The released lists start their paths with a slash, which must not lead out of the folder.
+        inside = [Path(part.lstrip("/")) for part in (image, depth)]
+        if len(focal) > 1 or any(".." in part.parts or len(part.parts) < 2 for part in inside):
+            raise ValueError
+        return Frame(folder / inside[0], folder / inside[1], inside[0].parts[-2], *map(float, focal))
+    except ValueError:
+        raise UserError(
+            f"{path}, line {number}: expected '<scene>/<image> <scene>/<depth> [<focal>]', found '{line}'"
+        ) from None
+
+
+def scene_class(folder: str, source: str) -> int:
+    """Find the scene class in a folder's name such as ``office_kitchen_0001`` (D4).
+
+    Args:
+        folder: name of the scene's folder.
+        source: ``first-match`` takes the first class whose name occurs in the folder's (here kitchen), ``exact`` the
+            longest one (office_kitchen), ``mean`` none.
+
+    Returns:
+        Index into ``SCENES``, or -1, which stands for the mean of all classes.
+
+    Raises:
+        UserError: the folder names no scene class.
+    """
+    if source == "mean":
+        return -1
+    matches = [name for name in SCENES if name in folder]
+    if not matches:
+        raise UserError(
+            f"scene folder '{folder}' names none of the {len(SCENES)} scene classes; rename it, e.g. kitchen_0001"
+        )
+    return SCENES.index(matches[0] if source == "first-match" else max(matches, key=len))
+
+
+def contents(root: Path) -> Contents:
+    """List the dataset in ``root``; counts are frames per split."""
+    by_split = {split: frames(root, split) for split in SPLITS}
+    paths = [path for split in SPLITS for frame in by_split[split] for path in (frame.image, frame.depth)]
+    files = [*(f"{split}_list.txt" for split in SPLITS), *(path.relative_to(root).as_posix() for path in paths)]
+    checks = {split: [partial(check, frame) for frame in by_split[split]] for split in SPLITS}
+    return Contents(files, {split: len(by_split[split]) for split in SPLITS}, checks)
+
+
+def check(frame: Frame) -> bool:
+    """UserError if the pair is unreadable or of two sizes, its folder names no scene class, or its depth is in metres."""
+    scene_class(frame.scene, "first-match")
+    depth = read_depth(frame.depth)
+    check_pair(read_image(frame.image), frame.image, depth, frame.depth)
+    largest = round(float(depth.max(initial=0)) * MILLIMETRES)
+    if 0 < largest <= NO_ROOM:
+        raise UserError(f"{frame.depth} looks like metres: its largest value is {largest}; write millimetres")
+    return largest > 0
+
+
+def preview(root: Path) -> Iterator[Preview]:
+    """Image and coloured depth; the scene and its depth range below."""
+    for frame in (frame for split in SPLITS for frame in frames(root, split)):
+        depth = read_depth(frame.depth)
+        valid = depth[depth > 0]
+        near, far = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 1.0)
+        yield [read_image(frame.image), colour_depth(depth, near, far)], [f"{frame.scene}: {near:.1f} to {far:.1f} m"]
+
+
+# --------------------------------------------------------------------------------------------------------------- reader
 class NYUv2(Dataset):
     """Training: augmented crops. Validation: whole images. Depth in metres, 0 where invalid or out of range."""
 
@@ -23,16 +133,18 @@ class NYUv2(Dataset):
     def __init__(self, spec: DepthSpec, root: Path, split: str, seed: int = 0) -> None:
         super().__init__(split, seed)
         self.settings = spec.data
-        self.classes = list(nyuv2.SCENES)
-        self.frames = nyuv2.frames(root, self.split)
+        self.classes = list(SCENES)
+        self.frames = frames(root, self.split)
         source = spec.model.prompt.class_source if isinstance(spec.model, VPDModel) else "first-match"
-        self.class_ids = [nyuv2.scene_class(frame.scene, source) for frame in self.frames]
+        self.class_ids = [scene_class(frame.scene, source) for frame in self.frames]
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def sample(self, index: int, epoch: int = 0) -> dict:
+    def sample(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """image, depth, class_id, id."""
+        import torch
+
         frame = self.frames[index]
         image, depth = read_image(frame.image), read_depth(frame.depth)
         check_pair(image, frame.image, depth, frame.depth)
@@ -40,7 +152,7 @@ class NYUv2(Dataset):
             if min(image.shape[:2]) < self.settings.crop:
                 size, crop = f"{image.shape[1]}x{image.shape[0]}", self.settings.crop
                 raise UserError(f"{frame.image} is {size}, too small for data.crop {crop}; lower data.crop")
-            image, depth = augment_depth(image, depth, self.settings, self.generator(index, epoch))
+            image, depth = augment_depth(image, depth, self.settings, self.rng(index, epoch))
         else:
             image = normalise(image)
         valid = (depth >= self.settings.min_depth) & (depth <= self.settings.max_depth)

@@ -1,19 +1,235 @@
-"""Reads RefCOCO, RefCOCO+ and RefCOCOg for referring segmentation."""
+"""RefCOCO, RefCOCO+ and RefCOCOg for referring segmentation: pickled references, COCO annotations, shared images."""
 
 from __future__ import annotations
 
+import io
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
+from numpy import ndarray
+from pycocotools import mask as coco_mask
 
 from vpd.config.schema import ReferringSpec
-from vpd.datasets.dataset import Dataset, image_tensor, label_tensor
+from vpd.datasets.dataset import Contents, Dataset, Preview, image_tensor, label_tensor
 from vpd.datasets.images import check_pair, read_image
-from vpd.datasets.layouts import refcoco
+from vpd.datasets.preview import mark_object
 from vpd.datasets.transforms import normalise, resize_square
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, nearest, pick
+from vpd.utils.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGES = "images/mscoco/images/train2014"
+VARIANTS = ("refcoco", "refcoco+", "refcocog")
+SPLIT_BY = ("unc", "umd")
+"""Authors of the splits, in order of preference; RefCOCO and RefCOCO+ have the first, RefCOCOg the second (R9)."""
+TOPS = ("images", *VARIANTS)
+NEEDED = ("train", "val")
+"""Splits that every variant must have."""
 
 
+# --------------------------------------------------------------------------------------------------------------- format
+class Refused(Exception):
+    """The pickle wants more than containers, text and numbers."""
+
+
+class ContainersOnly(pickle.Unpickler):
+    """Loads dicts, lists, tuples, strings and numbers, and refuses every class or function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse whatever a pickle wants to import, since importing is how a pickle runs code."""
+        raise Refused(f"{module}.{name}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One referred-to object and its sentences."""
+
+    ref_id: int
+    image_id: int
+    split: str
+    image: Path
+    size: tuple[int, int]
+    """Height and width."""
+    segmentation: list[Any] | dict[str, Any]
+    """COCO polygons, or run lengths."""
+    sentences: tuple[tuple[int, str], ...]
+    """Sentence id and text."""
+
+
+def refs_path(root: Path, variant: str) -> Path:
+    """Find the variant's pickle; UserError if the variant is not there."""
+    for author in SPLIT_BY:
+        path = root / variant / f"refs({author}).p"
+        if variant in VARIANTS and path.is_file():
+            return path
+    raise UserError(f"{root} has no RefCOCO variant '{variant}'; {nearest(variant, present_variants(root))}")
+
+
+def present_variants(root: Path) -> list[str]:
+    """Variants whose references are there."""
+    return [name for name in VARIANTS if any((root / name / f"refs({author}).p").is_file() for author in SPLIT_BY)]
+
+
+def load_refs(path: Path) -> list[dict[str, Any]]:
+    """Unpickle references without running anything they contain."""
+    try:
+        refs = ContainersOnly(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+        for ref in refs:
+            _check_ref(ref)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; prepare the dataset again") from None
+    except Refused as error:
+        raise UserError(
+            f"{path} was refused: it wants to load {error}, but references are only lists and text"
+        ) from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} does not hold references ({type(error).__name__}: {error}); fetch it again") from None
+    return refs
+
+
+def _check_ref(ref: dict[str, Any]) -> None:
+    """ValueError, KeyError or TypeError unless the reference has what the readers use."""
+    if not all(isinstance(ref[key], int) for key in ("ref_id", "ann_id", "image_id")) or not isinstance(
+        ref["split"], str
+    ):
+        raise ValueError(f"reference {ref['ref_id']} has an id that is no number, or no split")
+    if not all(isinstance(one["sent_id"], int) and isinstance(one["sent"], str) for one in ref["sentences"]):
+        raise ValueError(f"reference {ref['ref_id']} has a bad sentence")
+    if not ref["sentences"]:
+        raise ValueError(f"reference {ref['ref_id']} has no sentence")
+
+
+def references(root: Path, variant: str, split: str | None = None) -> list[Reference]:
+    """Read the references of a variant and split, or of all its splits, and join them with images and annotations.
+
+    Raises:
+        UserError: the variant or split does not exist, or instances.json lacks an id.
+    """
+    path = refs_path(root, variant)
+    by_split: dict[str, list[dict[str, Any]]] = {}
+    for ref in load_refs(path):
+        by_split.setdefault(ref["split"], []).append(ref)
+    refs = pick(split, by_split, "split", str(path)) if split else [ref for group in by_split.values() for ref in group]
+    index = path.parent / "instances.json"
+    images, annotations = _tables(index)
+    for ref in refs:
+        for table, key in ((images, ref["image_id"]), (annotations, ref["ann_id"])):
+            if key not in table:
+                raise UserError(
+                    f"{index} lacks id {key}, which reference {ref['ref_id']} needs; fetch both files again"
+                )
+    ordered = sorted(refs, key=lambda ref: ref["ref_id"])
+    return [_reference(root, ref, images[ref["image_id"]], annotations[ref["ann_id"]]) for ref in ordered]
+
+
+def _tables(index: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """Images and annotations by id; UserError if an entry lacks what the readers use."""
+    coco: Any = read_json(index)
+
+    def table(name: str, keys: set[str]) -> dict[int, dict[str, Any]]:
+        rows = coco.get(name) if isinstance(coco, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+            raise UserError(
+                f"{index} needs a list '{name}' of objects with the keys {', '.join(sorted(keys))}; fetch it again"
+            )
+        return {row["id"]: row for row in rows}
+
+    return table("images", {"id", "file_name", "height", "width"}), table("annotations", {"id", "segmentation"})
+
+
+def _reference(root: Path, ref: dict[str, Any], image: dict[str, Any], annotation: dict[str, Any]) -> Reference:
+    sentences = tuple((int(sentence["sent_id"]), str(sentence["sent"])) for sentence in ref["sentences"])
+    path = root / IMAGES / Path(image["file_name"]).name
+    size = (int(image["height"]), int(image["width"]))
+    return Reference(ref["ref_id"], ref["image_id"], ref["split"], path, size, annotation["segmentation"], sentences)
+
+
+def object_mask(reference: Reference) -> ndarray:
+    """(H, W) uint8 mask from COCO polygons or run lengths; where polygons of one object overlap it is 0 (R13)."""
+    segmentation, (height, width) = reference.segmentation, reference.size
+    try:
+        if isinstance(segmentation, dict):
+            counts = segmentation["counts"]
+            codes = coco_mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+            mask = coco_mask.decode(codes)
+        else:
+            mask = coco_mask.decode(coco_mask.frPyObjects(segmentation, height, width)).sum(axis=2) == 1
+    except Exception as error:  # pycocotools raises bare Exception
+        raise UserError(
+            f"reference {reference.ref_id} ({reference.image.name}) has a bad segmentation: {error}"
+        ) from None
+    return np.ascontiguousarray(mask, dtype=np.uint8)
+
+
+def contents(root: Path) -> Contents:
+    """List the variants in ``root``.
+
+    Counts are sentences per variant and split (``refcoco/val``) and referred-to objects (``refcoco/val/objects``).
+    Images are checked once for all variants and splits, since those share them.
+    """
+    files: set[str] = set()
+    counts: dict[str, int] = {}
+    by_image: dict[Path, list[Reference]] = {}
+    for variant in present_variants(root):
+        listed = references(root, variant)
+        counts |= {f"{variant}/{split}": 0 for split in NEEDED}
+        for split, objects in sorted(Counter(reference.split for reference in listed).items()):
+            counts[f"{variant}/{split}"] = sum(len(one.sentences) for one in listed if one.split == split)
+            counts[f"{variant}/{split}/objects"] = objects
+        for reference in listed:
+            by_image.setdefault(reference.image, []).append(reference)
+        files |= {refs_path(root, variant).relative_to(root).as_posix(), f"{variant}/instances.json"}
+    if not files:
+        raise UserError(
+            f"{root} holds none of {', '.join(VARIANTS)}; each needs refs(unc).p or refs(umd).p and instances.json"
+        )
+    files |= {path.relative_to(root).as_posix() for path in by_image}
+    checks = [partial(check, path, by_image[path]) for path in sorted(by_image)]
+    return Contents(sorted(files), counts, {"images": checks})
+
+
+def check(path: Path, references: list[Reference]) -> bool:
+    """UserError if the image is missing, unreadable or not of the annotated size, or a mask is empty."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist, but reference {references[0].ref_id} is in it; fetch all of COCO's train2014 images"
+        )
+    height, width = read_image(path).shape[:2]
+    for reference in references:
+        if reference.size != (height, width):
+            raise UserError(
+                f"{path} is {width}x{height}, but its masks are {reference.size[1]}x{reference.size[0]}; fetch it again"
+            )
+        if not object_mask(reference).any():
+            raise UserError(f"reference {reference.ref_id} ({path.name}) has an empty mask; fetch instances.json again")
+    return True
+
+
+def preview(root: Path) -> Iterator[Preview]:
+    """Image with one object marked; what each variant says of it below."""
+    by_image: dict[int, list[Reference]] = {}
+    texts: dict[tuple[int, str], list[str]] = {}
+    for variant in present_variants(root):
+        for reference in references(root, variant):
+            by_image.setdefault(reference.image_id, []).append(reference)
+            key = (reference.image_id, str(reference.segmentation))
+            texts.setdefault(key, []).append(f"{variant}: {reference.sentences[0][1]}")
+    for number, group in enumerate(by_image.values()):
+        reference = group[number % len(group)]  # not always the first, which is the nearest wall's furniture
+        image = read_image(reference.image)
+        lines = texts[reference.image_id, str(reference.segmentation)]
+        yield [image, mark_object(image, object_mask(reference))], lines
+
+
+# --------------------------------------------------------------------------------------------------------------- reader
 class RefCOCO(Dataset):
     """Training: one sample per object, with a random one of its sentences (R12). Otherwise every sentence is a sample."""
 
@@ -22,24 +238,24 @@ class RefCOCO(Dataset):
     def __init__(self, spec: ReferringSpec, root: Path, split: str, seed: int = 0) -> None:
         super().__init__(split, seed)
         if spec.variant is None:
-            raise UserError(f"experiment '{spec.name}' names no variant; choose one of {', '.join(refcoco.VARIANTS)}")
+            raise UserError(f"experiment '{spec.name}' names no variant; choose one of {', '.join(VARIANTS)}")
         self.size = spec.data.size if self.training else spec.evaluation.size
-        self.references = refcoco.references(root, spec.variant, self.split)
+        self.references = references(root, spec.variant, self.split)
         numbers = range(len(self.references))
         self.sentences = [(n, s) for n in numbers for s in range(len(self.references[n].sentences))]
 
     def __len__(self) -> int:
         return len(self.references) if self.training else len(self.sentences)
 
-    def sample(self, index: int, epoch: int = 0) -> dict:
+    def sample(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """image, label (1 = the object), text, image_id, key, id."""
         if self.training:
             reference = self.references[index]
-            chosen = int(self.generator(index, epoch).integers(len(reference.sentences)))
+            chosen = int(self.rng(index, epoch).integers(len(reference.sentences)))
         else:
             number, chosen = self.sentences[index]
             reference = self.references[number]
-        image, mask = read_image(reference.image), refcoco.object_mask(reference)
+        image, mask = read_image(reference.image), object_mask(reference)
         check_pair(image, reference.image, mask, Path(f"mask of reference {reference.ref_id}"))
         image, mask = resize_square(image, mask, self.size)
         sent_id, text = reference.sentences[chosen]
@@ -55,4 +271,4 @@ class RefCOCO(Dataset):
     def native_label(self, index: int) -> Tensor:
         """Label of sample ``index`` at the image's own size, (H, W) int64."""
         number = index if self.training else self.sentences[index][0]
-        return label_tensor(refcoco.object_mask(self.references[number]))
+        return label_tensor(object_mask(self.references[number]))

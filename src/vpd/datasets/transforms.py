@@ -1,6 +1,8 @@
 """Image and label transforms on numpy arrays; all randomness comes from the generator that is passed in.
 
-Images are (H, W, 3) uint8 RGB until ``normalise``, labels (H, W) uint8 with 255 = ignored, depth (H, W) float32 metres.
+Images are (H, W, 3) uint8 RGB until ``normalise``, labels (H, W) uint8 with 255 = ignored, depth (H, W) float32 metres. The
+rules and their order are those of the released code (mmsegmentation's and GLPDepth's), which libraries of transforms round
+and order differently.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from PIL import Image
 from vpd.config.schema import DepthData, SegmentationData
 from vpd.datasets.images import MILLIMETRES
 
-cv2.setNumThreads(0)
+cv2.setNumThreads(0)  # every worker of a data loader would start threads of its own, which costs more than it saves
 
 IGNORE = 255
 CENTRE = 127.5
@@ -22,7 +24,7 @@ CROP_REDRAWS = 10
 
 
 def normalise(image: ndarray) -> ndarray:
-    """uint8 to float32 in [-1, 1]."""
+    """uint8 to float32 in [-1, 1], as Stable Diffusion's VAE takes it."""
     return (image.astype(np.float32) - np.float32(CENTRE)) / np.float32(CENTRE)
 
 
@@ -37,13 +39,13 @@ def resize_labels(labels: ndarray, height: int, width: int) -> ndarray:
 
 
 def resize_square(image: ndarray, mask: ndarray, side: int) -> tuple[ndarray, ndarray]:
-    """Image (smoothed bilinear) and mask (nearest) to ``side`` squared, as Pillow resizes; the aspect is not kept (R2)."""
-    pairs = ((image, Image.Resampling.BILINEAR), (mask, Image.Resampling.NEAREST))
-    return tuple(np.array(Image.fromarray(values).resize((side, side), method)) for values, method in pairs)
+    """Resize image (smoothed bilinear) and mask (nearest) to ``side`` squared with Pillow; the aspect is not kept (R2)."""
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+    return np.array(small), np.array(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
 
 
 def resized_size(height: int, width: int, short: int, long: int, ratio: float = 1.0) -> tuple[int, int]:
-    """Height and width after scaling, aspect kept, into sides of at most ``long`` and ``short`` times ``ratio``.
+    """Return height and width after scaling, aspect kept, into sides of at most ``long`` and ``short`` times ``ratio``.
 
     The rule of mmsegmentation: the limits are truncated to integers, the result is rounded half up.
     """
@@ -59,38 +61,48 @@ def reduce_zero_label(labels: ndarray) -> ndarray:
 
 # --------------------------------------------------------------------------------------------------------- segmentation
 def augment_segmentation(
-    image: ndarray, labels: ndarray, data: SegmentationData, dice: Generator
+    image: ndarray, labels: ndarray, data: SegmentationData, rng: Generator
 ) -> tuple[ndarray, ndarray]:
-    """Scale, crop, flip, photometric distortion, normalise and pad to ``data.crop`` (G9)."""
-    ratio = dice.uniform(*data.ratio_range)
-    size = resized_size(*labels.shape, data.short_side, data.long_side, ratio)
-    image, labels = resize_image(image, *size), resize_labels(labels, *size)
-    window = random_crop(labels, data.crop, data.max_class_share, dice)
+    """Scale, crop, flip, distort, normalise and pad a training sample (G9).
+
+    Args:
+        image: (H, W, 3) uint8.
+        labels: (H, W) uint8; 255 is ignored.
+        data: the experiment's settings; ``data.crop`` is the side of the result.
+        rng: of this sample and epoch.
+
+    Returns:
+        (crop, crop, 3) float32 in [-1, 1], and (crop, crop) uint8.
+    """
+    ratio = rng.uniform(*data.ratio_range)
+    height, width = resized_size(image.shape[0], image.shape[1], data.short_side, data.long_side, ratio)
+    image, labels = resize_image(image, height, width), resize_labels(labels, height, width)
+    window = random_crop(labels, data.crop, data.max_class_share, rng)
     image, labels = image[window], labels[window]
-    if dice.random() < data.flip:
+    if rng.random() < data.flip:
         image, labels = image[:, ::-1], labels[:, ::-1]
     if data.photometric:
-        image = distort(image, dice)
+        image = distort(image, rng)
     return pad(normalise(image), data.crop, 0.0), pad(labels, data.crop, IGNORE)
 
 
-def random_crop(labels: ndarray, side: int, max_class_share: float, dice: Generator) -> tuple[slice, slice]:
-    """A window of at most ``side`` squared, drawn again up to ten times while one class fills too much of it.
+def random_crop(labels: ndarray, side: int, max_class_share: float, rng: Generator) -> tuple[slice, slice]:
+    """Draw a window of at most ``side`` squared, again up to ten times while one class fills too much of it.
 
     A window with a single class is always too full; the last draw is taken as it comes.
     """
-    window = draw_window(labels.shape, side, dice)
+    window = draw_window(labels.shape, side, rng)
     for _ in range(CROP_REDRAWS if max_class_share < 1.0 else 0):
         shares = np.bincount(labels[window].ravel(), minlength=IGNORE + 1)[:IGNORE]
         if np.count_nonzero(shares) > 1 and shares.max() < max_class_share * shares.sum():
             break
-        window = draw_window(labels.shape, side, dice)
+        window = draw_window(labels.shape, side, rng)
     return window
 
 
-def draw_window(shape: tuple[int, int], side: int, dice: Generator) -> tuple[slice, slice]:
+def draw_window(shape: tuple[int, ...], side: int, rng: Generator) -> tuple[slice, slice]:
     """A uniformly drawn window, smaller where the image is."""
-    top, left = (int(dice.integers(max(size - side, 0) + 1)) for size in shape)
+    top, left = (int(rng.integers(max(size - side, 0) + 1)) for size in shape)
     return slice(top, top + side), slice(left, left + side)
 
 
@@ -101,27 +113,31 @@ def pad(values: ndarray, side: int, value: float) -> ndarray:
     return np.pad(values, ((0, side - height), (0, side - width), *rest), constant_values=value)
 
 
-def distort(image: ndarray, dice: Generator) -> ndarray:
+def distort(image: ndarray, rng: Generator) -> ndarray:
     """mmsegmentation's photometric distortion: each of brightness, contrast, saturation and hue with probability 1/2.
 
     Contrast comes before saturation and hue or after them, at random. Every step ends in uint8.
     """
-    if dice.integers(2):
-        image = _scale(image, 1.0, dice.uniform(-32.0, 32.0))
-    contrast_first = bool(dice.integers(2))
-    if contrast_first and dice.integers(2):
-        image = _scale(image, dice.uniform(0.5, 1.5), 0.0)
-    if dice.integers(2):
-        hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
-        hsv[..., 1] = _scale(hsv[..., 1], dice.uniform(0.5, 1.5), 0.0)
+    if rng.integers(2):
+        image = _scale(image, 1.0, rng.uniform(-32.0, 32.0))
+    contrast_first = bool(rng.integers(2))
+    if contrast_first and rng.integers(2):
+        image = _scale(image, rng.uniform(0.5, 1.5), 0.0)
+    if rng.integers(2):
+        hsv = _hsv(image)
+        hsv[..., 1] = _scale(hsv[..., 1], rng.uniform(0.5, 1.5), 0.0)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    if dice.integers(2):
-        hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
-        hsv[..., 0] = (hsv[..., 0].astype(np.int64) + dice.integers(-18, 18)) % 180
+    if rng.integers(2):
+        hsv = _hsv(image)
+        hsv[..., 0] = (hsv[..., 0].astype(np.int64) + rng.integers(-18, 18)) % 180
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    if not contrast_first and dice.integers(2):
-        image = _scale(image, dice.uniform(0.5, 1.5), 0.0)
+    if not contrast_first and rng.integers(2):
+        image = _scale(image, rng.uniform(0.5, 1.5), 0.0)
     return image
+
+
+def _hsv(image: ndarray) -> ndarray:
+    return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
 
 
 def _scale(values: ndarray, factor: float, offset: float) -> ndarray:
@@ -130,54 +146,64 @@ def _scale(values: ndarray, factor: float, offset: float) -> ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------- depth
-def augment_depth(image: ndarray, depth: ndarray, data: DepthData, dice: Generator) -> tuple[ndarray, ndarray]:
-    """CutDepth, flip, crop, then brightness and contrast, gamma and colour; the image normalised (D10, D17)."""
-    if dice.random() < data.cutdepth:
-        image = cut_depth(image, depth, data, dice)
-    if dice.random() < data.flip:
+def augment_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generator) -> tuple[ndarray, ndarray]:
+    """CutDepth, flip, crop, then brightness and contrast, gamma and colour (D10, D17).
+
+    Args:
+        image: (H, W, 3) uint8, both sides at least ``data.crop``.
+        depth: (H, W) float32 metres, 0 where invalid.
+        data: the experiment's settings.
+        rng: of this sample and epoch.
+
+    Returns:
+        (crop, crop, 3) float32 in [-1, 1], and (crop, crop) float32 metres.
+    """
+    if rng.random() < data.cutdepth:
+        image = cut_depth(image, depth, data, rng)
+    if rng.random() < data.flip:
         image, depth = image[:, ::-1], depth[:, ::-1]
-    window = draw_window(depth.shape, data.crop, dice)
+    window = draw_window(depth.shape, data.crop, rng)
     image, depth = np.ascontiguousarray(image[window]), np.ascontiguousarray(depth[window])
     for change in (_brightness_contrast, _gamma, _colour):
-        if dice.random() < data.photometric:
-            image = change(image, dice)
+        if rng.random() < data.photometric:
+            image = change(image, rng)
     return normalise(image), depth
 
 
-def cut_depth(image: ndarray, depth: ndarray, data: DepthData, dice: Generator) -> ndarray:
+def cut_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generator) -> ndarray:
     """Paste a vertical strip of the depth map into a copy of the image.
 
     ``wrapped`` pastes millimetres modulo 256, as the released code's cast to 8 bits does; ``ramp`` pastes depth
     relative to the maximum depth.
     """
     width = image.shape[1]
-    start, share = dice.random(), dice.random()
+    start, share = rng.random(), rng.random()
     left = int(start * width)
     strip = slice(left, left + int(max((width - start * width) * share * data.cutdepth_width, 1)))
     if data.cutdepth_values == "wrapped":
-        values = np.rint(depth[:, strip] * np.float32(MILLIMETRES)).astype(np.int64) & 255
+        values = (np.rint(depth[:, strip] * np.float32(MILLIMETRES)).astype(np.int64) & 255).astype(np.uint8)
     else:
-        values = np.clip(depth[:, strip] / data.max_depth, 0.0, 1.0) * 255.0
+        values = (np.clip(depth[:, strip] / data.max_depth, 0.0, 1.0) * 255.0).astype(np.uint8)
     image = image.copy()
-    image[:, strip] = values.astype(np.uint8)[..., None]
+    image[:, strip] = values[..., None]
     return image
 
 
-def _brightness_contrast(image: ndarray, dice: Generator) -> ndarray:
+def _brightness_contrast(image: ndarray, rng: Generator) -> ndarray:
     """Both by up to a fifth."""
-    return _scale(image, 1.0 + dice.uniform(-0.2, 0.2), 255.0 * dice.uniform(-0.2, 0.2))
+    return _scale(image, 1.0 + rng.uniform(-0.2, 0.2), 255.0 * rng.uniform(-0.2, 0.2))
 
 
-def _gamma(image: ndarray, dice: Generator) -> ndarray:
+def _gamma(image: ndarray, rng: Generator) -> ndarray:
     """Exponent from 0.8 to 1.2, by a table."""
     table = np.arange(256) / 255.0
-    return (table ** dice.uniform(0.8, 1.2) * 255.0).astype(np.uint8)[image]
+    return (table ** rng.uniform(0.8, 1.2) * 255.0).astype(np.uint8)[image]
 
 
-def _colour(image: ndarray, dice: Generator) -> ndarray:
+def _colour(image: ndarray, rng: Generator) -> ndarray:
     """Hue and value by up to 20, saturation by up to 30 (of 180, 255 and 255)."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.int64)
-    hue, saturation, value = dice.integers(-20, 21), dice.integers(-30, 31), dice.integers(-20, 21)
+    hsv = _hsv(image).astype(np.int64)
+    hue, saturation, value = rng.integers(-20, 21), rng.integers(-30, 31), rng.integers(-20, 21)
     hsv[..., 0] = (hsv[..., 0] + hue) % 180
     hsv[..., 1:] = np.clip(hsv[..., 1:] + (saturation, value), 0, 255)
     return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)

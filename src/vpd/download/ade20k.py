@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vpd.datasets.layouts.ade20k import FOLDER, SPLITS, TOPS, class_names, pairs
+from vpd.datasets.ade20k import FOLDER, SPLITS, TOPS, class_names, pairs
 from vpd.download.archives import choose, errors_naming, extract, staged
 
 _SPLIT = "|".join(SPLITS)

@@ -15,7 +15,7 @@ import scipy.io
 from numpy import ndarray
 
 from vpd.datasets.images import MILLIMETRES, save_png
-from vpd.datasets.layouts.nyuv2 import FOLDERS, frames
+from vpd.datasets.nyuv2 import FOLDERS, frames
 from vpd.download.archives import choose, errors_naming, extract, staged
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_text

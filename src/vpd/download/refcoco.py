@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vpd.datasets.layouts.refcoco import IMAGES, SPLIT_BY, VARIANTS, checks
+from vpd.datasets.refcoco import IMAGES, SPLIT_BY, VARIANTS, contents
 from vpd.download.archives import choose, errors_naming, extract, places, staged
 from vpd.utils.errors import UserError
 
@@ -34,7 +34,7 @@ def prepare_references(files: dict[str, Path], out: Path) -> None:
             archive, stage, {name: path for name, path in chosen.items() if path.endswith(("instances.json", *REFS))}
         )
         with errors_naming(archive, stage):
-            checks(stage)
+            contents(stage)
 
 
 def prepare_images(files: dict[str, Path], out: Path) -> None:

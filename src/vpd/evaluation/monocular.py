@@ -9,7 +9,8 @@ import torch
 from vpd.config.schema import DepthSpec
 from vpd.datasets import build_dataset
 from vpd.evaluation.depth import DepthScores
-from vpd.evaluation.run import DECIMALS, header, load_samples
+from vpd.evaluation.results import DECIMALS, header
+from vpd.evaluation.run import load_samples
 from vpd.models.monocular import Monocular
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vpd.config.schema import Spec
 from vpd.datasets import build_dataset
+from vpd.datasets.dataset import Dataset
 from vpd.evaluation.depth import evaluate_depth
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.panels import draw_panels
 from vpd.evaluation.referring import evaluate_referring
+from vpd.evaluation.results import (
+    DECIMALS,
+    best_of,
+    check_runs,
+    evaluation_fingerprint,
+    header,
+    provenance,
+)
 from vpd.evaluation.segmentation import evaluate_segmentation
 from vpd.models import build_model
-from vpd.training.record import run_keys
+from vpd.training.runs import seed_folder
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked, read_json, write_json
-from vpd.utils.fingerprint import code_digest
+from vpd.utils.fingerprint import Fingerprint, read_manifest
 from vpd.utils.processes import beside
 from vpd.utils.progress import Progress
 
 EVALUATORS = {"segmentation": evaluate_segmentation, "referring": evaluate_referring, "depth": evaluate_depth}
-DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
-"""Metric that tells the best milestone, and in which direction."""
-DECIMALS = 6
 Pair = tuple[int, str]
 """A seed and a milestone."""
 
@@ -48,20 +54,30 @@ def evaluate(
     *,
     processes: int = 1,
 ) -> None:
-    """Score every seed and milestone under ``runs`` on the validation split; write ``panels`` and then ``metrics``.
+    """Score every seed and milestone on the validation split.
 
-    Results of finished (seed, milestone) pairs wait in ``state``, keyed by everything they depend on, until all are
-    there; ``processes`` share the pairs. UserError if a run was trained with other settings or its weights are damaged.
+    Args:
+        spec: the experiment.
+        runs: folder of its runs.
+        data: prepared dataset.
+        checkpoint: Stable Diffusion checkpoint or backbone.
+        metrics: JSON file to write, last.
+        panels: folder for pictures of predictions.
+        state: folder in which results of finished (seed, milestone) pairs wait for the others.
+        processes: how many share the pairs.
+
+    Raises:
+        UserError: a run was trained with other settings, its weights are damaged or a prediction is not finite.
     """
-    for seed in spec.seeds:
-        check_run(runs / f"seed{seed}", run_keys(spec, seed, data, checkpoint), spec.name)
-    folder = state / state_key(spec, runs)
+    check_runs(spec, runs, data, checkpoint)
+    made_from = evaluation_fingerprint(spec, runs, data, checkpoint)
+    folder = state / made_from.key
     own, *others = shares(spec, processes)
     with locked(folder):
         with beside(measure_share, [(spec, pairs, runs, data, checkpoint, folder) for pairs in others]):
             model, dataset = open_model(spec, data, checkpoint)
             measure(spec, model, dataset, own, runs, folder)
-        conclude(spec, model, dataset, runs, metrics, panels, folder)
+        conclude(spec, model, dataset, runs, metrics, panels, folder, made_from)
 
 
 def all_pairs(spec: Spec) -> list[Pair]:
@@ -91,7 +107,7 @@ def measure_share(spec: Spec, pairs: list[Pair], runs: Path, data: Path, checkpo
 
 
 @torch.inference_mode()
-def measure(spec: Spec, model: nn.Module, dataset, pairs: list[Pair], runs: Path, folder: Path) -> None:
+def measure(spec: Spec, model: nn.Module, dataset: Dataset, pairs: list[Pair], runs: Path, folder: Path) -> None:
     """Write the result of each of ``pairs`` that ``folder`` does not hold yet; UserError if the split is empty."""
     if not len(dataset):
         raise UserError(f"the validation split of {spec.dataset} is empty; prepare the dataset again")
@@ -101,7 +117,7 @@ def measure(spec: Spec, model: nn.Module, dataset, pairs: list[Pair], runs: Path
     )
     for seed, milestone in missing:
         torch.manual_seed(seed)  # latents may be samples (S2), which must not depend on what was measured before
-        step = load_run(model, runs / f"seed{seed}", milestone)
+        step = load_run(model, seed_folder(runs, seed), milestone)
         samples = load_samples(dataset, spec.training.workers, progress, f"seed {seed} {milestone}")
         values = EVALUATORS[spec.task](predictor(spec, model), samples, spec, len(dataset.classes))
         rounded = {name: round(value, DECIMALS) for name, value in values}
@@ -111,36 +127,26 @@ def measure(spec: Spec, model: nn.Module, dataset, pairs: list[Pair], runs: Path
 
 
 @torch.inference_mode()
-def conclude(spec: Spec, model: nn.Module, dataset, runs: Path, metrics: Path, panels: Path, folder: Path) -> None:
-    """Draw the panels of the first seed's final weights and write all results as one file; ``folder`` goes."""
+def conclude(
+    spec: Spec,
+    model: nn.Module,
+    dataset: Dataset,
+    runs: Path,
+    metrics: Path,
+    panels: Path,
+    folder: Path,
+    made_from: Fingerprint,
+) -> None:
+    """Draw the panels of the first seed's final weights, write all results as one file and remove ``folder``."""
     results = [read_json(result_path(folder, pair)) for pair in all_pairs(spec)]
     results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
     torch.manual_seed(spec.seeds[0])
-    load_run(model, runs / f"seed{spec.seeds[0]}", "final")
+    load_run(model, seed_folder(runs, spec.seeds[0]), "final")
     final = next(r for r in results if r["seed"] == spec.seeds[0] and r["milestone"] == "final")
     draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
-    write_json(metrics, {**header(spec), "results": results, "runs": provenance(spec, runs)})
+    content = {**header(spec), "fingerprint": asdict(made_from), "results": results, "runs": provenance(spec, runs)}
+    write_json(metrics, content)
     shutil.rmtree(folder)
-
-
-def best_of(spec: Spec, results: list[dict], seed: int) -> dict:
-    """A seed's best result as milestone ``best``: as optimistic as the choice on the reported split is (R6, D14)."""
-    name, choose = DECISIVE[spec.task]
-    best = choose((r for r in results if r["seed"] == seed), key=lambda result: result["metrics"][name])
-    return {**best, "milestone": "best", "chosen": best["milestone"]}
-
-
-def header(spec: Spec) -> dict:
-    """Return what the metrics file says about its experiment."""
-    names = ("scale", "task", "dataset", "variant")
-    return {"experiment": spec.name, **{name: getattr(spec, name) for name in names}, "spec": spec.digest()}
-
-
-def provenance(spec: Spec, runs: Path) -> dict[str, dict]:
-    """Per seed the digests of what made its weights, and of the weights: the runs themselves are not kept in git."""
-    manifests = {f"seed{seed}": read_json(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds}
-    kept = ("code", "data", "checkpoint", "files")
-    return {seed: {name: manifest[name] for name in kept if name in manifest} for seed, manifest in manifests.items()}
 
 
 def result_path(folder: Path, pair: Pair) -> Path:
@@ -149,19 +155,9 @@ def result_path(folder: Path, pair: Pair) -> Path:
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
-def check_run(run: Path, keys: dict[str, str | int], name: str) -> None:
-    """Raise UserError if a run was trained with another spec, seed, dataset or checkpoint than ``keys`` say."""
-    manifest = read_json(run / "manifest.json")
-    for key, expected in keys.items():
-        if manifest.get(key) != expected:
-            raise UserError(
-                f"{run} was trained with another {key} ({manifest.get(key)}, now {expected}); run train for {name} again"
-            )
-
-
 def load_run(model: nn.Module, run: Path, milestone: str) -> int:
     """Load the weights of a milestone into ``model``, put it in eval mode and return its training step."""
-    manifest, path = read_json(run / "manifest.json"), run / f"{milestone}.safetensors"
+    manifest, path = read_manifest(run), run / f"{milestone}.safetensors"
     try:
         intact = sha256(path) == manifest["files"][path.name]
         weights = load_file(path) if intact else None
@@ -174,19 +170,11 @@ def load_run(model: nn.Module, run: Path, milestone: str) -> int:
     return manifest["milestones"][milestone]
 
 
-def state_key(spec: Spec, runs: Path) -> str:
-    """Sixteen hex digits of the spec, the code that evaluates and the run manifests, which name weights and inputs."""
-    digests = [code_digest("datasets", "models", "evaluation")] + [
-        sha256(runs / f"seed{seed}" / "manifest.json") for seed in spec.seeds
-    ]
-    return hashlib.sha256(" ".join([spec.digest(), *digests]).encode()).hexdigest()[:16]
-
-
 # -------------------------------------------------------------------------------------------------------------- samples
-class Samples(Dataset):
+class Samples(torch.utils.data.Dataset):
     """A dataset's samples by index, for a DataLoader; with ``native_label`` where the dataset has one."""
 
-    def __init__(self, dataset) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -202,7 +190,7 @@ class Samples(Dataset):
         return sample
 
 
-def load_samples(dataset, workers: int, progress: Progress, note: str) -> Iterator[dict]:
+def load_samples(dataset: Dataset, workers: int, progress: Progress, note: str) -> Iterator[dict]:
     """Yield every sample once, in order, decoded in ``workers`` processes, and count it on ``progress``."""
     for sample in DataLoader(Samples(dataset), batch_size=None, num_workers=workers):
         if isinstance(sample, UserError):

@@ -1,22 +1,87 @@
-"""The file of ``vpd cost --out``, read without torch."""
+"""The file and the table that ``vpd cost`` writes; reading them needs no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from vpd.config.reported import load_reported
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
+if TYPE_CHECKING:
+    from vpd.config.params import Params
+    from vpd.planning.cost import Cost
+
 Entry = TypeVar("Entry", bound=BaseModel)
+NOTE = (
+    "Multiply-adds are those of the forward pass of one training image. The paper's GFLOPs are multiply-adds as mmcv "
+    "counts them, without the products inside attention. GPU memory is an estimate for one GPU that computes the spec's "
+    "whole micro-batch. GPU-hours are V100-hours of one run, scaled from the authors' reported times."
+)
+GIB = 1 << 30
 
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
-    """What ``entry`` wants to know of every experiment; UserError naming the first place that is not as it should be."""
+    """Read a file of ``vpd cost --out``.
+
+    Args:
+        path: the file.
+        entry: model of the fields that the caller needs of each experiment; others are ignored.
+
+    Returns:
+        The entries by experiment.
+
+    Raises:
+        UserError: the file is missing or damaged, or a field is missing or of another type; names the first one.
+    """
     try:
-        return TypeAdapter(dict[str, entry]).validate_python(read_json(path))
+        return TypeAdapter(dict[str, entry]).validate_python(read_json(path))  # type: ignore[valid-type]
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a file of costs ({place}); write it again with vpd cost --out") from None
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path} is not a file of costs ({field}); write it again with vpd cost --out") from None
+
+
+def figures(cost: Cost) -> dict[str, float]:
+    """Return the numbers of one table row by column, rounded as they are shown."""
+    values = {
+        "parameters (M)": (cost.total.parameters / 1e6, 1),
+        "trainable (M)": (cost.total.trainable / 1e6, 1),
+        "GMACs": (cost.total.macs / 1e9, 2),
+        "GMACs, mmcv": (cost.total.mmcv_macs / 1e9, 2),
+        "GPU memory (GiB)": (cost.gpu_bytes() / GIB, 1),
+        "GPU-hours": (cost.gpu_hours, 1),
+    }
+    # Numbers below one keep two significant digits: the small networks of the smoke scale would otherwise read 0.0.
+    return {
+        name: round(value, decimals) if value >= 1 else float(f"{value:.2g}")
+        for name, (value, decimals) in values.items()
+    }
+
+
+def paper_gflops(params: Params) -> dict[str, float]:
+    """Return the GFLOPs that the paper prints in the table row of an experiment, by experiment."""
+    printed = {}
+    for name, table in params.tables.items():
+        reported = load_reported()[name]
+        for row in table.rows if "gflops" in reported.columns else ():
+            value = reported.rows[reported.matching(row.match)[0]].get("gflops")
+            if value is not None and row.experiment:
+                printed[row.experiment] = value
+    return printed
+
+
+def markdown(costs: Mapping[str, Cost], paper: Mapping[str, float]) -> str:
+    """Format costs by experiment as a table beside the paper's GFLOPs (``paper_gflops``)."""
+    rows: list[list[str]] = []
+    for name, cost in costs.items():
+        numbers = {column: str(value) for column, value in figures(cost).items()}
+        columns = list(numbers)
+        columns.insert(columns.index("GMACs, mmcv") + 1, "GFLOPs, paper")
+        numbers["GFLOPs, paper"] = str(paper.get(name, "–"))
+        rows = rows or [["experiment", *columns], ["---"] + ["---:"] * len(columns)]
+        rows.append([name, *(numbers[column] for column in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{NOTE}\n"

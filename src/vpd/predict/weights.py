@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vpd.config.schema import Spec, VPDModel
-from vpd.datasets.layouts import ade20k
-from vpd.datasets.layouts.nyuv2 import SCENES
+from vpd.datasets import ade20k
+from vpd.datasets.nyuv2 import SCENES
 from vpd.models import LatentCache, build_model
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError

@@ -1,87 +1,84 @@
-"""Files of a Stable Diffusion checkpoint or of a backbone from the Hugging Face hub, complete and as pinned.
+"""Files of a model repository on the Hugging Face hub: of one commit, complete, and with the digests that the hub states.
 
-``huggingface_hub`` does the transfer and keeps its cache. It reads HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT.
+``huggingface_hub`` downloads and caches. It reads HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, errors, snapshot_download
+from tqdm import tqdm
 
-from vpd.config.schema import BackboneSpec, CheckpointSpec
-from vpd.pretrained.transfer_lines import TransferLines
-from vpd.utils.digests import sha256
+from vpd.config.schema import BackboneSpec, CheckpointSpec, ReleasedSpec
+from vpd.pretrained.tensors import reason
+from vpd.utils.digests import digests
 from vpd.utils.errors import UserError
-from vpd.utils.progress import track
+from vpd.utils.progress import SECONDS_BETWEEN_LINES, clock
 
-DEFAULT_REVISION = "main"
 CURE = "add a repository that has the files to mirrors, or set source: folder and the path of a copy"
-FULL_DIGEST = re.compile(r"[0-9a-f]{64}")
-GONE = (
-    errors.RepositoryNotFoundError,
-    errors.DisabledRepoError,
-    errors.RevisionNotFoundError,
-    errors.EntryNotFoundError,
-)
-"""What another repository with the same files can cure; a gated repository, which is among them, is asked about first."""
-UNWELCOME = (401, 403)
-
-
-class NotThereError(Exception):
-    """One repository lacks what is wanted; a mirror may have it."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Downloaded files under ``folder``, and the repository and commit that they are of."""
+    """Downloaded files under ``folder``, with the repository and commit that they come from."""
 
     folder: Path
     repo: str
     revision: str
 
 
-def download(
-    name: str,
-    spec: CheckpointSpec | BackboneSpec,
-    wanted: Sequence[str],
-    needed: Sequence[str] = (),
-    *,
-    section: str = "checkpoints",
-    cure: str = CURE,
-) -> Snapshot:
-    """Fetch the files named in ``wanted`` that ``spec.repo``, or the first mirror that is still there, has.
+class NotThereError(Exception):
+    """A repository lacks the files; a mirror may have them."""
 
-    ``needed`` are those that it must have. Files in the cache are not fetched again. UserError for the line ``name`` of
-    params.yaml's ``section``, with ``cure``, if they cannot be had.
-    """
+
+def repositories(where: str, spec: CheckpointSpec | BackboneSpec | ReleasedSpec) -> list[str]:
+    """Return ``owner/model@revision`` of a spec's repository and of its mirrors; UserError if it names none."""
     if spec.repo is None:
-        raise UserError(f"{section}.{name} has source '{spec.source}' but no repo; name one, such as owner/model")
+        raise UserError(f"{where} has source 'hub' but no repo; name one, such as owner/model")
+    return [f"{spec.repo}@{spec.revision or 'main'}", *spec.mirrors]
+
+
+def download(
+    where: str, repos: Sequence[str], wanted: Sequence[str], needed: Sequence[str] = (), cure: str = CURE
+) -> Snapshot:
+    """Download from the first repository that has the files.
+
+    Files in the cache are not downloaded again, and an interrupted download goes on where it stopped.
+
+    Args:
+        where: the entry of params.yaml, such as ``checkpoints.sd-1-4``, for errors.
+        repos: ``owner/model`` or ``owner/model@revision``, tried in order.
+        wanted: files to download where they exist.
+        needed: files that must exist.
+        cure: what a user can do if no repository has them.
+
+    Raises:
+        UserError: no repository has the files, or the hub, the network or the disk fails.
+    """
     faults = []
-    for repo, revision in _places(spec):
+    for place in repos:
+        repo, _, revision = place.partition("@")
         try:
-            return _snapshot(repo, revision, wanted, needed)
+            return _snapshot(repo, revision or "main", wanted, needed)
         except NotThereError as fault:
             faults.append(str(fault))
-    raise UserError(f"{section}.{name}: {'; '.join(faults)}; {cure}")
-
-
-def _places(spec: CheckpointSpec | BackboneSpec) -> Iterator[tuple[str, str]]:
-    """Repository and revision of the first choice, then of every mirror (``owner/model`` or ``owner/model@commit``)."""
-    yield spec.repo, spec.revision or DEFAULT_REVISION
-    for mirror in spec.mirrors:
-        repo, _, revision = mirror.partition("@")
-        yield repo, revision or DEFAULT_REVISION
+    raise UserError(f"{where}: {'; '.join(faults)}; {cure}")
 
 
 def _snapshot(repo: str, revision: str, wanted: Sequence[str], needed: Sequence[str]) -> Snapshot:
-    bars = {} if sys.stderr.isatty() else {"tqdm_class": TransferLines}
+    lines: dict[str, Any] = {} if sys.stderr.isatty() else {"tqdm_class": TransferLines}
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **bars))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **lines))
     except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise _explained(error, repo, revision) from None
     missing = [file for file in needed if not (folder / file).is_file()]
@@ -90,76 +87,89 @@ def _snapshot(repo: str, revision: str, wanted: Sequence[str], needed: Sequence[
     return Snapshot(folder, repo, folder.name)
 
 
+def checked_digests(where: str, folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return SHA-256 digests of a snapshot's files, and compare those of large files with the hub's.
+
+    The cache names a large file after the digest that the hub states; huggingface_hub itself does not compare them.
+
+    Raises:
+        UserError: a file has other bytes.
+    """
+    own = digests(folder, names)
+    for name, digest in own.items():
+        blob = (folder / name).resolve()
+        if SHA256.fullmatch(blob.name) and blob.name != digest:
+            raise UserError(
+                f"{where}: {name} has sha256 {digest}, expected {blob.name}; delete {blob} and fetch it again"
+            )
+    return own
+
+
 # --------------------------------------------------------------------------------------------------------------- errors
 def _explained(error: Exception, repo: str, revision: str) -> Exception:
     """Say what went wrong and what to do: a NotThereError where a mirror may help, else a UserError."""
-    page = f"{constants.ENDPOINT}/{repo}"
-    if isinstance(error, errors.HFValidationError):
-        return UserError(
-            f"'{repo}' is no name of a hub repository; write owner/model, such as CompVis/stable-diffusion-v1-4"
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return UserError(
-            f"{repo} gives its files only to those who accepted its licence; open {page}, accept it, make a token "
-            "and set HF_TOKEN to it"
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return _unreached(error, repo, revision)
-    if isinstance(error, errors.RevisionNotFoundError):
-        return NotThereError(f"{repo} has no revision {revision}")
-    if isinstance(error, GONE):
-        return NotThereError(f"{repo} is not at {page}, or is private")
-    return _refused(error, repo, page)
+    page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    match error:
+        case errors.HFValidationError():
+            text = f"'{repo}' is no name of a hub repository; write owner/model, such as CompVis/stable-diffusion-v1-4"
+        # A gated repository counts as missing too, but a mirror must not be a way around its licence.
+        case errors.GatedRepoError():
+            text = (
+                f"{repo} gives its files only to users who accepted its licence; open {page}, accept it, create a token "
+                "and set HF_TOKEN to it"
+            )
+        case errors.LocalEntryNotFoundError():
+            return _unreached(error, repo, revision)
+        case errors.RevisionNotFoundError():
+            return NotThereError(f"{repo} has no revision {revision}")
+        case errors.RepositoryNotFoundError() | errors.DisabledRepoError() | errors.EntryNotFoundError():
+            return NotThereError(f"{repo} is not at {page}, or is private")
+        case _ if status in (401, 403):
+            text = f"the hub refuses you {repo} (HTTP {status}); open {page}, and set HF_TOKEN to a valid token"
+        case _ if status is not None:
+            text = f"the hub answers {page} with HTTP {status}; try again later, or set HF_ENDPOINT to a mirror"
+        case OSError(errno=int()):
+            text = (
+                f"cannot store {repo} in {cache}: {error.strerror}; free some space, or set HF_HOME to a folder on "
+                "another disk"
+            )
+        case _:
+            text = f"the download of {repo} broke off ({reason(error)}); run it again to go on where it stopped"
+    return UserError(text)
 
 
 def _unreached(error: Exception, repo: str, revision: str) -> Exception:
-    cache = constants.HF_HUB_CACHE
+    """Explain why huggingface_hub fell back to its cache and did not find all files there."""
+    endpoint, cause = constants.ENDPOINT, error.__cause__
+    incomplete = f"{repo} at {revision} is not complete in {constants.HF_HUB_CACHE}"
     if constants.HF_HUB_OFFLINE:
-        return NotThereError(f"{repo} at {revision} is not complete in {cache}, and HF_HUB_OFFLINE forbids to fetch it")
-    if isinstance(error.__cause__, errors.HfHubHTTPError):
-        return _explained(error.__cause__, repo, revision)
-    if isinstance(error.__cause__, errors.FileMetadataError):
-        return UserError(
-            f"{constants.ENDPOINT} does not answer as the hub does; check HF_ENDPOINT and the network's proxy"
-        )
+        return NotThereError(f"{incomplete}, and HF_HUB_OFFLINE forbids downloads")
+    if isinstance(cause, errors.HfHubHTTPError):
+        return _explained(cause, repo, revision)
+    if isinstance(cause, errors.FileMetadataError):
+        return UserError(f"{endpoint} does not answer as the hub does; check HF_ENDPOINT and the network's proxy")
     return UserError(
-        f"{constants.ENDPOINT} cannot be reached and {repo} at {revision} is not complete in {cache}; check the network, "
-        "or set HF_ENDPOINT to a mirror of the hub"
+        f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror of the hub"
     )
 
 
-def _refused(error: Exception, repo: str, page: str) -> UserError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in UNWELCOME:
-        return UserError(
-            f"the hub refuses {repo} to you (HTTP {status}); open {page}, and set HF_TOKEN to a valid token"
-        )
-    if status is not None:
-        return UserError(f"the hub answers {page} with HTTP {status}; try again later, or set HF_ENDPOINT to a mirror")
-    if isinstance(error, OSError) and error.errno is not None:
-        return UserError(
-            f"cannot store {repo} in {constants.HF_HUB_CACHE}: {error.strerror}; free some space, or set HF_HOME to "
-            "a folder on another disk"
-        )
-    reason = " ".join(str(error).split())
-    return UserError(f"the download of {repo} broke off ({reason}); run it again to go on where it stopped")
+# ------------------------------------------------------------------------------------------------------------- progress
+class TransferLines(tqdm):
+    """Progress of a download as plain lines for logs, where huggingface_hub would print nothing for hours."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.began = self.last = time.monotonic()
+        # The library counts bytes twice: received ("Downloading ...") and written. Its other bars count files.
+        self.counts_bytes = options.get("unit") == "B" and not str(options.get("desc")).startswith("Downloading")
+        super().__init__(*args, **options | {"file": io.StringIO()})
 
-# -------------------------------------------------------------------------------------------------------------- digests
-def kept_digests(folder: Path, files: Sequence[str]) -> dict[str, str]:
-    """SHA-256 digests under which the cache keeps the large files of a snapshot: what the hub says they are."""
-    blobs = {file: (folder / file).resolve().name for file in files}
-    return {file: name for file, name in blobs.items() if FULL_DIGEST.fullmatch(name)}
-
-
-def checked_digests(where: str, folder: Path, files: Sequence[str]) -> dict[str, str]:
-    """SHA-256 digests of ``files``; UserError for ``where`` if a large one's bytes are not what the hub says they are."""
-    kept = kept_digests(folder, files)
-    found = {file: sha256(folder / file) for file in track(files, len(files), f"check {where}", "files")}
-    for file, digest in kept.items():
-        if found[file] != digest:
-            blob = (folder / file).resolve()
-            raise UserError(
-                f"{where}: {file} has sha256 {found[file]}, expected {digest}; delete {blob} and fetch it again"
-            )
-    return found
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print a line of megabytes, rate and time left, at most every ten seconds."""
+        now = time.monotonic()
+        if self.counts_bytes and self.n and now - self.last >= SECONDS_BETWEEN_LINES:
+            self.last, total = now, self.total or self.n
+            rate = self.n / (now - self.began)
+            done, left = f"{self.n / MEGABYTE:.0f}/{total / MEGABYTE:.0f} MB", clock(max(0.0, total - self.n) / rate)
+            print(f"download: {done}, {rate / MEGABYTE:.1f} MB/s, {left} left", file=sys.stderr)
+        return True

@@ -1,72 +1,24 @@
-"""Names of the authors' released VPD weights (LDM U-Net, mmseg head) and ours."""
+"""Names of tensors in the authors' files: Latent Diffusion's networks, and the heads of their released VPD models."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 
+import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
+from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.tensors import Rules, apply_rules
 from vpd.utils.errors import UserError
 
-BLOCKS_PER_LEVEL = 3
-"""LDM numbers its blocks through; Stable Diffusion 1.x has three to a level, the downsampling one included."""
-INNER = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+PREFIXES = {"unet.unet.diffusion_model.": UNET, "encoder_vq.": VAE}
+"""Beginnings of a released VPD model's names -> those of Stable Diffusion's original files."""
 UNUSED = re.compile(r"encoder_vq\.post_quant_conv\.|sd_model\.|unet\.unet\.diffusion_model\.out\.")
-"""In the released files but without influence on any output."""
-
-
-def _place(direction: str, number: int) -> str:
-    return f"{direction}_blocks.{number // BLOCKS_PER_LEVEL}.%s.{number % BLOCKS_PER_LEVEL}"
-
-
-def _inner(layer: str) -> str:
-    old = next((old for old in INNER if layer.startswith(old + ".")), None)
-    return layer if old is None else INNER[old] + layer[len(old) :]
-
-
-def _input_block(number: str, part: str, layer: str) -> str:
-    index = int(number) - 1
-    if index < 0:
-        return f"unet.conv_in.{layer}"
-    if layer.startswith("op."):
-        return f"unet.down_blocks.{index // BLOCKS_PER_LEVEL}.downsamplers.0.conv.{layer[3:]}"
-    return f"unet.{_place('down', index) % _KINDS[part]}.{_inner(layer)}"
-
-
-def _output_block(number: str, part: str, layer: str) -> str:
-    if layer.startswith("conv."):
-        return f"unet.up_blocks.{int(number) // BLOCKS_PER_LEVEL}.upsamplers.0.{layer}"
-    return f"unet.{_place('up', int(number)) % _KINDS[part]}.{_inner(layer)}"
-
-
-def _middle_block(part: str, layer: str) -> str:
-    return f"unet.mid_block.{'attentions.0' if part == '1' else f'resnets.{int(part) // 2}'}.{_inner(layer)}"
-
-
-_KINDS = {"0": "resnets", "1": "attentions"}
-_UNET, _VAE = r"unet\.unet\.diffusion_model\.", r"encoder_vq\.encoder\."
-RULES: tuple[tuple[str, str | Callable[..., str]], ...] = (
-    (_UNET + r"time_embed\.([02])\.(\w+)", lambda i, x: f"unet.time_embedding.linear_{int(i) // 2 + 1}.{x}"),
-    (_UNET + r"input_blocks\.(\d+)\.([01])\.(.+)", _input_block),
-    (_UNET + r"middle_block\.([012])\.(.+)", _middle_block),
-    (_UNET + r"output_blocks\.(\d+)\.([012])\.(.+)", _output_block),
-    (_VAE + r"down\.(\d)\.block\.(\d)\.nin_shortcut\.(\w+)", r"vae.encoder.down_blocks.\1.resnets.\2.conv_shortcut.\3"),
-    (_VAE + r"down\.(\d)\.block\.(\d)\.(\w+\.\w+)", r"vae.encoder.down_blocks.\1.resnets.\2.\3"),
-    (_VAE + r"down\.(\d)\.downsample\.conv\.(\w+)", r"vae.encoder.down_blocks.\1.downsamplers.0.conv.\2"),
-    (_VAE + r"mid\.block_([12])\.(\w+\.\w+)", lambda i, x: f"vae.encoder.mid_block.resnets.{int(i) - 1}.{x}"),
-    (_VAE + r"mid\.attn_1\.(\w+)\.(\w+)", lambda i, x: f"vae.encoder.mid_block.attentions.0.{VAE_ATTENTION[i]}.{x}"),
-    (_VAE + r"norm_out\.(\w+)", r"vae.encoder.conv_norm_out.\1"),
-    (_VAE + r"(conv_in|conv_out)\.(\w+)", r"vae.encoder.\1.\2"),
-    (r"encoder_vq\.quant_conv\.(\w+)", r"vae.quant_conv.\1"),
+"""Tensors in the released files that influence no output."""
+HEADS: Rules = (
     (r"text_adapter\.fc\.([02])\.(\w+)", r"adapter.fc.\1.\2"),
     (r"gamma", r"adapter.gamma"),
     (r"class_embeddings", r"class_embeddings"),
@@ -83,38 +35,55 @@ RULES: tuple[tuple[str, str | Callable[..., str]], ...] = (
 )
 
 
-def rename(name: str) -> str | None:
-    """Our name of one released tensor, or None for one that no output depends on; KeyError for an unknown name.
+def diffusers_names(names: Iterable[str]) -> dict[str, str]:
+    """Map names of an original file's U-Net and VAE to ``unet.`` or ``vae.`` and diffusers' names.
+
+    Diffusers' converter moves tensors and passes over those that it does not know, so it is given numbers in their place:
+    what comes back says which name became which, and what does not come back is missing in the result.
+    """
+    configs, known = sd1_configs(), list(names)
+    numbers = {name: torch.tensor([number]) for number, name in enumerate(known)}
+    converted = {
+        "unet": convert_ldm_unet_checkpoint({n: x for n, x in numbers.items() if n.startswith(UNET)}, configs["unet"]),
+        "vae": convert_ldm_vae_checkpoint({n: x for n, x in numbers.items() if n.startswith(VAE)}, configs["vae"]),
+    }
+    return {known[int(x)]: f"{part}.{name}" for part, state in converted.items() for name, x in state.items()}
+
+
+def as_matrix(target: str, tensor: Tensor) -> Tensor:
+    """Return the VAE's attention projections, 1x1 convolutions in original files, as matrices; others as they are."""
+    square = target.startswith("vae.") and ".attentions.0.to_" in target and tensor.ndim == 4
+    return tensor[:, :, 0, 0] if square else tensor
+
+
+def rename(names: Iterable[str]) -> dict[str, str]:
+    """Map a released VPD model's names to ours, without those that influence no output.
 
     Depth files prefix the backbone with ``encoder.``, files of data-parallel training everything with ``module.``.
+
+    Raises:
+        UserError: a name is not VPD's.
     """
-    bare = name.removeprefix("module.").removeprefix("encoder.")
-    if UNUSED.match(bare):
-        return None
-    for pattern, target in RULES:
-        if match := re.fullmatch(pattern, bare):
-            return match.expand(target) if isinstance(target, str) else target(*match.groups())
-    raise KeyError(name)
-
-
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a released VPD state dict of any of the three tasks; UserError if a name is not VPD's.
-
-    The VAE's attention projections, 1x1 convolutions there, become matrices.
-    """
-    converted, unknown = {}, []
-    for name, tensor in state.items():
-        try:
-            target = rename(name)
-        except KeyError:
-            unknown.append(name)
-            continue
-        if target is not None:
-            matrix = ".mid_block.attentions.0.to_" in target and target.startswith("vae.") and tensor.ndim == 4
-            converted[target] = tensor[:, :, 0, 0] if matrix else tensor
+    bare = {name: name.removeprefix("module.").removeprefix("encoder.") for name in names}
+    used = {name: _original_name(plain) for name, plain in bare.items() if not UNUSED.match(plain)}
+    networks = diffusers_names(used.values())
+    targets = {name: networks.get(plain) or apply_rules(HEADS, plain) for name, plain in used.items()}
+    unknown = [name for name, target in targets.items() if target is None]
     if unknown:
         raise UserError(
             f"{len(unknown)} tensors have names that no released VPD model uses, first '{unknown[0]}'; "
-            f"give the state dict of a segmentation, referring or depth model of wl-zhao/VPD"
+            "give the state dict of a segmentation, referring or depth model of wl-zhao/VPD"
         )
-    return converted
+    return {name: target for name, target in targets.items() if target is not None}
+
+
+def _original_name(name: str) -> str:
+    for released, original in PREFIXES.items():
+        if name.startswith(released):
+            return original + name.removeprefix(released)
+    return name
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a released VPD state dict of any of the three tasks; UserError if a name is not VPD's."""
+    return {target: as_matrix(target, state[name]) for name, target in rename(state).items()}

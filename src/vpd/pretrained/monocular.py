@@ -1,8 +1,9 @@
-"""Weights of public depth models: a repository in transformers' layout, or the DPT authors' own file."""
+"""Public depth models of others: a repository in transformers' layout, or the DPT authors' own file."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,14 @@ from transformers.utils import logging
 
 from vpd.config.schema import ReleasedSpec
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
-from vpd.pretrained.fitting import misfits
-from vpd.pretrained.hub import Snapshot, download
-from vpd.pretrained.reading import read_tensors, tensors_of
+from vpd.pretrained.hub import Snapshot, download, repositories
+from vpd.pretrained.tensors import Rules, apply_rules, misfits, read_tensors, reason
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
-NETWORKS = {"zoedepth": ZoeDepthForDepthEstimation, "dpt-hybrid": DPTHybrid}
-MODEL_TYPES = {"zoedepth": "zoedepth", "dpt-hybrid": "dpt"}
-"""``model_type`` in the config.json of transformers."""
+NETWORKS = {"zoedepth": (ZoeDepthForDepthEstimation, "zoedepth"), "dpt-hybrid": (DPTHybrid, "dpt")}
+"""Class of transformers, and ``model_type`` in its config.json."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-CURE = "add a repository that has the files to mirrors, or give the path of a copy in place of repo"
 DPT_HYBRID: dict[str, Any] = {
     "is_hybrid": True,
     "hidden_size": 768,
@@ -34,10 +32,76 @@ DPT_HYBRID: dict[str, Any] = {
     "layer_norm_eps": 1e-6,
 }
 """Settings of the DPT authors' hybrid model; transformers' own default of the last one, 1e-12, is not theirs."""
-CONTAINERS = ("model",)
-"""Where DPT's training files keep the weights; the released ones are bare."""
 DERIVED = re.compile(r"relative_position_index|k_idx|k_minus_1|K_minus_1")
 """Tensors in older files that the network computes itself."""
+
+
+def fetch_monocular(name: str, spec: ReleasedSpec) -> Snapshot:
+    """Download settings and weights from ``spec.repo`` or a mirror; UserError if they cannot be had."""
+    where, files = f"released.{name}", (CONFIG, WEIGHTS)
+    cure = "add a repository that has the files to mirrors, or give the path of a copy in place of repo"
+    return download(where, repositories(where, spec), files, files, cure)
+
+
+def open_monocular(model: str, source: Path, config: dict[str, Any] | None = None) -> Monocular:
+    """Open a public depth model.
+
+    Args:
+        model: ``zoedepth`` or ``dpt-hybrid``.
+        source: a folder in transformers' layout, or the DPT authors' file.
+        config: settings of the network in the authors' file; by default those of their hybrid model.
+
+    Raises:
+        UserError: the weights are damaged, another network's, or not exactly the network's.
+    """
+    if source.is_dir():
+        network = _from_folder(model, source)
+    elif model == "dpt-hybrid":
+        network = _from_original(source, DPTConfig(**(config or DPT_HYBRID)))
+    else:
+        raise UserError(f"{source} is a file, but {model} is read from a folder with {CONFIG} and {WEIGHTS}; name that")
+    return Monocular(network, PROTOCOLS[model]).eval()
+
+
+def weights_file(source: Path) -> Path:
+    """Return the file with the weights of a model at ``source``."""
+    return source / WEIGHTS if source.is_dir() else source
+
+
+def _from_folder(model: str, folder: Path) -> nn.Module:
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}; give a folder in transformers' layout with safetensors weights")
+    (network, model_type), config = NETWORKS[model], read_json(folder / CONFIG)
+    given = config.get("model_type")
+    if given != model_type or (model == "dpt-hybrid" and not config.get("is_hybrid")):
+        raise UserError(
+            f"{folder / CONFIG} describes a model of type {given}, but {model} is wanted; give its repository"
+        )
+    logging.disable_progress_bar()  # Loading takes a moment; standard error is for the stage's own progress.
+    try:
+        opened, info = network.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"{folder / WEIGHTS} does not hold {model} as {CONFIG} says ({reason(error)}); fetch it again"
+        ) from None
+    # transformers draws a missing tensor at random and passes over others.
+    if fault := _leftovers(info) or misfits(opened.state_dict(), opened.state_dict()):
+        raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
+    return opened
+
+
+def _leftovers(info: Mapping[str, Any]) -> str:
+    kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys", "of another shape": "mismatched_keys"}
+    names = {
+        kind: sorted(n for n in map(str, info.get(key, ())) if not DERIVED.search(n)) for kind, key in kinds.items()
+    }
+    return "; ".join(f"{len(found)} {kind}, first '{found[0]}'" for kind, found in names.items() if found)
+
+
+# ----------------------------------------------------------------------------------------------------- the authors' file
 _BIT = "dpt.embeddings.backbone.bit."
 _UNIT = {"resConfUnit1.conv": "residual_layer1.convolution", "resConfUnit2.conv": "residual_layer2.convolution"}
 _PARTS = {
@@ -56,7 +120,7 @@ def _fusion(level: str, part: str) -> str:
     return f"neck.fusion_stage.layers.{4 - int(level)}.{part}"
 
 
-RULES = (
+RULES: Rules = (
     (r"pretrained\.model\.cls_token", "dpt.embeddings.cls_token"),
     (r"pretrained\.model\.pos_embed", "dpt.embeddings.position_embeddings"),
     (r"pretrained\.model\.patch_embed\.proj\.(\w+)", r"dpt.embeddings.projection.\1"),
@@ -90,69 +154,8 @@ UNUSED = re.compile(r"pretrained\.model\.head\.")
 """The image classifier that the encoder came with."""
 
 
-# -------------------------------------------------------------------------------------------------------------- opening
-def fetch_monocular(name: str, spec: ReleasedSpec) -> Snapshot:
-    """Settings and weights that ``spec.repo`` or a mirror has; UserError if they cannot be had."""
-    files = (CONFIG, WEIGHTS)
-    return download(name, spec, files, files, section="released", cure=CURE)
-
-
-def open_monocular(model: str, place: Path, config: dict[str, Any] | None = None) -> Monocular:
-    """The depth model ``model`` with the weights at ``place``: a folder in transformers' layout, or the authors' file.
-
-    ``config``: settings of the network in the authors' file, DPT-Hybrid's real ones by default. UserError if the
-    weights are damaged, another network's, or not exactly the network's.
-    """
-    if place.is_dir():
-        network = _from_folder(model, place)
-    elif model == "dpt-hybrid":
-        network = _from_original(place, DPTConfig(**(config or DPT_HYBRID)))
-    else:
-        raise UserError(f"{place} is a file, but {model} is read from a folder with {CONFIG} and {WEIGHTS}; name that")
-    return Monocular(network, PROTOCOLS[model]).eval()
-
-
-def weights_file(place: Path) -> Path:
-    """The file with the weights at ``place``."""
-    return place / WEIGHTS if place.is_dir() else place
-
-
-def _from_folder(model: str, folder: Path) -> nn.Module:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}; give a folder in transformers' layout with safetensors weights")
-    network, config = NETWORKS[model], read_json(folder / CONFIG)
-    kind = config.get("model_type")
-    if kind != MODEL_TYPES[model] or (model == "dpt-hybrid" and not config.get("is_hybrid")):
-        raise UserError(
-            f"{folder / CONFIG} describes a model of type {kind}, but {model} is wanted; give its repository"
-        )
-    logging.disable_progress_bar()  # Loading takes a moment; standard error is for the stage's own progress.
-    try:
-        opened, found = network.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"{folder / WEIGHTS} does not hold {model} as {CONFIG} says ({reason}); fetch it again"
-        ) from None
-    if fault := leftovers(found):
-        raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
-    return opened
-
-
-def leftovers(found: dict[str, Any]) -> str:
-    """Say what transformers invented or left out while loading, but for tensors that the network computes itself."""
-    kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys", "of another shape": "mismatched_keys"}
-    faults = {kind: sorted(str(name) for name in found.get(key, ())) for kind, key in kinds.items()}
-    real = {kind: [name for name in names if not DERIVED.search(name)] for kind, names in faults.items()}
-    return "; ".join(f"{len(names)} {kind}, first '{names[0]}'" for kind, names in real.items() if names)
-
-
-# ----------------------------------------------------------------------------------------------------------- key map
 def _from_original(file: Path, config: DPTConfig) -> DPTHybrid:
-    state = convert_dpt(tensors_of(file, read_tensors(file), CONTAINERS), file)
+    state = convert_dpt(read_tensors(file, ("model",)), file)
     network = DPTHybrid(config)
     if fault := misfits(network.state_dict(), state):
         raise UserError(f"{file} is no DPT-Hybrid for depth ({fault}); give dpt_hybrid_nyu of isl-org/DPT")
@@ -161,34 +164,17 @@ def _from_original(file: Path, config: DPTConfig) -> DPTHybrid:
 
 
 def convert_dpt(state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """The DPT authors' tensors under transformers' names; UserError naming ``file`` if a name is not DPT-Hybrid's."""
-    converted, unknown = {}, []
+    """Rename the DPT authors' tensors as in transformers; UserError naming ``file`` if a name is not DPT-Hybrid's."""
+    converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if UNUSED.match(name):
-            continue
-        if match := QKV.fullmatch(name):
-            converted |= _split(tensor, *match.groups())
-        elif target := rename_dpt(name):
+        if match := QKV.fullmatch(name):  # Query, key and value are one tensor there, in this order.
+            layer = f"dpt.encoder.layer.{match[1]}.attention.attention"
+            parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            converted |= {f"{layer}.{part}.{match[2]}": values for part, values in parts}
+        elif target := apply_rules(RULES, name):
             converted[target] = tensor
-        else:
-            unknown.append(name)
-    if unknown:
-        raise UserError(
-            f"{file}: {len(unknown)} tensors have names that DPT-Hybrid does not use, first '{unknown[0]}'; give "
-            "dpt_hybrid_nyu of isl-org/DPT"
-        )
+        elif not UNUSED.match(name):
+            raise UserError(
+                f"{file} has a tensor '{name}', which DPT-Hybrid does not; give dpt_hybrid_nyu of isl-org/DPT"
+            )
     return converted
-
-
-def rename_dpt(name: str) -> str | None:
-    """transformers' name of one of the DPT authors' tensors; None for an unknown name."""
-    for pattern, target in RULES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(target) if isinstance(target, str) else target(*match.groups())
-    return None
-
-
-def _split(tensor: Tensor, block: str, kind: str) -> dict[str, Tensor]:
-    """Query, key and value, which the authors keep in one tensor in this order."""
-    parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-    return {f"dpt.encoder.layer.{block}.attention.attention.{part}.{kind}": values for part, values in parts}

@@ -1,66 +1,107 @@
-"""Original Stable Diffusion 1 files (LDM .ckpt or .safetensors), rewritten as a diffusers pipeline folder."""
+"""Original Stable Diffusion 1 files (.ckpt or .safetensors of Latent Diffusion), rewritten as a diffusers pipeline folder.
+
+Names are diffusers' own (``vpd.pretrained.keymap``). Its single-file loading is not used as a whole: it takes the last
+weights where a file has averaged ones too, passes over unknown tensors, and asks the hub for configurations.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from vpd.config.schema import CheckpointSpec
-from vpd.pretrained.assemble import UNUSED, check_digests
-from vpd.pretrained.configs import sd1_configs
-from vpd.pretrained.fitting import misfits
-from vpd.pretrained.names import EMA, UNET, averaged_name, target_of
-from vpd.pretrained.reading import read_tensors, tensors_of
-from vpd.pretrained.stable_diffusion import INDEX, SETTINGS, TOKENIZER_FORMS, WEIGHTS, check_widths
-from vpd.pretrained.widths import text_config, unet_config, vae_config
-from vpd.utils.digests import sha256
+from vpd.pretrained.keymap import UNET, VAE, as_matrix, diffusers_names
+from vpd.pretrained.stable_diffusion import (
+    CLASSES,
+    CONFIGS,
+    INDEX,
+    TOKENIZER_FILES,
+    UNUSED,
+    WEIGHTS,
+    canonical_names,
+    check_widths,
+    has_tokenizer,
+    network_tensors,
+    sd1_configs,
+)
+from vpd.pretrained.tensors import misfits, read_tensors
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
-from vpd.utils.progress import track
 
-PREFIX = "text_model."
-CLASSES = {
-    "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "scheduler": ["diffusers", "PNDMScheduler"],
+TEXT, EMA = "cond_stage_model.transformer.", "model_ema."
+NO_WEIGHTS = re.compile(
+    r"betas|alphas_cumprod(_prev)?|(sqrt_|log_|posterior_).+|logvar|lvlb_weights|scale_factor|model_ema\.(decay|num_updates)"
+    r"|first_stage_model\.loss\..+|.+\.embeddings\.position_ids|cond_stage_model\.(logit_scale|text_projection)"
+)
+"""Noise schedules, the VAE's training loss and counters."""
+HEAD_WIDTH = 64
+"""Of CLIP's text models."""
+LEVELS = {"unet": "down_blocks.{}.resnets.0.conv1.weight", "vae": "encoder.down_blocks.{}.resnets.0.conv1.weight"}
+SIZES = {
+    "unet": {
+        "in_channels": ("conv_in.weight", 1),
+        "cross_attention_dim": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1),
+    },
+    "vae": {"latent_channels": ("decoder.conv_in.weight", 1)},
+    "text_encoder": {
+        "hidden_size": ("embeddings.token_embedding.weight", 1),
+        "projection_dim": ("embeddings.token_embedding.weight", 1),
+        "intermediate_size": ("encoder.layers.0.mlp.fc1.weight", 0),
+        "vocab_size": ("embeddings.token_embedding.weight", 0),
+        "max_position_embeddings": ("embeddings.position_embedding.weight", 0),
+    },
 }
-TEXT_FILES = ("config.json", WEIGHTS["text_encoder"])
+"""Setting -> tensor and dimension that show it; an original file has no configuration."""
 Parts = dict[str, dict[str, Tensor]]
+"""Tensors under diffusers' and transformers' names, by ``unet``, ``vae`` and ``text_encoder``."""
 
 
-def convert_file(name: str, spec: CheckpointSpec, target: Path) -> dict:
-    """Fill the folder ``target`` from the file ``spec.path``; return what the manifest says about its origin.
+def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Write the pipeline folder of an original file to ``target``.
 
-    The tokenizer, which such files lack, and a text encoder that is missing come from ``spec.repo``: a folder or hub
-    repository. UserError if the file is damaged, not Stable Diffusion 1, or lacks tensors.
+    The tokenizer, which such files lack, and a missing text encoder come from ``spec.repo``, a folder or hub repository.
+
+    Args:
+        where: the entry of params.yaml, for errors.
+        path: the file.
+        spec: says where the tokenizer comes from.
+        target: an empty folder.
+
+    Returns:
+        Parameters by network, and what is known about the origin: which U-Net weights were taken, the tokenizer's source.
+
+    Raises:
+        UserError: the file is damaged, not Stable Diffusion 1, or lacks tensors; or there is no fitting tokenizer.
     """
-    if spec.path is None:
-        raise UserError(
-            f"checkpoints.{name} has source 'file' but no path; give the path of a .ckpt or .safetensors file"
-        )
-    path = Path(spec.path)
-    state = tensors_of(path, read_tensors(path), ("state_dict",))
-    digest = sha256(path)
-    check_digests(name, {path.name: digest}, spec.sha256, f"fetch it again, or correct checkpoints.{name}.sha256")
+    state = read_tensors(path, ("state_dict",))
     _refuse_relatives(path, state)
-    state, averaged = choose_weights(path, state)
+    state, chosen = choose_weights(path, state)
     parts = split(path, state)
-    words = _words(name, spec, parts)
-    _fill(path, parts, words, target)
-    return {"file": path.name, "sha256": digest, "ema": averaged, **words.origin}
+    folder, origin = _text_source(where, spec, path, parts)
+    configs = _configs(path, parts) | {"scheduler": sd1_configs()["scheduler"]}
+    configs["text_encoder"] |= _copy_tokenizer(
+        path, folder, target / "tokenizer", configs["text_encoder"]["vocab_size"]
+    )
+    for part, name in CONFIGS.items():
+        (target / part).mkdir()
+        write_json(target / name, configs[part])
+        if part in WEIGHTS:
+            prefix = "text_model." if part == "text_encoder" else ""  # as in the published folders
+            tensors = {prefix + name: tensor for name, tensor in parts[part].items()}
+            save_file(tensors, target / part / WEIGHTS[part], metadata={"format": "pt"})
+    write_json(target / INDEX, {"_class_name": "StableDiffusionPipeline", **CLASSES, **UNUSED})
+    return {part: sum(x.numel() for x in parts[part].values()) for part in WEIGHTS}, {"ema": chosen, **origin}
 
 
 def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
-    """UserError for Stable Diffusion 2, XL and inpainting, by the shapes of their U-Nets."""
+    """Refuse Stable Diffusion 2, XL and inpainting, by the shapes of their U-Nets."""
     entry = state.get(f"{UNET}input_blocks.0.0.weight")
     keys = next((tensor for name, tensor in state.items() if name.endswith("attn2.to_k.weight")), None)
     if entry is None or keys is None:
@@ -72,140 +113,104 @@ def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors with the U-Net's moving average, where the file has one, in place of its last weights (S12).
+    """Put the U-Net's moving average (EMA), where the file has one, in the place of its last weights (S12).
 
-    Also says what was taken. UserError if only part of the average is there.
+    Returns:
+        The state dict without the separate average, and which weights it has.
+
+    Raises:
+        UserError: only part of the average is there.
     """
-    own = [name for name in state if name.startswith(UNET)]
-    present = [name for name in own if averaged_name(name) in state]
+    own = {name: EMA + name.removeprefix("model.").replace(".", "") for name in state if name.startswith(UNET)}
+    lacking = [average for average in own.values() if average not in state]
     others = {name: tensor for name, tensor in state.items() if not name.startswith(EMA)}
-    if not present:
-        print(f"{path.name}: the file has one set of U-Net weights, which is taken", file=sys.stderr)
+    if len(lacking) == len(own):
+        print(f"{path.name}: the file has one set of U-Net weights, which is used", file=sys.stderr)
         return others, "only set in the file"
-    if len(present) < len(own):
-        absent = next(name for name in own if name not in present)
+    if lacking:
         raise UserError(
-            f"{path} has the moving average of {len(present)} of {len(own)} U-Net tensors, first missing "
-            f"'{averaged_name(absent)}'; take an intact file, or one without the average (emaonly)"
+            f"{path} has the moving average of {len(own) - len(lacking)} of {len(own)} U-Net tensors, first missing "
+            f"'{lacking[0]}'; take an intact file, or one without the average (emaonly)"
         )
-    print(f"{path.name}: the file has two sets of U-Net weights; the moving average (EMA) is taken", file=sys.stderr)
-    return others | {name: state[averaged_name(name)] for name in own}, "chosen over the last weights"
+    print(f"{path.name}: the file has two sets of U-Net weights; the moving average (EMA) is used", file=sys.stderr)
+    return others | {name: state[average] for name, average in own.items()}, "chosen over the last weights"
 
 
 def split(path: Path, state: dict[str, Tensor]) -> Parts:
-    """Tensors in float32 by part and diffusers' name; UserError naming those that Stable Diffusion 1 has not."""
-    parts: Parts = {part: {} for part in WEIGHTS}
-    unknown = []
-    for name, tensor in state.items():
-        try:
-            target = target_of(name)
-        except KeyError:
-            unknown.append(name)
-            continue
-        if target is not None:
-            part, own = target.split("/", 1)
-            # The VAE's attention projections, 1x1 convolutions there, are matrices here.
-            square = part == "vae" and ".attentions.0.to_" in own and tensor.ndim == 4
-            parts[part][own] = (tensor[:, :, 0, 0] if square else tensor).float().contiguous()
+    """Rename the tensors, in float32; UserError if Stable Diffusion 1 does not have one of them."""
+    weights = {name: tensor for name, tensor in state.items() if not NO_WEIGHTS.fullmatch(name)}
+    targets = diffusers_names(name for name in weights if name.startswith((UNET, VAE)))
+    targets |= {name: f"text_encoder.{name.removeprefix(TEXT)}" for name in weights if name.startswith(TEXT)}
+    unknown = [name for name in weights if name not in targets]
     if unknown:
         raise UserError(
-            f"{path} has {len(unknown)} tensors that Stable Diffusion 1 has not, first '{unknown[0]}'; "
+            f"{path} has {len(unknown)} tensors that Stable Diffusion 1 does not have, first '{unknown[0]}'; "
             "give an original file without additions such as LoRA or ControlNet"
         )
-    return parts
+    parts: Parts = {part: {} for part in WEIGHTS}
+    for name, target in targets.items():
+        part, own = target.split(".", 1)
+        parts[part][own] = as_matrix(target, weights[name]).float().contiguous()
+    return {part: canonical_names(part, tensors) for part, tensors in parts.items()}
+
+
+def _configs(path: Path, parts: Parts) -> dict[str, dict[str, Any]]:
+    """Return configurations of the networks' widths; UserError unless the tensors are exactly those of such networks.
+
+    What shapes do not show (the U-Net's heads, norm groups, layers per block) is as in Stable Diffusion 1.
+    """
+    configs = {part: sd1_configs()[part] for part in WEIGHTS}
+    for part, config in configs.items():
+        shapes = {name: tensor.shape for name, tensor in parts[part].items()}
+        config |= {key: shapes[name][axis] for key, (name, axis) in SIZES[part].items() if name in shapes}
+        for level, width in enumerate(config.get("block_out_channels", ())):
+            config["block_out_channels"][level] = shapes.get(LEVELS[part].format(level), [width])[0]
+    text, names = configs["text_encoder"], parts["text_encoder"]
+    text["num_attention_heads"] = max(1, text["hidden_size"] // HEAD_WIDTH)
+    text["num_hidden_layers"] = sum(name.endswith("mlp.fc1.weight") for name in names)
+    check_widths(path, configs["unet"], configs["vae"], text)
+    for part, config in configs.items():
+        if fault := misfits(network_tensors(part, config), parts[part]):
+            raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
+    return configs
 
 
 # ------------------------------------------------------------------------------------------------------------ text side
-class Words:
-    """The tokenizer's files, its numbers of special tokens, and what is known about where all that comes from."""
-
-    def __init__(self, folder: Path, origin: dict) -> None:
-        self.origin, self.folder = origin, folder
-        nested = folder / "tokenizer"
-        self.tokenizer = nested if nested.is_dir() else folder
-        if not any(all((self.tokenizer / name).is_file() for name in form) for form in TOKENIZER_FORMS):
-            raise UserError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; name a place that has")
-        tokens = CLIPTokenizer.from_pretrained(self.tokenizer, local_files_only=True)
-        self.count = len(tokens)
-        self.special = {key: getattr(tokens, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-
-    def copy(self, target: Path) -> None:
-        """Copy the tokenizer's files."""
-        target.mkdir()
-        for name in SETTINGS["tokenizer"]:
-            if (self.tokenizer / name).is_file():
-                shutil.copyfile(self.tokenizer / name, target / name)
-
-
-def _words(name: str, spec: CheckpointSpec, parts: Parts) -> Words:
-    """Find the tokenizer, and the text encoder where ``parts`` has none: it is added there."""
+def _text_source(where: str, spec: CheckpointSpec, path: Path, parts: Parts) -> tuple[Path, dict[str, str]]:
+    """Find the folder with the tokenizer, and take the text encoder from it if the file has none."""
     if spec.repo is None:
         raise UserError(
-            f"checkpoints.{name} has source 'file' but no repo; such files have no tokenizer, so name a folder or hub "
+            f"{where} has source 'file' but no repo; such files have no tokenizer, so name a folder or hub "
             "repository with Stable Diffusion 1's, such as openai/clip-vit-large-patch14"
         )
-    folder, origin = Path(spec.repo), {"tokenizer": spec.repo}
+    folder, origin, weights = Path(spec.repo), {"tokenizer": spec.repo}, f"text_encoder/{WEIGHTS['text_encoder']}"
     if not folder.is_dir():
-        from vpd.pretrained.hub import download
+        from vpd.pretrained.hub import download, repositories
 
-        files = [f"{place}{file}" for file in SETTINGS["tokenizer"] for place in ("tokenizer/", "")]
-        files += [] if parts["text_encoder"] else [f"text_encoder/{file}" for file in TEXT_FILES]
-        snapshot = download(name, spec, files)
+        wanted = [f"{place}{file}" for file in TOKENIZER_FILES for place in ("tokenizer/", "")]
+        snapshot = download(where, repositories(where, spec), wanted if parts["text_encoder"] else [*wanted, weights])
         folder, origin = snapshot.folder, {"tokenizer": f"{snapshot.repo}@{snapshot.revision}"}
     if not parts["text_encoder"]:
-        parts["text_encoder"] = _read_text_encoder(Path(spec.path), folder)
+        if not (folder / weights).is_file():
+            raise UserError(f"{path} has no text encoder and {folder} has no {weights}; name one that has")
+        given = canonical_names("text_encoder", read_tensors(folder / weights))
+        parts["text_encoder"] = {name: tensor.float() for name, tensor in given.items()}
         origin["text_encoder"] = origin["tokenizer"]
-    return Words(folder, origin)
+    return folder, origin
 
 
-def _read_text_encoder(path: Path, folder: Path) -> dict[str, Tensor]:
-    weights = folder / "text_encoder" / WEIGHTS["text_encoder"]
-    if not weights.is_file():
+def _copy_tokenizer(path: Path, folder: Path, target: Path, vocabulary: int) -> dict[str, int]:
+    """Copy the tokenizer and return the numbers of its special tokens; UserError unless it has the given vocabulary."""
+    source = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    if not has_tokenizer(source):
+        raise UserError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; name a place that has")
+    tokens = CLIPTokenizer.from_pretrained(source, local_files_only=True)
+    if len(tokens) != vocabulary:
         raise UserError(
-            f"{path} has no text encoder and {folder} has no {weights.relative_to(folder)}; name one that has"
+            f"the text encoder of {path} knows {vocabulary} tokens but the tokenizer in {source} {len(tokens)}; name the "
+            "tokenizer that belongs to it"
         )
-    state = load_file(weights)
-    return {
-        PREFIX + name.removeprefix(PREFIX): tensor.float()
-        for name, tensor in state.items()
-        if "position_ids" not in name
-    }
-
-
-# -------------------------------------------------------------------------------------------------------------- writing
-def _fill(path: Path, parts: Parts, words: Words, target: Path) -> None:
-    """Write the pipeline folder; UserError if the tensors are not those of the networks that their widths tell of."""
-    base = sd1_configs()
-    configs = {
-        "unet": unet_config(base["unet"], parts["unet"]),
-        "vae": vae_config(base["vae"], parts["vae"]),
-        "text_encoder": text_config(base["text_encoder"], parts["text_encoder"]) | words.special,
-    }
-    check_widths(path, *(configs[part] for part in ("unet", "vae", "text_encoder")))
-    for part, config in configs.items():
-        fault = misfits(_network_tensors(part, config), parts[part])
-        if fault:
-            raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
-    if configs["text_encoder"]["vocab_size"] != words.count:
-        raise UserError(
-            f"the text encoder of {path} knows {configs['text_encoder']['vocab_size']} tokens but the tokenizer in "
-            f"{words.tokenizer} {words.count}; name the tokenizer that belongs to it"
-        )
-    for part, config in track(configs.items(), len(configs), f"write {path.name}", "networks"):
-        (target / part).mkdir()
-        write_json(target / part / "config.json", config)
-        save_file(parts[part], target / part / WEIGHTS[part], metadata={"format": "pt"})
-    words.copy(target / "tokenizer")
-    (target / "scheduler").mkdir()
-    write_json(target / "scheduler" / SETTINGS["scheduler"][0], base["scheduler"])
-    write_json(target / INDEX, {"_class_name": "StableDiffusionPipeline", **CLASSES, **UNUSED})
-
-
-def _network_tensors(part: str, config: dict) -> dict[str, Tensor]:
-    """Names and shapes of a network's weights, without memory for them."""
-    with torch.device("meta"):
-        if part == "text_encoder":
-            state = CLIPTextModel(CLIPTextConfig.from_dict(config)).state_dict()
-            return {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
-        kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
-        return kind.from_config(config).state_dict()
+    target.mkdir()
+    for name in filter(lambda name: (source / name).is_file(), TOKENIZER_FILES):
+        shutil.copyfile(source / name, target / name)
+    return {key: getattr(tokens, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

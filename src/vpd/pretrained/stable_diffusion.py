@@ -1,95 +1,117 @@
-"""Checks that a diffusers folder is a Stable Diffusion 1 pipeline with readable safetensors weights."""
+"""The layout of a Stable Diffusion 1 pipeline folder, and the check that a folder is one, tensor by tensor.
+
+Importing this module loads neither torch nor diffusers, because the workflow is planned with it.
+"""
 
 from __future__ import annotations
 
-from math import prod
+import json
+import re
+from importlib.resources import files
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+from typing import TYPE_CHECKING, Any
 
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 INDEX = "model_index.json"
-COMPONENTS = {
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "unet": ("UNet2DConditionModel",),
-    "scheduler": (),
+CLASSES = {
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "scheduler": ("diffusers", "PNDMScheduler"),
 }
-"""Folder of each component and the classes it may have (any, if none is named)."""
+"""Library and class of each component of Stable Diffusion 1."""
+OTHER_CLASSES = ("CLIPTokenizerFast",)
+UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+"""Entries of model_index.json for the components that are left out."""
 WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
 }
-SETTINGS = {
-    "vae": ("config.json",),
-    "text_encoder": ("config.json",),
-    "tokenizer": (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ),
-    "unet": ("config.json",),
-    "scheduler": ("scheduler_config.json",),
-}
-"""Files without weights that belong to each component; the tokenizer has some of its."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""Files that suffice for a tokenizer, in either form."""
+CONFIGS = {
+    "vae": "vae/config.json",
+    "text_encoder": "text_encoder/config.json",
+    "unet": "unet/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+}
+WEIGHT_FILES = tuple(f"{part}/{name}" for part, name in WEIGHTS.items())
+FILES = tuple(sorted([INDEX, *CONFIGS.values(), *WEIGHT_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]))
+"""All files that a checkpoint can consist of."""
 VERSION_1_WIDTH, VERSION_2_WIDTH, XL_WIDTH = 768, 1024, 2048
+"""Widths of the cross-attention."""
+OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
+NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""The published folders name the VAE's attention as diffusers did in 2022; diffusers renames it on loading."""
 
 
-def possible_files() -> list[str]:
-    """Relative names of all files that can make up a checkpoint, except model_index.json."""
-    settings = [f"{part}/{name}" for part, files in SETTINGS.items() for name in files]
-    return sorted([*settings, *weight_files()])
-
-
-def weight_files() -> list[str]:
-    """Relative names of the files with weights."""
-    return [f"{part}/{name}" for part, name in WEIGHTS.items()]
+def sd1_configs() -> dict[str, dict[str, Any]]:
+    """Return the configurations of ``unet``, ``vae``, ``text_encoder`` and ``scheduler``, equal in all versions 1.x."""
+    return json.loads(files("vpd.pretrained").joinpath("stable_diffusion_1.json").read_text(encoding="utf-8"))
 
 
 def pipeline_files(folder: Path) -> list[str]:
-    """Relative names of the files in ``folder`` that make up the checkpoint, except model_index.json."""
-    return [name for name in possible_files() if (folder / name).is_file()]
+    """Return the names of the files in ``folder`` that make up the checkpoint."""
+    return [name for name in FILES if (folder / name).is_file()]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether ``folder`` holds a whole tokenizer, in its new or its old form."""
+    return any(all((folder / name).is_file() for name in form) for form in TOKENIZER_FORMS)
 
 
 def check_pipeline(folder: Path) -> dict[str, int]:
-    """Number of parameters of each network in ``folder``; UserError unless it is Stable Diffusion 1 in safetensors.
+    """Check that a folder is a whole Stable Diffusion 1 pipeline in safetensors, of any width.
 
-    Sizes are free: a small one must only be consistent with itself.
+    Every tensor is compared with the network that its config.json describes: name, shape and finiteness.
+
+    Returns:
+        Number of parameters of ``vae``, ``text_encoder`` and ``unet``.
+
+    Raises:
+        UserError: a file or tensor is missing, damaged or another model's.
     """
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder} has no {INDEX}, so it is no diffusers pipeline folder; download or convert one")
     index = read_json(folder / INDEX)
-    for part, classes in COMPONENTS.items():
-        _check_component(folder, part, classes, index)
-    unet, vae, text, scheduler = (
-        read_json(folder / part / SETTINGS[part][0]) for part in ("unet", "vae", "text_encoder", "scheduler")
-    )
-    check_widths(folder, unet, vae, text)
-    prediction = scheduler.get("prediction_type", "epsilon")
+    for part in CLASSES:
+        _check_component(folder, part, index)
+    configs = {part: read_json(folder / name) for part, name in CONFIGS.items()}
+    check_widths(folder, configs["unet"], configs["vae"], configs["text_encoder"])
+    prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
-    return {part: count_parameters(folder / part / name) for part, name in WEIGHTS.items()}
+    return {part: _check_weights(part, configs[part], folder / part / name) for part, name in WEIGHTS.items()}
 
 
-def _check_component(folder: Path, part: str, classes: tuple[str, ...], index: dict) -> None:
-    found = (index.get(part) or [None, None])[1]
-    if found is None:
-        raise UserError(f"{folder / INDEX} lists no {part}; a Stable Diffusion 1 pipeline has {', '.join(COMPONENTS)}")
-    if classes and found not in classes:
-        raise UserError(f"{folder / INDEX}: {part} is a {found}, but Stable Diffusion 1 has a {classes[0]}")
-    forms = TOKENIZER_FORMS if part == "tokenizer" else (SETTINGS[part],)
-    if not any(all((folder / part / name).is_file() for name in form) for form in forms):
-        raise UserError(f"{folder / part} lacks {' and '.join(forms[-1])}; the download is incomplete, fetch it again")
+def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
+    expected, name = CLASSES[part][1], (index.get(part) or [None, None])[1]
+    if name is None:
+        raise UserError(f"{folder / INDEX} lists no {part}; a Stable Diffusion 1 pipeline has {', '.join(CLASSES)}")
+    if (
+        name not in (expected, *OTHER_CLASSES) and part != "scheduler"
+    ):  # Sampling is not used, so any scheduler will do.
+        raise UserError(f"{folder / INDEX}: {part} is a {name}, but Stable Diffusion 1 has a {expected}")
+    lacking = "vocab.json and merges.txt" if part == "tokenizer" else Path(CONFIGS[part]).name
+    if not (has_tokenizer(folder / part) if part == "tokenizer" else (folder / CONFIGS[part]).is_file()):
+        raise UserError(f"{folder / part} lacks {lacking}; the download is incomplete, fetch it again")
     if part in WEIGHTS and not (folder / part / WEIGHTS[part]).is_file():
         others = ", ".join(sorted(path.name for path in (folder / part).glob("*.bin"))) or "no weights"
         raise UserError(
@@ -98,13 +120,15 @@ def _check_component(folder: Path, part: str, classes: tuple[str, ...], index: d
         )
 
 
-def check_widths(source: Path, unet: dict, vae: dict, text: dict) -> None:
-    """UserError naming ``source`` unless the three configurations are those of one Stable Diffusion 1 of some size."""
+def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any], text: dict[str, Any]) -> None:
+    """Refuse Stable Diffusion 2, XL, inpainting, and parts of different pipelines, by their configurations."""
     width, text_width = unet.get("cross_attention_dim"), text.get("hidden_size")
-    for version, mark in (("2", VERSION_2_WIDTH), ("XL", XL_WIDTH)):
-        if width == mark:
-            kind = f"is a Stable Diffusion {version} U-Net (cross-attention width {width})"
-            raise UserError(f"{source}: the U-Net {kind}; Stable Diffusion 1 has {VERSION_1_WIDTH}")
+    for version, other in (("2", VERSION_2_WIDTH), ("XL", XL_WIDTH)):
+        if width == other:
+            raise UserError(
+                f"{source}: the U-Net is a Stable Diffusion {version} U-Net (cross-attention width {width}); "
+                f"Stable Diffusion 1 has {VERSION_1_WIDTH}"
+            )
     if width != text_width:
         raise UserError(
             f"{source}: the U-Net's cross-attention width is {width}, but the text encoder's width is {text_width}; "
@@ -118,11 +142,33 @@ def check_widths(source: Path, unet: dict, vae: dict, text: dict) -> None:
         )
 
 
-def count_parameters(path: Path) -> int:
-    """Number of floating-point values in a safetensors file; UserError if it is damaged."""
-    try:
-        with safe_open(path, "np") as file:
-            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - not a dictionary
-            return sum(prod(part.get_shape()) for part in slices if "F" in part.get_dtype())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); fetch or make it again") from None
+def _check_weights(part: str, config: dict[str, Any], path: Path) -> int:
+    from vpd.pretrained.tensors import misfits, read_tensors
+
+    tensors = canonical_names(part, read_tensors(path))
+    if fault := misfits(network_tensors(part, config), tensors):
+        raise UserError(f"{path}: the {part} is not the one that its config.json describes ({fault}); fetch it again")
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def canonical_names(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename tensors as the installed libraries do on loading, and drop the positions' numbers, which are no weights."""
+    if part == "text_encoder":
+        return {
+            name.removeprefix("text_model."): value for name, value in tensors.items() if "position_ids" not in name
+        }
+    if part == "vae":
+        return {OLD_ATTENTION.sub(lambda m: f"{m[1]}{NEW_ATTENTION[m[2]]}.", name): x for name, x in tensors.items()}
+    return tensors
+
+
+def network_tensors(part: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Return names and shapes of a network's weights, on the meta device."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        if part == "text_encoder":
+            return canonical_names(part, CLIPTextModel(CLIPTextConfig.from_dict(config)).state_dict())
+        return (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(config).state_dict()

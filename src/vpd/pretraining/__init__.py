@@ -1,1 +1,1 @@
-"""Pre-training of the miniature's own networks: the small Stable Diffusion and the backbones."""
+"""Pre-training on synthetic scenes: a small Stable Diffusion and the baselines' backbones at a miniature scale."""

@@ -1,4 +1,4 @@
-"""The training loop that the phases of pre-training share: resumable to the bit, and silent about what is trained."""
+"""The training loop that all phases of pre-training share; an interrupted run resumes to the bit."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
-from vpd.pretraining.diffusion.ema import EMA
-from vpd.pretraining.workdir import Workplace
+from vpd.pretraining.workdir import Workdir
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_path
 from vpd.utils.progress import Progress
 
+LossOf = Callable[[Generator], Tensor]
+"""Draws a batch, and all else that is random, from the generator and returns the loss, a scalar."""
 
+
+# ----------------------------------------------------------------------------------------------------------- randomness
 def seed_of(*key: object) -> int:
     """A 63-bit seed that depends on ``key`` and nothing else."""
     text = "/".join(map(str, key))
@@ -32,23 +35,13 @@ def generator_of(*key: object) -> Generator:
 
 @contextlib.contextmanager
 def initialised_by(*key: object) -> Iterator[None]:
-    """Weights made in the block depend on ``key`` alone; the global random state is left as it was."""
+    """Seed torch's global generator by ``key`` in the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*key))
         yield
 
 
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Torch computes with ``count`` threads in the block, since another number gives other last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
+# ------------------------------------------------------------------------------------------------------- learning rates
 def constant_after(warmup: int) -> Callable[[int], float]:
     """Learning-rate factor that rises linearly to 1 within ``warmup`` steps and stays there."""
     return lambda step: min(1.0, (step + 1) / max(warmup, 1))
@@ -60,59 +53,56 @@ def rise_and_fall(steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / rise, (steps - step) / max(steps - rise + 1, 1), 1.0)
 
 
+# ---------------------------------------------------------------------------------------------------------------- phase
 @dataclass
 class Phase:
-    """One model on its way through ``steps`` optimizer steps of AdamW at ``lr`` times ``factor(step)``.
+    """Training of one model by AdamW with the learning rate ``lr * factor(step)``.
 
-    Randomness of step s comes from (seed, phase, s) alone, so that model, optimizer, average and losses are the whole
-    state, and a run that is resumed makes the same bits as one that never stopped.
+    All randomness of a step comes from (seed, phase, step). Hence model, optimizer, average and losses are the whole
+    state: there is no random state to save, and a resumed run draws what an uninterrupted one draws.
     """
 
     name: str
+    """Names the state file and, with the seed, all randomness: another name gives other weights."""
     settings: str
-    """Where params.yaml has them, for messages."""
+    """Key in params.yaml, for progress and messages."""
     model: nn.Module
     steps: int
     lr: float
     factor: Callable[[int], float]
     groups: list[dict] | None = None
-    """Parameters in groups of their own settings; all of the model's by default."""
-    largest_gradient: float | None = None
-    """Norm to which a larger gradient is scaled down."""
-    ema: EMA | None = None
+    """Parameter groups with settings of their own; default: all parameters in one."""
+    max_gradient_norm: float | None = None
+    ema_decay: float | None = None
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Exponential moving average of the parameters by name, while training with ``ema_decay``."""
 
-    def train(
-        self,
-        place: Workplace,
-        loss_of: Callable[[Generator], Tensor],
-        after: Callable[[int], None] = lambda step: None,
-    ) -> list[float]:
-        """Train from the last state in ``place`` to the end and return the loss of every step.
+    def train(self, workdir: Workdir, loss_of: LossOf, after: Callable[[int], None] = lambda step: None) -> list[float]:
+        """Train from the last saved state to the end and return the loss of every step.
 
-        ``loss_of`` draws its batch from the generator; ``after`` is called with the steps done, before a state is kept.
+        ``after`` is called with the number of steps done, before a state is saved. UserError if a loss is not finite;
+        the saved state is then older than that step.
         """
-        self.model.to(place.device).train()
+        self.model.to(workdir.device).train()
+        if self.ema_decay is not None:
+            self.average = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
         optimizer = torch.optim.AdamW(self.groups or self.model.parameters(), lr=self.lr, fused=True)
-        losses = self._resume(place, optimizer)
+        losses = self._resume(workdir, optimizer)
         progress = Progress(self.steps, self.settings, "steps", len(losses))
         for step in range(len(losses), self.steps):
-            losses.append(self._step(step, optimizer, place, loss_of))
+            losses.append(self._step(step, optimizer, workdir, loss_of))
             after(step + 1)
-            if (step + 1) % place.save_every == 0 or step + 1 == self.steps:
-                self._save(place, optimizer, losses)
+            if (step + 1) % workdir.save_every == 0 or step + 1 == self.steps:
+                self._save(workdir, optimizer, losses)
             progress.advance(note=f"loss {losses[-1]:.4f}")
-            for observer in place.observers:
-                observer(self.name, step + 1, losses[-1])
         progress.close()
         self.model.eval()
         return losses
 
-    def _step(
-        self, step: int, optimizer: torch.optim.Optimizer, place: Workplace, loss_of: Callable[[Generator], Tensor]
-    ) -> float:
+    def _step(self, step: int, optimizer: torch.optim.Optimizer, workdir: Workdir, loss_of: LossOf) -> float:
         # Dropout and stochastic depth inside a library's network draw from the global generator.
-        with initialised_by(place.seed, self.name, "network", step):
-            loss = loss_of(generator_of(place.seed, self.name, step))
+        with initialised_by(workdir.seed, self.name, "network", step):
+            loss = loss_of(generator_of(workdir.seed, self.name, step))
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(
@@ -122,35 +112,38 @@ class Phase:
             group["lr"] = self.lr * self.factor(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.largest_gradient is not None:
-            nn.utils.clip_grad_norm_(trained_parameters(self.model), self.largest_gradient)
+        if self.max_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(trained_parameters(self.model), self.max_gradient_norm)
         optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model, step)
+        if self.ema_decay is not None:
+            update_average(self.average, self.model, step, self.ema_decay)
         return value
 
-    def _path(self, place: Workplace) -> Path:
-        return place.folder / f"{self.name}.pt"
+    def _path(self, workdir: Workdir) -> Path:
+        return workdir.folder / f"{self.name}.pt"
 
-    def _save(self, place: Workplace, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "ema": self.ema.weights if self.ema is not None else {},
-            "losses": torch.tensor(losses, dtype=torch.float64),
-        }
-        with atomic_path(self._path(place)) as temporary:
-            torch.save(state, temporary)
+    def _save(self, workdir: Workdir, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "average": self.average}
+        with atomic_path(self._path(workdir)) as temporary:
+            torch.save(state | {"losses": torch.tensor(losses, dtype=torch.float64)}, temporary)
 
-    def _resume(self, place: Workplace, optimizer: torch.optim.Optimizer) -> list[float]:
-        if not self._path(place).exists():
+    def _resume(self, workdir: Workdir, optimizer: torch.optim.Optimizer) -> list[float]:
+        if not self._path(workdir).exists():
             return []
-        state = torch.load(self._path(place), map_location=place.device, weights_only=True)
+        state = torch.load(self._path(workdir), map_location=workdir.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.weights = state["ema"]
+        self.average = state["average"]
         return state["losses"].tolist()
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
+    """Average ``a <- d a + (1 - d) w`` with ``d = min(decay, (1 + step) / (10 + step))``, in place."""
+    # The memory is short at first, so that the initial weights, which are noise, do not reach the early milestones.
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, weight in model.named_parameters():
+        average[name].lerp_(weight, 1.0 - decay)
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -1,50 +1,79 @@
-"""Where a pre-training keeps its resumable states, and whether it is needed at all."""
+"""The fingerprint of a pre-training, and the folder where an interrupted one finds its state again.
+
+The workflow computes fingerprints when it is planned, so this module imports neither torch nor diffusers nor transformers.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from vpd.config.schema import BackboneSpec, PretrainingSpec
+from vpd.utils.files import locked
+from vpd.utils.fingerprint import Fingerprint, fingerprint
 
-from vpd.utils.files import read_json
+if TYPE_CHECKING:
+    import torch
 
-Observer = Callable[[str, int, float], None]
-"""Called with phase, steps done and loss after every step, once a state due at that step is on disk."""
-Identity = dict[str, str]
-"""Everything that the result depends on, as digests; the manifest starts with it."""
+SHARED = tuple(f"pretraining/{module}" for module in ("captions", "clip", "loop", "outputs", "workdir"))
+# Cache keys follow the folders: editing one backbone objective does not retrain the small Stable Diffusion, nor the reverse.
+DIFFUSION_CODE = (*SHARED, "pretraining/diffusion")
+BACKBONE_CODE = (*SHARED, "pretraining/backbones", "models/backbones")
+
+
+def pretraining_fingerprint(spec: PretrainingSpec, data: Path) -> Fingerprint:
+    """Fingerprint the small Stable Diffusion; ``data``, its captions dataset, is not read if there are no milestones.
+
+    Raises:
+        UserError: ``data`` has no manifest.
+    """
+    return fingerprint(spec.model_dump(mode="json"), DIFFUSION_CODE, {"captions": data} if spec.milestones else {})
+
+
+def backbone_fingerprint(name: str, spec: BackboneSpec, captions: Path, objects: Path) -> Fingerprint:
+    """Fingerprint backbone ``name``, pre-trained on the datasets ``captions`` and ``objects``.
+
+    Raises:
+        UserError: a dataset has no manifest.
+    """
+    settings = {"name": name, **spec.model_dump(mode="json")}
+    return fingerprint(settings, BACKBONE_CODE, {"captions": captions, "objects": objects})
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """Where and how often phases keep their resumable states, and the seed that all their randomness comes from."""
+class Workdir:
+    """Where and how often (in steps) phases save their state, the seed of all their randomness, and their device."""
 
     folder: Path
     seed: int
     save_every: int
     device: torch.device
-    observers: tuple[Observer, ...] = ()
 
 
-def open_workplace(
-    state: Path, identity: Identity, seed: int, save_every: int, observers: Iterable[Observer]
-) -> Workplace:
-    """The folder of this identity within ``state``, which exists; states of any other are removed."""
-    folder = state / "-".join(digest[:16] for digest in identity.values())
-    for other in state.iterdir():
-        if other.is_dir() and other != folder:
-            shutil.rmtree(other)
-    folder.mkdir(exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Workplace(folder, seed, save_every, device, tuple(observers))
+@contextlib.contextmanager
+def open_workdir(
+    state: Path, made_from: Fingerprint, spec: PretrainingSpec | BackboneSpec, save_every: int
+) -> Iterator[Workdir]:
+    """Lock ``state`` and compute with ``spec.threads`` threads in the block; remove ``state`` if the block succeeds.
 
+    States of any other fingerprint are deleted: to resume one would mix two settings, data or versions of the code.
+    """
+    import torch
 
-def is_finished(out: Path, identity: Identity, also: Iterable[str]) -> bool:
-    """Whether ``out`` was made from ``identity`` and has all files that its manifest lists, and those in ``also``."""
-    if not (out / "manifest.json").exists():
-        return False
-    manifest = read_json(out / "manifest.json")
-    same = all(manifest.get(key) == value for key, value in identity.items())
-    return same and all((out / name).is_file() for name in (*manifest["files"], *also))
+    threads = torch.get_num_threads()
+    with locked(state):
+        folder = state / made_from.key
+        for other in state.iterdir():
+            if other.is_dir() and other != folder:
+                shutil.rmtree(other)
+        folder.mkdir(exist_ok=True)
+        torch.set_num_threads(spec.threads)  # another number of threads gives other last bits
+        try:
+            yield Workdir(folder, spec.seed, save_every, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        finally:
+            torch.set_num_threads(threads)
+        shutil.rmtree(state)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from vpd.utils.files import write_text
-
+LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
 COLUMNS = (
     "table", "row", "column", "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment", "reason",
 )  # fmt: skip
 PROVENANCES = ("measured", "counted", "released-weights", "quoted", "missing")
 PROTOCOL_OURS = ", protocol: ours"
-"""Ending of verdicts on rows whose protocol nobody published: never a reproduction in the narrow sense."""
+"""Suffix of verdicts on rows whose protocol nobody published: never a reproduction in the narrow sense."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,15 @@ class Cell:
 
     @property
     def value(self) -> float | None:
-        """Mean over the seeds, exactly rounded and so the same in any order; the paper's number if it is quoted."""
+        """Mean over the seeds, or the paper's number if it is quoted."""
         if self.values:
-            return statistics.fmean(self.values)
+            return self.mean
         return self.paper if self.provenance == "quoted" else None
+
+    @property
+    def mean(self) -> float:
+        """Mean of ``values``, which must not be empty; exactly rounded, so that the order of seeds does not matter."""
+        return statistics.fmean(self.values)
 
     @property
     def sd(self) -> float | None:
@@ -55,34 +57,23 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Measured minus the paper's number."""
-        return self.value - self.paper if self.values and self.paper is not None else None
+        return self.mean - self.paper if self.values and self.paper is not None else None
 
-
-def counts(cells: Iterable[Cell], attribute: str) -> dict[str, int]:
-    """How many cells have each provenance or verdict."""
-    return dict(Counter(getattr(cell, attribute) for cell in cells))
+    @property
+    def sign(self) -> int:
+        """-1 where lower is better, else 1."""
+        return -1 if self.metric in LOWER_IS_BETTER else 1
 
 
 def number(value: float | None) -> str:
-    """Shortest text of a number rounded to six decimals; empty for None."""
+    """Format a number for CSV: shortest text of six rounded decimals; empty for None."""
     if value is None:
         return ""
-    return repr(round(float(value), 6) + 0.0).removesuffix(".0")
-
-
-def cells_csv(cells: Iterable[Cell]) -> str:
-    """The tidy table as CSV text."""
-    rows = []
-    for cell in cells:
-        numbers = (number(cell.value), number(cell.sd), len(cell.seeds) or "", number(cell.paper))
-        others = "; ".join(f"{number(value)} ({source})" for source, value in cell.reruns)
-        ends = (others, cell.provenance, cell.verdict, cell.experiment, cell.reason)
-        rows.append((cell.table, cell.row, cell.column, *numbers, *ends))
-    return csv_text(COLUMNS, rows)
+    return repr(round(float(value), 6) + 0.0).removesuffix(".0")  # + 0.0 turns -0.0 into 0.0
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A CSV file's text."""
+    """Format a CSV file."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -90,6 +81,12 @@ def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return buffer.getvalue()
 
 
-def write_cells(cells: Iterable[Cell], path: Path) -> None:
-    """Write ``cells.csv``."""
-    write_text(path, cells_csv(cells))
+def cells_csv(cells: Iterable[Cell]) -> str:
+    """Format ``cells.csv``, one line per cell."""
+    rows = []
+    for cell in cells:
+        numbers = (number(cell.value), number(cell.sd), len(cell.seeds) or "", number(cell.paper))
+        others = "; ".join(f"{number(value)} ({source})" for source, value in cell.reruns)
+        ends = (others, cell.provenance, cell.verdict, cell.experiment, cell.reason)
+        rows.append((cell.table, cell.row, cell.column, *numbers, *ends))
+    return csv_text(COLUMNS, rows)

@@ -1,19 +1,25 @@
-"""The paper's claims, tested on what was measured here: each gets a verdict and the numbers behind it."""
+"""The paper's claims and questions beyond it, each tested on the measured cells: a verdict with the numbers behind it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vpd.config.reported import Claim, ReportedTable, Row
-from vpd.config.table_checks import LOWER_IS_BETTER
+from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell, csv_text, number
-from vpd.report.names import heading, ordinal
+from vpd.report.judge import BEYOND
 from vpd.report.statistics import Difference, difference, rise
+from vpd.report.wording import heading, mean_sd, ordinal, signed
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
 VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN)
+NO_DIFFERENCE, ONE_SEED = "no difference seen", "one seed, cannot tell"
+"""Verdicts on questions, which have no expected answer; another one names who is ahead."""
+QUESTION_DECIMALS = dict.fromkeys(("rmse", "rel", "log10", "delta1", "delta2", "delta3"), 3)
+"""Decimals of a metric where it is not 1; a question has no printed numbers to take them from."""
 Points = Sequence[tuple[int, Cell]]
 """(pre-training steps, cell) per point of a trend figure; 0 steps stands for untrained weights."""
 COLUMNS = (
@@ -24,11 +30,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Line:
-    """One comparison of a finding: what is held against what, the difference, and what the seeds say about it."""
+    """One comparison of a finding: what is compared, the difference, and the verdict of the seeds."""
 
     label: str
     verdict: str
-    found: Difference | None = None
+    difference: Difference | None = None
     """None if one side was not measured."""
     paper: float | None = None
     """The paper's difference."""
@@ -38,17 +44,34 @@ class Line:
     """-1 where a negative difference is the better one."""
 
     @property
+    def numbers(self) -> str:
+        """``+1.20 (95 % interval +0.31 to +2.09, effect size +4.1, 3 and 3 seeds)``; empty if not measured."""
+        if self.difference is None:
+            return ""
+        d, decimals = self.difference, self.decimals + 1  # a difference of means deserves one digit more than they have
+        mean = signed(d.mean, decimals)
+        if d.interval is None:
+            return f"{mean} (one seed, no interval{self.remark})"
+        ends = " to ".join(signed(end, decimals) for end in d.interval)
+        effect = "no spread" if d.effect is None else f"effect size {signed(d.effect, 1)}"
+        count = d.seeds[0] if d.paired else " and ".join(map(str, d.seeds))
+        return f"{mean} (95 % interval {ends}, {effect}, {count} seeds)"
+
+    @property
+    def paper_text(self) -> str:
+        """The paper's difference with its sign; empty if the paper prints none or nothing was measured."""
+        return "" if self.paper is None or self.difference is None else signed(self.paper, self.decimals)
+
+    @property
     def sentence(self) -> str:
         """The comparison in words."""
-        if self.found is None:
-            return f"{self.label}."
-        paper = f" The paper's difference is {signed(self.paper, self.decimals)}." if self.paper is not None else ""
-        return f"{self.label}: {describe(self.found, self.decimals, self.remark)}.{paper}"
+        paper = f" The paper's difference is {self.paper_text}." if self.paper_text else ""
+        return f"{self.label}: {self.numbers}.{paper}" if self.numbers else f"{self.label}."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim with its verdict and the comparisons that it rests on."""
+    """One claim or question with its verdict and the comparisons that it rests on."""
 
     title: str
     place: str
@@ -56,82 +79,40 @@ class Finding:
     lines: tuple[Line, ...]
 
     @property
-    def sentence(self) -> str:
-        """All comparisons in words."""
-        return " ".join(line.sentence for line in self.lines)
+    def outcomes(self) -> str:
+        """Verdicts of the comparisons, in the order of first occurrence: ``3 inconclusive, 2 supported``."""
+        return ", ".join(f"{count} {name}" for name, count in Counter(line.verdict for line in self.lines).items())
 
 
-def signed(value: float, decimals: int) -> str:
-    """A number with its sign, minus as a minus sign: ``+1.2``, ``−0.3``; what rounds to zero has no minus."""
-    text = f"{value:+.{decimals}f}"
-    if float(text) == 0:
-        text = f"+{0:.{decimals}f}"
-    return text.replace("-", "−")
-
-
-def shown(value: float, decimals: int) -> str:
-    """A number with so many decimals, or with two digits where those would leave nothing of it."""
-    text = f"{value:.{decimals}f}"
-    return f"{value:.2g}" if value and float(text) == 0 else text
-
-
-def spread(cell: Cell, decimals: int) -> str:
-    """Mean, and standard deviation where there are several seeds: ``31.2 ± 0.4``."""
-    mean = shown(cell.value, decimals)
-    return mean if cell.sd is None else f"{mean} ± {cell.sd:.{decimals}f}"
-
-
-def describe(found: Difference, decimals: int, remark: str = "") -> str:
-    """``+1.20 (95 % interval +0.31 to +2.09, effect size +4.1, 3 and 3 seeds)``; one decimal more than the numbers."""
-    mean = signed(found.mean, decimals + 1)
-    if found.low is None:
-        return f"{mean} (one seed, no interval{remark})"
-    ends = f"{signed(found.low, decimals + 1)} to {signed(found.high, decimals + 1)}"
-    effect = "no spread" if found.effect is None else f"effect size {signed(found.effect, 1)}"
-    count = " and ".join(map(str, dict.fromkeys(found.seeds) if found.paired else found.seeds))
-    return f"{mean} (95 % interval {ends}, {effect}, {count} seeds)"
-
-
-# ---------------------------------------------------------------------------------------------------------------- lines
-def better_is(cell: Cell) -> int:
-    """-1 where lower is better."""
-    return -1 if cell.metric in LOWER_IS_BETTER else 1
-
-
-def compare(better: Cell, worse: Cell, decimals: int) -> Line:
-    """Test the claim that ``better`` is better than ``worse``."""
-    if absent := not_measured(better, worse):
+# ---------------------------------------------------------------------------------------------------------- comparisons
+def compare(first: Cell, second: Cell, decimals: int) -> Line:
+    """Test the claim that ``first`` is better than ``second``."""
+    if absent := not_measured(first, second):
         return absent
-    found = difference(better.values, worse.values)
-    paper = better.paper - worse.paper if None not in (better.paper, worse.paper) else None
-    label = f"'{better.row}' {spread(better, decimals)} against '{worse.row}' {spread(worse, decimals)}"
-    return judged(label, found, better_is(better), decimals, paper)
+    sides = [f"'{cell.row}' {mean_sd(cell.mean, cell.sd, decimals)}" for cell in (first, second)]
+    paper = None if first.paper is None or second.paper is None else first.paper - second.paper
+    return judged(" against ".join(sides), difference(first.values, second.values), first.sign, decimals, paper)
 
 
 def not_measured(*cells: Cell) -> Line | None:
-    """A line that says which of ``cells`` is missing, if one is."""
+    """Name the cells without a measurement; None if there are none."""
     names = " and ".join(dict.fromkeys(f"'{cell.row}'" for cell in cells if not cell.values))
     return Line(f"{names} not measured, so there is nothing to compare", NOT_RUN) if names else None
 
 
 def judged(label: str, found: Difference, sign: int, decimals: int, paper: float | None = None) -> Line:
-    """A line whose verdict follows from the interval; without one the direction is told and nothing decided."""
-    if found.low is None:
+    """Judge a difference by its interval; one seed has none, shows the direction and decides nothing."""
+    verdict = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[found.significant * sign]
+    remark = ""
+    if found.interval is None:
         ahead = found.mean * sign
-        way = (
-            "the direction is as claimed"
-            if ahead > 0
-            else "the direction is the opposite"
-            if ahead
-            else "no difference"
-        )
-        return Line(label, INCONCLUSIVE, found, paper, decimals, f"; {way}", sign)
-    verdict = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[found.settled * sign]
-    return Line(label, verdict, found, paper, decimals, sign=sign)
+        direction = f"the direction is {'as claimed' if ahead > 0 else 'the opposite'}" if ahead else "no difference"
+        remark = f"; {direction}"
+    return Line(label, verdict, found, paper, decimals, remark, sign)
 
 
 def conclude(verdicts: Iterable[str]) -> str:
-    """The verdict on a claim of several comparisons: all must be supported, and one contradicted is enough."""
+    """Verdict on a claim of several comparisons: all must be supported, and one contradicted is enough."""
     seen = set(verdicts)
     if CONTRADICTED in seen:
         return CONTRADICTED
@@ -145,28 +126,34 @@ def findings(
     cells: Sequence[Cell],
     points: Mapping[str, Points],
 ) -> list[Finding]:
-    """Every claim with its verdict; ``points`` by trend figure."""
-    return [
-        trend(claim, points.get(claim.figure, ()), _decimals(reported.get(claim.figure)))
-        if claim.figure
-        else table_finding(claim, reported[claim.table], cells)
-        for claim in claims
-    ]
+    """Test every claim.
+
+    Args:
+        claims: what the paper says.
+        reported: the paper's tables by name.
+        cells: all cells of the report.
+        points: points of each trend figure.
+    """
+    tested = []
+    for claim in claims:
+        if claim.figure:
+            source = reported.get(claim.figure)
+            decimals = source.decimals(source.columns[0]) if source else 2
+            tested.append(trend(claim, claim.figure, points.get(claim.figure, ()), decimals))
+        elif claim.table:
+            here = [cell for cell in cells if cell.table == claim.table]
+            tested.append(table_finding(claim, claim.table, reported[claim.table], here))
+    return tested
 
 
-def _decimals(source: ReportedTable | None) -> int:
-    return source.decimals(source.columns[0]) if source else 2
-
-
-def table_finding(claim: Claim, source: ReportedTable, cells: Sequence[Cell]) -> Finding:
-    """A claim about rows of a table, compared in each of its columns."""
-    here = [cell for cell in cells if cell.table == claim.table]
-    labels = list(dict.fromkeys(cell.row for cell in here))
+def table_finding(claim: Claim, name: str, source: ReportedTable, cells: Sequence[Cell]) -> Finding:
+    """Test a claim about rows of a table in each of its columns."""
+    labels = list(dict.fromkeys(cell.row for cell in cells))
+    by_place = {(cell.row, cell.column): cell for cell in cells}
 
     def cell(match: Row, column: str) -> Cell:
         (index,) = source.matching(match)
-        absent = Cell(claim.table, labels[index], column, None)
-        return next((c for c in here if (c.row, c.column) == (labels[index], column)), absent)
+        return by_place.get((labels[index], column), Cell(name, labels[index], column, None))
 
     lines = []
     for column in claim.columns:
@@ -174,12 +161,12 @@ def table_finding(claim: Claim, source: ReportedTable, cells: Sequence[Cell]) ->
         for better, worse in claim.pairs:
             line = compare(cell(better, column), cell(worse, column), decimals)
             lines.append(replace(line, label=prefix + line.label))
-    place = f"{ordinal(claim.table)}, {', '.join(map(heading, claim.columns))}"
+    place = f"{ordinal(name)}, {', '.join(map(heading, claim.columns))}"
     return Finding(claim.title, place, conclude(line.verdict for line in lines), tuple(lines))
 
 
-def trend(claim: Claim, points: Points, decimals: int) -> Finding:
-    """A claim about the points of a figure, in the order of their pre-training steps."""
+def trend(claim: Claim, name: str, points: Points, decimals: int) -> Finding:
+    """Test a claim about the points of figure ``name``, in the order of their pre-training steps."""
     ordered = sorted(points, key=lambda point: point[0])
     every = [cell for _, cell in ordered]
     trained = [(steps, cell) for steps, cell in ordered if steps]
@@ -192,30 +179,48 @@ def trend(claim: Claim, points: Points, decimals: int) -> Finding:
     else:
         first = every[0] if claim.trend == "untrained" else trained[0][1]
         lines = [compare(every[-1], first, decimals)]
-    return Finding(claim.title, ordinal(claim.figure), conclude(line.verdict for line in lines), tuple(lines))
+    return Finding(claim.title, ordinal(name), conclude(line.verdict for line in lines), tuple(lines))
 
 
 def slope(points: Points, decimals: int) -> Line:
-    """Whether the metric rises with every doubling of the steps: one least-squares slope per seed."""
+    """Test whether the metric improves with every doubling of the steps: one least-squares slope per seed."""
     cells = [cell for _, cell in points]
     if absent := not_measured(*cells):
         return absent
     seeds = [seed for seed in cells[0].seeds if all(seed in cell.seeds for cell in cells)]
-    values = [[dict(zip(cell.seeds, cell.values, strict=True))[seed] for cell in cells] for seed in seeds]
     if not seeds:
         return Line("The points have no seed in common", NOT_RUN)
-    found = rise([steps for steps, _ in points], values)
-    return judged("Change per doubling of the pre-training steps", found, better_is(cells[0]), decimals)
+    values = [[cell.values[cell.seeds.index(seed)] for cell in cells] for seed in seeds]
+    change = rise([steps for steps, _ in points], values)
+    return judged("Change per doubling of the pre-training steps", change, cells[0].sign, decimals)
 
 
-def claims_csv(sections: Mapping[str, Sequence[Finding]]) -> str:
-    """Findings as CSV, one line per comparison; sections are ``paper`` and ``beyond the paper``."""
+# ------------------------------------------------------------------------------------------------------------ questions
+def answers(questions: Iterable[QuestionSpec], cells: Iterable[Cell]) -> list[Finding]:
+    """Answer every question: ``a is ahead``, ``no difference seen``, ``one seed, cannot tell`` or ``not run``."""
+    by_place = {(cell.row, cell.column): cell for cell in cells if cell.table == BEYOND}
+    return [answer(q, by_place[q.first, q.metric], by_place[q.second, q.metric]) for q in questions]
+
+
+def answer(question: QuestionSpec, first: Cell, second: Cell) -> Finding:
+    """Compare both sides by a two-sided interval."""
+    milestone, _, metric = question.metric.partition(".")
+    line = compare(first, second, QUESTION_DECIMALS.get(metric, 1))
+    if line.difference:
+        named = {SUPPORTED: f"{first.row} is ahead", CONTRADICTED: f"{second.row} is ahead"}
+        verdict = named.get(line.verdict, NO_DIFFERENCE) if line.difference.interval else ONE_SEED
+        line = replace(line, verdict=verdict, remark="")
+    return Finding(question.title, f"{heading(metric)}, {milestone}", line.verdict, (line,))
+
+
+def claims_csv(sections: Mapping[str, Iterable[Finding]]) -> str:
+    """Format findings as CSV, one line per comparison; sections are ``paper`` and ``beyond the paper``."""
     rows = []
-    for section, found in sections.items():
-        for finding in found:
+    for section, tested in sections.items():
+        for finding in tested:
             for line in finding.lines:
-                d = line.found
-                numbers = [number(value) for value in ((d.mean, d.low, d.high, d.effect) if d else (None,) * 4)]
-                ends = (line.label, line.verdict, *numbers, number(line.paper))
+                d = line.difference
+                numbers = (d.mean, *(d.interval or (None, None)), d.effect) if d else (None,) * 4
+                ends = (line.label, line.verdict, *map(number, numbers), number(line.paper))
                 rows.append((section, finding.title, finding.place, finding.verdict, *ends))
     return csv_text(COLUMNS, rows)

@@ -1,23 +1,74 @@
-"""Loss curves: small multiples of every experiment of a task, and of every phase of pre-training."""
+"""Curves: losses of every experiment of a task and of every phase of pre-training, and rows of a table against each other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from vpd.report.style import BLUE, FAINT, GREEN, empty_figure, new_figure, whole_numbers
+from vpd.report.figures import BLUE, CYCLE, FAINT, GREEN, ORANGE, empty_figure, new_figure, whole_numbers
+from vpd.report.wording import metric_name
 
-ACROSS = 4
+SMALL_PANELS, LARGE_PANELS = 4, 3
+"""Panels side by side."""
+LEGEND_WIDTH = 2.0
+"""Inches for one entry of the legend."""
+DASHES = ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
-def _multiples(count: int, across: int = ACROSS, share: bool = True) -> tuple[Figure, list[Axes]]:
-    """``count`` small panels in a grid; surplus panels are removed."""
-    across = min(across, count)
+def smooth(values: pd.Series, share: float = 0.1) -> pd.Series:
+    """Centred running mean over ``share`` of the curve."""
+    window = max(1, int(len(values) * share))
+    return values.rolling(window, center=True, min_periods=1).mean()
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+def training_figure(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw the training loss of each experiment: seeds thin, their smoothed mean thick, the range of all in grey.
+
+    Args:
+        histories: experiment -> frame with columns seed, step and loss.
+    """
+    if not histories:
+        return empty_figure("not run yet")
+    means = {name: smooth(frame.groupby("step")["loss"].mean(), 0.05) for name, frame in histories.items()}
+    every = pd.concat(means, axis=1).sort_index().interpolate(method="index", limit_area="inside")
+    losses = pd.concat([frame["loss"] for frame in histories.values()])
+    figure, panels = _multiples(len(histories), "training step", share=True)
+    for axes, (name, frame) in zip(panels, histories.items(), strict=True):
+        axes.fill_between(every.index, every.min(axis=1), every.max(axis=1), color=FAINT, linewidth=0, zorder=1)
+        for _, seed in frame.groupby("seed"):
+            axes.plot(seed["step"], seed["loss"], color=BLUE, linewidth=0.7, alpha=0.4, zorder=2)
+        axes.plot(means[name].index, means[name], color=BLUE, linewidth=1.8, zorder=3)
+        axes.set_title(name, fontsize=10)
+        _loss_axes(axes, losses)
+    return figure
+
+
+def pretraining_figure(history: pd.DataFrame | None) -> Figure:
+    """Draw the loss of each phase of pre-training (columns phase, step, loss): faint as recorded, bold smoothed."""
+    if history is None or history.empty:
+        return empty_figure("no pre-training loss recorded")
+    phases = list(dict.fromkeys(history["phase"]))
+    figure, panels = _multiples(len(phases), "step", share=False)
+    for axes, phase in zip(panels, phases, strict=True):
+        lines = history[history["phase"] == phase]
+        axes.plot(lines["step"], lines["loss"], color=GREEN, linewidth=0.7, alpha=0.4)
+        axes.plot(lines["step"], smooth(lines["loss"]), color=GREEN, linewidth=1.8)
+        axes.set_title(str(phase), fontsize=10)
+        _loss_axes(axes, lines["loss"])
+    return figure
+
+
+def _multiples(count: int, label: str, share: bool) -> tuple[Figure, list[Axes]]:
+    """``count`` small panels in a grid, with the label of the x axis; surplus panels are removed."""
+    across = min(SMALL_PANELS, count)
     down = math.ceil(count / across)
     figure = new_figure(2.6 * across + 0.4, 1.9 * down + 0.4)
     panels = list(figure.subplots(down, across, sharex=share, sharey=share, squeeze=False).flat)
@@ -25,33 +76,13 @@ def _multiples(count: int, across: int = ACROSS, share: bool = True) -> tuple[Fi
         axes.remove()
     for axes in panels[max(count - across, 0) : count]:
         axes.tick_params(labelbottom=True)
+    figure.supxlabel(label, fontsize=10)
+    figure.supylabel("loss", fontsize=10)
     return figure, panels[:count]
 
 
-def training_figure(histories: Mapping[str, pd.DataFrame]) -> Figure:
-    """Training loss of each experiment over the range of all in grey: seeds thin, their smoothed mean thick.
-
-    ``histories``: experiment -> frame with columns seed, step and loss. The loss axis is logarithmic.
-    """
-    if not histories:
-        return empty_figure("not run yet")
-    means = {name: smooth(frame.groupby("step")["loss"].mean(), 0.05) for name, frame in histories.items()}
-    every = pd.concat(means, axis=1).sort_index().interpolate(method="index", limit_area="inside")
-    figure, panels = _multiples(len(histories))
-    for axes, (name, frame) in zip(panels, histories.items(), strict=True):
-        axes.fill_between(every.index, every.min(axis=1), every.max(axis=1), color=FAINT, linewidth=0, zorder=1)
-        for _, seed in frame.groupby("seed"):
-            axes.plot(seed["step"], seed["loss"], color=BLUE, linewidth=0.7, alpha=0.4, zorder=2)
-        axes.plot(means[name].index, means[name], color=BLUE, linewidth=1.8, zorder=3)
-        axes.set_title(name, fontsize=10)
-        loss_axes(axes, pd.concat([frame["loss"] for frame in histories.values()]))
-    figure.supxlabel("training step", fontsize=10)
-    figure.supylabel("loss", fontsize=10)
-    return figure
-
-
-def loss_axes(axes: Axes, losses: pd.Series) -> None:
-    """Logarithmic axis for ``losses`` if they are positive, with few round ticks."""
+def _loss_axes(axes: Axes, losses: pd.Series) -> None:
+    """Use a logarithmic axis for ``losses`` if they are positive, with few round ticks."""
     whole_numbers(axes)
     low, high = losses.min(), losses.max()
     if low > 0:
@@ -71,24 +102,101 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return [low, high]
 
 
-def pretraining_figure(history: pd.DataFrame | None) -> Figure:
-    """Loss of each phase of pre-training (columns phase, step, loss): faint as recorded, bold smoothed."""
-    if history is None or history.empty:
-        return empty_figure("no pre-training loss recorded")
-    phases = list(dict.fromkeys(history["phase"]))
-    figure, panels = _multiples(len(phases), share=False)
-    for axes, phase in zip(panels, phases, strict=True):
-        lines = history[history["phase"] == phase]
-        axes.plot(lines["step"], lines["loss"], color=GREEN, linewidth=0.7, alpha=0.4)
-        axes.plot(lines["step"], smooth(lines["loss"]), color=GREEN, linewidth=1.8)
-        axes.set_title(str(phase), fontsize=10)
-        loss_axes(axes, lines["loss"])
-    figure.supxlabel("step", fontsize=10)
-    figure.supylabel("loss", fontsize=10)
+# -------------------------------------------------------------------------------------------------------- rows of a table
+@dataclass(frozen=True)
+class Curve:
+    """One row of a table in one panel, which holds rows that were trained on the same data with the same schedule."""
+
+    label: str
+    panel: str
+    own: bool
+    """Whether it is VPD, drawn in front of the baselines."""
+    history: pd.DataFrame | None = None
+    """Columns seed, step and loss; None if there is none."""
+    scores: pd.DataFrame | None = None
+    """Columns seed, step and value of the table's metric; None without results."""
+
+
+def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
+    """Draw a panel of losses for each group of rows, and one of ``metric`` for each that was measured more than once."""
+    losses, scores = _panels(curves, "history"), _panels(curves, "scores")
+    scores = {name: frames for name, frames in scores.items() if any(f["step"].nunique() > 1 for _, f in frames)}
+    count = len(losses) + len(scores)
+    if not count:
+        return empty_figure("not run yet")
+    across = min(LARGE_PANELS, count)
+    down = math.ceil(count / across)
+    figure = new_figure((3.6 if across == LARGE_PANELS else 4.4) * across + 0.3, 2.9 * down + 0.7)
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    figure.get_layout_engine().set(h_pad=0.1)
+    looks = styles(curves)
+    for draw, panels in ((_losses, losses), (_scores, scores)):
+        for name, frames in panels.items():
+            panel = axes.pop(0)
+            draw(panel, frames, looks, metric)
+            panel.set_title(name)
+    for panel in axes:
+        panel.remove()
+    for panel in figure.axes[-across:]:
+        panel.set_xlabel("training step")
+    _legend(figure)
     return figure
 
 
-def smooth(values: pd.Series, share: float = 0.1) -> pd.Series:
-    """Centred running mean over ``share`` of the curve."""
-    window = max(1, int(len(values) * share))
-    return values.rolling(window, center=True, min_periods=1).mean()
+def _panels(curves: Sequence[Curve], kind: str) -> dict[str, list[tuple[str, pd.DataFrame]]]:
+    """(label, frame) of the curves that have a frame of ``kind``, by panel in the order of first use."""
+    panels: dict[str, list[tuple[str, pd.DataFrame]]] = {curve.panel: [] for curve in curves}
+    for curve in curves:
+        if (frame := getattr(curve, kind)) is not None:
+            panels[curve.panel].append((curve.label, frame))
+    return {name: frames for name, frames in panels.items() if frames}
+
+
+def styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+    """Look of each label: VPD solid, thick and in front, baselines thinner and, beside VPD, broken."""
+    labels = {curve.label: curve.own for curve in curves}
+    mixed = len(set(labels.values())) > 1
+    first = [color for color in (BLUE, ORANGE) if mixed]
+    others = [color for color in CYCLE if color not in first]
+    counts = {True: 0, False: 0}
+    looks = {}
+    for label, own in labels.items():
+        front = own and mixed
+        colors, number = (first if front else others), counts[own]
+        looks[label] = {
+            "color": colors[number % len(colors)],
+            "linestyle": DASHES[number % len(DASHES)] if mixed and not own else "-",
+            "linewidth": 2.4 if front else 1.5,
+            "zorder": 4 if front else 3,
+        }
+        counts[own] += 1
+    return looks
+
+
+def _losses(axes: Axes, frames: Sequence[tuple[str, pd.DataFrame]], looks: Mapping[str, dict], metric: str) -> None:
+    means = [smooth(frame.groupby("step")["loss"].mean(), 0.05) for _, frame in frames]
+    for (label, _), mean in zip(frames, means, strict=True):
+        axes.plot(mean.index, mean, label=label, **looks[label])
+    axes.set_ylabel("training loss")
+    _loss_axes(axes, pd.concat(means))
+
+
+def _scores(axes: Axes, frames: Sequence[tuple[str, pd.DataFrame]], looks: Mapping[str, dict], metric: str) -> None:
+    for label, frame in frames:
+        steps = frame.groupby("step")["value"]
+        mean, sd = steps.mean(), steps.std().fillna(0.0)
+        axes.errorbar(mean.index, mean, yerr=sd, marker="o", capsize=3, label=label, **looks[label])
+    axes.set_ylabel(metric_name(metric))
+    axes.margins(x=0.15)
+    whole_numbers(axes)
+    axes.set_xticks(sorted({step for _, frame in frames for step in frame["step"]}))
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, below them."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    across = max(1, int(figure.get_figwidth() / LEGEND_WIDTH))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, frameon=False)

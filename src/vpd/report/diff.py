@@ -6,62 +6,52 @@ from pathlib import Path
 
 import pandas as pd
 
+from vpd.report.collect import read_csv
 from vpd.utils.errors import UserError
 
 CELLS = "tables/cells.csv"
 KEY = ["table", "row", "column"]
-NEEDED = (*KEY, "value", "sd", "provenance")
+HEADS = ("table", "row", "column", "first", "second", "difference", "seeds' noise", "source")
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
-    """The cells of a results folder, or of a cells.csv itself, by table, row and column; UserError if there are none."""
+    """Read the cells of a results folder, or a cells.csv itself, indexed by table, row and column."""
     path = folder / CELLS if folder.is_dir() else folder
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a results folder in which the report has been written")
-    try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(KEY, str))
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file ({error}); write the report again") from None
-    missing = [name for name in NEEDED if name not in frame.columns]
-    if missing:
-        raise UserError(f"{path} has no column '{missing[0]}'; write the report again")
-    return frame.set_index(KEY)
+    columns = (*KEY, "value", "sd", "provenance")
+    return read_csv(path, columns, "write the report again", dict.fromkeys(KEY, str)).set_index(KEY)
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Cells that are not the same in both: ``first``, ``second``, ``difference`` (second minus first), ``noise``.
+    """Find the cells that differ in value or provenance; values are equal if all written digits are.
 
-    ``noise`` is the standard deviation to expect of such a difference from the seeds' own, where both have several.
-    Values are the same if they agree to the last digit written.
+    Returns:
+        ``first``, ``second``, ``difference`` (second minus first), ``noise`` (the standard deviation to expect of such a
+        difference from the seeds' own, where both have several) and ``source`` by table, row and column.
     """
     both = first.join(second, how="outer", lsuffix="_first", rsuffix="_second", sort=False)
-    found = pd.DataFrame({"first": both["value_first"], "second": both["value_second"]})
-    found["difference"] = (found["second"] - found["first"]).round(6)
-    found["noise"] = (both["sd_first"] ** 2 + both["sd_second"] ** 2) ** 0.5
-    same = (found["first"] == found["second"]) | (found["first"].isna() & found["second"].isna())
-    changed = both["provenance_first"].fillna("absent") != both["provenance_second"].fillna("absent")
-    found["source"] = both["provenance_first"].fillna("absent") + " -> " + both["provenance_second"].fillna("absent")
-    found.loc[~changed, "source"] = both.loc[~changed, "provenance_first"]
-    return found[~same | changed]
+    cells = pd.DataFrame({"first": both["value_first"], "second": both["value_second"]})
+    cells["difference"] = (cells["second"] - cells["first"]).round(6)
+    cells["noise"] = (both["sd_first"] ** 2 + both["sd_second"] ** 2) ** 0.5
+    before, after = (both[f"provenance_{side}"].fillna("absent") for side in ("first", "second"))
+    cells["source"] = before.where(before == after, before + " -> " + after)
+    same = (cells["first"] == cells["second"]) | (cells["first"].isna() & cells["second"].isna())
+    return cells[~same | (before != after)]
 
 
 def report(first: Path, second: Path) -> tuple[str, int]:
-    """What differs between two results folders, as text, and the number of cells that do."""
+    """Describe what differs between two results folders as markdown; also return the number of cells that differ."""
     one, other = read_cells(first), read_cells(second)
-    found = compare(one, other)
+    cells = compare(one, other)
     total = len(one.index.union(other.index))
-    if found.empty:
+    if cells.empty:
         return f"all {total} cells are equal", 0
-    lines = [f"{len(found)} of {total} cells differ ({first} -> {second})", ""]
-    lines += [
-        "| table | row | column | first | second | difference | seeds' noise | source |",
-        "|---|---|---|---:|---:|---:|---:|---|",
-    ]
-    for (table, row, column), cell in found.iterrows():
-        numbers = (_number(cell[name]) for name in ("first", "second", "difference", "noise"))
-        lines.append(f"| {table} | {row} | {column} | {' | '.join(numbers)} | {cell['source']} |")
-    return "\n".join(lines), len(found)
-
-
-def _number(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.4g}"
+    lines = [f"{len(cells)} of {total} cells differ ({first} -> {second})", "", f"| {' | '.join(HEADS)} |"]
+    lines.append("|---|---|---|---:|---:|---:|---:|---|")
+    for key, cell in cells.iterrows():
+        numbers = [
+            "–" if pd.isna(value) else f"{value:.4g}" for value in cell[["first", "second", "difference", "noise"]]
+        ]
+        lines.append(f"| {' | '.join((*key, *numbers, cell['source']))} |")
+    return "\n".join(lines), len(cells)

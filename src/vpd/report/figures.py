@@ -1,67 +1,105 @@
-"""Result figures: a metric against pre-training steps, and the rows of a table as dots."""
+"""Result figures: their common look, a metric against pre-training steps, and the rows of a table as dots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
-from vpd.config.table_checks import LOWER_IS_BETTER, FigureSpec
 from vpd.report.cells import Cell
 from vpd.report.claims import Points
-from vpd.report.names import heading, metric_name
-from vpd.report.style import BLUE, FAINT, INK, MUTED, ORANGE, empty_figure, new_figure, whole_numbers
-from vpd.utils.errors import UserError
+from vpd.report.wording import heading, metric_name, short
 
-if TYPE_CHECKING:
-    from vpd.config.params import Params
+INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d5d5d5"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+"""From the palette of Okabe and Ito, which is distinguishable with any colour vision."""
+CYCLE = (BLUE, ORANGE, GREEN, "#cc79a7", "#b58900", "#56b4e9", MUTED)
+"""Colours of lines: all of that palette that is visible on white."""
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "vpd",
+    "svg.fonttype": "path",
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """Make and save figures in this context; it ignores the user's matplotlibrc."""
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE})
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, sizes in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write ``name``.svg and ``name``.png without dates or versions, so that equal numbers give equal bytes."""
+    # The layout takes most of the time, so both files share one.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+
+
+def empty_figure(message: str) -> Figure:
+    """Make a figure that only says why it is empty."""
+    figure = new_figure(6, 1.5)
+    figure.text(0.5, 0.5, message, ha="center", va="center", color=MUTED)
+    return figure
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Label the x axis with thousands as ``2k`` and millions as ``1.2M``."""
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+
 
 SEED = {"s": 16, "alpha": 0.55, "linewidths": 0, "zorder": 3}
 PAPER = {"marker": "D", "markersize": 8, "color": "none", "markeredgecolor": INK, "zorder": 5}
 
 
-def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str, int]:
-    """Pre-training steps of each point's U-Net: 0 if untrained, else of its milestone, else as the figure states.
-
-    Raises UserError if neither the milestones nor the figure know a checkpoint.
-    """
-    known = {**figure.steps, **params.pretraining.milestones}
-    steps = {}
-    for point, experiment in figure.points.items():
-        spec = params.resolve(experiment)
-        if spec.model.unet == "random":
-            steps[point] = 0
-        elif spec.checkpoint in known:
-            steps[point] = known[spec.checkpoint]
-        else:
-            cure = f"add it to figures.{name}.steps"
-            raise UserError(f"figures.{name}: the pre-training steps of '{spec.checkpoint}' are not known; {cure}")
-    return steps
-
-
 def trend_figure(points: Points, comparable: bool) -> Figure:
-    """Mean, standard deviation and single seeds against pre-training steps; untrained weights stand at 0."""
-    shown = [(steps, cell) for steps, cell in sorted(points, key=lambda point: point[0]) if cell.values]
-    if not shown:
+    """Draw mean, standard deviation and single seeds against pre-training steps; untrained weights are at 0."""
+    measured = [(steps, cell) for steps, cell in sorted(points, key=lambda point: point[0]) if cell.values]
+    if not measured:
         return empty_figure("not run yet")
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
-    x = np.array([steps for steps, _ in shown], dtype=float)
-    means = np.array([cell.value for _, cell in shown])
+    x = np.array([steps for steps, _ in measured], dtype=float)
+    means = np.array([cell.mean for _, cell in measured])
     trained = x > 0
     axes.plot(x[trained], means[trained], color=BLUE, linewidth=2, zorder=2)
     axes.plot(x, means, color=BLUE, linewidth=1.2, linestyle=(0, (3, 3)), zorder=1)
-    for steps, cell in shown:
+    for steps, cell in measured:
         _point(axes, steps, cell, BLUE if steps else ORANGE)
     if comparable:
-        _paper_points(axes, shown)
-    _label_points(axes, shown)
-    _finish_trend(axes, shown[0][1].metric)
+        _paper_points(axes, measured)
+    _label_points(axes, measured)
+    _finish_trend(axes, measured[0][1].metric)
     return figure
 
 
@@ -70,31 +108,31 @@ def _point(axes: Axes, steps: float, cell: Cell, color: str) -> None:
     aside = offset_copy(axes.transData, axes.figure, x=-7, units="points")
     if cell.sd is not None:
         axes.scatter([steps] * len(cell.values), cell.values, transform=aside, color=color, **SEED)
-    axes.errorbar(steps, cell.value, yerr=cell.sd, color=color, marker="o", markersize=7, capsize=4, zorder=4)
+    axes.errorbar(steps, cell.mean, yerr=cell.sd, color=color, marker="o", markersize=7, capsize=4, zorder=4)
 
 
-def _paper_points(axes: Axes, shown: Points) -> None:
-    points = [(steps, cell.paper) for steps, cell in shown if cell.paper is not None]
+def _paper_points(axes: Axes, measured: Points) -> None:
+    points = [(steps, cell.paper) for steps, cell in measured if cell.paper is not None]
     if points:
         axes.plot(*zip(*points, strict=True), linestyle="", label="paper", **PAPER)
         axes.legend(loc="upper left", frameon=False)
 
 
-def _label_points(axes: Axes, shown: Points) -> None:
+def _label_points(axes: Axes, measured: Points) -> None:
     """Name each point to its lower right, which a rising curve leaves free; in a crowd the first above, others below."""
-    width = max(steps for steps, _ in shown) or 1
-    height = max(cell.value for _, cell in shown) - min(cell.value for _, cell in shown) or 1
+    width = max(steps for steps, _ in measured) or 1
+    height = max(cell.mean for _, cell in measured) - min(cell.mean for _, cell in measured) or 1
 
     def crowded(one: tuple[int, Cell], other: tuple[int, Cell]) -> bool:
-        return abs(one[0] - other[0]) < 0.12 * width and abs(one[1].value - other[1].value) < 0.15 * height
+        return abs(one[0] - other[0]) < 0.12 * width and abs(one[1].mean - other[1].mean) < 0.15 * height
 
-    for index, point in enumerate(shown):
-        left = any(crowded(point, other) for other in shown[:index])
-        right = any(crowded(point, other) for other in shown[index + 1 :])
+    for index, point in enumerate(measured):
+        left = any(crowded(point, other) for other in measured[:index])
+        right = any(crowded(point, other) for other in measured[index + 1 :])
         offset, places = ((9, -7), ("left", "top"))
         if right:
             offset, places = ((0, -16), ("center", "top")) if left else ((0, 16), ("center", "bottom"))
-        at = (point[0], point[1].value)
+        at = (point[0], point[1].mean)
         axes.annotate(point[1].row, at, offset, textcoords="offset points", ha=places[0], va=places[1])
 
 
@@ -107,7 +145,7 @@ def _finish_trend(axes: Axes, metric: str) -> None:
 
 
 def dots_figure(columns: Mapping[str, Sequence[Cell]], decimals: Mapping[str, int], comparable: bool) -> Figure:
-    """The rows of a table as dots, one panel per column: mean and standard deviation, below them the seeds."""
+    """Draw the rows of a table as dots, one panel per column: mean and standard deviation, below them the seeds."""
     if not any(cell.values for cells in columns.values() for cell in cells):
         return empty_figure("not run yet")
     rows = [cell.row for cell in next(iter(columns.values()))]
@@ -126,20 +164,19 @@ def dots_figure(columns: Mapping[str, Sequence[Cell]], decimals: Mapping[str, in
 
 
 def _dots(axes: Axes, cells: Sequence[Cell], decimals: int, comparable: bool) -> None:
-    best = (min if cells[0].metric in LOWER_IS_BETTER else max)((c.value for c in cells if c.values), default=None)
+    best = max((cell.mean * cell.sign for cell in cells if cell.values), default=None)
     below = offset_copy(axes.transData, axes.figure, y=-8, units="points")
     for y, cell in enumerate(cells):
         if not cell.values:
-            axes.annotate(
-                "not run", (0.5, y), xycoords=("axes fraction", "data"), va="center", ha="center", color=MUTED
-            )
+            middle = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "center"}
+            axes.annotate("not run", (0.5, y), color=MUTED, **middle)
             continue
-        color = ORANGE if cell.value == best else BLUE
+        color = ORANGE if cell.mean * cell.sign == best else BLUE
         if cell.sd is not None:
             axes.scatter(cell.values, [y] * len(cell.values), transform=below, color=color, **SEED)
-        axes.errorbar(cell.value, y, xerr=cell.sd, color=color, marker="o", markersize=7, capsize=3, zorder=4)
-        label = f"{cell.value:.{decimals}f}"
-        axes.annotate(label, (cell.value, y), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
+        axes.errorbar(cell.mean, y, xerr=cell.sd, color=color, marker="o", markersize=7, capsize=3, zorder=4)
+        label = f"{cell.mean:.{decimals}f}"
+        axes.annotate(label, (cell.mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
         if comparable and cell.paper is not None:
             axes.plot(cell.paper, y, **PAPER)
     axes.grid(axis="y", color=FAINT, visible=True)

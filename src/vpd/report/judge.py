@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vpd.config.reported import ReportedTable, Row, reruns_of
-from vpd.config.table_checks import band, matched_row, metric_band, table_names
+from vpd.config.table_checks import band, matched_row, metric_band
 from vpd.config.tables import RELEASED, FigureSpec, QuestionSpec, TableRow, TableSpec
 from vpd.report.cells import PROTOCOL_OURS, Cell
 
@@ -25,6 +25,8 @@ UNCOUNTED = "the costs of this network were not given to the report"
 UNCLAIMED = "no experiment of params.yaml fills this cell"
 BEYOND = "beyond-the-paper"
 """Table of the cells of questions that the paper does not ask."""
+Reruns = tuple[tuple[str, float], ...]
+"""(source, value) of others."""
 Measured = Mapping[tuple[str, str], tuple[dict[int, float], str]]
 """(experiment, ``milestone.metric``) -> value by seed, provenance."""
 Costs = Mapping[str, Mapping[str, float]]
@@ -33,13 +35,12 @@ Costs = Mapping[str, Mapping[str, float]]
 
 def by_reference(frame: pd.DataFrame) -> Measured:
     """Index the tidy frame of ``collect`` by experiment and ``milestone.metric``."""
-    groups = frame.groupby(["experiment", "milestone", "metric"], sort=True)
     return {
         (experiment, f"{milestone}.{metric}"): (
             dict(sorted(zip(lines["seed"], lines["value"], strict=True))),
             lines["provenance"].iloc[0],
         )
-        for (experiment, milestone, metric), lines in groups
+        for (experiment, milestone, metric), lines in frame.groupby(["experiment", "milestone", "metric"])
     }
 
 
@@ -49,42 +50,50 @@ class Judge:
 
     measured: Measured
     comparable: bool
+    """Whether the paper's absolute numbers can be expected at this scale."""
     released: frozenset[str] = frozenset()
     """Experiments whose released weights the scale measures; elsewhere such rows are quoted."""
     costs: Costs = field(default_factory=dict)
     full_size: bool = False
     """Whether the costs are those of networks of the paper's size."""
 
-    def runs(self, experiment: str | None) -> bool:
+    def runs(self, experiment: str) -> bool:
         """Whether this scale runs ``experiment`` at all."""
-        return experiment is not None and (not experiment.endswith(RELEASED) or experiment in self.released)
+        return not experiment.endswith(RELEASED) or experiment in self.released
 
     def cell(
         self,
-        cell: tuple[str, str, str],
+        key: tuple[str, str, str],
         paper: float | None,
         source: tuple[str, str],
         tolerance: float,
         *,
         ours: bool = False,
-        reruns: tuple[tuple[str, float], ...] = (),
+        reruns: Reruns = (),
     ) -> Cell:
-        """The cell ``(table, row, column)`` filled from ``source``, an experiment and a ``milestone.metric``."""
+        """Fill a cell from a measurement.
+
+        Args:
+            key: table, row and column.
+            paper: the printed number, if there is one.
+            source: experiment and ``milestone.metric``.
+            tolerance: half-width of the ``reproduced`` band, in the metric's unit.
+            ours: whether the protocol is this project's own.
+            reruns: what others measured.
+        """
         experiment, reference = source
         metric = reference.partition(".")[2]
         if source not in self.measured:
-            return Cell(*cell, paper, "missing", "not run", experiment, metric, reruns=reruns)
+            return Cell(*key, paper, "missing", "not run", experiment, metric, reruns=reruns)
         runs, provenance = self.measured[source]
         seeds, values = tuple(runs), tuple(runs.values())
         verdict = self.verdict(statistics.fmean(values), paper, tolerance, reruns)
         if ours and verdict in OURS:
             verdict = OURS[verdict] + PROTOCOL_OURS
-        return Cell(*cell, paper, provenance, verdict, experiment, metric, seeds, values, reruns)
+        return Cell(*key, paper, provenance, verdict, experiment, metric, seeds, values, reruns)
 
-    def verdict(
-        self, value: float, paper: float | None, tolerance: float, reruns: tuple[tuple[str, float], ...] = ()
-    ) -> str:
-        """``beyond the paper``, ``miniature``, ``reproduced``, ``as re-run by others`` or ``differs``."""
+    def verdict(self, value: float, paper: float | None, tolerance: float, reruns: Reruns = ()) -> str:
+        """Choose ``beyond the paper``, ``miniature``, ``reproduced``, ``as re-run by others`` or ``differs``."""
         if paper is None:
             return "beyond the paper"
         if not self.comparable:
@@ -95,12 +104,12 @@ class Judge:
         return "as re-run by others" if any(near) else "differs"
 
     def counted(
-        self, cell: tuple[str, str, str], paper: float | None, experiment: str, value: float, share: float
+        self, key: tuple[str, str, str], paper: float | None, experiment: str, value: float, share: float
     ) -> Cell:
-        """A cell counted from the network, which needs no training: what matters is the network's size."""
+        """Fill a cell that is counted from the network: it needs no training, only a network of the paper's size."""
         judge = replace(self, comparable=self.full_size)
         verdict = judge.verdict(value, paper, share * (paper or 0.0))
-        return Cell(*cell, paper, "counted", verdict, experiment, cell[2], values=(value,))
+        return Cell(*key, paper, "counted", verdict, experiment, key[2], values=(value,))
 
 
 def all_cells(
@@ -110,41 +119,55 @@ def all_cells(
     costs: Costs | None = None,
     full_size: bool = False,
 ) -> list[Cell]:
-    """One cell per numeric cell of ``reported``, per point of the trend figures and per experiment of a question."""
+    """Fill every cell: of the paper's tables, of the points of trend figures, and of the questions' experiments.
+
+    Args:
+        params: the matrix.
+        reported: the paper's tables by name.
+        frame: measurements, as ``collect`` returns them.
+        costs: figures of ``vpd cost`` by experiment.
+        full_size: whether the costs are those of networks of the paper's size.
+    """
     released = frozenset(name + RELEASED for name in params.released)
     judge = Judge(by_reference(frame), params.comparable, released, costs or {}, full_size)
     cells = []
     for name in table_names(params, reported):
         cells += table_cells(name, params.tables.get(name), reported[name], judge, params.tolerances)
     for name, figure in params.figures.items():
-        if figure.points:
-            cells += figure_cells(name, figure, reported.get(name), judge, params.tolerances)
+        if figure.metric:
+            cells += figure_cells(name, figure, figure.metric, reported.get(name), judge, params.tolerances)
     return cells + list(question_cells(params.questions, judge))
+
+
+def table_names(params: Params, reported: Mapping[str, ReportedTable]) -> list[str]:
+    """Tables of the report in the paper's order; a figure's printed points are no table."""
+    return [name for name in reported if name not in params.figures or name in params.tables]
 
 
 def table_cells(
     name: str, table: TableSpec | None, source: ReportedTable, judge: Judge, tolerances: Mapping[str, float]
-) -> list[Cell]:
-    """The cells of one table: measured where ``table`` claims row and column, quoted elsewhere."""
+) -> Iterator[Cell]:
+    """Fill one table: measured where ``table`` claims row and column, quoted elsewhere."""
     claimed = {matched_row(row, source, f"tables.{name}"): row for row in table.rows} if table else {}
-    cells = []
     for index, reported in enumerate(source.rows):
         row = claimed.get(index)
         label = row.label if row else source.label(index)
         for column in source.columns:
-            place, paper = (name, label, column), reported.get(column)
-            experiment = row.source(column) if row and column in table.columns else None
-            if judge.runs(experiment):
-                allowed = band(name, table, row, column, tolerances)
-                key = (experiment, table.columns[column])
-                ours, others = table.ours or row.ours, reruns_of(name, reported, column)
-                cells.append(judge.cell(place, paper, key, allowed, ours=ours, reruns=others))
+            key, paper, others = (name, label, column), _printed(reported, column), reruns_of(name, reported, column)
+            experiment = row.source(column) if row and table and column in table.columns else None
+            if row and table and experiment and judge.runs(experiment):
+                tolerance = band(name, table, row, column, tolerances)
+                origin = (experiment, table.columns[column])
+                yield judge.cell(key, paper, origin, tolerance, ours=table.ours or row.ours, reruns=others)
             elif count := _count(judge, source, row, column):
-                cells.append(judge.counted(place, paper, *count))
+                yield judge.counted(key, paper, *count)
             elif paper is not None:
-                others = reruns_of(name, reported, column)
-                cells.append(Cell(*place, paper, reruns=others, reason=_reason(source, reported, row, column)))
-    return cells
+                yield Cell(*key, paper, reruns=others, reason=_reason(source, reported, row, column))
+
+
+def _printed(row: Row, column: str) -> float | None:
+    value = row.get(column)
+    return value if isinstance(value, (int, float)) else None
 
 
 def _count(judge: Judge, source: ReportedTable, row: TableRow | None, column: str) -> tuple[str, float, float] | None:
@@ -166,23 +189,29 @@ def _reason(source: ReportedTable, reported: Row, row: TableRow | None, column: 
 
 
 def figure_cells(
-    name: str, figure: FigureSpec, source: ReportedTable | None, judge: Judge, tolerances: Mapping[str, float]
-) -> list[Cell]:
-    """The cells of a trend figure: its points in order, then printed points that no experiment fills."""
-    metric = figure.metric.partition(".")[2]
-    column = source.columns[0] if source else metric
-    printed = {source.label(i).casefold(): row[column] for i, row in enumerate(source.rows)} if source else {}
-    allowed = metric_band(figure.metric, tolerances, f"figures.{name}.metric")
-    cells = []
+    name: str,
+    figure: FigureSpec,
+    reference: str,
+    source: ReportedTable | None,
+    judge: Judge,
+    tolerances: Mapping[str, float],
+) -> Iterator[Cell]:
+    """Fill a trend figure: its points in order, then printed points that no experiment fills."""
+    column = source.columns[0] if source else reference.partition(".")[2]
+    rows = source.rows if source else ()
+    printed = {source.label(i).casefold(): _printed(row, column) for i, row in enumerate(rows)} if source else {}
+    tolerance = metric_band(reference, tolerances, f"figures.{name}.metric")
     for point, experiment in figure.points.items():
         paper = printed.pop(point.casefold(), None)
-        key = (experiment, figure.metric)
-        cells.append(judge.cell((name, point, column), paper, key, allowed, ours=figure.ours))
-    return cells + [Cell(name, point, column, paper, reason=UNCLAIMED) for point, paper in printed.items()]
+        yield judge.cell((name, point, column), paper, (experiment, reference), tolerance, ours=figure.ours)
+    for point, paper in printed.items():
+        yield Cell(name, point, column, paper, reason=UNCLAIMED)
 
 
 def question_cells(questions: tuple[QuestionSpec, ...], judge: Judge) -> Iterator[Cell]:
-    """One cell per experiment and metric that a question compares."""
-    asked = dict.fromkeys((name, asked.metric) for asked in questions for name in (asked.first, asked.second))
-    for experiment, reference in asked:
+    """Fill one cell per experiment and metric that a question compares."""
+    pairs = dict.fromkeys(
+        (name, question.metric) for question in questions for name in (question.first, question.second)
+    )
+    for experiment, reference in pairs:
         yield judge.cell((BEYOND, experiment, reference), None, (experiment, reference), 0.0)

@@ -1,122 +1,113 @@
-"""The paper's tables, in its own row order and shape: measured, the paper's number, and the difference."""
+"""The paper's tables in their own rows and columns: measured, the paper's number, and the difference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vpd.config.reported import REMARKS, ReportedTable, Scalar
-from vpd.config.tables import TableSpec
-from vpd.report.cells import PROTOCOL_OURS, Cell, csv_text, number
-from vpd.report.claims import shown, signed, spread
+from vpd.config.tables import RELEASED
+from vpd.report.cells import LOWER_IS_BETTER, PROTOCOL_OURS, Cell, csv_text, number
 from vpd.report.judge import SETTING
-from vpd.report.names import heading, ordinal
+from vpd.report.view import CellView, RowView, TableView
+from vpd.report.wording import heading, rounded, signed
 
-Grid = dict[tuple[str, str], Cell]
-
-
-def grid(cells: Sequence[Cell], table: str) -> Grid:
-    """The cells of one table by row and column."""
-    return {(cell.row, cell.column): cell for cell in cells if cell.table == table}
+MARKS = "abcdefghijklmnopqrstuvwxyz"
+Rows = Mapping[str, Mapping[str, Cell]]
+"""Cells of one table by row and column, rows in the paper's order."""
 
 
-def row_names(cells: Grid) -> list[str]:
-    """Rows in the paper's order."""
-    return list(dict.fromkeys(row for row, _ in cells))
+def by_row(cells: Iterable[Cell], table: str) -> Rows:
+    """Select the cells of a table."""
+    rows: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        if cell.table == table:
+            rows.setdefault(cell.row, {})[cell.column] = cell
+    return rows
 
 
-def row_cells(cells: Grid, row: str) -> list[Cell]:
-    """The cells of one row."""
-    return [cell for (label, _), cell in cells.items() if label == row]
+def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> TableView:
+    """Lay out one table."""
+    every = [cell for cells in rows.values() for cell in cells.values()]
+    reasons: dict[str, dict[str, None]] = {}
+    for cell in every:
+        if cell.reason and cell.reason != SETTING:
+            reasons.setdefault(cell.reason, {})[cell.row] = None
+    marks = {reason: MARKS[index % len(MARKS)] for index, reason in enumerate(reasons)}
+    best = {column: _best([cell for cell in every if cell.column == column]) for column in source.columns}
+    views = []
+    for label, cells in rows.items():
+        texts = tuple(_cell(cells.get(c), source.decimals(c), marks, best[c]) for c in source.columns)
+        verdicts = (_plain(c.verdict) for c in cells.values() if c.provenance not in ("quoted", "counted"))
+        own = any(cell.provenance != "quoted" for cell in cells.values())
+        views.append(RowView(label, own, texts, origin(cells), tuple(dict.fromkeys(verdicts))))
+    notes = tuple((marks[reason], reason, ", ".join(labels)) for reason, labels in reasons.items())
+    return TableView(name, caption, tuple(map(heading, source.columns)), tuple(views), notes)
 
 
-def origin(cells: Sequence[Cell]) -> str:
-    """Where a row's numbers come from: ``measured, 3 seeds``, ``quoted`` or ``not run``."""
-    measured = [cell for cell in cells if cell.seeds]
+def _plain(verdict: str) -> str:
+    """A verdict without whose protocol it was, which a table says once per row."""
+    return verdict.removesuffix(PROTOCOL_OURS)
+
+
+def origin(row: Mapping[str, Cell]) -> str:
+    """Name the origin of a row's numbers: ``measured, 3 seeds``, ``quoted`` or ``not run``."""
+    measured = [cell for cell in row.values() if cell.seeds]
     if measured:
         count = max(len(cell.seeds) for cell in measured)
         ours = PROTOCOL_OURS if any(cell.verdict.endswith(PROTOCOL_OURS) for cell in measured) else ""
         return f"{measured[0].provenance}, {count} seed{'s' if count > 1 else ''}{ours}"
-    return "not run" if any(cell.provenance == "missing" for cell in cells) else "quoted"
+    return "not run" if any(cell.provenance == "missing" for cell in row.values()) else "quoted"
 
 
-def own(cells: Iterable[Cell]) -> bool:
-    """Whether this project runs a row, which has any cell that is not quoted."""
-    return any(cell.provenance != "quoted" for cell in cells)
+def _best(cells: Sequence[Cell]) -> tuple[float | None, float | None]:
+    """The best measured and the best printed number of a column, where there are several to choose from."""
+    measured = [cell.mean for cell in cells if cell.seeds]
+    printed = [cell.paper for cell in cells if cell.paper is not None and cell.reason != SETTING]
+    choose = min if any({cell.column, cell.metric} & LOWER_IS_BETTER for cell in cells) else max
+    # A network with more or fewer multiply-adds is not a better one.
+    counted = any(cell.provenance == "counted" or cell.column == "gflops" for cell in cells)
+    own = choose(measured) if len(measured) > 1 else None
+    return own, choose(printed) if len(printed) > 1 and not counted else None
 
 
-def reasons(cells: Iterable[Cell]) -> dict[str, list[str]]:
-    """Why rows are quoted: reason -> rows; settings, which are no results, need none."""
-    found: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell.reason and cell.reason != SETTING and cell.row not in found.setdefault(cell.reason, []):
-            found[cell.reason].append(cell.row)
-    return found
-
-
-def caption(name: str, table: TableSpec | None, source: ReportedTable) -> str:
-    """``Table 5. Ablations on ADE20K with 8K iterations``."""
-    return f"{ordinal(name)}. {(table and table.title) or source.title}"
-
-
-def markdown_table(name: str, table: TableSpec | None, source: ReportedTable, cells: Sequence[Cell]) -> str:
-    """One table as markdown: measured numbers bold above the paper's, quoted numbers plain, their reasons below."""
-    here = grid(cells, name)
-    heads = ["row", *map(heading, source.columns), "source"]
-    lines = [_line(heads), _line(["---", *["---:"] * len(source.columns), "---"])]
-    for row in row_names(here):
-        ours = row_cells(here, row)
-        texts = [_markdown(here.get((row, column)), source.decimals(column), own(ours)) for column in source.columns]
-        lines.append(_line([f"**{escaped(row)}**" if own(ours) else escaped(row), *texts, origin(ours)]))
-    why = [f"- {', '.join(rows)}: {reason}." for reason, rows in reasons(here.values()).items()]
-    notes = "\nQuoted, because:\n\n" + "\n".join(why) + "\n" if why else ""
-    return f"### {caption(name, table, source)}\n\n" + "\n".join(lines) + "\n" + notes
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(texts) + " |"
-
-
-def escaped(text: str) -> str:
-    """``text`` as one cell of a markdown table."""
-    return text.replace("|", "\\|")
-
-
-def _markdown(cell: Cell | None, decimals: int, own: bool) -> str:
-    """A cell; a number that the paper gives for a row run here but that is no result of it reads ``paper 80000``."""
+def _cell(
+    cell: Cell | None, decimals: int, marks: Mapping[str, str], best: tuple[float | None, float | None]
+) -> CellView:
     if cell is None:
-        return "–"
-    paper = "" if cell.paper is None else f"paper {cell.paper:.{decimals}f}"
-    if cell.provenance == "quoted":
-        return paper if own else paper.removeprefix("paper ")
+        return CellView()
+    paper = "" if cell.paper is None else f"{cell.paper:.{decimals}f}"
+    shared: dict[str, Any] = {"paper_best": cell.paper is not None and cell.paper == best[1]}
+    shared |= {"mark": marks.get(cell.reason, ""), "verdict": _plain(cell.verdict)}
     if not cell.values:
-        return "<br>".join(filter(None, ("not run", paper)))
-    text = f"**{spread(cell, decimals)}**"
-    if paper:
-        text += f"<br>{paper} ({signed(cell.difference, decimals)})"
-    others = ", ".join(shown(value, decimals) for _, value in cell.reruns)
-    return f"{text}<br>others {others}" if others else text
+        quoted = cell.provenance == "quoted"
+        return CellView(paper, quoted=True, **shared) if quoted else CellView("not run", paper=paper, **shared)
+    name = cell.experiment.removesuffix(RELEASED)
+    return CellView(
+        rounded(cell.mean, decimals),
+        "" if cell.sd is None else f"{cell.sd:.{decimals}f}",
+        paper,
+        "" if cell.difference is None else signed(cell.difference, decimals),
+        tuple((rounded(value, decimals), source) for source, value in cell.reruns),
+        f"run-{name}" if name == cell.experiment else f"released-{name}",
+        best=bool(cell.seeds) and cell.mean == best[0],
+        **shared,
+    )
 
 
-def csv_table(name: str, source: ReportedTable, cells: Sequence[Cell]) -> str:
-    """One table as CSV: the row, its properties in the paper, and per column value, sd, paper and difference."""
-    here = grid(cells, name)
-    parts = [f"{column}{part}" for column in source.columns for part in ("", "_sd", "_paper", "_difference")]
+def table_csv(source: ReportedTable, rows: Rows) -> str:
+    """Format a table as CSV: the row, its properties in the paper, and per column value, sd, paper and difference."""
     keys = [key for key in source.keys if key not in REMARKS]
-    rows = []
-    for row, reported in zip(row_names(here), source.rows, strict=True):
-        numbers = [text for column in source.columns for text in _numbers(here.get((row, column)))]
-        properties = (_plain(reported.get(key)) for key in keys)
-        rows.append([row, *properties, *numbers, origin(row_cells(here, row))])
-    return csv_text(["row", *keys, *parts, "source"], rows)
+    columns = [f"{column}{part}" for column in source.columns for part in ("", "_sd", "_paper", "_difference")]
+    lines = []
+    for (label, row), reported in zip(rows.items(), source.rows, strict=True):
+        cells = [row.get(column) for column in source.columns]
+        numbers = [n for c in cells for n in ((c.value, c.sd, c.paper, c.difference) if c else (None,) * 4)]
+        lines.append([label, *(_property(reported.get(key)) for key in keys), *map(number, numbers), origin(row)])
+    return csv_text(["row", *keys, *columns, "source"], lines)
 
 
-def _plain(value: Scalar) -> str:
+def _property(value: Scalar) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
-
-
-def _numbers(cell: Cell | None) -> tuple[str, str, str, str]:
-    if cell is None:
-        return ("", "", "", "")
-    return number(cell.value), number(cell.sd), number(cell.paper), number(cell.difference)

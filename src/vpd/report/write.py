@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.config.table_checks import PAGES, FigureSpec
-from vpd.report.backbones import backbones_csv
-from vpd.report.cells import write_cells
-from vpd.report.claims import claims_csv
-from vpd.report.collect import read_curves
-from vpd.report.context import Report
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from vpd.config.tables import FigureSpec
+from vpd.report.cells import cells_csv
+from vpd.report.claims import Line, claims_csv
 from vpd.report.costs import costs_csv
-from vpd.report.curves import pretraining_figure, training_figure
-from vpd.report.figures import dots_figure, trend_figure
-from vpd.report.html import page
-from vpd.report.learning import learning_figure
-from vpd.report.provenance import provenance_csv
-from vpd.report.sections import text
-from vpd.report.style import empty_figure, save, styled
-from vpd.report.tables import csv_table, markdown_table
+from vpd.report.curves import learning_figure, pretraining_figure, training_figure
+from vpd.report.figures import dots_figure, empty_figure, save, styled, trend_figure
+from vpd.report.provenance import backbones_csv, provenance_csv
+from vpd.report.report import Report, dots, learning_curves, read_report
+from vpd.report.sections import build_view
+from vpd.report.tables import by_row, table_csv, table_view
 from vpd.utils.files import atomic_folder, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vpd.config.params import Params
+
+TEMPLATES = Path(__file__).parent / "page"
+PAGES = {"report.html": "report.html", "REPORT.md": "report.md"}
+"""Page -> template; REPORT.md, which the orchestrators wait for, is written last."""
+LARGE = 120_000
+"""Bytes from which a picture of pixels is packed again."""
+WIDEST = 1600
+"""Pixels; wider pictures are scaled down."""
+QUALITY = 82
+SCREEN_DPI, FILE_DPI = 96, 150
+"""Pixels per inch of a browser, and of the figures' PNG files."""
+TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def write_report(
@@ -40,34 +55,43 @@ def write_report(
     costs: Path | None = None,
     costs_scale: str | None = None,
 ) -> None:
-    """Write REPORT.md, report.html, ``tables/`` and ``figures/`` under ``out``.
+    """Write REPORT.md, report.html, ``tables/`` and ``figures/``; mark what has not been run.
 
-    ``results`` holds metrics, history, panels, specs and timing; ``previews`` maps datasets to their contact sheets.
-    ``costs`` is a file of ``vpd cost --out`` for the networks of ``costs_scale`` (by default the scale of ``params``).
-    What has not been run is reported as such; UserError only if no metrics exist at all, or a file is damaged.
+    Args:
+        params: the matrix at the scale of the results.
+        results: folder with metrics, history, panels, specs, timing, backbones and released.
+        pretraining: output folder of the small Stable Diffusion.
+        previews: dataset -> preview picture.
+        out: folder of the report.
+        costs: file of ``vpd cost --out``.
+        costs_scale: scale whose networks the costs are of; by default that of ``params``.
+
+    Raises:
+        UserError: no metrics exist at all, or a file is damaged.
     """
-    report = Report(params, results, pretraining, previews, out, costs, costs_scale)
-    tables = table_texts(report)  # whatever is damaged shows before anything old is removed
+    report = read_report(params, results, pretraining, previews, out, costs, costs_scale)
+    tables = table_texts(report)  # a damaged input raises here, before anything old is removed
     for name in PAGES:
         (out / name).unlink(missing_ok=True)
     with atomic_folder(out / "tables") as folder:
         for name, content in tables.items():
             write_text(folder / name, content)
-        write_cells(report.cells, folder / "cells.csv")
     with atomic_folder(out / "figures") as folder, styled():
         write_figures(report, folder)
         copy_pictures(report, folder)
-    write_text(out / "report.html", page(report))
-    write_text(out / "REPORT.md", text(report))
+    view = build_view(report)
+    for name, template in PAGES.items():
+        write_text(out / name, environment().get_template(template).render(view=view))
 
 
 def table_texts(report: Report) -> dict[str, str]:
-    """Every table of the paper as markdown and CSV, and the tables beside them, by file name; cells.csv apart."""
-    texts = {}
-    for name in report.tables:
-        table, source = report.params.tables.get(name), report.reported[name]
-        texts[f"{name}.md"] = markdown_table(name, table, source, report.cells)
-        texts[f"{name}.csv"] = csv_table(name, source, report.cells)
+    """Format every table of the paper as markdown and CSV, and the tables beside them, by file name."""
+    macros, texts = environment().get_template("macros.md").module, {}
+    for name, caption in report.captions.items():
+        source, rows = report.reported[name], by_row(report.cells, name)
+        texts[f"{name}.md"] = macros.paper_table(table_view(name, caption, source, rows))  # type: ignore[attr-defined]
+        texts[f"{name}.csv"] = table_csv(source, rows)
+    texts["cells.csv"] = cells_csv(report.cells)
     texts["claims.csv"] = claims_csv({"paper": report.claims, "beyond the paper": report.answers})
     texts["costs.csv"] = costs_csv(report.row_costs)
     texts["backbones.csv"] = backbones_csv(report.backbones)
@@ -75,8 +99,9 @@ def table_texts(report: Report) -> dict[str, str]:
     return texts
 
 
+# -------------------------------------------------------------------------------------------------------------- figures
 def write_figures(report: Report, folder: Path) -> None:
-    """Every figure that the report draws, as SVG and PNG."""
+    """Draw every figure as SVG and PNG."""
     for name, figure in report.params.figures.items():
         if figure.drawn:
             save(draw(report, name, figure), folder, name)
@@ -84,23 +109,23 @@ def write_figures(report: Report, folder: Path) -> None:
         histories = {name: report.histories[name] for name in names if name in report.histories}
         save(training_figure(histories), folder, f"training-{task}")
     if report.params.pretraining.milestones:
-        history = read_curves(report.pretraining / "history.csv", ("phase", "step", "loss"))
-        save(pretraining_figure(history), folder, "pretraining-loss")
+        save(pretraining_figure(report.pretraining_losses), folder, "pretraining-loss")
 
 
 def draw(report: Report, name: str, figure: FigureSpec) -> Figure:
-    """One figure of params.yaml."""
+    """Draw one figure of params.yaml."""
     if figure.points:
         return trend_figure(report.points[name], report.params.comparable)
     if figure.curves:
-        return learning_figure(*report.curves(figure.curves))
-    columns = report.dots(figure.table)
-    decimals = {column: report.reported[figure.table].decimals(column) for column in columns}
+        return learning_figure(*learning_curves(report, figure.curves))
+    table = figure.table or ""
+    columns = dots(report, table)
+    decimals = {column: report.reported[table].decimals(column) for column in columns}
     return dots_figure(columns, decimals, report.params.comparable)
 
 
 def copy_pictures(report: Report, folder: Path) -> None:
-    """Bring pictures that other stages drew outside the results here, so that the report carries them."""
+    """Copy pictures that other stages drew outside the results, so that the report carries them."""
     pictures = {f"data-{name}.png": path for name, path in report.previews.items()}
     if report.params.pretraining.milestones:
         pictures["pretraining-samples.png"] = report.pretraining / "samples.png"
@@ -109,3 +134,81 @@ def copy_pictures(report: Report, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
         else:
             empty_figure("not run yet").savefig(folder / name, metadata={"Software": None})
+
+
+# ---------------------------------------------------------------------------------------------------------------- pages
+@cache
+def environment() -> Environment:
+    """The templates in ``page/``: html escapes all that it prints, and a misspelt name is an error."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: bool(name) and not name.endswith(".md"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"cell": markdown_cell, "code": markdown_code, "prose": html_prose, "bar": bar, "packed": packed}
+    return made
+
+
+def markdown_cell(text: str) -> str:
+    """Escape a text for a cell of a markdown table: no end of the cell or line, and no HTML."""
+    return " ".join(text.splitlines()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def markdown_code(text: str) -> str:
+    """Format an id as code in a cell of a markdown table, where only ``|`` has a meaning."""
+    return f"`{' '.join(text.splitlines())}`".replace("|", "\\|")
+
+
+def html_prose(text: str) -> Markup:
+    """Escape prose and turn its ```code``` into HTML."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def bar(line: Line) -> dict[str, float | None]:
+    """Place a comparison on a line from 0 to 100, where 50 is no difference and the right what was claimed.
+
+    The paper's difference is placed only if it lies within twice the measured range, which it would squeeze otherwise.
+    """
+    if line.difference is None:
+        return {}
+    values = (line.difference.mean, *(line.difference.interval or ()))
+    widest = max(map(abs, values))
+    near = line.paper is not None and abs(line.paper) <= 2 * widest
+    scale = line.sign * 46 / (max(widest, abs(line.paper or 0.0) if near else 0.0) or 1.0)
+    at, *ends = (round(50 + scale * value, 2) for value in values)
+    low, high = sorted(ends) or (None, None)
+    return {"at": at, "low": low, "high": high, "paper": round(50 + scale * (line.paper or 0.0), 2) if near else None}
+
+
+def packed(png: Path) -> dict[str, str | int]:
+    """Pack a picture into the page: ``uri``, and ``width`` in pixels of the screen, 0 for its own size.
+
+    A drawn figure is its SVG, or its PNG at the same size if that is smaller.
+    """
+    vector = png.with_suffix(".svg")
+    if not vector.is_file():
+        return {"uri": data_uri(png), "width": 0}
+    with Image.open(png) as image:
+        width = round(image.width * SCREEN_DPI / FILE_DPI)
+    return {"uri": min((data_uri(path) for path in (vector, png)), key=len), "width": width}
+
+
+def data_uri(path: Path) -> str:
+    """Encode a PNG or SVG file; a large PNG becomes WebP, at most ``WIDEST`` pixels wide."""
+    content, kind = path.read_bytes(), TYPES[path.suffix]
+    if kind == "image/png" and len(content) > LARGE:
+        content, kind = _webp(path), "image/webp"
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _webp(path: Path) -> bytes:
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "webp", quality=QUALITY, method=4)
+    return buffer.getvalue()

@@ -1,11 +1,11 @@
-"""Weights that others released, measured here: the authors' VPD, each as one experiment, and public depth models."""
+"""The released stage: measures the authors' VPD weights, each as one experiment, and public depth models."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from vpd.config.params import Params
 from vpd.config.schema import DepthSpec, ReleasedSpec, Spec
@@ -16,45 +16,57 @@ from vpd.utils.files import read_json, write_json
 INDEX = "index.json"
 
 
-def measure_released(params: Params, options: argparse.Namespace) -> list[str]:
-    """Measure every released file that the scale lists; return the names of those that could not be had.
+def measure_released(
+    params: Params, data: Path, checkpoints: Path, archives: Path, out: Path, state: Path
+) -> list[str]:
+    """Measure every released file that the scale lists.
 
-    ``options.out`` gets ``metrics/<name>.json``, of VPD also ``panels/<name>``, and, last, ``index.json``, which says of
-    each file what was found, or why it is missing: other people's links die, and that must not stop a reproduction.
-    Its ``released`` are the authors' files, its ``public`` the depth models of others.
+    A file that cannot be had is reported and skipped, because a dead link must not stop a reproduction.
+
+    Args:
+        params: ``params.released`` lists the files.
+        data: folder of the datasets.
+        checkpoints: folder of the checkpoints.
+        archives: downloaded archives, from which a missing file is fetched.
+        out: gets ``metrics/<name>.json``, of VPD also ``panels/<name>``, and, last, ``index.json``: facts about each of the
+            authors' files (``released``) and of others' depth models (``public``), or why it is ``missing``.
+        state: working files.
+
+    Returns:
+        Names of the files that could not be had.
     """
-    index: dict[str, dict[str, dict]] = {"released": {}, "public": {}}
+    index: dict[str, dict[str, dict[str, Any]]] = {"released": {}, "public": {}}
     for name, released in params.released.items():
-        facts, measure = (index["public"], _measure_public) if released.model else (index["released"], _measure)
+        facts = index["public" if released.model else "released"]
         try:
-            place, origin = _place(name, released, options.archives)
+            source, origin = _source(name, released, archives)
         except UserError as error:
             print(f"vpd: released weights of {name}: {error}", file=sys.stderr)
             facts[name] = {"missing": str(error)}
             continue
         spec = params.resolve(released.experiment or name).model_copy(update={"name": name})
-        facts[name] = {**measure(spec, released, place, options), **origin}
-    found = {**index["released"], **index["public"]}
+        metrics = out / "metrics" / f"{name}.json"
+        if released.model:
+            facts[name] = {**_measure_public(cast(DepthSpec, spec), released.model, source, data, metrics), **origin}
+        else:
+            facts[name] = _measure_vpd(spec, source, data, checkpoints, out, state / name)
+    known = {**index["released"], **index["public"]}
     for folder in ("metrics", "panels"):
-        _remove_others(options.out / folder, found)
-    write_json(options.out / INDEX, index)
-    return [name for name in params.released if "missing" in found[name]]
+        _remove_others(out / folder, known)
+    write_json(out / INDEX, index)
+    return [name for name in params.released if "missing" in known[name]]
 
 
-def _place(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, dict[str, str]]:
-    """Where the weights lie, fetched if need be: a file, or a repository's folder with its name and commit."""
-    if released.repo:
+def _source(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, dict[str, str]]:
+    """Return the file, or a repository's folder with its name and commit; downloaded if need be."""
+    if released.path is None:
         from vpd.pretrained.monocular import fetch_monocular
 
         snapshot = fetch_monocular(name, released)
         return snapshot.folder, {"repo": snapshot.repo, "revision": snapshot.revision}
-    if released.model and Path(released.path).is_dir():
-        return Path(released.path), {}
-    return _file(name, released, archives), {}
-
-
-def _file(name: str, released: ReleasedSpec, archives: Path) -> Path:
     path = Path(released.path)
+    if released.model and path.is_dir():
+        return path, {}
     if not path.is_file() and released.download:
         from vpd.download import fetch
 
@@ -63,46 +75,44 @@ def _file(name: str, released: ReleasedSpec, archives: Path) -> Path:
         raise UserError(
             f"{path} does not exist; put the file there, or remove {name} from the scale's released weights"
         )
-    return path
+    return path, {}
 
 
-def _measure(spec: Spec, released: ReleasedSpec, file: Path, options: argparse.Namespace) -> dict:
-    """Import and evaluate one file; return what the import found out about it."""
+def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Path, state: Path) -> dict[str, Any]:
+    """Import and evaluate one of the authors' files; return what the import says about it."""
     from vpd.evaluation.run import evaluate
-    from vpd.pretrained import import_weights
-    from vpd.pretrained.released import released_spec
+    from vpd.pretrained.released import import_weights, released_spec
     from vpd.stages.jobs import plain_captions, use_threads
 
     spec = released_spec(spec)
     use_threads(spec)
     plain_captions()
-    data, checkpoint = options.data / spec.dataset, options.checkpoints / spec.checkpoint
-    work, metrics = options.state / spec.name, options.out / "metrics" / f"{spec.name}.json"
-    manifest = import_weights(spec, file, data, checkpoint, work / "runs")
-    panels = options.out / "panels" / spec.name
-    evaluate(spec, work / "runs", data, checkpoint, metrics, panels, work / "evaluate")
-    write_json(metrics, {**read_json(metrics), "provenance": "released-weights", "weights": sha256(file)})
-    shutil.rmtree(work)
-    return manifest["released"]
+    runs, metrics = state / "runs", out / "metrics" / f"{spec.name}.json"
+    data, checkpoint = data / spec.dataset, checkpoints / spec.checkpoint
+    facts = import_weights(spec, file, data, checkpoint, runs)
+    evaluate(spec, runs, data, checkpoint, metrics, out / "panels" / spec.name, state / "evaluate")
+    write_json(metrics, {**read_json(metrics), "provenance": "released-weights", "weights": facts["sha256"]})
+    shutil.rmtree(state)
+    return facts
 
 
-def _measure_public(spec: DepthSpec, released: ReleasedSpec, place: Path, options: argparse.Namespace) -> dict:
+def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, metrics: Path) -> dict[str, Any]:
     """Evaluate one public depth model; return what is known about it."""
     from vpd.evaluation.monocular import evaluate_monocular
     from vpd.pretrained.monocular import open_monocular, weights_file
     from vpd.stages.jobs import use_threads
 
     use_threads(spec)
-    model, file = open_monocular(released.model, place), weights_file(place)
-    facts = {"provenance": "released-weights", "weights": sha256(file)}
-    metrics = options.out / "metrics" / f"{spec.name}.json"
-    evaluate_monocular(spec, model, options.data / spec.dataset, metrics, facts)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"model": released.model, "file": file.name, "sha256": facts["weights"], "parameters": parameters}
+    network, file = open_monocular(model, source), weights_file(source)
+    digest = sha256(file)
+    facts = {"provenance": "released-weights", "weights": digest}
+    evaluate_monocular(spec, network, data / spec.dataset, metrics, facts)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"model": model, "file": file.name, "sha256": digest, "parameters": parameters}
 
 
-def _remove_others(folder: Path, index: dict) -> None:
-    """Remove results of files that are listed no more, or can no longer be had."""
+def _remove_others(folder: Path, index: dict[str, dict[str, Any]]) -> None:
+    """Remove results of files that are no longer listed or can no longer be had."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if "missing" in index.get(path.stem, {"missing": ""}):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

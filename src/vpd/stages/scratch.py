@@ -1,4 +1,4 @@
-"""Prepared data copied to a machine's own disk, for shared storage that is slow at many small files."""
+"""Copy prepared data to a machine's own disk, for shared storage that is slow at many small files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,24 @@ from vpd.utils.files import atomic_path, exclusive, read_json
 
 VARIABLE = "VPD_SCRATCH"
 READERS = 16
-"""Files read at once: what is slow is the way to each of them."""
+"""Files read at once, since the wait for each of them is what is slow."""
 
 
 def staged(data: Path, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where to read the dataset prepared in ``data``: there, or from its copy below the folder that VPD_SCRATCH names.
+    """Return the folder to read a prepared dataset from, and copy it there first if VPD_SCRATCH names a folder.
 
-    The first job on a machine copies and the others wait for it. Copies are told apart by the manifest's digest and have
-    the manifest unchanged, so that results do not depend on the place. UserError if the folder does not exist or is too
-    small, or if a file is not the one that the manifest lists.
+    The first job on a machine copies and the others wait for it. A copy is named after the manifest's digest and has the
+    same manifest, so that fingerprints and results do not depend on where the data were read.
+
+    Args:
+        data: folder that ``vpd data`` made.
+        environment: with or without VPD_SCRATCH.
+
+    Returns:
+        ``data``, or the folder of its copy.
+
+    Raises:
+        UserError: the folder does not exist or is too small, or a file is not the one that the manifest lists.
     """
     folder = environment.get(VARIABLE)
     if not folder:
@@ -32,7 +41,7 @@ def staged(data: Path, environment: Mapping[str, str] = os.environ) -> Path:
     if not Path(folder).is_dir():
         raise UserError(f"{VARIABLE}={folder} is not a folder; name one on this machine's own disk, or unset it")
     base = Path(folder).resolve() / f"vpd-{sha256(data / MANIFEST)[:16]}"
-    # As deep as the manifest's way to the files leads upwards, so that it leads to their copies.
+    # The manifest may say "../../datasets/x": the copy lies so deep that this leads to the copied files.
     ups = Path(read_json(data / MANIFEST).get(PLACE, "")).parts.count("..")
     copy = base.joinpath(*["data"] * (1 + ups))
     with exclusive(base, f"the copy of {data} on this machine"):
@@ -42,11 +51,11 @@ def staged(data: Path, environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def _copy(data: Path, copy: Path) -> None:
-    """Copy what the manifest lists and then the manifest; files that are there already are whole."""
+    """Copy the files that the manifest lists and, last, the manifest; a file that is there already is complete."""
     manifest = read_json(data / MANIFEST)
-    # Resolved without looking, since the folders in between need not exist.
+    # normpath, not resolve(): the folders in between need not exist.
     source, target = located(data), Path(os.path.normpath(copy / manifest.get(PLACE, "")))
-    missing = {name: digest for name, digest in manifest["checksums"].items() if not (target / name).is_file()}
+    missing = {name: digest for name, digest in manifest["files"].items() if not (target / name).is_file()}
     sizes = {name: _size(source / name) for name in missing}
     require_space([(copy, sum(sizes.values()), f"the copy of {data}")])
     with Meter(sum(sizes.values()), f"copying {data} to {VARIABLE}") as meter, ThreadPoolExecutor(READERS) as pool:
@@ -65,13 +74,13 @@ def _copy(data: Path, copy: Path) -> None:
 
 def _size(path: Path) -> int:
     if not path.is_file():
-        raise UserError(f"{path} is missing, but {MANIFEST} lists it; prepare the dataset again")
+        raise UserError(f"{path} is missing, but {MANIFEST} lists it; run `vpd data` again")
     return path.stat().st_size
 
 
 def _copy_file(source: Path, target: Path, digest: str) -> None:
     content = source.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(f"{source} was changed after {MANIFEST} was written; prepare the dataset again")
+        raise UserError(f"{source} was changed after {MANIFEST} was written; run `vpd data` again")
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)

@@ -120,7 +120,7 @@ def _classes(spec: Spec, digests: Mapping[str, str], data: Path, task: str) -> t
     if task != "segmentation":
         return None
     _known(digests, f"data/{spec.dataset}", data, task)
-    from vpd.datasets.layouts.ade20k import class_names  # not vpd.predict's, which imports torch for seconds
+    from vpd.datasets.ade20k import class_names  # not vpd.predict's, which imports torch for seconds
     from vpd.datasets.manifest import located
 
     return tuple(names[0] for names in class_names(located(data / spec.dataset)))

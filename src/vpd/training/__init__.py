@@ -1,28 +1,43 @@
-"""Training: ``train`` makes one run's weights and history from a spec, a seed, a dataset and a checkpoint."""
+"""Training: from a spec, a seed, a dataset and a checkpoint to the weights and the history of one run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vpd.config.schema import Spec
-from vpd.training.observers import Observer
-from vpd.training.record import Timing, is_finished, run_keys, timing, with_code
+from vpd.training.runs import run_fingerprint
+from vpd.utils.fingerprint import is_finished
 
-__all__ = ["Timing", "train"]
+__all__ = ["Observer", "train"]
+
+Observer = Callable[[int, dict[str, float]], None]
+"""Called with (step, values) at every logged step of the training. It must neither raise nor block."""
 
 
 def train(
-    spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, state: Path, observers: Iterable[Observer] = ()
-) -> Timing:
-    """Train ``spec`` with ``seed`` into ``out``, going on from ``state`` after an interruption.
+    spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, state: Path, observers: Sequence[Observer] = ()
+) -> None:
+    """Train one run, or return at once if ``out`` holds it already.
 
-    ``out`` gets ``<milestone>.safetensors``, ``history.csv`` and ``manifest.json``, all at once at the end. A finished run
-    returns at once. ``state`` is removed on success. Observers are called with (step, values) at every logged step.
+    A killed training continues from its last saved state and ends with the same bits as an undisturbed one.
+
+    Args:
+        spec: the experiment.
+        seed: of the order of samples, augmentation, initial weights of the head and dropout.
+        data: prepared dataset.
+        checkpoint: Stable Diffusion checkpoint or backbone.
+        out: gets ``<milestone>.safetensors``, ``history.csv``, ``timing.json``, ``fingerprint.json`` and ``manifest.json``,
+            all at once at the end.
+        state: folder for resumable states; removed at the end.
+        observers: called at every logged step.
+
+    Raises:
+        UserError: the loss or a weight is not finite, or the batch does not fit the dataset.
     """
-    keys = with_code(run_keys(spec, seed, data, checkpoint))
-    if is_finished(out, keys):
-        return timing(seconds=0.0, steps=0)
+    made_from = run_fingerprint(spec, seed, data, checkpoint)
+    if is_finished(out, made_from):
+        return
 
     from vpd.datasets import build_dataset
     from vpd.models import build_model
@@ -32,4 +47,4 @@ def train(
     seed_all(seed)
     dataset = build_dataset(spec, data, "train", seed)
     model = build_model(spec, checkpoint, dataset.classes)
-    return fit(model, dataset, spec, seed, out, state, observers, keys)
+    fit(model, dataset, spec, seed, out, state, made_from, observers)

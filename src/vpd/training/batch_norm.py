@@ -34,6 +34,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         mean = _Sum.apply(values.sum(1)) / count
         centred = maps - mean[:, None, None]
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vpd.config.schema import TrainingSpec
+from vpd.datasets.dataset import Dataset
 from vpd.utils.errors import UserError
 
 Position = tuple[int, int]
@@ -64,7 +65,7 @@ class Plan:
 
     def total_steps(self, training: TrainingSpec) -> int:
         """Steps of the whole training."""
-        return training.steps or training.epochs * self.steps_per_epoch
+        return training.steps or (training.epochs or 0) * self.steps_per_epoch
 
 
 def plan_batches(training: TrainingSpec, length: int, seed: int, rank: int = 0, processes: int = 1) -> Plan:
@@ -90,7 +91,7 @@ def plan_batches(training: TrainingSpec, length: int, seed: int, rank: int = 0, 
 
 
 def micro_batches(
-    dataset: object, plan: Plan, start: int, stop: int, workers: int = 0, pin: bool = False
+    dataset: Dataset, plan: Plan, start: int, stop: int, workers: int = 0, pin: bool = False
 ) -> Generator[dict]:
     """Yield this process's micro-batches of steps ``start`` to ``stop``, in order."""
     loader = DataLoader(
@@ -112,19 +113,21 @@ def micro_batches(
 
 def collate(samples: list[dict | UserError]) -> dict | UserError:
     """Stack tensors and list everything else; a sample that is an error stands for the whole batch."""
+    read: list[dict] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+        read.append(sample)
+    columns = {name: [sample[name] for sample in read] for name in read[0]}
     return {
         name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in columns.items()
     }
 
 
-class _Samples(Dataset):
+class _Samples(torch.utils.data.Dataset):
     """A project dataset as torch's loader wants it: keyed by position, usable in worker processes."""
 
-    def __init__(self, dataset: object) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, position: Position) -> dict | UserError:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,33 +19,45 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from vpd.config.schema import LossSpec, Spec
+from vpd.datasets.dataset import Dataset
+from vpd.training import Observer
 from vpd.training.batch_norm import SYNCHRONISED, synchronise
 from vpd.training.loader import Plan, micro_batches, plan_batches
 from vpd.training.losses import loss
-from vpd.training.observers import Observer, Observers
-from vpd.training.optim import build_optimizer, pretrained_multiplier, set_rates
-from vpd.training.record import Timing, publish, timing
-from vpd.training.schedule import factor
+from vpd.training.optim import build_optimizer, factor, pretrained_multiplier, set_rates
+from vpd.training.runs import publish
 from vpd.training.state import Journal, keep_weights, load_state, save_state, seed_all, state_folder, weights_path
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
+from vpd.utils.fingerprint import Fingerprint
 from vpd.utils.progress import Progress
 
 
 def fit(
     model: nn.Module,
-    dataset: object,
+    dataset: Dataset,
     spec: Spec,
     seed: int,
     out: Path,
     state: Path,
-    observers: Iterable[Observer],
-    keys: dict[str, str | int],
-) -> Timing:
-    """Train ``model`` on ``dataset`` as ``spec.training`` says and publish weights and history into ``out``.
+    made_from: Fingerprint,
+    observers: Sequence[Observer] = (),
+) -> None:
+    """Train a network and publish its weights and history into ``out``.
 
-    ``keys`` identify the run in its state and its manifest. Raises UserError if the loss is not finite, before the step
-    that would spoil the weights; after SIGTERM, SIGUSR1 or SIGINT it saves the state and raises SystemExit or KeyboardInterrupt.
+    Args:
+        model: on the CPU, with its initial weights; maps a batch to what ``spec.training.loss`` expects.
+        dataset: of training samples.
+        spec: the experiment.
+        seed: with the step, of everything random in a step.
+        out: folder of the finished run.
+        state: folder for resumable states.
+        made_from: names the state's folder and goes into ``out``.
+        observers: called at every logged step, by the first process only.
+
+    Raises:
+        UserError: the loss is not finite; raised before the step that would spoil the weights.
+        SystemExit, KeyboardInterrupt: after SIGTERM or SIGUSR1, or SIGINT, once the state is saved.
     """
     training, run = spec.training, f"{spec.name} seed {seed}"
     accelerator = start_accelerator(training.precision)
@@ -56,7 +68,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         if lead:
             stack.enter_context(locked(state))
-        folder = state_folder(state, keys)
+        folder = state_folder(state, made_from)
         model = on_device(model, accelerator, spec.task in SYNCHRONISED).train()
         optimizer = build_optimizer(model, training.optimizer)
         journal = load_state(folder, model, optimizer)
@@ -66,16 +78,16 @@ def fit(
             contextlib.closing(micro_batches(dataset, plan, journal.step, total, training.workers, pin))
         )
         signals = stack.enter_context(deferred_signals())
-        watch = stack.enter_context(Observers(observers if lead else ()))
-        progress = Progress(total, run, unit="step", done=journal.step) if lead else None
-        stack.callback(lambda: progress and progress.close())
-        started = time.monotonic() - journal.seconds
+        progress = stack.enter_context(Progress(total, run, unit="step", done=journal.step, enabled=lead))
+        journal.started = journal.started or time.time()
+        begun = time.monotonic() - journal.seconds
 
         for step in range(journal.step, total):
+            # Nothing random depends on what came before, so a resumed run needs no saved generators.
             seed_all(seed, step, accelerator.process_index)
             set_rates(optimizer, rate := factor(step, total, training.schedule))
-            value = gradient(accelerator, parallel, batches, plan, step, training.loss)
-            value, interrupted = agree(accelerator, value, bool(signals))
+            own_loss = gradient(accelerator, parallel, batches, plan, step, training.loss)
+            value, interrupted = agree(accelerator, own_loss, bool(signals))
             if not math.isfinite(value):
                 raise UserError(
                     f"{run}: the loss of step {step + 1} is {value}; lower training.optimizer.lr "
@@ -84,16 +96,18 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
 
-            journal.step, journal.seconds = step + 1, time.monotonic() - started
+            journal.step, journal.seconds = step + 1, time.monotonic() - begun
             journal.losses.append(value)
             if journal.step % training.log_every == 0 or journal.step == total:
                 lr = training.optimizer.lr * rate
                 row = log_row(journal, plan, lr, lr * pretrained_multiplier(optimizer))
-                watch.notify(journal.step, {name: row[name] for name in row if name != "step"})
+                if lead:
+                    for observer in observers:
+                        observer(journal.step, {name: row[name] for name in row if name != "step"})
             if lead:
                 for name, last in milestones.items():
                     if journal.step == last:
-                        journal.weights[name] = keep_weights(folder, name, model, keys, last)
+                        journal.weights[name] = keep_weights(folder, name, model, seed, last)
                 if interrupted or (journal.step % training.save_every == 0 and journal.step < total):
                     save_state(folder, journal, model, optimizer)
                 progress.advance(note=f"loss {value:.4f}")
@@ -102,10 +116,11 @@ def fit(
                 leave(signals, run, journal.step)
 
         if lead:
-            publish(out, {name: weights_path(folder, name) for name in milestones}, milestones, journal.rows, keys)
+            times = {"started": journal.started, "ended": time.time(), "seconds": round(journal.seconds, 2)}
+            weights = {name: weights_path(folder, name) for name in milestones}
+            publish(out, weights, milestones, journal.rows, made_from, times)
             shutil.rmtree(state, ignore_errors=True)
         accelerator.wait_for_everyone()
-    return timing(journal.seconds, total)
 
 
 # ------------------------------------------------------------------------------------------------------------------ setup
@@ -182,7 +197,7 @@ def deferred_signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
@@ -197,7 +212,7 @@ def deferred_signals() -> Iterator[list[int]]:
 
 def leave(signals: list[int], run: str, step: int) -> None:
     """End the process as the signal asks, after the state has been saved."""
-    print(f"{run}: stopped after step {step}; the next run goes on from there", file=sys.stderr, flush=True)
+    print(f"{run}: stopped after step {step}; the next run continues from there", file=sys.stderr, flush=True)
     if signals and signals[0] == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM))

@@ -6,8 +6,6 @@ The folder is no output of any stage, so that no orchestrator deletes it when a 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import random
 import sys
 from collections.abc import Iterator
@@ -20,9 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn, optim
 
+from vpd.training.runs import weights_metadata
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_path
+from vpd.utils.fingerprint import Fingerprint
 
 KEPT_STATES = 2
 
@@ -33,8 +33,10 @@ class Journal:
 
     step: int = 0
     """Finished steps."""
+    started: float = 0.0
+    """Unix time at which the first attempt started."""
     seconds: float = 0.0
-    """Time spent, over all attempts."""
+    """Time spent training, over all attempts, up to the last saved state."""
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last log."""
     rows: list[dict] = field(default_factory=list)
@@ -43,23 +45,24 @@ class Journal:
     """Milestones kept so far and the SHA-256 of their files."""
 
 
-def state_folder(state: Path, keys: dict[str, str | int]) -> Path:
-    """Folder of the run with these keys; another spec, seed, dataset or checkpoint has another one."""
-    key = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
-    others = [path.name for path in sorted(state.glob("*")) if path.is_dir() and path.name != key]
+def state_folder(state: Path, made_from: Fingerprint) -> Path:
+    """Folder of the run with this fingerprint; another spec, seed, dataset, checkpoint or code has another one."""
+    others = [path.name for path in sorted(state.glob("*")) if path.is_dir() and path.name != made_from.key]
     if others:
         _say(f"{state} also holds progress made with other settings ({', '.join(others)}), which this run cannot use")
-    return state / key
+    return state / made_from.key
 
 
 # ------------------------------------------------------------------------------------------------------------ save, load
 def save_state(folder: Path, journal: Journal, model: nn.Module, optimizer: optim.Optimizer) -> None:
-    """Write everything a later process needs to go on from ``journal.step`` to the bit."""
+    """Write everything a later process needs to continue after ``journal.step`` to the bit.
+
+    Random generators are not among it: the loop seeds them anew in every step.
+    """
     content = {
         "journal": asdict(journal),
         "model": model.trained_state(),
         "optimizer": optimizer.state_dict(),
-        "random": random_state(),
     }
     with _writing(folder / f"step-{journal.step:09d}.pt") as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
@@ -76,7 +79,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> Jo
         content = _read_state(path)
         if content is not None:
             _restore(path, content, model, optimizer)
-            _say(f"going on after step {content['journal']['step']} ({path})")
+            _say(f"continuing after step {content['journal']['step']} ({path})")
             return Journal(**content["journal"])
     return Journal()
 
@@ -103,7 +106,6 @@ def _restore(path: Path, content: dict, model: nn.Module, optimizer: optim.Optim
         raise UserError(
             f"{path} does not fit this version's model ({reason}); delete {path.parent} to start again"
         ) from error
-    restore_random_state(content["random"])
 
 
 def _states(folder: Path) -> list[Path]:
@@ -117,16 +119,14 @@ def weights_path(folder: Path, milestone: str) -> Path:
     return folder / f"{milestone}.safetensors"
 
 
-def keep_weights(folder: Path, milestone: str, model: nn.Module, keys: dict[str, str | int], step: int) -> str:
-    """Keep the model's weights as a milestone and return their SHA-256; UserError if any is not finite."""
+def keep_weights(folder: Path, milestone: str, model: nn.Module, seed: int, step: int) -> str:
+    """Write the model's weights as a milestone and return the file's SHA-256; UserError if any is not finite."""
     tensors = model.trained_state()
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(f"{name} is not finite after step {step}; lower training.optimizer.lr and train again")
-    # One metadata entry: safetensors writes several in random order, and equal runs would differ in their bytes.
-    metadata = {"vpd": json.dumps({**keys, "milestone": milestone, "step": step}, sort_keys=True)}
     with _writing(weights_path(folder, milestone)) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata=weights_metadata(seed, milestone, step))
     return sha256(weights_path(folder, milestone))
 
 
@@ -148,27 +148,6 @@ def seed_all(*numbers: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
-
-
-def random_state() -> dict:
-    """State of every global random generator, in types that ``torch.load(weights_only=True)`` accepts."""
-    name, words, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, words.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(saved: dict) -> None:
-    """Undo everything drawn since ``random_state``; devices that are not there any more are left out."""
-    random.setstate(saved["python"])
-    name, words, *rest = saved["numpy"]
-    np.random.set_state((name, np.array(words, dtype=np.uint32), *rest))
-    torch.set_rng_state(saved["torch"])
-    for device, value in enumerate(saved["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(value, device)
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class UserError(Exception):
@@ -19,7 +22,7 @@ def nearest(name: str, valid: Iterable[str], shown: int = 8) -> str:
     return f"{hint}(known: {known})" if names else "(none are known)"
 
 
-def pick(name: str, table: dict, what: str, where: str = ""):
+def pick(name: str, table: Mapping[str, Value], what: str, where: str = "") -> Value:
     """Look ``name`` up in ``table``; raise UserError naming ``what`` and the nearest valid names if it is absent."""
     if name in table:
         return table[name]

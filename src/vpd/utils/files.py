@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import filecmp
 import json
 import os
 import shutil
-import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from vpd.utils.errors import UserError
 
@@ -119,87 +117,68 @@ def read_json(path: str | Path) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------- locks
-# flock is advisory, goes with the process, and holds between the machines that mount a folder by NFS. The file lies beside
-# the folder that it is about, which may be replaced or removed under the lock.
+# Advisory, released when the process exits, and held between the machines that mount a folder by NFS. The lock file lies
+# beside the folder that it guards, because the folder may be replaced or removed under the lock.
 @contextlib.contextmanager
 def locked(folder: str | Path, wait: float = 20.0) -> Iterator[None]:
-    """Hold an exclusive lock on ``folder`` for the block; UserError if another process holds it for ``wait`` seconds.
+    """Hold an exclusive lock on ``folder``, which is created, for the block.
 
-    A killed job leaves nothing to clean up. The wait covers the moment in which its workers save their state.
+    Args:
+        folder: to work in.
+        wait: seconds to wait for another process; enough for the workers of a killed job to save their state.
+
+    Raises:
+        UserError: another process still holds the lock after ``wait`` seconds.
     """
     folder = Path(folder)
-    deadline = time.monotonic() + wait
-    with _lock_file(folder) as file:
-        while not _try_lock(file):
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"another process is already working in {folder} ({_holder(file)}); wait for it to end, or stop it"
-                )
-            time.sleep(PAUSE)
-        _sign(file)
+    try:
+        lock = _acquire(folder, wait)
+    except Timeout:
+        raise UserError(f"another process is already working in {folder}; wait for it to end, or stop it") from None
+    with lock:
         folder.mkdir(parents=True, exist_ok=True)
         yield
 
 
 @contextlib.contextmanager
 def exclusive(out: str | Path, what: str = "") -> Iterator[None]:
-    """Be the only process, on all machines that share the folder of ``out``, that makes it in the block.
+    """Be the only process, on all machines that share the folder, that makes ``out`` in the block.
 
-    Waits as long as another lives, and says in one line for whom; then what the other made is there. Whoever may not write
-    beside ``out`` can spoil nothing and does not wait. UserError where there can be no lock.
+    Waits for another one without end, after one line that says so. A process that cannot write beside ``out`` can damage
+    nothing and does not wait.
+
+    Args:
+        out: file or folder to be made.
+        what: name of it for the message.
+
+    Raises:
+        UserError: the file system has no locks, or the lock file cannot be opened.
     """
     out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        yield
+        return
     try:
-        file = _lock_file(out)
-    except OSError as error:
-        if os.access(out.parent, os.W_OK):
-            raise UserError(f"cannot lock {out}: {error.filename}: {error.strerror}; fix its permissions") from error
-        yield
-        return
-    with file:
-        _wait_for(file, what or str(out))
-        _sign(file)
+        lock = _acquire(out, 0)
+    except Timeout:
+        print(f"{what or out}: waiting for another process that is making it", file=sys.stderr, flush=True)
+        lock = _acquire(out, -1)
+    with lock:
         yield
 
 
-def _wait_for(file: IO[str], what: str) -> None:
-    if _try_lock(file):
-        return
-    print(f"{what}: waiting for {_holder(file)}, which is at it", file=sys.stderr, flush=True)
-    while not _try_lock(file):
-        time.sleep(PAUSE)
-
-
-def _lock_file(path: Path) -> IO[str]:
-    """Open the lock file of ``path``, for writing, as NFS wants it; whoever may write beside ``path`` may lock it."""
+def _acquire(path: Path, wait: float) -> AcquireReturnProxy:
+    """Lock ``path``; whoever may write beside it may lock it, whatever the umask of the first one was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        lock.chmod(path.parent.stat().st_mode & 0o666)
-    return open(lock, "r+", encoding="utf-8")
-
-
-def _try_lock(file: IO[str]) -> bool:
+    mode = 0o600 | path.parent.stat().st_mode & 0o666
+    file = path.with_name(f".{path.name}.lock")
+    if file.exists() and not file.is_file():
+        raise UserError(f"cannot lock {path}: {file} is not a file; remove it")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return FileLock(file, mode=mode, is_singleton=False).acquire(timeout=wait, poll_interval=PAUSE)
+    except Timeout:
+        raise
     except OSError as error:
-        raise UserError(
-            f"{file.name} cannot be locked ({error.strerror}); use a file system with locks, such as NFS with its lock service"
-        ) from error
-    return True
-
-
-def _sign(file: IO[str]) -> None:
-    """Note who holds the lock."""
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-
-
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
-    return file.readline().strip() or "another process"
+        reason = error.strerror or error
+        raise UserError(f"cannot lock {path}: {reason}; fix its permissions or use a file system with locks") from error

@@ -112,33 +112,43 @@ def is_finished(folder: Path, made_from: Fingerprint) -> bool:
         recorded, manifest = read_json(folder / FINGERPRINT), read_manifest(folder)
     except UserError:
         return False
-    return recorded == asdict(made_from) and not changed(folder, manifest["files"])
+    files_at = folder / manifest.get("place", "")  # a dataset of the user's stays where it is
+    return recorded == asdict(made_from) and not changed(files_at, manifest["files"])
 
 
 # ------------------------------------------------------------------------------------------------------------------ code
 @cache
 def code_digest(*packages: str) -> str:
-    """Sixteen hex digits of what modules below ``vpd`` do; comments, docstrings and layout do not count.
+    """Sixteen hex digits of what packages do: their modules without comments, docstrings and layout, and their data files.
 
     Args:
-        packages: ``models`` (all of a package) or ``datasets/ade20k`` (one module).
+        packages: below ``vpd``: ``models`` (all of a package) or ``datasets/ade20k`` (one module).
     """
     total = hashlib.sha256()
     for package in packages:
-        place = ROOT / package
-        paths = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-        for path in paths:
-            total.update(f"{path.relative_to(ROOT)}\n{meaning(path.read_text(encoding='utf-8'))}\n".encode())
+        for path in source_files(package):
+            content = path.read_bytes()
+            if path.suffix == ".py":
+                content = meaning(content.decode("utf-8")).encode()
+            total.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
     return total.hexdigest()[:16]
+
+
+def source_files(package: str) -> list[Path]:
+    """All files of a package below ``vpd``, or the one of a module."""
+    place = ROOT / package
+    if not place.is_dir():
+        return [place.with_suffix(".py")]
+    return sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def meaning(source: str) -> str:
     """A module's syntax tree as text, without positions and docstrings."""
     syntax = ast.parse(source)
     for node in ast.walk(syntax):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body:
-            node.body = [line for line in body if not _is_text(line)] or [ast.Pass()]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # A lone docstring is as much as `pass`; attribute docstrings are no code either.
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
     return ast.dump(syntax)
 
 

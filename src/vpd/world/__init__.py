@@ -1,4 +1,9 @@
-"""The drawn world: integer seed to room, to image, classes, depth, instances, captions and referring expressions."""
+"""Synthetic scenes: an integer seed becomes a furnished room, its picture, classes, depth, instances and sentences.
 
-VERSION = 1
-"""Raised whenever the same seed would give other bytes, so that finished datasets are drawn again."""
+Coordinates are metres in the room's frame: x to the right, y up, z away from the camera; the origin lies on the floor in the
+middle of the wall that the camera stands at. Images are (H, W) with row 0 at the top; their sizes are given as (width, height).
+
+Every scene is the same bytes on every machine, so that datasets need not be shared: numbers come from PCG64 and pass only
+through + - * / and sqrt, which IEEE 754 rounds exactly. Functions such as sin or exp differ between mathematical libraries,
+and a sum over an array between vector units.
+"""

@@ -1,17 +1,19 @@
-"""What stands in the rooms, built from solids around the origin with its back towards +z (the wall)."""
+"""What stands in the rooms, built from solids around the origin with its back towards +z (the wall); sizes in metres."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from vpd.world.classes import COLOURS, Colour
-from vpd.world.dice import Dice
-from vpd.world.shapes import Block, Ellipsoid, Frustum, Point, Solid
+from vpd.world.seeds import Rng
+from vpd.world.shapes import Block, Ellipsoid, Frustum, Solid
 
 
 @dataclass(frozen=True)
 class Model:
-    """A thing before it is placed: its solids, how they are described, and the floor it needs (width, depth)."""
+    """A thing before it is placed: its solids, the floor it needs (width, depth), and how it is described."""
 
     name: str
     solids: tuple[Solid, ...]
@@ -25,183 +27,163 @@ class Model:
 
 def shade(colour: Colour, factor: float) -> Colour:
     """``colour`` made darker or lighter."""
-    return tuple(min(1.0, part * factor) for part in colour)
+    red, green, blue = colour
+    return min(1.0, red * factor), min(1.0, green * factor), min(1.0, blue * factor)
 
 
-def jitter(dice: Dice, name: str) -> Colour:
+def _jitter(rng: Rng, name: str) -> Colour:
     """The named colour, slightly varied in brightness and less in hue."""
-    factor = dice.between(0.9, 1.1)
-    return tuple(min(1.0, max(0.03, part * factor + dice.between(-0.02, 0.02))) for part in COLOURS[name])
+    factor = rng.between(0.9, 1.1)
+    red, green, blue = (min(1.0, max(0.03, part * factor + rng.between(-0.02, 0.02))) for part in COLOURS[name])
+    return red, green, blue
 
 
-def block(x: float, y: float, z: float, width: float, height: float, depth: float, colour: Colour, **finish) -> Block:
+def _block(
+    x: float, y: float, z: float, width: float, height: float, depth: float, colour: Colour, **finish: Any
+) -> Block:
     """A block centred at (x, z) that stands on height ``y``."""
-    low: Point = (x - width / 2, y, z - depth / 2)
-    return Block(low, (x + width / 2, y + height, z + depth / 2), colour, **finish)
+    return Block((x - width / 2, y, z - depth / 2), (x + width / 2, y + height, z + depth / 2), colour, **finish)
 
 
-def frustum(x: float, y: float, z: float, radius: float, height: float, colour: Colour, taper: float = 1.0, **finish):
-    """A frustum on height ``y``; ``radius`` is the wider end's."""
-    low: Point = (x - radius, y, z - radius)
-    return Frustum(low, (x + radius, y + height, z + radius), colour, taper=taper, **finish)
+def _pole(y: float, radius: float, height: float, colour: Colour, **finish: Any) -> Frustum:
+    """A frustum in the middle, on height ``y``; ``radius`` is the wider end's."""
+    return Frustum((-radius, y, -radius), (radius, y + height, radius), colour, **finish)
 
 
-def legs(width: float, depth: float, height: float, thickness: float, colour: Colour) -> tuple[Block, ...]:
+def _legs(width: float, depth: float, height: float, thickness: float, colour: Colour) -> tuple[Block, ...]:
     """Four legs in the corners."""
     x, z = (width - thickness) / 2, (depth - thickness) / 2
     corners = ((-x, -z), (x, -z), (-x, z), (x, z))
-    return tuple(block(a, 0.0, b, thickness, height, thickness, colour) for a, b in corners)
+    return tuple(_block(a, 0.0, b, thickness, height, thickness, colour) for a, b in corners)
 
 
-def table(dice: Dice) -> Model:
+def _table(rng: Rng) -> Model:
     """Rectangular with four legs, or round with one."""
-    name = dice.pick(("brown", "white", "black", "brown"))
-    colour, height = jitter(dice, name), dice.between(0.62, 0.74)
-    if dice.chance(0.35):
-        radius = dice.between(0.45, 0.6)
-        top = frustum(0.0, height - 0.07, 0.0, radius, 0.07, colour)
-        pole = frustum(0.0, 0.0, 0.0, 0.08, height - 0.07, shade(colour, 0.8))
-        foot = frustum(0.0, 0.0, 0.0, radius * 0.55, 0.05, shade(colour, 0.8))
-        return Model("table", (top, pole, foot), (radius * 2, radius * 2), name, top=height)
-    width, depth = dice.between(1.0, 1.5), dice.between(0.6, 0.8)
-    top = block(0.0, height - 0.07, 0.0, width, 0.07, depth, colour, pattern="grain" if name == "brown" else "plain")
-    return Model(
-        "table", (top, *legs(width, depth, height, 0.08, shade(colour, 0.85))), (width, depth), name, top=height
-    )
+    name = rng.pick(("brown", "white", "black", "brown"))
+    colour, height = _jitter(rng, name), rng.between(0.62, 0.74)
+    if rng.chance(0.35):
+        radius, dark = rng.between(0.45, 0.6), shade(colour, 0.8)
+        board = _pole(height - 0.07, radius, 0.07, colour)
+        solids = (board, _pole(0.0, 0.08, height - 0.07, dark), _pole(0.0, radius * 0.55, 0.05, dark))
+        return Model("table", solids, (radius * 2, radius * 2), name, top=height)
+    width, depth = rng.between(1.0, 1.5), rng.between(0.6, 0.8)
+    top = _block(0.0, height - 0.07, 0.0, width, 0.07, depth, colour, pattern="grain" if name == "brown" else "plain")
+    legs = _legs(width, depth, height, 0.08, shade(colour, 0.85))
+    return Model("table", (top, *legs), (width, depth), name, top=height)
 
 
-def chair(dice: Dice) -> Model:
+def _chair(rng: Rng) -> Model:
     """Seat and back on four legs, or on a single pole (office chair)."""
-    name = dice.pick(("red", "blue", "brown", "black", "white", "green", "yellow"))
-    colour, side = jitter(dice, name), dice.between(0.46, 0.54)
-    seat = block(0.0, 0.42, 0.0, side, 0.08, side, colour)
-    back = block(0.0, 0.5, side / 2 - 0.04, side, dice.between(0.45, 0.6), 0.07, shade(colour, 0.95))
-    dark = shade(colour, 0.75)
-    if dice.chance(0.4):
-        pole = frustum(0.0, 0.06, 0.0, 0.05, 0.36, COLOURS["black"])
-        foot = frustum(0.0, 0.0, 0.0, 0.25, 0.06, COLOURS["black"])
-        return Model("chair", (seat, back, pole, foot), (side, side), name)
-    return Model("chair", (seat, back, *legs(side, side, 0.42, 0.06, dark)), (side, side), name)
+    name = rng.pick(("red", "blue", "brown", "black", "white", "green", "yellow"))
+    colour, side = _jitter(rng, name), rng.between(0.46, 0.54)
+    seat = _block(0.0, 0.42, 0.0, side, 0.08, side, colour)
+    back = _block(0.0, 0.5, side / 2 - 0.04, side, rng.between(0.45, 0.6), 0.07, shade(colour, 0.95))
+    if rng.chance(0.4):
+        below: tuple[Solid, ...] = (_pole(0.06, 0.05, 0.36, COLOURS["black"]), _pole(0.0, 0.25, 0.06, COLOURS["black"]))
+    else:
+        below = _legs(side, side, 0.42, 0.06, shade(colour, 0.75))
+    return Model("chair", (seat, back, *below), (side, side), name)
 
 
-def bed(dice: Dice) -> Model:
+def _bed(rng: Rng) -> Model:
     """Frame, blanket, pillow and headboard."""
-    name = dice.pick(("red", "blue", "green", "pink", "purple", "gray"))
-    colour, wood = jitter(dice, name), jitter(dice, dice.pick(("brown", "white", "brown")))
-    width, length = dice.between(1.1, 1.6), dice.between(1.8, 2.0)
-    pattern = "striped" if dice.chance(0.35) else "plain"
+    name = rng.pick(("red", "blue", "green", "pink", "purple", "gray"))
+    colour, wood = _jitter(rng, name), _jitter(rng, rng.pick(("brown", "white", "brown")))
+    width, length = rng.between(1.1, 1.6), rng.between(1.8, 2.0)
+    pattern, end, pillow = "striped" if rng.chance(0.35) else "plain", length / 2, width * 0.38
     solids = (
-        block(0.0, 0.12, 0.0, width, 0.18, length, wood),
-        block(0.0, 0.30, -0.2, width, 0.2, length - 0.4, colour, pattern=pattern, accent=shade(colour, 1.35)),
-        block(0.0, 0.30, length / 2 - 0.2, width, 0.17, 0.4, COLOURS["white"]),
-        Ellipsoid(
-            (-width * 0.38, 0.42, length / 2 - 0.45), (width * 0.38, 0.64, length / 2 - 0.08), (0.97, 0.96, 0.93)
-        ),
-        block(0.0, 0.12, length / 2 - 0.03, width, dice.between(0.7, 0.9), 0.06, shade(wood, 0.9)),
+        _block(0.0, 0.12, 0.0, width, 0.18, length, wood),
+        _block(0.0, 0.30, -0.2, width, 0.2, length - 0.4, colour, pattern=pattern, accent=shade(colour, 1.35)),
+        _block(0.0, 0.30, end - 0.2, width, 0.17, 0.4, COLOURS["white"]),
+        Ellipsoid((-pillow, 0.42, end - 0.45), (pillow, 0.64, end - 0.08), (0.97, 0.96, 0.93)),
+        _block(0.0, 0.12, end - 0.03, width, rng.between(0.7, 0.9), 0.06, shade(wood, 0.9)),
     )
     return Model("bed", solids, (width, length), name)
 
 
-def sofa(dice: Dice) -> Model:
+def _sofa(rng: Rng) -> Model:
     """Seat, back and two arms."""
-    name = dice.pick(("red", "blue", "green", "gray", "purple", "brown", "yellow"))
-    colour, width, depth = jitter(dice, name), dice.between(1.4, 1.9), 0.8
-    arm = shade(colour, 0.9)
+    name = rng.pick(("red", "blue", "green", "gray", "purple", "brown", "yellow"))
+    colour, width, depth = _jitter(rng, name), rng.between(1.4, 1.9), 0.8
+    seam, arm = {"pattern": "halves", "accent": shade(colour, 0.6)}, shade(colour, 0.9)
     solids = (
-        block(0.0, 0.08, 0.0, width, 0.32, depth, colour, pattern="halves", accent=shade(colour, 0.6)),
-        block(
-            0.0,
-            0.08,
-            depth / 2 - 0.11,
-            width,
-            0.72,
-            0.22,
-            shade(colour, 0.95),
-            pattern="halves",
-            accent=shade(colour, 0.6),
-        ),
-        block(-width / 2 + 0.1, 0.08, -0.02, 0.2, 0.5, depth - 0.04, arm),
-        block(width / 2 - 0.1, 0.08, -0.02, 0.2, 0.5, depth - 0.04, arm),
+        _block(0.0, 0.08, 0.0, width, 0.32, depth, colour, **seam),
+        _block(0.0, 0.08, depth / 2 - 0.11, width, 0.72, 0.22, shade(colour, 0.95), **seam),
+        _block(-width / 2 + 0.1, 0.08, -0.02, 0.2, 0.5, depth - 0.04, arm),
+        _block(width / 2 - 0.1, 0.08, -0.02, 0.2, 0.5, depth - 0.04, arm),
     )
     return Model("sofa", solids, (width, depth), name)
 
 
-def cabinet(dice: Dice) -> Model:
+def _cabinet(rng: Rng) -> Model:
     """A tall cupboard or a low counter, with doors and knobs."""
-    name = dice.pick(("brown", "white", "gray", "brown"))
-    colour = jitter(dice, name)
-    if dice.chance(0.5):
-        width, height, depth = dice.between(0.8, 1.1), dice.between(1.5, 1.9), 0.45
-        return Model(
-            "cabinet", (block(0.0, 0.0, 0.0, width, height, depth, colour, pattern="doors"),), (width, depth), name
-        )
-    width, height, depth = dice.between(1.1, 1.7), dice.between(0.8, 0.9), 0.5
-    body = block(0.0, 0.0, 0.0, width, height - 0.05, depth, colour, pattern="doors")
-    slab = block(
-        0.0, height - 0.05, 0.0, width + 0.06, 0.05, depth + 0.06, dice.pick(((0.3, 0.3, 0.32), (0.8, 0.78, 0.74)))
-    )
+    name = rng.pick(("brown", "white", "gray", "brown"))
+    colour = _jitter(rng, name)
+    if rng.chance(0.5):
+        width, height, depth = rng.between(0.8, 1.1), rng.between(1.5, 1.9), 0.45
+        body = _block(0.0, 0.0, 0.0, width, height, depth, colour, pattern="doors")
+        return Model("cabinet", (body,), (width, depth), name)
+    width, height, depth = rng.between(1.1, 1.7), rng.between(0.8, 0.9), 0.5
+    body = _block(0.0, 0.0, 0.0, width, height - 0.05, depth, colour, pattern="doors")
+    stone = rng.pick(((0.3, 0.3, 0.32), (0.8, 0.78, 0.74)))
+    slab = _block(0.0, height - 0.05, 0.0, width + 0.06, 0.05, depth + 0.06, stone)
     return Model("cabinet", (body, slab), (width + 0.06, depth + 0.06), name)
 
 
-def lamp(dice: Dice) -> Model:
+def _lamp(rng: Rng) -> Model:
     """A floor lamp with a glowing shade."""
-    name = dice.pick(("yellow", "white", "red", "green", "blue", "pink"))
-    height, radius = dice.between(1.3, 1.65), dice.between(0.2, 0.26)
-    metal = COLOURS[dice.pick(("black", "gray", "brown"))]
-    solids = (
-        frustum(0.0, height - 0.38, 0.0, radius, 0.38, jitter(dice, name), taper=0.6, glow=0.55),
-        frustum(0.0, 0.0, 0.0, 0.04, height - 0.3, metal),
-        frustum(0.0, 0.0, 0.0, 0.17, 0.05, metal),
-    )
+    name = rng.pick(("yellow", "white", "red", "green", "blue", "pink"))
+    height, radius = rng.between(1.3, 1.65), rng.between(0.2, 0.26)
+    metal = COLOURS[rng.pick(("black", "gray", "brown"))]
+    glowing = _pole(height - 0.38, radius, 0.38, _jitter(rng, name), taper=0.6, glow=0.55)
+    solids = (glowing, _pole(0.0, 0.04, height - 0.3, metal), _pole(0.0, 0.17, 0.05, metal))
     return Model("lamp", solids, (0.45, 0.45), name)
 
 
-def plant(dice: Dice) -> Model:
+def _plant(rng: Rng) -> Model:
     """Leaves in a pot."""
-    pot = frustum(0.0, 0.0, 0.0, 0.19, 0.34, jitter(dice, dice.pick(("brown", "white", "orange", "gray"))), taper=1.35)
-    leaves = []
+    solids: list[Solid] = [
+        _pole(0.0, 0.19, 0.34, _jitter(rng, rng.pick(("brown", "white", "orange", "gray"))), taper=1.35)
+    ]
     for _ in range(6):
-        x, z, y = dice.between(-0.2, 0.2), dice.between(-0.2, 0.2), dice.between(0.35, 0.85)
-        wide, tall = dice.between(0.10, 0.17), dice.between(0.16, 0.28)
-        green = (dice.between(0.14, 0.3), dice.between(0.42, 0.62), dice.between(0.14, 0.26))
-        leaves.append(Ellipsoid((x - wide, y - tall * 0.6, z - wide), (x + wide, y + tall, z + wide), green))
-    return Model("plant", (pot, *leaves), (0.6, 0.6))
+        x, z, y = rng.between(-0.2, 0.2), rng.between(-0.2, 0.2), rng.between(0.35, 0.85)
+        wide, tall = rng.between(0.10, 0.17), rng.between(0.16, 0.28)
+        green = (rng.between(0.14, 0.3), rng.between(0.42, 0.62), rng.between(0.14, 0.26))
+        solids.append(Ellipsoid((x - wide, y - tall * 0.6, z - wide), (x + wide, y + tall, z + wide), green))
+    return Model("plant", tuple(solids), (0.6, 0.6))
 
 
-def bathtub(dice: Dice) -> Model:
+def _bathtub(rng: Rng) -> Model:
     """A white tub with water; it belongs to no class."""
-    width, white = dice.between(1.4, 1.6), COLOURS["white"]
-    solids = (
-        block(0.0, 0.0, 0.0, width, 0.5, 0.72, white),
-        block(0.0, 0.5, 0.0, width - 0.16, 0.01, 0.56, (0.55, 0.75, 0.85), gloss=0.4),
-    )
-    return Model("bathtub", solids, (width, 0.72))
+    width, water = rng.between(1.4, 1.6), (0.55, 0.75, 0.85)
+    tub = _block(0.0, 0.0, 0.0, width, 0.5, 0.72, COLOURS["white"])
+    return Model("bathtub", (tub, _block(0.0, 0.5, 0.0, width - 0.16, 0.01, 0.56, water, gloss=0.4)), (width, 0.72))
 
 
-def toy(dice: Dice, name: str, colour: str) -> Model:
+def toy(rng: Rng, name: str, colour: str) -> Model:
     """A ball, box or cone, small or large, plain or striped."""
-    size = dice.pick(("small", "large"))
-    side = dice.between(0.36, 0.42) if size == "small" else dice.between(0.58, 0.68)
-    pattern = "striped" if dice.chance(0.3) else "plain"
-    paint, half = jitter(dice, colour), side / 2
-    finish = {"pattern": pattern, "accent": (0.95, 0.95, 0.93)}
+    size = rng.pick(("small", "large"))
+    side = rng.between(0.36, 0.42) if size == "small" else rng.between(0.58, 0.68)
+    pattern = "striped" if rng.chance(0.3) else "plain"
+    paint, half = _jitter(rng, colour), side / 2
+    solids: tuple[Solid, ...]
     if name == "ball":
-        solids = (Ellipsoid((-half, 0.0, -half), (half, side, half), paint, gloss=0.5, **finish),)
+        solids = (Ellipsoid((-half, 0.0, -half), (half, side, half), paint, pattern, gloss=0.5),)
     elif name == "box":
-        solids = (block(0.0, 0.0, 0.0, side, side * dice.between(0.75, 1.0), side * 0.9, paint, **finish),)
+        solids = (_block(0.0, 0.0, 0.0, side, side * rng.between(0.75, 1.0), side * 0.9, paint, pattern=pattern),)
     else:
-        cone = frustum(0.0, 0.0, 0.0, half * 0.9, side * dice.between(1.25, 1.45), paint, taper=0.08, **finish)
-        solids = (cone, block(0.0, 0.0, 0.0, side, 0.05, side, shade(paint, 0.85)))
+        cone = _pole(0.0, half * 0.9, side * rng.between(1.25, 1.45), paint, taper=0.08, pattern=pattern)
+        solids = (cone, _block(0.0, 0.0, 0.0, side, 0.05, side, shade(paint, 0.85)))
     return Model(name, solids, (side, side), colour, size, "striped" if pattern == "striped" else "")
 
 
-FURNITURE = {
-    "table": table,
-    "chair": chair,
-    "bed": bed,
-    "sofa": sofa,
-    "cabinet": cabinet,
-    "lamp": lamp,
-    "plant": plant,
-    "bathtub": bathtub,
+FURNITURE: dict[str, Callable[[Rng], Model]] = {
+    "table": _table,
+    "chair": _chair,
+    "bed": _bed,
+    "sofa": _sofa,
+    "cabinet": _cabinet,
+    "lamp": _lamp,
+    "plant": _plant,
+    "bathtub": _bathtub,
 }

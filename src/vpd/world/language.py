@@ -1,80 +1,63 @@
-"""Captions and referring expressions for drawn scenes, unambiguous by construction."""
+"""Captions and referring expressions for synthetic scenes, unambiguous by construction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
-from vpd.world.dice import Dice
 from vpd.world.scene import Instance, Scene
+from vpd.world.seeds import Rng
 
 LEAST_SHARE = 0.007
 """Smaller visible parts, relative to the image, are not referred to (but still count as something one could mean)."""
 APART, DEEPER = 0.08, 0.3
-"""How much farther left or right (of the image width) or nearer (metres) the meant thing must be than any other."""
+"""How much farther left or right (of the image width) or nearer (metres) the target must be than any other thing, or people
+would not agree which one is meant."""
 
 
+# ---------------------------------------------------------------------------------------------------------- expressions
 @dataclass(frozen=True)
 class Head:
-    """What a thing looks like; empty parts are not said."""
+    """What a thing looks like; empty parts are left out."""
 
     size: str = ""
     pattern: str = ""
     colour: str = ""
     name: str = ""
 
-    def fits(self, instance: Instance) -> bool:
-        """Whether the instance has every said attribute."""
-        return all(getattr(self, f.name) in ("", getattr(instance, f.name)) for f in fields(self))
+    def among(self, instances: tuple[Instance, ...]) -> list[Instance]:
+        """The instances that have every attribute."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)}
+        return [one for one in instances if all(getattr(one, key) == value for key, value in given.items())]
 
     def __str__(self) -> str:
-        words = (self.size, self.pattern, self.colour, self.name or "thing")
-        return " ".join(word for word in words if word)
+        return " ".join(word for word in (self.size, self.pattern, self.colour, self.name or "thing") if word)
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A head, with at most a place among its like or a relation to another thing."""
+    """A head, with at most a place among its like or a relation to another thing, the anchor."""
 
     head: Head
     place: str = ""
     relation: str = ""
-    anchor: Head | None = None
+    anchor: Head = Head()
 
-    def meant(self, instances: tuple[Instance, ...]) -> list[Instance]:
-        """All instances that the expression can mean, by its plain sense."""
-        found = [instance for instance in instances if self.head.fits(instance)]
+    def is_clear(self, target: Instance, instances: tuple[Instance, ...]) -> bool:
+        """Whether it means the target alone, by its plain sense and visibly so."""
+        alike = self.head.among(instances)
         if self.place:
-            return PLACES[self.place](found)
+            return PLACES[self.place](alike) == [target] and _clearly_placed(self.place, target, alike)
         if self.relation:
-            anchors = [instance for instance in instances if self.anchor.fits(instance)]
-            return [
-                one
-                for one in found
-                if any(RELATIONS[self.relation](one, other) > 0 for other in anchors if other != one)
-            ]
-        return found
-
-    def clear(self, target: Instance, instances: tuple[Instance, ...]) -> bool:
-        """Whether it means the target alone, and visibly so."""
-        if self.meant(instances) != [target]:
-            return False
-        if self.place:
-            return _clearly_placed(self.place, target, [one for one in instances if self.head.fits(one)])
-        if self.relation:
-            anchors = [instance for instance in instances if self.anchor.fits(instance)]
-            return len(anchors) == 1 and RELATIONS[self.relation](target, anchors[0]) > 1.0
-        return True
+            measure, anchors = RELATIONS[self.relation], self.anchor.among(instances)
+            meant = [one for one in alike if any(measure(one, other) > 0 for other in anchors if other != one)]
+            return meant == [target] and len(anchors) == 1 and measure(target, anchors[0]) > 1.0
+        return alike == [target]
 
 
 def _extreme(measure: Callable[[Instance], float]) -> Callable[[list[Instance]], list[Instance]]:
     """Keep the instances with the largest measure."""
-    return lambda found: [one for one in found if measure(one) == max(map(measure, found))]
-
-
-def _middle(found: list[Instance]) -> list[Instance]:
-    """Of exactly three, the one between the others."""
-    return sorted(found, key=lambda one: one.across)[1:2] if len(found) == 3 else []
+    return lambda alike: [one for one in alike if measure(one) == max(map(measure, alike))]
 
 
 PLACES: dict[str, Callable[[list[Instance]], list[Instance]]] = {
@@ -82,7 +65,7 @@ PLACES: dict[str, Callable[[list[Instance]], list[Instance]]] = {
     "right": _extreme(lambda one: one.across),
     "front": _extreme(lambda one: -one.distance),
     "back": _extreme(lambda one: one.distance),
-    "middle": _middle,
+    "middle": lambda alike: sorted(alike, key=lambda one: one.across)[1:2] if len(alike) == 3 else [],
 }
 RELATIONS: dict[str, Callable[[Instance, Instance], float]] = {
     "left of": lambda one, other: (other.across - one.across) / APART,
@@ -93,8 +76,8 @@ RELATIONS: dict[str, Callable[[Instance, Instance], float]] = {
 """How far the first instance stands in the relation to the second: positive if it does, above 1 if visibly so."""
 
 
-def _clearly_placed(place: str, target: Instance, found: list[Instance]) -> bool:
-    others = [one for one in found if one != target]
+def _clearly_placed(place: str, target: Instance, alike: list[Instance]) -> bool:
+    others = [one for one in alike if one != target]
     if place in ("front", "back"):
         return bool(others) and all(abs(one.distance - target.distance) > DEEPER for one in others)
     if not others:
@@ -104,42 +87,40 @@ def _clearly_placed(place: str, target: Instance, found: list[Instance]) -> bool
 
 def referable(scene: Scene) -> list[Instance]:
     """Instances large enough to be referred to."""
-    pixels = scene.picture.labels.size
-    return [one for one in scene.instances if one.area >= LEAST_SHARE * pixels]
+    return [one for one in scene.instances if one.area >= LEAST_SHARE * scene.picture.labels.size]
 
 
 def _heads(target: Instance) -> list[Head]:
     """Ways to name the target by its looks, shortest first."""
-    full = {"size": target.size, "pattern": target.pattern, "colour": target.colour, "name": target.name}
-    sets = (("name",), ("colour", "name"), ("colour",), ("size", "name"), ("pattern", "name"), ("size", "colour", "name"),
-            ("pattern", "colour", "name"), ("size", "pattern", "colour", "name"))  # fmt: skip
-    heads = (Head(**{key: full[key] for key in keys}) for keys in sets if all(full[key] for key in keys))
-    return list(dict.fromkeys(heads))
+    sets = ("name", "colour name", "colour", "size name", "pattern name", "size colour name", "pattern colour name",
+            "size pattern colour name")  # fmt: skip
+    looks = [{key: getattr(target, key) for key in keys.split()} for keys in sets]
+    return list(dict.fromkeys(Head(**look) for look in looks if all(look.values())))
 
 
 def attributes(target: Instance, instances: tuple[Instance, ...]) -> list[Expression]:
     """Expressions that tell the target by its looks alone."""
-    return [e for e in map(Expression, _heads(target)) if e.clear(target, instances)]
+    return [one for one in map(Expression, _heads(target)) if one.is_clear(target, instances)]
 
 
 def positions(target: Instance, instances: tuple[Instance, ...]) -> list[Expression]:
     """Expressions that tell it by its place among its like."""
     heads = [head for head in _heads(target) if head.name and not head.size and not head.pattern]
-    found = [Expression(head, place) for head in heads for place in PLACES]
-    return [e for e in found if e.clear(target, instances)]
+    candidates = [Expression(head, place) for head in heads for place in PLACES]
+    return [one for one in candidates if one.is_clear(target, instances)]
 
 
 def relations(target: Instance, instances: tuple[Instance, ...]) -> list[Expression]:
     """Expressions that tell it by where it is relative to another thing that its looks single out."""
-    found = []
-    for anchor in instances:
-        shortest = [e.head for e in attributes(anchor, instances) if e.head.name] if anchor != target else []
-        for head in _heads(target):
-            if head.name and shortest:
-                found += [Expression(head, "", relation, shortest[-1]) for relation in RELATIONS]
-    return [e for e in found if e.clear(target, instances)]
+    candidates = []
+    for anchor in (anchor for anchor in instances if anchor != target):
+        anchors = [one.head for one in attributes(anchor, instances) if one.head.name]
+        heads = [head for head in _heads(target) if head.name and anchors]
+        candidates += [Expression(head, "", relation, anchors[-1]) for head in heads for relation in RELATIONS]
+    return [one for one in candidates if one.is_clear(target, instances)]
 
 
+# ---------------------------------------------------------------------------------------------------------------- words
 PLACE_FORMS = {
     "left": ("left {head}", "{head} on the left", "the {head} on left", "leftmost {head}"),
     "right": ("right {head}", "{head} on the right", "the {head} on right", "rightmost {head}"),
@@ -149,20 +130,11 @@ PLACE_FORMS = {
 }
 LOOK_FORMS = ("{head}", "the {head}", "{head}")
 LONG_FORMS = {
-    "left of": (
-        "{a} {head} to the left of the {anchor}",
-        "the {head} that is on the left of the {anchor} in the {room}",
-    ),
-    "right of": (
-        "{a} {head} to the right of the {anchor}",
-        "the {head} that is on the right of the {anchor} in the {room}",
-    ),
-    "in front of": (
-        "{a} {head} in front of the {anchor}",
-        "the {head} standing in front of the {anchor} in the {room}",
-    ),
+    "left of": ("{a} {head} to the left of the {anchor}", "the {head} that is on the left of the {anchor} in the {room}"),
+    "right of": ("{a} {head} to the right of the {anchor}", "the {head} that is on the right of the {anchor} in the {room}"),
+    "in front of": ("{a} {head} in front of the {anchor}", "the {head} standing in front of the {anchor} in the {room}"),
     "behind": ("{a} {head} behind the {anchor}", "the {head} that is farther away than the {anchor} in the {room}"),
-}
+}  # fmt: skip
 LONG_LOOK_FORMS = (
     "{a} {head} in {a_room}",
     "the {head} that stands in the {room}",
@@ -170,62 +142,60 @@ LONG_LOOK_FORMS = (
 )
 
 
-def article(words: str) -> str:
-    """``a`` or ``an``."""
-    return "an" if words[0] in "aeiou" else "a"
+def _with_article(words: str) -> str:
+    """``orange ball`` -> ``an orange ball``."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def room_name(kind: str) -> str:
-    """``living_room`` -> ``living room``."""
-    return kind.replace("_", " ")
+def phrase(rng: Rng, expression: Expression, kind: str, long: bool) -> str:
+    """Word an expression.
 
-
-def phrase(dice: Dice, expression: Expression, kind: str, long: bool) -> str:
-    """Say the expression in one of its wordings."""
+    Args:
+        rng: picks one of several wordings.
+        expression: what to say.
+        kind: of the room, such as ``living_room``.
+        long: whether to speak in the longer sentences of RefCOCOg.
+    """
     if expression.relation:
-        form = dice.pick(LONG_FORMS[expression.relation])
+        form = rng.pick(LONG_FORMS[expression.relation])
     elif expression.place:
-        form = dice.pick(PLACE_FORMS[expression.place])
+        form = rng.pick(PLACE_FORMS[expression.place])
     else:
-        form = dice.pick(LONG_LOOK_FORMS if long else LOOK_FORMS)
-    head, room = str(expression.head), room_name(kind)
-    return form.format(
-        head=head, a=article(head), anchor=expression.anchor, room=room, a_room=f"{article(room)} {room}"
-    )
+        form = rng.pick(LONG_LOOK_FORMS if long else LOOK_FORMS)
+    head, room = str(expression.head), kind.replace("_", " ")
+    article = _with_article(head).split()[0]
+    return form.format(head=head, a=article, anchor=expression.anchor, room=room, a_room=_with_article(room))
 
 
 def captions(scene: Scene) -> Iterator[str]:
     """Endless captions of a scene: its room, its things with colours, and how two of them stand."""
-    dice, kind = scene.dice(), room_name(scene.room.kind)
-    place = f"{article(kind)} {kind}"
-    seen = referable(scene)
-    stuff = sorted({o.name for o in scene.room.openings if o.name != "picture"} | {"wall", "floor", "ceiling"})
+    rng, kind, seen = scene.rng(), scene.room.kind.replace("_", " "), referable(scene)
+    place = _with_article(kind)
+    stuff = sorted({one.name for one in scene.room.openings if one.name != "picture"} | {"wall", "floor", "ceiling"})
     while True:
-        form = dice.count(0, 9)
-        named = [_name(dice, one) for one in dice.shuffled(seen)]
-        listed = [f"{article(name)} {name}" for name in named]
+        form = rng.count(0, 9)
+        listed = [_with_article(_name(rng, one)) for one in rng.shuffled(seen)]
         if form == 0 or not seen:
-            yield dice.pick((f"a photo of {place}", f"a photo of the {kind}", f"{place}"))
+            yield rng.pick((f"a photo of {place}", f"a photo of the {kind}", place))
         elif form == 1:
-            yield f"a photo of {dice.pick(listed)}"
+            yield f"a photo of {rng.pick(listed)}"
         elif form == 2:
-            thing = dice.pick((dice.pick(seen).name, dice.pick(stuff)))
-            yield f"a photo of {article(thing)} {thing}"
+            yield f"a photo of {_with_article(rng.pick((rng.pick(seen).name, rng.pick(stuff))))}"
         elif form == 3:
             yield f"{place} with {scene.room.wall} walls and a {scene.room.floor} floor"
         elif form == 4:
-            yield f"a photo of {place} with {listed[0]} and a {dice.pick(stuff)}"
+            yield f"a photo of {place} with {listed[0]} and a {rng.pick(stuff)}"
         elif form in (5, 6) and len(seen) > 1:
-            yield f"a photo of {place} with {_relation(dice, seen)}"
+            yield f"a photo of {place} with {_relation(rng, seen)}"
         elif form == 7 and len(seen) > 1:
-            yield f"{_relation(dice, seen)} in {place}"
+            yield f"{_relation(rng, seen)} in {place}"
         else:
             yield f"a photo of {place} with {_series(listed[:3])}"
 
 
-def _name(dice: Dice, instance: Instance) -> str:
+def _name(rng: Rng, instance: Instance) -> str:
     """Colour and noun, now and then with size and pattern."""
-    full = dice.chance(0.4)
+    full = rng.chance(0.4)
     return str(Head(instance.size if full else "", instance.pattern if full else "", instance.colour, instance.name))
 
 
@@ -234,9 +204,9 @@ def _series(parts: list[str]) -> str:
     return " and ".join(([", ".join(parts[:-1])] if len(parts) > 1 else []) + parts[-1:])
 
 
-def _relation(dice: Dice, seen: list[Instance]) -> str:
+def _relation(rng: Rng, seen: list[Instance]) -> str:
     """Two things and how the first stands to the second."""
-    one, other = dice.shuffled(seen)[:2]
+    one, other = rng.shuffled(seen)[:2]
     relation = max(RELATIONS, key=lambda name: RELATIONS[name](one, other))
-    names = [_name(dice, thing) for thing in (one, other)]
-    return f"{article(names[0])} {names[0]} {relation} {article(names[1])} {names[1]}"
+    first, second = (_with_article(_name(rng, thing)) for thing in (one, other))
+    return f"{first} {relation} {second}"

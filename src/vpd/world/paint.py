@@ -1,4 +1,4 @@
-"""Surface colours: floors, wallpapers, openings and patterned solids, all by exact arithmetic on local coordinates."""
+"""Surface colours: floors, wallpapers, openings and patterned solids, from positions in metres."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy import ndarray
 from vpd.world.classes import Colour
 from vpd.world.furniture import shade
 from vpd.world.rooms import Opening, Room
-from vpd.world.shapes import Rays, Solid
+from vpd.world.shapes import Solid
 
 LINE = 0.018
 """Width of joints and grooves in metres."""
@@ -16,13 +16,12 @@ LINE = 0.018
 
 def fill(shape: tuple[int, ...], colour: Colour) -> ndarray:
     """A (3, ...) array of one colour."""
-    return np.broadcast_to(np.array(colour).reshape(3, *([1] * len(shape))), (3, *shape)).copy()
+    return np.stack([np.full(shape, part) for part in colour])
 
 
 def put(paint: ndarray, where: ndarray, colour: Colour) -> None:
     """Paint ``colour`` where ``where`` holds."""
-    for channel, value in zip(paint, colour, strict=True):
-        channel[where] = value
+    paint[:, where] = np.array(colour)[:, None]
 
 
 def darken(paint: ndarray, where: ndarray, factor: float) -> None:
@@ -80,22 +79,23 @@ def paint_opening(opening: Opening, u: ndarray, v: ndarray) -> tuple[ndarray, nd
     u0, u1, v0, v1 = opening.rectangle
     width, height = u1 - u0, v1 - v0
     edge = np.minimum(np.minimum(u, 1.0 - u) * width, np.minimum(v, 1.0 - v) * height)
-    return {"window": _window, "door": _door, "rug": _rug, "picture": _picture}[opening.name](
-        opening, u, v, edge, width
-    )
+    if opening.name == "window":
+        return _window(opening, u, v, edge, width)
+    if opening.name == "door":
+        return _door(opening, u, v, width), 0.0
+    return (_rug if opening.name == "rug" else _picture)(opening, u, v, edge), 0.0
 
 
 def _window(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, ndarray]:
     sky = np.array(opening.accent).reshape(3, 1)
     paint = sky + (0.97 - sky) * (0.7 * (1.0 - v))
-    hill = v < 0.16 + 0.5 * (u - 0.3) * (1.1 - u)
-    put(paint, hill, (0.36, 0.56, 0.30))
+    put(paint, v < 0.16 + 0.5 * (u - 0.3) * (1.1 - u), (0.36, 0.56, 0.30))  # a hill
     frame = (edge < 0.08) | (np.abs(u - 0.5) * width < 0.035) | (np.abs(v - 0.6) < 0.03)
     put(paint, frame, opening.colour)
     return paint, np.where(frame, 0.1, 0.3)
 
 
-def _door(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, float]:
+def _door(opening: Opening, u: ndarray, v: ndarray, width: float) -> ndarray:
     paint = fill(u.shape, opening.colour)
     side = np.abs(u - 0.5)
     for low, high in ((0.08, 0.42), (0.5, 0.92)):
@@ -103,13 +103,12 @@ def _door(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float)
         core = (side < 0.29) & (v > low + 0.02) & (v < high - 0.02)
         darken(paint, inside & ~core, 0.7)
         darken(paint, core, 0.93)
-    frame = (side * width > width / 2 - 0.07) | (v > 0.965)
-    put(paint, frame, (0.93, 0.91, 0.87))
+    put(paint, (side * width > width / 2 - 0.07) | (v > 0.965), (0.93, 0.91, 0.87))
     put(paint, (np.abs(u - 0.84) * width < 0.04) & (np.abs(v - 0.46) < 0.02), (0.95, 0.8, 0.3))
-    return paint, 0.0
+    return paint
 
 
-def _rug(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, float]:
+def _rug(opening: Opening, u: ndarray, v: ndarray, edge: ndarray) -> ndarray:
     paint = fill(u.shape, opening.colour)
     if opening.pattern == "striped":
         put(paint, np.floor(u * 9.0) % 2.0 == 1.0, opening.accent)
@@ -118,24 +117,24 @@ def _rug(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) 
     else:
         radius = 4.0 * ((u - 0.5) * (u - 0.5) + (v - 0.5) * (v - 0.5))
         put(paint, (radius > 0.45) & (radius < 0.7), opening.accent)
-    return paint * (0.93 + 0.12 * grain(np.floor(u * 40.0), np.floor(v * 40.0))), 0.0
+    return paint * (0.93 + 0.12 * grain(np.floor(u * 40.0), np.floor(v * 40.0)))
 
 
-def _picture(opening: Opening, u: ndarray, v: ndarray, edge: ndarray, width: float) -> tuple[ndarray, float]:
+def _picture(opening: Opening, u: ndarray, v: ndarray, edge: ndarray) -> ndarray:
     paint = fill(u.shape, opening.colour)
     put(paint, v < 0.3 + 0.35 * u, shade(opening.colour, 0.6))
     put(paint, (u - 0.7) * (u - 0.7) + (v - 0.7) * (v - 0.7) < 0.02, opening.accent)
     put(paint, edge < 0.05, (0.22, 0.16, 0.12))
-    return paint, 0.0
+    return paint
 
 
-def paint_solid(solid: Solid, point: Rays) -> ndarray:
+def paint_solid(solid: Solid, points: ndarray) -> ndarray:
     """Colours (3, ...) of points on a solid."""
-    paint = fill(point[0].shape, solid.colour)
+    paint = fill(points[0].shape, solid.colour)
     if solid.pattern == "plain":
         return paint
     (lx, ly, lz), (hx, hy, hz) = solid.low, solid.high
-    x, y, z = point
+    x, y, z = points
     wide = hx - lx >= hz - lz
     side = (x - lx) / (hx - lx) if wide else (z - lz) / (hz - lz)
     up = (y - ly) / (hy - ly)

@@ -1,7 +1,7 @@
 """Ray casting: room and things to colours, classes, instances and depth.
 
-Four rays a pixel give its colour; its class, instance and depth are those of the ray whose surface most of the four see.
-Every operation is exact in IEEE arithmetic and nothing is summed in an order that depends on the machine.
+Four rays a pixel give its colour; its class, instance and depth are those of the ray whose surface most of the four see, since
+labels cannot be averaged. Arrays of rays are (2 H, 2 W), colours and normals with a leading 3.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import numpy as np
 from numpy import ndarray
 
 from vpd.world.classes import LABELS, OTHER
-from vpd.world.dice import Dice
-from vpd.world.layout import Thing
 from vpd.world.light import brightness, highlight
 from vpd.world.paint import paint_floor, paint_opening, paint_solid, paint_wall
+from vpd.world.placement import Thing
 from vpd.world.rooms import Camera, Room
-from vpd.world.shapes import Rays, Solid, nonzero
+from vpd.world.seeds import Rng
+from vpd.world.shapes import Solid, nonzero, spread
 
 FOCAL = 0.8
 """Focal length over the longer image side, about NYUv2's 519 of 640."""
 ROOM = 1000
 """Codes from here on are a label plus this number; smaller ones count things from 0."""
+PLANES = {"floor": (1, 1.0), "ceiling": (1, -1.0), "back": (2, -1.0), "left": (0, 1.0), "right": (0, -1.0)}
+"""Surface of the room -> axis and sign of its normal."""
 
 
 def view_tangent(width: int, height: int) -> float:
@@ -32,7 +34,7 @@ def view_tangent(width: int, height: int) -> float:
 
 @dataclass
 class Buffers:
-    """What each ray has met so far; arrays of (2 height, 2 width), colours and normals with a leading 3."""
+    """What each ray has met so far."""
 
     distance: ndarray
     code: ndarray
@@ -56,16 +58,16 @@ class Picture:
     """(H, W) float64, metres along the viewing axis."""
 
 
-def render(room: Room, things: list[Thing], width: int, height: int, dice: Dice) -> Picture:
-    """Draw the furnished room; ``dice`` gives the camera noise."""
+def render(room: Room, things: list[Thing], width: int, height: int, rng: Rng) -> Picture:
+    """Draw the furnished room at ``width`` x ``height`` pixels; ``rng`` gives the camera noise."""
     rays = _rays(room.camera, width, height)
     buffers = _empty_room(room, rays)
     for index, thing in enumerate(things):
         for solid in thing.solids:
-            _draw(buffers, room, rays, solid, index, width, height)
-    point = tuple(o + buffers.distance * d for o, d in zip(room.camera.place, rays, strict=True))
-    light = brightness(room, things, rays, point, buffers.normal, buffers.code >= ROOM)
-    image = _develop(buffers, room, light, dice)
+            _draw(buffers, room, rays, solid, index)
+    points = spread(room.camera.place, rays) + buffers.distance * rays
+    light = brightness(room, things, rays, points, buffers.normal, buffers.code >= ROOM)
+    image = _develop(buffers, room, light, rng)
     chosen = _vote(buffers.code)
     code = _take(buffers.code, chosen)
     table = np.array([LABELS.get(thing.model.name, OTHER) for thing in things] or [OTHER], np.uint8)
@@ -73,23 +75,20 @@ def render(room: Room, things: list[Thing], width: int, height: int, dice: Dice)
     return Picture(image, labels, np.where(code < ROOM, code, -1).astype(np.int32), _take(buffers.distance, chosen))
 
 
-def _rays(camera: Camera, width: int, height: int) -> Rays:
-    """World directions of 2 x 2 rays a pixel, with length one along the viewing axis."""
+def _rays(camera: Camera, width: int, height: int) -> ndarray:
+    """World directions of 2 x 2 rays a pixel, with length one along the viewing axis, so that distance is depth."""
     focal = FOCAL * max(width, height)
     right = (((np.arange(2 * width) + 0.5) * 0.5 - width * 0.5) / focal)[None, :]
     up = ((height * 0.5 - (np.arange(2 * height) + 0.5) * 0.5) / focal)[:, None]
     (cos_yaw, sin_yaw), (cos_pitch, sin_pitch) = camera.yaw, camera.pitch
     away = cos_pitch + up * sin_pitch
-    shape = (2 * height, 2 * width)
-    y = np.broadcast_to(up * cos_pitch - sin_pitch, shape)
-    return right * cos_yaw + away * sin_yaw, y, away * cos_yaw - right * sin_yaw
+    y = np.broadcast_to(up * cos_pitch - sin_pitch, (2 * height, 2 * width))
+    return np.stack((right * cos_yaw + away * sin_yaw, y, away * cos_yaw - right * sin_yaw))
 
 
-def _empty_room(room: Room, rays: Rays) -> Buffers:
+def _empty_room(room: Room, rays: ndarray) -> Buffers:
     """Cast all rays against floor, ceiling and walls, and paint what they meet."""
-    dx, dy, dz = rays
-    ox, oy, oz = room.camera.place
-    half = room.width / 2
+    (dx, dy, dz), (ox, oy, oz), half = rays, room.camera.place, room.width / 2
     to_side = (np.where(dx > 0.0, half, -half) - ox) / nonzero(dx)
     to_level = (np.where(dy > 0.0, room.height, 0.0) - oy) / nonzero(dy)
     to_back = (room.depth - oz) / dz
@@ -102,32 +101,18 @@ def _empty_room(room: Room, rays: Rays) -> Buffers:
         "left": ~(level | back) & (dx <= 0.0),
         "right": ~(level | back) & (dx > 0.0),
     }
-    shape = distance.shape
-    buffers = Buffers(
-        distance,
-        np.zeros(shape, np.int32),
-        np.zeros((3, *shape)),
-        np.zeros((3, *shape)),
-        np.zeros(shape),
-        np.zeros(shape),
-    )
+    scalar, vector = distance.shape, rays.shape
+    code = np.zeros(scalar, np.int32)
+    buffers = Buffers(distance, code, np.zeros(vector), np.zeros(vector), np.zeros(scalar), np.zeros(scalar))
+    points = spread(room.camera.place, rays) + distance * rays
     for name, where in surfaces.items():
-        _paint_surface(
-            buffers,
-            room,
-            name,
-            where,
-            tuple(o + distance[where] * d[where] for o, d in zip(room.camera.place, rays, strict=True)),
-        )
+        _paint_surface(buffers, room, name, where, points[:, where])
     return buffers
 
 
-def _paint_surface(buffers: Buffers, room: Room, name: str, where: ndarray, point: Rays) -> None:
+def _paint_surface(buffers: Buffers, room: Room, name: str, where: ndarray, points: ndarray) -> None:
     """Paint one of the room's planes and the openings on it."""
-    x, y, z = point
-    axis, sign = {"floor": (1, 1.0), "ceiling": (1, -1.0), "back": (2, -1.0), "left": (0, 1.0), "right": (0, -1.0)}[
-        name
-    ]
+    (x, y, z), (axis, sign) = points, PLANES[name]
     u, v = (x, z) if axis == 1 else ((x, y) if name == "back" else (z, y))
     if name == "floor":
         paint = paint_floor(room, u, v)
@@ -135,25 +120,25 @@ def _paint_surface(buffers: Buffers, room: Room, name: str, where: ndarray, poin
         paint = np.full((3, *u.shape), 0.93)
     else:
         paint = paint_wall(room, u, v)
-    label = LABELS[name if axis == 1 else "wall"]
-    code, glow = np.full(u.shape, ROOM + label, np.int32), np.zeros(u.shape)
-    for opening in room.openings:
-        if opening.surface == name:
-            u0, u1, v0, v1 = opening.rectangle
-            inside = (u > u0) & (u < u1) & (v > v0) & (v < v1)
-            s, t = (u[inside] - u0) / (u1 - u0), (v[inside] - v0) / (v1 - v0)
-            if opening.pattern == "oval":
-                round_ = (s - 0.5) * (s - 0.5) + (t - 0.5) * (t - 0.5) < 0.25
-                inside[inside] = round_
-                s, t = s[round_], t[round_]
-            paint[:, inside], glow[inside] = paint_opening(opening, s, t)
-            code[inside] = ROOM + LABELS.get(opening.name, OTHER)
+    code = np.full(u.shape, ROOM + LABELS[name if axis == 1 else "wall"], np.int32)
+    glow = np.zeros(u.shape)
+    for opening in (opening for opening in room.openings if opening.surface == name):
+        u0, u1, v0, v1 = opening.rectangle
+        inside = (u > u0) & (u < u1) & (v > v0) & (v < v1)
+        s, t = (u[inside] - u0) / (u1 - u0), (v[inside] - v0) / (v1 - v0)
+        if opening.pattern == "oval":
+            oval = (s - 0.5) * (s - 0.5) + (t - 0.5) * (t - 0.5) < 0.25
+            inside[inside] = oval
+            s, t = s[oval], t[oval]
+        paint[:, inside], glow[inside] = paint_opening(opening, s, t)
+        code[inside] = ROOM + LABELS.get(opening.name, OTHER)
     buffers.paint[:, where], buffers.code[where], buffers.glow[where] = paint, code, glow
     buffers.normal[axis][where] = sign
 
 
-def _window_of(solid: Solid, room: Room, width: int, height: int) -> tuple[slice, slice] | None:
-    """Rows and columns of the rays that can meet the solid."""
+def _window_of(solid: Solid, room: Room, shape: tuple[int, ...]) -> tuple[slice, slice] | None:
+    """Rows and columns of the rays that can meet the solid; most solids fill a small part of the image."""
+    height, width = shape[0] // 2, shape[1] // 2
     focal, (ox, oy, oz) = FOCAL * max(width, height), room.camera.place
     (cos_yaw, sin_yaw), (cos_pitch, sin_pitch) = room.camera.yaw, room.camera.pitch
     columns, rows = [], []
@@ -164,37 +149,35 @@ def _window_of(solid: Solid, room: Room, width: int, height: int) -> tuple[slice
                 away = max(0.05, level * cos_pitch - y * sin_pitch)
                 columns.append(width + 2.0 * focal * across / away)
                 rows.append(height - 2.0 * focal * (y * cos_pitch + level * sin_pitch) / away)
-    left, right = max(0, int(min(columns)) - 1), min(2 * width, int(max(columns)) + 2)
-    top, bottom = max(0, int(min(rows)) - 1), min(2 * height, int(max(rows)) + 2)
+    left, right = max(0, int(min(columns)) - 1), min(shape[1], int(max(columns)) + 2)
+    top, bottom = max(0, int(min(rows)) - 1), min(shape[0], int(max(rows)) + 2)
     return (slice(top, bottom), slice(left, right)) if left < right and top < bottom else None
 
 
-def _draw(buffers: Buffers, room: Room, rays: Rays, solid: Solid, index: int, width: int, height: int) -> None:
+def _draw(buffers: Buffers, room: Room, rays: ndarray, solid: Solid, index: int) -> None:
     """Draw one solid of thing ``index`` where it is nearer than what is there."""
-    window = _window_of(solid, room, width, height)
+    window = _window_of(solid, room, rays.shape[1:])
     if window is None:
         return
-    view = tuple(ray[window] for ray in rays)
+    view = rays[:, *window]
     distance = solid.hit(room.camera.place, view)
     nearer = distance < buffers.distance[window]
     if not nearer.any():
         return
-    reach, ray = distance[nearer], tuple(part[nearer] for part in view)
-    point = tuple(o + reach * d for o, d in zip(room.camera.place, ray, strict=True))
-    normal = solid.normal(point)
+    reach, ray = distance[nearer], view[:, nearer]
+    points = spread(room.camera.place, ray) + reach * ray
+    normals = solid.normal(points)
     for target, values in ((buffers.distance, reach), (buffers.code, index), (buffers.glow, solid.glow)):
         target[window][nearer] = values
-    buffers.shine[window][nearer] = highlight(room, point, normal, ray) * solid.gloss if solid.gloss else 0.0
-    colours = paint_solid(solid, point)
-    for channel in range(3):
-        buffers.paint[channel][window][nearer] = colours[channel]
-        buffers.normal[channel][window][nearer] = normal[channel]
+    buffers.shine[window][nearer] = highlight(room, points, normals, ray) * solid.gloss if solid.gloss else 0.0
+    buffers.paint[:, *window][:, nearer] = paint_solid(solid, points)
+    buffers.normal[:, *window][:, nearer] = normals
 
 
-def _develop(buffers: Buffers, room: Room, light: ndarray, dice: Dice) -> ndarray:
+def _develop(buffers: Buffers, room: Room, light: ndarray, rng: Rng) -> ndarray:
     """Colours times light, averaged over each pixel, with noise, as uint8."""
     height, width = light.shape[0] // 2, light.shape[1] // 2
-    noise = dice.bits.integers(-2, 3, (height, width, 4)) + dice.bits.integers(-2, 3, (height, width, 4))
+    noise = rng.bits.integers(-2, 3, (height, width, 4)) + rng.bits.integers(-2, 3, (height, width, 4))
     channels = []
     for channel, tint in enumerate(room.tint):
         bright = buffers.paint[channel] * (light * (tint * room.exposure) + buffers.glow) + buffers.shine
@@ -204,14 +187,17 @@ def _develop(buffers: Buffers, room: Room, light: ndarray, dice: Dice) -> ndarra
     return np.floor(np.minimum(np.maximum(np.stack(channels, axis=-1), 0.0), 255.0) + 0.5).astype(np.uint8)
 
 
+def _quarters(values: ndarray) -> ndarray:
+    """(4, H, W): the four rays of each pixel."""
+    return np.stack((values[::2, ::2], values[::2, 1::2], values[1::2, ::2], values[1::2, 1::2]))
+
+
 def _vote(code: ndarray) -> ndarray:
     """Which of each pixel's four rays speaks for it: the first of the most frequent code."""
-    four = (code[::2, ::2], code[::2, 1::2], code[1::2, ::2], code[1::2, 1::2])
-    votes = np.stack([sum((one == other).astype(np.int8) for other in four) for one in four])
-    return np.argmax(votes, axis=0)
+    four = _quarters(code)
+    return np.argmax((four[:, None] == four[None]).sum(axis=1), axis=0)
 
 
 def _take(values: ndarray, chosen: ndarray) -> ndarray:
     """The chosen ray's value in each pixel."""
-    four = np.stack((values[::2, ::2], values[::2, 1::2], values[1::2, ::2], values[1::2, 1::2]))
-    return np.take_along_axis(four, chosen[None], axis=0)[0]
+    return np.take_along_axis(_quarters(values), chosen[None], axis=0)[0]

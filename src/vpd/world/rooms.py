@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpd.world.classes import COLOURS, FLOOR_COLOURS, WALL_COLOURS, Colour
-from vpd.world.dice import Dice
+from vpd.world.seeds import Rng
 from vpd.world.shapes import Point
 
 
@@ -108,82 +108,66 @@ def angle(half_tangent: float) -> tuple[float, float]:
     return (1.0 - square) / (1.0 + square), 2.0 * half_tangent / (1.0 + square)
 
 
-def draw_room(dice: Dice, kind: str) -> Room:
-    """Draw an empty room of ``kind``."""
+def draw_room(rng: Rng, kind: str) -> Room:
+    """Draw an empty room of ``kind``, one of ``KINDS``."""
     style = KINDS[kind]
-    width, height, depth = dice.between(3.4, 5.2), dice.between(2.4, 2.8), dice.between(3.6, 6.0)
-    floor, wall = dice.pick(style.floors), dice.pick(style.walls)
-    warm = dice.between(-0.06, 0.06)
-    eye = (dice.between(-0.12, 0.12) * width, dice.between(1.35, 1.65), 0.1)
+    width, height, depth = rng.between(3.4, 5.2), rng.between(2.4, 2.8), rng.between(3.6, 6.0)
+    floor, wall = rng.pick(style.floors), rng.pick(style.walls)
+    warm = rng.between(-0.06, 0.06)
+    eye = (rng.between(-0.12, 0.12) * width, rng.between(1.35, 1.65), 0.1)
     return Room(
         kind=kind,
         width=width,
         height=height,
         depth=depth,
         floor=floor,
-        floor_colour=dice.pick(FLOOR_COLOURS[floor]),
+        floor_colour=rng.pick(FLOOR_COLOURS[floor]),
         wall=wall,
         wall_colour=WALL_COLOURS[wall],
-        wallpaper=dice.pick(style.wallpaper),
-        openings=tuple(_openings(dice, style, width, height, depth)),
-        lamp=(dice.between(-0.3, 0.3) * width, height - 0.25, dice.between(0.25, 0.6) * depth),
+        wallpaper=rng.pick(style.wallpaper),
+        openings=tuple(_openings(rng, style, width, height, depth)),
+        lamp=(rng.between(-0.3, 0.3) * width, height - 0.25, rng.between(0.25, 0.6) * depth),
         tint=(1.0 + warm, 1.0, 1.0 - warm),
-        exposure=dice.between(0.88, 1.12),
-        camera=Camera(eye, angle(dice.between(-0.13, 0.13)), angle(dice.between(0.07, 0.14))),
+        exposure=rng.between(0.88, 1.12),
+        camera=Camera(eye, angle(rng.between(-0.13, 0.13)), angle(rng.between(0.07, 0.14))),
     )
 
 
-def _openings(dice: Dice, style: Kind, width: float, height: float, depth: float) -> list[Opening]:
+def _openings(rng: Rng, style: Kind, width: float, height: float, depth: float) -> list[Opening]:
     """At most one opening on each wall, so that none overlap, and a rug."""
-    walls = dice.shuffled(("left", "right"))
-    walls.insert(dice.pick((0, 2, 2)), "back")
-    found = []
-    if dice.chance(style.window):
-        found.append(_window(dice, walls.pop(), width, height, depth))
-    if dice.chance(style.door):
-        found.append(_door(dice, walls.pop(), width, depth))
-    if walls and dice.chance(0.6):
-        found.append(_picture(dice, walls.pop(), width, depth))
-    if dice.chance(style.rug):
-        found.append(_rug(dice, width, depth))
-    return found
+    walls = rng.shuffled(("left", "right"))
+    walls.insert(rng.pick((0, 2, 2)), "back")
+    openings = []
+    if rng.chance(style.window):
+        span = _span(rng, wall := walls.pop(), rng.between(1.0, 1.6), width, depth)
+        sky = rng.pick(((0.36, 0.62, 0.92), (0.50, 0.70, 0.90), (0.90, 0.60, 0.42)))
+        rectangle = (*span, rng.between(0.9, 1.1), height - rng.between(0.3, 0.5))
+        openings.append(Opening("window", wall, rectangle, (0.94, 0.93, 0.9), sky))
+    if rng.chance(style.door):
+        span = _span(rng, wall := walls.pop(), rng.between(0.85, 1.0), width, depth)
+        paint = rng.pick((COLOURS["brown"], (0.75, 0.58, 0.4), COLOURS["white"], (0.45, 0.55, 0.62), (0.62, 0.25, 0.2)))
+        openings.append(Opening("door", wall, (*span, 0.0, rng.between(1.95, 2.1)), paint, (0.85, 0.8, 0.7)))
+    if walls and rng.chance(0.6):
+        span, low = _span(rng, wall := walls.pop(), rng.between(0.5, 0.9), width, depth), rng.between(1.25, 1.4)
+        colour, accent = rng.pick(("blue", "green", "orange", "purple")), rng.pick(("yellow", "white", "red"))
+        rectangle = (*span, low, low + rng.between(0.4, 0.7))
+        openings.append(Opening("picture", wall, rectangle, COLOURS[colour], COLOURS[accent]))
+    if rng.chance(style.rug):
+        openings.append(_rug(rng, width, depth))
+    return openings
 
 
-def _along(dice: Dice, surface: str, size: float, width: float, depth: float) -> tuple[float, float]:
+def _span(rng: Rng, surface: str, size: float, width: float, depth: float) -> tuple[float, float]:
     """Where a rectangle of this size begins and ends along a wall, in view of the camera."""
     low, high = (-width / 2 + 0.25, width / 2 - 0.25) if surface == "back" else (1.6, depth - 0.25)
-    start = dice.between(low, max(low, high - size))
+    start = rng.between(low, max(low, high - size))
     return start, start + size
 
 
-def _window(dice: Dice, surface: str, width: float, height: float, depth: float) -> Opening:
-    start, end = _along(dice, surface, dice.between(1.0, 1.6), width, depth)
-    sky = dice.pick(((0.36, 0.62, 0.92), (0.50, 0.70, 0.90), (0.90, 0.60, 0.42)))
-    return Opening(
-        "window", surface, (start, end, dice.between(0.9, 1.1), height - dice.between(0.3, 0.5)), (0.94, 0.93, 0.9), sky
-    )
-
-
-def _door(dice: Dice, surface: str, width: float, depth: float) -> Opening:
-    start, end = _along(dice, surface, dice.between(0.85, 1.0), width, depth)
-    colour = dice.pick((COLOURS["brown"], (0.75, 0.58, 0.4), COLOURS["white"], (0.45, 0.55, 0.62), (0.62, 0.25, 0.2)))
-    return Opening("door", surface, (start, end, 0.0, dice.between(1.95, 2.1)), colour, (0.85, 0.8, 0.7))
-
-
-def _picture(dice: Dice, surface: str, width: float, depth: float) -> Opening:
-    start, end = _along(dice, surface, dice.between(0.5, 0.9), width, depth)
-    low = dice.between(1.25, 1.4)
-    colour, accent = (
-        COLOURS[dice.pick(("blue", "green", "orange", "purple"))],
-        COLOURS[dice.pick(("yellow", "white", "red"))],
-    )
-    return Opening("picture", surface, (start, end, low, low + dice.between(0.4, 0.7)), colour, accent)
-
-
-def _rug(dice: Dice, width: float, depth: float) -> Opening:
-    across, along = dice.between(1.5, min(2.4, width - 0.8)), dice.between(1.0, 1.6)
-    x, z = dice.between(-0.2, 0.2) * width, dice.between(1.9, max(1.9, depth - along / 2 - 0.4))
-    colour = COLOURS[dice.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
+def _rug(rng: Rng, width: float, depth: float) -> Opening:
+    across, along = rng.between(1.5, min(2.4, width - 0.8)), rng.between(1.0, 1.6)
+    x, z = rng.between(-0.2, 0.2) * width, rng.between(1.9, max(1.9, depth - along / 2 - 0.4))
+    colour = COLOURS[rng.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
     rectangle = (x - across / 2, x + across / 2, z - along / 2, z + along / 2)
-    pattern = dice.pick(("border", "striped", "oval"))
-    return Opening("rug", "floor", rectangle, colour, dice.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25))), pattern)
+    pattern, accent = rng.pick(("border", "striped", "oval")), rng.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25)))
+    return Opening("rug", "floor", rectangle, colour, accent, pattern)

@@ -8,13 +8,10 @@ import numpy as np
 from numpy import ndarray
 
 from vpd.world.classes import TOYS
-from vpd.world.dice import Dice
-from vpd.world.layout import Thing, furnish
+from vpd.world.placement import Thing, furnish
 from vpd.world.render import Picture, render, view_tangent
 from vpd.world.rooms import KINDS, Room, draw_room
-
-CONTENT, NOISE, LANGUAGE, AROUND = range(4)
-"""Random streams of one seed; the last is for what a dataset draws around the scene."""
+from vpd.world.seeds import CONTENT, LANGUAGE, NOISE, Rng
 
 
 @dataclass(frozen=True)
@@ -55,17 +52,17 @@ class Scene:
         """Visible pixels of an instance, (H, W) bool."""
         return self.picture.instances == instance.index
 
-    def dice(self) -> Dice:
+    def rng(self) -> Rng:
         """The stream that words are drawn from."""
-        return Dice(self.seed, LANGUAGE)
+        return Rng(self.seed, LANGUAGE)
 
 
 def draw_scene(seed: int, width: int, height: int, kind: str | None = None) -> Scene:
     """Draw the scene of ``seed``; the same arguments give the same bytes on every machine."""
-    dice = Dice(seed, CONTENT)
-    room = draw_room(dice, kind or dice.pick(sorted(KINDS)))
-    things = furnish(dice, room, view_tangent(width, height))
-    picture = render(room, things, width, height, Dice(seed, NOISE))
+    rng = Rng(seed, CONTENT)
+    room = draw_room(rng, kind or rng.pick(sorted(KINDS)))
+    things = furnish(rng, room, view_tangent(width, height))
+    picture = render(room, things, width, height, Rng(seed, NOISE))
     found = (_instance(thing, index, picture) for index, thing in enumerate(things))
     return Scene(seed, room, things, picture, tuple(instance for instance in found if instance))
 

@@ -1,6 +1,6 @@
-"""Solids that rays can hit: blocks, ellipsoids and frustums, upright and in metres (x right, y up, z away).
+"""Solids that rays can hit: blocks, ellipsoids and frustums, upright and axis-parallel.
 
-Only + - * / and sqrt touch the numbers, so that every machine finds the same hits.
+Points and rays are (3, ...) float64 arrays of x, y and z in metres.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from numpy import ndarray
 from vpd.world.classes import Colour
 
 Point = tuple[float, float, float]
-Rays = tuple[ndarray, ndarray, ndarray]
 NEAR = 1e-4
 TINY = 1e-9
+
+
+def spread(point: Point, rays: ndarray) -> ndarray:
+    """``point`` as a (3, 1, ...) array that broadcasts against ``rays``."""
+    return np.array(point).reshape(3, *[1] * (rays.ndim - 1))
+
+
+def dot(one: ndarray, two: ndarray) -> ndarray:
+    """Scalar products, written out because the order of numpy's sums depends on the machine."""
+    return one[0] * two[0] + one[1] * two[1] + one[2] * two[2]
 
 
 def nonzero(values: ndarray) -> ndarray:
@@ -23,7 +32,12 @@ def nonzero(values: ndarray) -> ndarray:
     return np.where(np.abs(values) < TINY, TINY, values)
 
 
-def nearest_root(a: ndarray, b: ndarray, c: ndarray | float) -> tuple[ndarray, ndarray, ndarray]:
+def unit(vectors: ndarray) -> ndarray:
+    """The vectors scaled to length one."""
+    return vectors / nonzero(np.sqrt(dot(vectors, vectors)))
+
+
+def roots(a: ndarray, b: ndarray, c: ndarray | float) -> tuple[ndarray, ndarray, ndarray]:
     """Both roots of a t^2 + 2 b t + c, smaller first, and where they exist."""
     square = b * b - a * c
     exists = square > 0.0
@@ -35,7 +49,7 @@ def nearest_root(a: ndarray, b: ndarray, c: ndarray | float) -> tuple[ndarray, n
 
 @dataclass(frozen=True)
 class Solid:
-    """Position by its bounds, paint and finish; subclasses know their surface."""
+    """Bounds, paint and finish; subclasses know their surface."""
 
     low: Point
     high: Point
@@ -48,12 +62,14 @@ class Solid:
     @property
     def centre(self) -> Point:
         """Middle of the bounds."""
-        return tuple((low + high) * 0.5 for low, high in zip(self.low, self.high, strict=True))
+        (x0, y0, z0), (x1, y1, z1) = self.low, self.high
+        return (x0 + x1) * 0.5, (y0 + y1) * 0.5, (z0 + z1) * 0.5
 
     @property
     def half(self) -> Point:
         """Half extents."""
-        return tuple((high - low) * 0.5 for low, high in zip(self.low, self.high, strict=True))
+        (x0, y0, z0), (x1, y1, z1) = self.low, self.high
+        return (x1 - x0) * 0.5, (y1 - y0) * 0.5, (z1 - z0) * 0.5
 
     def placed(self, x: float, y: float, z: float, quarter: int) -> Solid:
         """The solid turned by ``quarter`` right angles about the vertical axis, then moved."""
@@ -62,53 +78,48 @@ class Solid:
             x0, x1, z0, z1 = z0, z1, -x1, -x0
         return replace(self, low=(x0 + x, y0 + y, z0 + z), high=(x1 + x, y1 + y, z1 + z))
 
-    def hit(self, origin: Point, rays: Rays) -> ndarray:
+    def hit(self, origin: Point, rays: ndarray) -> ndarray:
         """Ray parameter of the first hit, infinite where there is none."""
         raise NotImplementedError
 
-    def normal(self, point: Rays) -> Rays:
-        """Outward normal at surface points."""
+    def normal(self, points: ndarray) -> ndarray:
+        """Outward normals at surface points."""
         raise NotImplementedError
 
 
 class Block(Solid):
-    """Axis-parallel box."""
+    """Box."""
 
-    def hit(self, origin: Point, rays: Rays) -> ndarray:
-        """Slab test."""
-        enter, leave = NEAR, np.inf
-        for start, ray, low, high in zip(origin, rays, self.low, self.high, strict=True):
-            inverse = 1.0 / nonzero(ray)
-            first, second = (low - start) * inverse, (high - start) * inverse
-            enter = np.maximum(enter, np.minimum(first, second))
-            leave = np.minimum(leave, np.maximum(first, second))
-        return np.where(enter < leave, enter, np.inf)
+    def hit(self, origin: Point, rays: ndarray) -> ndarray:
+        """Slab test: a ray is inside between its last entry and its first exit of the three pairs of planes."""
+        inverse, start = 1.0 / nonzero(rays), spread(origin, rays)
+        first, second = (spread(self.low, rays) - start) * inverse, (spread(self.high, rays) - start) * inverse
+        enter = np.maximum(NEAR, np.minimum(first, second).max(axis=0))
+        return np.where(enter < np.maximum(first, second).min(axis=0), enter, np.inf)
 
-    def normal(self, point: Rays) -> Rays:
+    def normal(self, points: ndarray) -> ndarray:
         """The axis along which the point lies farthest out."""
-        local = [(p - c) / h for p, c, h in zip(point, self.centre, self.half, strict=True)]
-        size = [np.abs(part) for part in local]
-        on_y = (size[1] >= size[0]) & (size[1] >= size[2])
-        on_x = ~on_y & (size[0] >= size[2])
-        faces = (on_x, on_y, ~(on_x | on_y))
-        return tuple(np.where(face, np.sign(part), 0.0) for face, part in zip(faces, local, strict=True))
+        local = (points - spread(self.centre, points)) / spread(self.half, points)
+        x, y, z = np.abs(local)
+        on_y = (y >= x) & (y >= z)
+        on_x = ~on_y & (x >= z)
+        return np.where(np.stack((on_x, on_y, ~(on_x | on_y))), np.sign(local), 0.0)
 
 
 class Ellipsoid(Solid):
-    """Axis-parallel ellipsoid filling its bounds."""
+    """Ellipsoid filling its bounds."""
 
-    def hit(self, origin: Point, rays: Rays) -> ndarray:
+    def hit(self, origin: Point, rays: ndarray) -> ndarray:
         """Quadratic in the space where the ellipsoid is the unit sphere."""
-        a = b = c = 0.0
-        for start, ray, middle, half in zip(origin, rays, self.centre, self.half, strict=True):
-            d, o = ray / half, (start - middle) / half
-            a, b, c = a + d * d, b + o * d, c + o * o
-        first, _, exists = nearest_root(a, b, c - 1.0)
+        half = spread(self.half, rays)
+        ray, start = rays / half, (spread(origin, rays) - spread(self.centre, rays)) / half
+        first, _, exists = roots(dot(ray, ray), dot(start, ray), dot(start, start) - 1.0)
         return np.where(exists & (first > NEAR), first, np.inf)
 
-    def normal(self, point: Rays) -> Rays:
+    def normal(self, points: ndarray) -> ndarray:
         """Gradient of the quadratic form."""
-        return unit(*((p - c) / (h * h) for p, c, h in zip(point, self.centre, self.half, strict=True)))
+        half = spread(self.half, points)
+        return unit((points - spread(self.centre, points)) / (half * half))
 
 
 @dataclass(frozen=True)
@@ -123,16 +134,14 @@ class Frustum(Solid):
         slope = bottom * (self.taper - 1.0) / (self.high[1] - self.low[1])
         return bottom - slope * self.low[1], slope
 
-    def hit(self, origin: Point, rays: Rays) -> ndarray:
-        """Quadratic for the side, plane for the top."""
-        base, slope = self._radius()
-        x, _, z = self.centre
+    def hit(self, origin: Point, rays: ndarray) -> ndarray:
+        """Quadratic for the side, plane for the top; nobody sees the bottom."""
+        (base, slope), (x, _, z), (dx, dy, dz) = self._radius(), self.centre, rays
         ox, oy, oz = origin[0] - x, origin[1], origin[2] - z
-        dx, dy, dz = rays
         radius, grow = base + slope * oy, slope * dy
         a = dx * dx + dz * dz - grow * grow
         b = ox * dx + oz * dz - radius * grow
-        first, second, exists = nearest_root(a, b, ox * ox + oz * oz - radius * radius)
+        first, second, exists = roots(a, b, ox * ox + oz * oz - radius * radius)
         best = np.full(dx.shape, np.inf)
         for root in (second, first):
             height = oy + root * dy
@@ -143,17 +152,8 @@ class Frustum(Solid):
         on_top = (top > NEAR) & (px * px + pz * pz <= rim * rim)
         return np.minimum(best, np.where(on_top, top, np.inf))
 
-    def normal(self, point: Rays) -> Rays:
+    def normal(self, points: ndarray) -> ndarray:
         """Up on the top, sloping outwards on the side."""
-        base, slope = self._radius()
-        x, _, z = self.centre
-        px, py, pz = point
-        nx, ny, nz = unit(px - x, -slope * (base + slope * py), pz - z)
-        top = py > self.high[1] - 1e-6
-        return np.where(top, 0.0, nx), np.where(top, 1.0, ny), np.where(top, 0.0, nz)
-
-
-def unit(x: ndarray, y: ndarray, z: ndarray) -> Rays:
-    """The vector scaled to length one."""
-    length = nonzero(np.sqrt(x * x + y * y + z * z))
-    return x / length, y / length, z / length
+        (base, slope), (x, _, z), (px, py, pz) = self._radius(), self.centre, points
+        side = unit(np.stack((px - x, -slope * (base + slope * py), pz - z)))
+        return np.where(py > self.high[1] - 1e-6, spread((0.0, 1.0, 0.0), points), side)

@@ -1,1 +1,1 @@
-"""Miniature pre-training of the baselines' backbones on drawn images, each with its family's own objective."""
+"""Miniature pre-training of the baselines' backbones on synthetic scenes, each by the objective of its published weights."""

@@ -1,4 +1,4 @@
-"""Supervised classification, ImageNet's stand-in: which classes are visible in the image."""
+"""Supervised classification, in place of ImageNet's."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from vpd.config.schema import BackboneSpec
-from vpd.pretraining.backbones.examples import Examples
-from vpd.pretraining.backbones.objective import VisionObjective, pooled
-from vpd.pretraining.backbones.precision import mean_average_precision
-from vpd.pretraining.backbones.views import flipped
-
-CHUNK = 64
-"""Images looked at together when measured."""
+from vpd.models.backbones import Backbone
+from vpd.pretraining.backbones.examples import Examples, flipped
+from vpd.pretraining.backbones.objective import CHUNK, VisionObjective, mean_average_precision, pooled
 
 
 class Classification(VisionObjective):
-    """One sigmoid per class over the pooled coarsest map, since a drawn image shows several classes at once.
+    """Learn which classes are visible in an image: the objective of Swin, SwinV2-L (22K) and ConvNeXt (B1, B2).
 
-    Images are flipped, but not cropped as in ImageNet's recipe, because a crop may lose a class that the list names.
+    One sigmoid per class over the pooled coarsest map, since a synthetic scene shows several classes at once. A batch
+    (B,) numbers images.
     """
 
-    sees = ("images", "classes")
-
-    def __init__(self, backbone: nn.Module, examples: Examples, spec: BackboneSpec) -> None:
-        super().__init__(backbone, examples)
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples, spec)
         self.norm = nn.LayerNorm(backbone.channels[-1])
         self.classifier = nn.Linear(backbone.channels[-1], len(examples.classes))
 
@@ -35,13 +30,14 @@ class Classification(VisionObjective):
 
     def loss(self, batch: Tensor, generator: Generator) -> Tensor:
         """Binary cross-entropy, averaged over images and classes."""
+        # Not cropped as in ImageNet's recipe: a crop may lose a class that the label still names.
         logits = self.logits(flipped(self.pixels(batch), generator))
-        return F.binary_cross_entropy_with_logits(logits, self.examples.shown[batch].to(logits))
+        return F.binary_cross_entropy_with_logits(logits, self.examples.visible[batch].to(logits))
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Mean average precision over the classes that some of the images show and some do not, and that of chance."""
+        """Mean average precision on the held-out images, and that of chance."""
         numbers = self.candidates(held=True)
         scores = torch.cat([self.logits(self.pixels(part)).cpu() for part in numbers.split(CHUNK)])
-        precision, chance = mean_average_precision(scores, self.examples.shown[numbers])
+        precision, chance = mean_average_precision(scores, self.examples.visible[numbers])
         return {"mean_average_precision": precision, "chance": chance}

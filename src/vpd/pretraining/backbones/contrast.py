@@ -1,4 +1,4 @@
-"""Contrast of images and captions, after CLIP (Radford et al. 2021)."""
+"""Contrast of images and captions, alone (CLIP) and together with captioning (BLIP)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import BackboneSpec
-from vpd.pretraining.backbones.examples import Examples
+from vpd.models.backbones import Backbone
+from vpd.pretraining.backbones.examples import Examples, crops
 from vpd.pretraining.backbones.objective import VisionObjective, pooled
-from vpd.pretraining.backbones.views import crops
-from vpd.pretraining.diffusion.text import MATCHED, contrastive_loss
-from vpd.pretraining.diffusion.tokenizer import encode, train_tokenizer
-from vpd.utils.errors import UserError
+from vpd.pretraining.clip import MATCHED, contrastive_loss, encode, train_tokenizer
 
 WIDTH, LAYERS, HEADS = 96, 2, 4
-"""Of the text tower, which is thrown away."""
+"""Of the text networks, which are thrown away."""
 LONGEST = 77
-"""Tokens of a caption at most; shorter where all captions are."""
+"""Tokens of a caption at most; shorter if all captions are."""
 AREAS = (0.8, 1.0)
-"""Share of the image that a training crop covers. CLIP crops and never mirrors, which left and right forbid here."""
+"""Share of the image that a training crop covers. Images are never mirrored, because captions say left and right."""
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
+SMOOTHING = 0.1
+"""Label smoothing of the caption's tokens (BLIP's)."""
+IGNORED = -100
 
 
 class Contrast(VisionObjective):
-    """Pooled coarsest map and [EOS] of a small text transformer, both projected, compared by cosine."""
+    """Learn to match images with their captions, after CLIP (Radford et al. 2021); CLIP-ViT-B's objective (B1).
 
-    sees = ("images", "captions")
+    The pooled coarsest map and [EOS] of a small text transformer are projected and compared by cosine. A batch (B,)
+    numbers pairs: images (B,3,H,W) and tokens (B,L).
+    """
 
-    def __init__(self, backbone: nn.Module, examples: Examples, spec: BackboneSpec) -> None:
-        super().__init__(backbone, examples)
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples, spec)
+        assert spec.vocabulary is not None  # pretrain_backbone has checked
         self.tokenizer = caption_tokenizer(examples, spec.vocabulary)
         self.tokens = encode(self.tokenizer, examples.captions.texts)
         self.text = build_text_tower(self.tokenizer)
@@ -51,7 +55,7 @@ class Contrast(VisionObjective):
         return self.pixels(captions.image_of[batch]), self.tokens[captions.text_of[batch]].to(self.device)
 
     def logits(self, maps: list[Tensor], tokens: Tensor) -> Tensor:
-        """Scaled cosine similarity of images (rows) and captions (columns)."""
+        """Scaled cosine similarity (B,B) of images (rows) and captions (columns)."""
         image = F.normalize(self.project_image(self.norm(pooled(maps))), dim=1)
         text = F.normalize(self.project_text(self.text(tokens).pooler_output), dim=1)
         return self.log_scale.exp().clamp(max=LARGEST_SCALE) * image @ text.T
@@ -65,19 +69,19 @@ class Contrast(VisionObjective):
         """CLIP's symmetric cross-entropy."""
         images, tokens = self.pair(batch)
         maps = self.backbone(crops(images, self.examples.size, AREAS, generator))
+        return self.loss_of(batch, maps, tokens)
+
+    def loss_of(self, batch: Tensor, maps: list[Tensor], tokens: Tensor) -> Tensor:
+        """Loss of the maps of cropped images and of their captions."""
         return contrastive_loss(self.logits(maps, tokens), self.same(batch))
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Share of held-out images whose own caption scores best among those of a group, and that of chance.
-
-        Groups have at most MATCHED pairs, and as equal sizes as the pairs allow.
-        """
+        """Share of held-out images whose own caption scores best among those of a group, and that of chance."""
         pairs = self.candidates(held=True)
-        groups = pairs.tensor_split(math.ceil(len(pairs) / MATCHED))
-        right, chance = (
-            torch.cat(found).float().mean().item() for found in zip(*map(self._matched, groups), strict=True)
-        )
+        # At most MATCHED pairs in a group, and groups of (almost) equal size: matching is easier in a smaller one.
+        groups = [self._matched(part) for part in pairs.tensor_split(math.ceil(len(pairs) / MATCHED))]
+        right, chance = (torch.cat(values).float().mean().item() for values in zip(*groups, strict=True))
         return {"matching_accuracy": right, "chance": chance}
 
     def _matched(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,10 +92,56 @@ class Contrast(VisionObjective):
         return own[torch.arange(len(batch)), best], own.float().mean(dim=1)
 
 
-def caption_tokenizer(examples: Examples, vocabulary: int | None) -> CLIPTokenizer:
-    """Byte-pair encoding learned from the captions to train on, no longer than the longest caption."""
-    if vocabulary is None:
-        raise UserError("a backbone that is trained with captions needs a vocabulary; give it a number of tokens")
+class CaptionContrast(Contrast):
+    """Learn to match images with captions and to write the captions, after BLIP (Li et al. 2022; B4).
+
+    CLIP's contrast, and a causal decoder that attends to the coarsest map and continues the caption. BLIP's third loss,
+    matching with hard negatives, and its momentum encoder are left out. A batch (B,) numbers pairs.
+    """
+
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples, spec)
+        vocabulary, length = len(self.tokenizer), self.tokens.shape[1]
+        self.memory = nn.Sequential(nn.LayerNorm(backbone.channels[-1]), nn.Linear(backbone.channels[-1], WIDTH))
+        self.embedding = nn.Embedding(vocabulary, WIDTH)
+        self.positions = nn.Parameter(torch.empty(length, WIDTH).normal_(std=0.02))
+        layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.decoder = nn.TransformerDecoder(layer, LAYERS, nn.LayerNorm(WIDTH))
+        self.speak = nn.Linear(WIDTH, vocabulary)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def next_tokens(self, maps: list[Tensor], tokens: Tensor) -> Tensor:
+        """Logits (B,L-1,vocabulary) of each token after the first, given the image and the tokens before it."""
+        words = self.embedding(tokens[:, :-1]) + self.positions[:-1]
+        causal = torch.ones(2 * [words.shape[1]], dtype=torch.bool, device=words.device).triu(1)
+        memory = self.memory(maps[-1].flatten(2).transpose(1, 2))
+        return self.speak(self.decoder(words, memory, tgt_mask=causal, tgt_is_causal=True))
+
+    def loss_of(self, batch: Tensor, maps: list[Tensor], tokens: Tensor) -> Tensor:
+        """Sum of the contrast and of the mean cross-entropy over the captions' tokens."""
+        predicted = self.next_tokens(maps, tokens).flatten(0, 1)
+        answers = following(tokens, self.tokenizer.eos_token_id).flatten()
+        words = F.cross_entropy(predicted, answers, ignore_index=IGNORED, label_smoothing=SMOOTHING)
+        return super().loss_of(batch, maps, tokens) + words
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """CLIP's measure, and the share of held-out captions' tokens that are predicted from those before them."""
+        images, tokens = self.pair(self.candidates(held=True))
+        predicted = self.next_tokens(self.backbone(images), tokens).argmax(dim=2)
+        answers = following(tokens, self.tokenizer.eos_token_id)
+        right = (predicted == answers)[answers != IGNORED]
+        return super().measure() | {"token_accuracy": right.float().mean().item()}
+
+
+def following(tokens: Tensor, end: int) -> Tensor:
+    """(B,L-1): the token after each but the last; IGNORED after the first ``end``, which also is the padding."""
+    ended = (tokens[:, :-1] == end).cumsum(dim=1) > 0
+    return tokens[:, 1:].masked_fill(ended, IGNORED)
+
+
+def caption_tokenizer(examples: Examples, vocabulary: int) -> CLIPTokenizer:
+    """Byte-pair encoding learned from the captions to train on, as long as the longest caption but at most LONGEST."""
     tokenizer = train_tokenizer(examples.texts(held=False), vocabulary, LONGEST)
     longest = max(len(tokens) for tokens in tokenizer(examples.captions.texts).input_ids)
     tokenizer.model_max_length = min(longest, LONGEST)
@@ -99,7 +149,7 @@ def caption_tokenizer(examples: Examples, vocabulary: int | None) -> CLIPTokeniz
 
 
 def build_text_tower(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A small CLIP text transformer with fresh weights."""
+    """Build a small CLIP text transformer with fresh weights."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,

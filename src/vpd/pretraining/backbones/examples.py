@@ -1,4 +1,4 @@
-"""The drawn images in memory, with captions, classes and instances, and which of them are kept out of training."""
+"""The synthetic scenes in memory with captions, classes and instances, which of them are held out, and augmented views."""
 
 from __future__ import annotations
 
@@ -8,40 +8,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.nn import functional as F
 
-from vpd.datasets.layouts import objects as layout
-from vpd.datasets.layouts.captions import entries as captioned
+from vpd.datasets import objects as layout
+from vpd.datasets.captions import entries as captioned
 from vpd.datasets.manifest import located
-from vpd.pretraining.diffusion.captions import Captions, load_captions
+from vpd.pretraining.captions import Captions, load_captions
 from vpd.utils.errors import UserError
 from vpd.utils.progress import track
 
 HELD_SHARE = 0.05
 LEAST_HELD = 2
-"""Images kept out of training: this share of all, but at least this many."""
+"""Images held out: this share of all, but at least this many."""
 LEAST_PIXELS = 8
 """Smaller visible parts are not prompted for: on a 64x64 image they are a speck of two or three pixels a side."""
+ASPECT = 4 / 3
+"""Most a crop is stretched, as in the common random resized crop."""
+LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What the objectives may look at; each names in ``sees`` what it does look at.
-
-    captions: images (N,3,H,W) uint8 and their texts; shown: (N,C) bool, whether a class is visible; classes: their C
-    names; masks: (N,H,W) uint8 instance ids; instances: (M,2) image and instance id of every thing of at least
-    LEAST_PIXELS pixels.
-    """
+    """Everything that an objective may look at."""
 
     captions: Captions
-    classes: list[str]
-    shown: Tensor
-    masks: Tensor
-    instances: Tensor
+    classes: list[str]  # C names
+    visible: Tensor  # (N,C) bool: whether a class is visible in an image
+    masks: Tensor  # (N,H,W) uint8 instance ids
+    instances: Tensor  # (M,2) image and instance id of every thing of at least LEAST_PIXELS pixels
 
     @property
     def first_held(self) -> int:
-        """Number of the first image kept out of training; all that follow are, too."""
+        """Number of the first held-out image; all that follow are held out, too."""
         count = len(self.captions.images)
         return count - max(LEAST_HELD, math.ceil(count * HELD_SHARE))
 
@@ -51,39 +50,38 @@ class Examples:
         return self.captions.size
 
     def images(self, held: bool) -> Tensor:
-        """Numbers of the images to train on, or of those kept out."""
-        return torch.arange(*((self.first_held, len(self.captions.images)) if held else (0, self.first_held)))
+        """Numbers of the images that are held out, or of those to train on."""
+        return self._numbers(torch.arange(len(self.captions.images)), held)
 
     def pairs(self, held: bool) -> Tensor:
-        """Numbers of the (image, caption) pairs whose image is kept out, or is not."""
-        return torch.nonzero((self.captions.image_of >= self.first_held) == held)[:, 0]
+        """Numbers of the (image, caption) pairs whose image is held out, or is not."""
+        return self._numbers(self.captions.image_of, held)
 
     def texts(self, held: bool) -> list[str]:
-        """Distinct captions of the images to train on, or of those kept out."""
+        """Distinct captions of the images that are held out, or of those to train on."""
         numbers = self.captions.text_of[self.pairs(held)].tolist()
         return [self.captions.texts[number] for number in dict.fromkeys(numbers)]
 
     def things(self, held: bool) -> Tensor:
-        """Numbers of the rows of ``instances`` whose image is kept out, or is not."""
-        return torch.nonzero((self.instances[:, 0] >= self.first_held) == held)[:, 0]
+        """Numbers of the rows of ``instances`` whose image is held out, or is not."""
+        return self._numbers(self.instances[:, 0], held)
+
+    def _numbers(self, image_of: Tensor, held: bool) -> Tensor:
+        return torch.nonzero((image_of >= self.first_held) == held)[:, 0]
 
 
 def load_examples(captions: Path, objects: Path) -> Examples:
-    """Read a captions dataset and the objects dataset of the same scenes; UserError if they show different images."""
+    """Read the captions and objects datasets of the same scenes; UserError if they show different images, or too few."""
     images, root = load_captions(captions), located(objects)
     entries = layout.entries(root)
     _check_same(located(captions), root, entries)
     if len(entries) <= LEAST_HELD:
-        raise UserError(f"{objects} holds {len(entries)} images, but {LEAST_HELD} are kept out of training; draw more")
+        raise UserError(f"{objects} has {len(entries)} images, but {LEAST_HELD} are held out of training; draw more")
     classes = sorted({name for entry in entries for name in entry["classes"]})
-    shown = torch.tensor([[name in entry["classes"] for name in classes] for entry in entries])
-    masks = np.stack(
-        [
-            layout.read_mask(root / entry["mask"])
-            for entry in track(entries, len(entries), "reading instance masks", "masks")
-        ]
-    )
-    return Examples(images, classes, shown, torch.from_numpy(masks), _instances(masks))
+    visible = torch.tensor([[name in entry["classes"] for name in classes] for entry in entries])
+    reading = track(entries, len(entries), "reading instance masks", "masks")
+    masks = np.stack([layout.read_mask(root / entry["mask"]) for entry in reading])
+    return Examples(images, classes, visible, torch.from_numpy(masks), _instances(masks))
 
 
 def _check_same(captions: Path, objects: Path, entries: list[dict]) -> None:
@@ -92,13 +90,57 @@ def _check_same(captions: Path, objects: Path, entries: list[dict]) -> None:
         raise UserError(f"{objects} and {captions} list different images; give both the same seed, size and count")
     for file in files:
         if (captions / file).read_bytes() != (objects / file).read_bytes():
-            raise UserError(f"{objects / file} is not the image of that name in {captions}; give both the same seed")
+            raise UserError(
+                f"{objects / file} differs from the image of that name in {captions}; give both the same seed"
+            )
 
 
 def _instances(masks: np.ndarray) -> Tensor:
-    """(M,2) image and id of every instance that is large enough."""
-    found = []
-    for image, mask in enumerate(masks):
-        sizes = np.bincount(mask.ravel())
-        found += [(image, number) for number in range(1, len(sizes)) if sizes[number] >= LEAST_PIXELS]
-    return torch.tensor(found).reshape(-1, 2)
+    sizes = [np.bincount(mask.ravel()) for mask in masks]
+    rows = [
+        (i, number) for i, size in enumerate(sizes) for number in range(1, len(size)) if size[number] >= LEAST_PIXELS
+    ]
+    return torch.tensor(rows).reshape(-1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------- views
+# Whole batches are augmented at once, every image with its own random numbers, because at 64x64 the overhead of one call
+# per image would exceed the training step.
+def flipped(images: Tensor, generator: Generator) -> Tensor:
+    """Images (B,3,H,W), each mirrored left to right with probability one half."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+def crops(images: Tensor, size: tuple[int, int], areas: tuple[float, float], generator: Generator) -> Tensor:
+    """Random resized crops (B,3,*size) that cover a share within ``areas`` of their images, bilinear."""
+    low, high = areas
+    draws = torch.rand(4, len(images), generator=generator)
+    area, stretch = low + (high - low) * draws[0], (2 * draws[1] - 1) * math.log(ASPECT) / 2
+    # Half the crop's sides, where the image spans [-1, 1].
+    width, height = ((area.sqrt() * (sign * stretch).exp()).clamp(max=1.0) for sign in (1, -1))
+    across, down = ((1 - half) * (2 * share - 1) for half, share in ((width, draws[2]), (height, draws[3])))
+    zero = torch.zeros_like(width)
+    rows = [torch.stack([width, zero, across], dim=1), torch.stack([zero, height, down], dim=1)]
+    grid = F.affine_grid(torch.stack(rows, dim=1), (len(images), 3, *size), align_corners=False)
+    return F.grid_sample(images, grid.to(images), padding_mode="border", align_corners=False)
+
+
+def jittered(images: Tensor, strength: float, grey: float, generator: Generator) -> Tensor:
+    """Images in [-1,1] with brightness, contrast and saturation each changed by a factor within 1 +- ``strength``.
+
+    With probability ``grey`` an image loses its colours.
+    """
+    factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, generator=generator) - 1)
+    factors[2][torch.rand(len(images), generator=generator) < grey] = 0.0
+    bright, contrast, saturation = factors.to(images)
+    images = ((images + 1) * bright - 1).clamp(-1, 1)
+    mean = luminance(images).mean(dim=(2, 3), keepdim=True)
+    images = (mean + (images - mean) * contrast).clamp(-1, 1)
+    light = luminance(images)
+    return (light + (images - light) * saturation).clamp(-1, 1)
+
+
+def luminance(images: Tensor) -> Tensor:
+    """(B,1,H,W) weighted mean of the colours."""
+    return (images * torch.tensor(LUMA).to(images)[:, None, None]).sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Masked image modelling, after SimMIM (Xie et al. 2022) and MAE (He et al. 2022): predict what was hidden."""
+"""Masked image modelling."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from vpd.config.schema import BackboneSpec
-from vpd.pretraining.backbones.examples import Examples
-from vpd.pretraining.backbones.objective import VisionObjective
-from vpd.pretraining.backbones.views import crops, flipped
+from vpd.models.backbones import Backbone
+from vpd.pretraining.backbones.examples import Examples, crops, flipped
+from vpd.pretraining.backbones.objective import CHUNK, VisionObjective
 from vpd.pretraining.loop import generator_of
 from vpd.utils.errors import UserError
 
 LEAST_UNIT = 8
-"""Pixels on a side of what is hidden at once; smaller patches, such as Swin's, are hidden in groups, as in SimMIM."""
+"""Pixels on a side of what is hidden at once; smaller patches, such as Swin's, are hidden in groups, as in SimMIM: a
+single one could be copied from its neighbours."""
 AREAS = (0.67, 1.0)
 """Share of the image that a training crop covers (SimMIM's)."""
 FLOOR = 0.02
 """Added to a patch's standard deviation, of images in [-1,1], so that a flat wall's grain is not blown up."""
-CHUNK = 64
 COLOURS = 3
 
 
 class MaskedImage(VisionObjective):
-    """Hide a share of the patches behind a learned token and predict their pixels, each patch normalised by itself.
+    """Learn to predict the pixels of hidden patches, each patch normalised by itself.
 
-    A linear layer at every level of the backbone predicts the pixels under it, and the levels' predictions add up;
-    SimMIM reads only the coarsest level, whose 32 pixels a side are half of a 64-pixel image.
+    After SimMIM (Xie et al. 2022) and MAE (He et al. 2022); stands in for SwinV2's SimMIM weights, which are in no hub
+    (B3), and for BEiT v2 (B5) and MAE. A learned token takes the place of a hidden patch's embedding. A linear layer at
+    every level of the backbone predicts the pixels under it, and the levels' predictions add up; SimMIM reads only the
+    coarsest level, whose stride of 32 is half of a 64-pixel image. A batch (B,) numbers images.
     """
 
-    def __init__(self, backbone: nn.Module, examples: Examples, spec: BackboneSpec) -> None:
-        super().__init__(backbone, examples)
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples, spec)
+        assert spec.training is not None  # pretrain_backbone has checked
         self.share = spec.training.mask_share
         self.unit = backbone.mask_stride * -(-LEAST_UNIT // backbone.mask_stride)
         height, width = examples.size
@@ -46,7 +49,7 @@ class MaskedImage(VisionObjective):
         )
 
     def hide(self, count: int, generator: Generator) -> Tensor:
-        """(count, H/unit, W/unit) bool: the same number of hidden squares in every image, at random places."""
+        """(count, H/unit, W/unit) bool: the same number of hidden squares in every image, at random positions."""
         rows, columns = (side // self.unit for side in self.examples.size)
         hidden = max(1, round(self.share * rows * columns))
         order = torch.rand(count, rows * columns, generator=generator).argsort(dim=1).argsort(dim=1)
@@ -57,10 +60,11 @@ class MaskedImage(VisionObjective):
         patches = enlarge(hidden, self.unit // self.backbone.mask_stride)
         maps = self.backbone(images, mask=patches, mask_token=self.token)
         height, width = images.shape[-2:]
-        parts = zip(maps, self.predictors, self.backbone.strides, strict=True)
-        return sum(
-            F.pixel_shuffle(predictor(level), stride)[..., :height, :width] for level, predictor, stride in parts
-        )
+        levels = [
+            F.pixel_shuffle(predictor(level), stride)[..., :height, :width]
+            for level, predictor, stride in zip(maps, self.predictors, self.backbone.strides, strict=True)
+        ]
+        return sum(levels, torch.zeros(()))
 
     def loss(self, batch: Tensor, generator: Generator) -> Tensor:
         """Mean squared error over the hidden pixels."""

@@ -1,45 +1,46 @@
-"""What all objectives share: a network with everything that its training needs, and the vision phase's interface."""
+"""The interface of all pre-training objectives, and what several of them use."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
+from vpd.config.schema import BackboneSpec
+from vpd.models.backbones import Backbone
 from vpd.pretraining.backbones.examples import Examples
+
+CHUNK = 64
+"""Examples in one forward pass when measured."""
 
 
 class Objective(nn.Module):
     """A network in training; all that a resumed run needs lies in its ``state_dict()``.
 
-    ``batch`` is one of the numbers that ``candidates`` gives: images, pairs or instances, as the objective has it.
+    A ``batch`` (B,) holds some of the numbers that ``candidates`` gives: of images, pairs or instances, depending on the
+    objective.
     """
-
-    sees: ClassVar[tuple[str, ...]] = ("images",)
-    """What of the examples the objective looks at."""
 
     def __init__(self, examples: Examples) -> None:
         super().__init__()
         self.examples = examples
 
     def candidates(self, held: bool) -> Tensor:
-        """Numbers of what a batch is drawn from, in training or when measured."""
+        """Numbers of what a batch is drawn from: held out, to measure with, or to train on."""
         return self.examples.images(held)
 
     def loss(self, batch: Tensor, generator: Generator) -> Tensor:
-        """Loss of the examples ``batch`` (B,); all randomness comes from ``generator``."""
+        """Loss of the examples ``batch``, a scalar; all randomness comes from ``generator``."""
         raise NotImplementedError
 
     def after(self, progress: float) -> None:
         """Called after every optimizer step with the share of all steps that is done."""
 
     def measure(self) -> dict[str, float]:
-        """How well the network does on what was kept out of training; the same numbers whenever it is asked."""
+        """Measure the network on what is held out; repeated calls return the same numbers."""
         raise NotImplementedError
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """``count`` different candidates to train on, or all where there are fewer."""
+        """``count`` different candidates to train on, or all if there are fewer."""
         numbers = self.candidates(held=False)
         return numbers[torch.randperm(len(numbers), generator=generator)[:count]]
 
@@ -54,14 +55,14 @@ class Objective(nn.Module):
 
 
 class VisionObjective(Objective):
-    """An objective that trains a ``vpd.models.backbones.Backbone``."""
+    """An objective that trains a backbone; subclasses add what the objective needs beside it."""
 
-    def __init__(self, backbone: nn.Module, examples: Examples) -> None:
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
         super().__init__(examples)
         self.backbone = backbone
 
-    def result(self) -> nn.Module:
-        """The backbone whose weights are kept."""
+    def result(self) -> Backbone:
+        """The backbone whose weights are saved."""
         return self.backbone
 
 
@@ -70,17 +71,19 @@ def pooled(maps: list[Tensor]) -> Tensor:
     return maps[-1].mean(dim=(2, 3))
 
 
-class Fusion(nn.Module):
-    """All maps of a backbone as one: each through a 1x1 convolution, resized to the finest and added."""
+def mean_average_precision(scores: Tensor, visible: Tensor) -> tuple[float, float]:
+    """Mean average precision of ``scores`` (N,K) for the classes ``visible`` (N,K) bool, and that of chance.
 
-    def __init__(self, channels: list[int], width: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+    Only classes that some of the images show and some do not count; (0, 0) if there is none.
+    """
+    mixed = [column for column in range(visible.shape[1]) if 0 < visible[:, column].sum() < len(visible)]
+    count = max(len(mixed), 1)
+    total = sum(average_precision(scores[:, column], visible[:, column]) for column in mixed)
+    return total / count, sum(visible[:, column].float().mean().item() for column in mixed) / count
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """(B,width,H,W) at the finest map's resolution."""
-        size = maps[0].shape[-2:]
-        levels = (lateral(level) for lateral, level in zip(self.laterals, maps, strict=True))
-        return sum(
-            nn.functional.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels
-        )
+
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Mean, over the positives, of the share of positives among all that score at least as high."""
+    ranked = positive[scores.argsort(descending=True, stable=True)]
+    precision = ranked.cumsum(0) / (ranked.new_ones(len(ranked)).cumsum(0))
+    return precision[ranked].mean().item()

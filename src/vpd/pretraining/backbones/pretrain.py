@@ -1,120 +1,196 @@
-"""Miniature pre-training of one backbone, from drawn images to its checkpoint folder.
-
-Phases: the vision objective and, for a backbone with a language model, masked language modelling. Each goes on where a
-killed run stopped.
-"""
+"""Miniature pre-training of one backbone, from synthetic scenes to its checkpoint folder."""
 
 from __future__ import annotations
 
-import importlib
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from vpd.config.schema import BackboneSpec, ObjectiveSpec
-from vpd.models.backbones import build_backbone
-from vpd.pretraining.backbones.examples import Examples, load_examples
-from vpd.pretraining.backbones.objective import Objective, VisionObjective
-from vpd.pretraining.backbones.outputs import Outcome, write_outputs
-from vpd.pretraining.backbones.training import train_objective
-from vpd.pretraining.loop import cpu_threads, initialised_by
-from vpd.pretraining.workdir import Observer, Workplace, is_finished, open_workplace
-from vpd.utils.digests import sha256
-from vpd.utils.errors import UserError, pick
-from vpd.utils.files import locked, read_json
-from vpd.utils.fingerprint import code_digest
+from torch import Generator, Tensor, nn
 
-OBJECTIVES = {
-    "classification": ("vpd.pretraining.backbones.classification", "Classification"),
-    "masked-image": ("vpd.pretraining.backbones.masked_image", "MaskedImage"),
-    "self-distillation": ("vpd.pretraining.backbones.self_distillation", "SelfDistillation"),
-    "contrast": ("vpd.pretraining.backbones.contrast", "Contrast"),
-    "caption-contrast": ("vpd.pretraining.backbones.caption_contrast", "CaptionContrast"),
-    "promptable-masks": ("vpd.pretraining.backbones.promptable_masks", "PromptableMasks"),
-}
-"""Objective -> module and class; imported when asked for, because transformers alone takes seconds."""
+from vpd.config.schema import BackboneSpec, ObjectiveSpec
+from vpd.models.backbones import build_backbone, save_backbone
+from vpd.pretraining.backbones.classification import Classification
+from vpd.pretraining.backbones.examples import Examples, load_examples
+from vpd.pretraining.backbones.masked_image import MaskedImage
+from vpd.pretraining.backbones.objective import Objective, VisionObjective
+from vpd.pretraining.backbones.promptable_masks import PromptableMasks
+from vpd.pretraining.backbones.self_distillation import SelfDistillation
+from vpd.pretraining.loop import Phase, initialised_by, rise_and_fall, trained_parameters
+from vpd.pretraining.outputs import averaged, complete, turn_off_library_bars
+from vpd.pretraining.workdir import Workdir, backbone_fingerprint, open_workdir
+from vpd.utils.errors import UserError
+from vpd.utils.files import atomic_folder
+from vpd.utils.fingerprint import is_finished
+
+CAPTIONED = ("contrast", "caption-contrast")
 LANGUAGE = "masked-language"
-CODE = ("checkpoints", "families", "models/backbones")
-"""Packages whose change makes a finished backbone stale."""
+MAX_GRADIENT_NORM = 3.0
+"""As DINO clips it; SAM clips at 0.1, and several of the others not at all."""
 
 
 def pretrain_backbone(
-    name: str,
-    spec: BackboneSpec,
-    captions: Path,
-    objects: Path,
-    out: Path,
-    state: Path,
-    *,
-    save_every: int = 100,
-    observers: Sequence[Observer] = (),
+    name: str, spec: BackboneSpec, captions: Path, objects: Path, out: Path, state: Path, *, save_every: int = 100
 ) -> None:
-    """Train backbone ``name`` on drawn images and write its checkpoint folder ``out``, manifest.json last.
+    """Pre-train a backbone unless ``out`` is finished already; an interrupted run resumes to the bit.
 
-    ``captions`` and ``objects`` are the folders of datasets that show the same images. ``state`` holds the resumable
-    state, kept every ``save_every`` steps, and is removed at the end. A finished ``out`` of the same spec, data and code
-    is left alone. UserError if ``spec`` lacks what its objectives need.
+    The phases are the vision objective and, for a backbone with a text encoder, masked language modelling.
+
+    Args:
+        name: the backbone's in params.yaml.
+        spec: networks, objective and training.
+        captions: a captions dataset.
+        objects: the objects dataset of the same scenes.
+        out: gets vision/, perhaps language/, history.csv and the manifest, all at once at the end.
+        state: holds the resumable state; removed at the end.
+        save_every: steps between two saved states.
+
+    Raises:
+        UserError: ``spec`` lacks what its objectives need, a dataset is missing or damaged, a loss is not finite, or
+            another process works in ``state``.
     """
     _check(name, spec)
-    for data in (captions, objects):
-        read_json(data / "manifest.json")
-    identity = {
-        "name": name,
-        "spec": spec.digest(),
-        "captions": sha256(captions / "manifest.json"),
-        "objects": sha256(objects / "manifest.json"),
-        "code": code_digest(*CODE),
-    }
-    if is_finished(out, identity, ("history.csv", "loss.png")):
+    made_from = backbone_fingerprint(name, spec, captions, objects)
+    if is_finished(out, made_from):
         return
-    with locked(state), cpu_threads(spec.threads):
-        place = open_workplace(state, identity, spec.seed, save_every, observers)
-        write_outputs(spec, _train(name, spec, load_examples(captions, objects), place), out, identity)
-        shutil.rmtree(state)
+    with open_workdir(state, made_from, spec, save_every) as workdir:
+        phases = _train(name, spec, load_examples(captions, objects), workdir)
+        with atomic_folder(out) as folder:
+            facts = {
+                "name": name,
+                "source": "pretrained",
+                "objective": spec.objective,
+                "repo": None,
+                "revision": None,
+                "parameters": _write_networks(spec, phases, folder),
+                "phases": {phase: trained.summary for phase, trained in phases.items()},
+                "images_seen": phases[spec.objective].summary["seen"],
+            }
+            complete(folder, made_from, {phase: trained.losses for phase, trained in phases.items()}, facts)
 
 
 def objective_class(name: str) -> type[VisionObjective]:
-    """The class that trains vision by the objective ``name``."""
-    module, kind = pick(name, OBJECTIVES, "objective")
-    return getattr(importlib.import_module(module), kind)
+    """The class that trains vision by the objective ``name``, as params.yaml calls it."""
+    if name in CAPTIONED:
+        from vpd.pretraining.backbones.contrast import (
+            CaptionContrast,
+            Contrast,
+        )  # with transformers, which take seconds
+
+        return Contrast if name == "contrast" else CaptionContrast
+    objectives: dict[str, type[VisionObjective]] = {
+        "classification": Classification,
+        "masked-image": MaskedImage,
+        "self-distillation": SelfDistillation,
+        "promptable-masks": PromptableMasks,
+    }
+    return objectives[name]
 
 
 def _check(name: str, spec: BackboneSpec) -> None:
-    key = f"backbones.{name}"
-    needed = {"training": True, "language_training": bool(spec.language), "vocabulary": _reads(spec)}
-    for field, need in needed.items():
-        if need and getattr(spec, field) is None:
-            raise UserError(f"{key} is to be pre-trained with {spec.objective}, but has no {field}; give it one")
+    reads = spec.language is not None or spec.objective in CAPTIONED
+    needed = {"training": True, "language_training": spec.language is not None, "vocabulary": reads}
+    for key, need in needed.items():
+        if need and getattr(spec, key) is None:
+            raise UserError(
+                f"backbones.{name} is to be pre-trained with {spec.objective}, but has no {key}; give it one"
+            )
 
 
-def _reads(spec: BackboneSpec) -> bool:
-    """Whether any of the networks reads words."""
-    return bool(spec.language) or "captions" in objective_class(spec.objective).sees
+# ------------------------------------------------------------------------------------------------------------- training
+@dataclass(frozen=True)
+class Trained:
+    """A finished phase: its network, the loss of every step, and what the manifest says of it."""
+
+    objective: Objective
+    losses: list[float]
+    summary: dict[str, object]
 
 
-def _train(name: str, spec: BackboneSpec, examples: Examples, place: Workplace) -> list[Outcome]:
-    """One outcome per phase."""
-    key = f"backbones.{name}"
+def _train(name: str, spec: BackboneSpec, examples: Examples, workdir: Workdir) -> dict[str, Trained]:
+    """Run all phases."""
 
     def vision() -> Objective:
         return objective_class(spec.objective)(build_backbone(spec.vision), examples, spec)
 
     def language() -> Objective:
-        from vpd.pretraining.backbones.language import MaskedLanguage
+        from vpd.pretraining.backbones.masked_language import MaskedLanguage
 
         return MaskedLanguage(examples, spec)
 
-    outcomes = [_phase(spec.objective, f"{key}.training", vision, spec.training, place)]
+    phases = [(spec.objective, "training", vision)]
     if spec.language is not None:
-        outcomes.append(_phase(LANGUAGE, f"{key}.language_training", language, spec.language_training, place))
-    return outcomes
+        phases.append((LANGUAGE, "language_training", language))
+    return {
+        phase: _run(phase, f"backbones.{name}.{key}", build, getattr(spec, key), workdir)
+        for phase, key, build in phases
+    }
 
 
-def _phase(phase: str, key: str, build: Callable[[], Objective], spec: ObjectiveSpec, place: Workplace) -> Outcome:
-    """Build, measure, train and measure again."""
-    with initialised_by(place.seed, phase):
+def _run(phase: str, settings: str, build: Callable[[], Objective], spec: ObjectiveSpec, workdir: Workdir) -> Trained:
+    """Build, measure, train and measure again: without the fresh network's measures the trained one's say little."""
+    with initialised_by(workdir.seed, phase):
         objective = build()
-    fresh = objective.to(place.device).eval().measure()
-    losses = train_objective(phase, key, objective, spec, place)
-    measures = {"fresh": fresh, "trained": objective.measure()}
-    return Outcome(phase, objective, losses, spec.steps * spec.batch_size, measures)
+    measures = {"fresh": objective.to(workdir.device).eval().measure()}
+    losses = train_objective(phase, settings, objective, spec, workdir)
+    measures["trained"] = objective.measure()
+    means = [round(loss, 6) for _, loss in averaged(losses)]
+    summary = {
+        "steps": len(losses),
+        "seen": spec.steps * spec.batch_size,
+        "loss": {"first": means[0], "last": means[-1]},
+        "measures": {state: {key: round(value, 6) for key, value in of.items()} for state, of in measures.items()},
+    }
+    return Trained(objective, losses, summary)
+
+
+def train_objective(
+    phase: str, settings: str, objective: Objective, spec: ObjectiveSpec, workdir: Workdir
+) -> list[float]:
+    """Train ``objective`` and return the loss of every step; ``settings`` is the key of ``spec``, for messages."""
+
+    def loss_of(generator: Generator) -> Tensor:
+        return objective.loss(objective.draw(spec.batch_size, generator), generator)
+
+    # One recipe for all objectives, so that a comparison of backbones compares objectives and not tuning: AdamW, as in the
+    # papers of all of them but CLIP's, which has Adam with decoupled decay, the same.
+    training = Phase(
+        phase,
+        settings,
+        objective,
+        spec.steps,
+        spec.lr,
+        rise_and_fall(spec.steps),
+        groups=parameter_groups(objective, spec.weight_decay),
+        max_gradient_norm=MAX_GRADIENT_NORM,
+    )
+    return training.train(workdir, loss_of, after=lambda step: objective.after(step / spec.steps))
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices and kernels are decayed; vectors (biases, norms, tokens) are not."""
+    matrices = [parameter for parameter in trained_parameters(network) if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained_parameters(network) if parameter.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+# -------------------------------------------------------------------------------------------------------------- outputs
+def _write_networks(spec: BackboneSpec, phases: dict[str, Trained], folder: Path) -> dict[str, int]:
+    """Write vision/ and, if there is one, language/; return the number of parameters of both."""
+    objective = phases[spec.objective].objective
+    assert isinstance(objective, VisionObjective)
+    backbone = objective.result().cpu().eval()
+    save_backbone(backbone, spec.vision, folder)
+    parameters = {"vision": sum(parameter.numel() for parameter in backbone.network.parameters())}
+    if LANGUAGE in phases:
+        parameters["language"] = _save_language(phases[LANGUAGE].objective, folder / "language")
+    return parameters
+
+
+def _save_language(objective: Objective, folder: Path) -> int:
+    """Write BERT without its prediction layer, and the tokenizer, as a transformers folder; return its parameters."""
+    turn_off_library_bars()
+    model = objective.model.cpu().eval().bert
+    model.save_pretrained(folder)
+    objective.tokenizer.save_pretrained(folder)
+    return model.num_parameters()

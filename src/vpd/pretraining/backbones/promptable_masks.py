@@ -1,37 +1,39 @@
-"""Promptable segmentation, after SAM (Kirillov et al. 2023): a point inside a thing, and the thing's mask."""
+"""Promptable segmentation: the objective, its losses, and the decoder that turns a point and an image into a mask."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from vpd.config.schema import BackboneSpec
+from vpd.models.backbones import Backbone
 from vpd.pretraining.backbones.examples import Examples
-from vpd.pretraining.backbones.mask_decoder import MaskDecoder
-from vpd.pretraining.backbones.objective import VisionObjective
+from vpd.pretraining.backbones.objective import CHUNK, VisionObjective
 from vpd.pretraining.loop import generator_of
 from vpd.utils.errors import UserError
 
 FOCAL_WEIGHT, DICE_WEIGHT = 20.0, 1.0
 FOCUS, FOREGROUND = 2.0, 0.25
 """Focal loss: gamma and alpha."""
-CHUNK = 64
+WIDTH, LAYERS, HEADS = 64, 2, 4
+"""Of the mask decoder, which is thrown away (SAM: 256, 2 and 8)."""
 
 
 class PromptableMasks(VisionObjective):
-    """A decoder that takes one point and the backbone's maps; one mask is predicted, where SAM offers three.
+    """Learn to segment the thing under a point, after SAM (Kirillov et al. 2023; B4).
 
-    As in SAM, images are not augmented.
+    A light decoder takes one point and the backbone's maps. One mask is predicted; SAM offers three, because a point in a
+    photograph may mean a part, a thing or a group, but the synthetic scenes know only things. Images are not augmented,
+    as in SAM. A batch (B,) numbers things, with masks (B,H,W).
     """
 
-    sees = ("images", "masks")
-
-    def __init__(self, backbone: nn.Module, examples: Examples, spec: BackboneSpec) -> None:
-        super().__init__(backbone, examples)
-        for held in (False, True):
-            if not len(examples.things(held)):
-                raise UserError("no thing large enough to point at is in the objects dataset; draw more images")
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples, spec)
+        if not all(len(examples.things(held)) for held in (False, True)):
+            raise UserError("no thing large enough to point at is in the objects dataset; draw more images")
         self.decoder = MaskDecoder(backbone.channels)
 
     def candidates(self, held: bool) -> Tensor:
@@ -51,7 +53,7 @@ class PromptableMasks(VisionObjective):
         return F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
     def loss(self, batch: Tensor, generator: Generator) -> Tensor:
-        """Focal and Dice loss, 20 to 1."""
+        """Focal and Dice loss, 20 to 1 as in SAM."""
         masks = self.masks(batch)
         logits = self.predict(batch, masks, generator)
         target = masks.to(logits)
@@ -63,8 +65,8 @@ class PromptableMasks(VisionObjective):
         generator, overlaps = generator_of("held-out points"), []
         for part in self.candidates(held=True).split(CHUNK):
             masks = self.masks(part)
-            found = self.predict(part, masks, generator).cpu() > 0
-            overlaps.append((found & masks).sum(dim=(1, 2)) / (found | masks).sum(dim=(1, 2)))
+            predicted = self.predict(part, masks, generator).cpu() > 0
+            overlaps.append((predicted & masks).sum(dim=(1, 2)) / (predicted | masks).sum(dim=(1, 2)))
         return {"mean_iou": torch.cat(overlaps).mean().item()}
 
 
@@ -85,7 +87,87 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """One minus 2|A and B| / (|A| + |B|), one added above and below, mean over (B,H,W)."""
-    found = logits.sigmoid().flatten(1)
-    target = target.flatten(1)
-    both = (found * target).sum(dim=1)
-    return (1 - (2 * both + 1) / (found.sum(dim=1) + target.sum(dim=1) + 1)).mean()
+    predicted, target = logits.sigmoid().flatten(1), target.flatten(1)
+    both = (predicted * target).sum(dim=1)
+    return (1 - (2 * both + 1) / (predicted.sum(dim=1) + target.sum(dim=1) + 1)).mean()
+
+
+# -------------------------------------------------------------------------------------------------------------- decoder
+class MaskDecoder(nn.Module):
+    """SAM's two-way decoder, smaller: maps of a backbone and one point per image to mask logits."""
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__()
+        self.fusion = Fusion(channels)
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", torch.randn(2, WIDTH // 2))
+        self.point = nn.Parameter(torch.randn(WIDTH))
+        self.mask = nn.Parameter(torch.randn(WIDTH))
+        self.layers = nn.ModuleList(TwoWayLayer() for _ in range(LAYERS))
+        self.enlarge = nn.Sequential(
+            nn.ConvTranspose2d(WIDTH, WIDTH // 2, 2, 2),
+            nn.GroupNorm(1, WIDTH // 2),
+            nn.GELU(),
+            nn.ConvTranspose2d(WIDTH // 2, WIDTH // 4, 2, 2),
+            nn.GELU(),
+        )
+        self.select = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH // 4))
+
+    def forward(self, maps: list[Tensor], points: Tensor) -> Tensor:
+        """(B,4h,4w) logits, h and w of the finest map; points (B,2) are x and y in [0,1]."""
+        fused = self.fusion(maps)
+        height, width = fused.shape[-2:]
+        positions = self.encode(_grid(height, width).to(fused))[None]
+        prompt = torch.stack([self.mask.expand(len(points), -1), self.encode(points) + self.point], dim=1)
+        tokens, image = prompt, fused.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, prompt, positions)
+        enlarged = self.enlarge(image.transpose(1, 2).unflatten(2, (height, width)))
+        return torch.einsum("bc,bchw->bhw", self.select(tokens[:, 0]), enlarged)
+
+    def encode(self, points: Tensor) -> Tensor:
+        """(..., WIDTH) sines and cosines of random projections of points (..., 2) in [0,1]."""
+        angles = 2 * math.pi * (2 * points - 1) @ self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class Fusion(nn.Module):
+    """All maps of a backbone as one: each through a 1x1 convolution, resized to the finest and added."""
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(count, WIDTH, 1) for count in channels)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """(B,WIDTH,h,w) at the finest map's resolution."""
+        size = maps[0].shape[-2:]
+        levels = [lateral(level) for lateral, level in zip(self.laterals, maps, strict=True)]
+        return sum(F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels)
+
+
+class TwoWayLayer(nn.Module):
+    """Tokens attend to one another and to the image, are transformed, and the image attends to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.among, self.to_image, self.to_tokens = (
+            nn.MultiheadAttention(WIDTH, HEADS, batch_first=True) for _ in range(3)
+        )
+        self.mix = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(4))
+
+    def forward(self, tokens: Tensor, image: Tensor, prompt: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Update tokens (B,T,C) and image (B,N,C); ``prompt`` and ``positions`` are added to their queries and keys."""
+        queries = tokens + prompt
+        tokens = self.norms[0](tokens + self.among(queries, queries, tokens, need_weights=False)[0])
+        tokens = self.norms[1](tokens + self.to_image(tokens + prompt, image + positions, image, need_weights=False)[0])
+        tokens = self.norms[2](tokens + self.mix(tokens))
+        update = self.to_tokens(image + positions, tokens + prompt, tokens, need_weights=False)[0]
+        return tokens, self.norms[3](image + update)
+
+
+def _grid(height: int, width: int) -> Tensor:
+    """(height * width, 2) x and y of the cells' centres, row by row."""
+    rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)

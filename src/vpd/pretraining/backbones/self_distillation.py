@@ -1,4 +1,4 @@
-"""Self-distillation without labels, after DINO (Caron et al. 2021)."""
+"""Self-distillation without labels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from vpd.config.schema import BackboneSpec
-from vpd.pretraining.backbones.examples import Examples
-from vpd.pretraining.backbones.objective import VisionObjective, pooled
-from vpd.pretraining.backbones.precision import mean_average_precision
-from vpd.pretraining.backbones.views import crops, flipped, jittered
+from vpd.models.backbones import Backbone
+from vpd.pretraining.backbones.examples import Examples, crops, flipped, jittered
+from vpd.pretraining.backbones.objective import CHUNK, VisionObjective, mean_average_precision, pooled
 from vpd.pretraining.loop import generator_of
 
 GLOBAL_AREAS, LOCAL_AREAS = (0.4, 1.0), (0.1, 0.4)
@@ -29,59 +28,26 @@ CENTRE_MOMENTUM = 0.9
 HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 128
 """Widths of the projection head, which is thrown away (DINO: 2048, 256 and 65536)."""
 NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07
-"""Of the vote by which DINO's features are judged in its paper."""
-CHUNK = 64
-"""Images looked at together when measured."""
-
-
-class ProjectionHead(nn.Module):
-    """Three layers, a normalised bottleneck, and the cosine to each prototype.
-
-    Batch normalisation, which DINO offers and its transformers do without, tells the nearly equal features of a fresh
-    network apart: without it all answers become uniform within so few steps and stay so.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, HIDDEN),
-            nn.BatchNorm1d(HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.BatchNorm1d(HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, BOTTLENECK),
-        )
-        self.prototypes = nn.Parameter(torch.empty(PROTOTYPES, BOTTLENECK).normal_())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width) to (B, PROTOTYPES)."""
-        return F.linear(F.normalize(self.layers(features), dim=1), F.normalize(self.prototypes, dim=1))
-
-
-class Branch(nn.Module):
-    """A backbone and its projection head: the student, or the teacher."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, ProjectionHead(backbone.channels[-1])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, PROTOTYPES) from the pooled map, which stands in for DINO's class token: the tasks read maps."""
-        return self.head(pooled(self.backbone(images)))
+"""Of the weighted vote of nearest neighbours by which the paper judges features."""
 
 
 class SelfDistillation(VisionObjective):
-    """A student that sees four crops imitates a teacher that sees two; the teacher is the student's moving average."""
+    """Learn features that agree between crops of an image, without labels, after DINO (Caron et al. 2021; B1).
 
-    def __init__(self, backbone: nn.Module, examples: Examples, spec: BackboneSpec) -> None:
-        super().__init__(backbone, examples)
+    A student that sees four crops imitates a teacher that sees two; the teacher is the student's moving average, and its
+    backbone is the result. A batch (B,) numbers images.
+    """
+
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples, spec)
+        assert spec.training is not None  # pretrain_backbone has checked
         self.student = Branch(backbone)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.momentum = spec.training.momentum
+        self.centre: Tensor
         self.register_buffer("centre", torch.zeros(PROTOTYPES))
 
-    def result(self) -> nn.Module:
+    def result(self) -> Backbone:
         """The teacher's backbone."""
         return self.teacher.backbone
 
@@ -98,9 +64,9 @@ class SelfDistillation(VisionObjective):
         return distillation(answers, list(targets))
 
     def _view(self, images: Tensor, side: float, areas: tuple[float, float], generator: Generator) -> Tensor:
-        size = tuple(round(side * pixels) for pixels in self.examples.size)
-        view = flipped(crops(images, size, areas, generator), generator)
-        return jittered(view, STRENGTH, GREY, generator)
+        height, width = self.examples.size
+        size = (round(side * height), round(side * width))
+        return jittered(flipped(crops(images, size, areas, generator), generator), STRENGTH, GREY, generator)
 
     @torch.no_grad()
     def after(self, progress: float) -> None:
@@ -111,28 +77,65 @@ class SelfDistillation(VisionObjective):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """How well held-out images are told apart, and their classes told, from features alone.
+        """Measure how well features alone tell held-out images, and their classes, apart.
 
-        ``view_matching``: share of held-out images whose one global view is nearest to their other among all of them.
-        ``neighbour_average_precision``: of the visible classes, by a vote of the nearest training images, and ``chance``
-        for it.
+        ``view_matching`` is the share of held-out images whose one global view is nearest to their other among all of
+        them, ``neighbour_average_precision`` that of the classes by a vote of the nearest training images.
         """
         held, trained = self.candidates(held=True), self.candidates(held=False)
-        votes = voted(self._features(held), self._features(trained), self.examples.shown[trained])
-        precision, chance = mean_average_precision(votes, self.examples.shown[held])
+        votes = voted(self._features(held), self._features(trained), self.examples.visible[trained])
+        precision, chance = mean_average_precision(votes, self.examples.visible[held])
         matching = self._view_matching(held)
         return {"view_matching": matching, "neighbour_average_precision": precision, "chance": chance}
 
     def _view_matching(self, images: Tensor) -> float:
         generator = generator_of("held-out views")
-        one, other = (self._features(images, lambda part: self._view(part, GLOBAL_SIDE, GLOBAL_AREAS, generator))
-                      for _ in range(2))  # fmt: skip
+
+        def view(part: Tensor) -> Tensor:
+            return self._view(part, GLOBAL_SIDE, GLOBAL_AREAS, generator)
+
+        one, other = self._features(images, view), self._features(images, view)
         return ((one @ other.T).argmax(dim=1) == torch.arange(len(images))).float().mean().item()
 
-    def _features(self, numbers: Tensor, look: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
-        """(N,C) unit vectors of the teacher for images as ``look`` shows them."""
-        parts = [pooled(self.teacher.backbone(look(self.pixels(part)))).cpu() for part in numbers.split(CHUNK)]
+    def _features(self, numbers: Tensor, view: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+        """(N,C) unit vectors of the teacher for views of images."""
+        parts = [pooled(self.teacher.backbone(view(self.pixels(part)))).cpu() for part in numbers.split(CHUNK)]
         return F.normalize(torch.cat(parts), dim=1)
+
+
+class Branch(nn.Module):
+    """A backbone and its projection head: the student, or the teacher."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, ProjectionHead(backbone.channels[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, PROTOTYPES) from the pooled map, which stands in for DINO's class token: the tasks read maps."""
+        return self.head(pooled(self.backbone(images)))
+
+
+class ProjectionHead(nn.Module):
+    """Three layers, a normalised bottleneck, and the cosine to each prototype."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # DINO's transformers do without batch normalisation. Here it tells the nearly equal features of a fresh network
+        # apart: without it all answers become uniform within so few steps and stay so.
+        self.layers = nn.Sequential(
+            nn.Linear(width, HIDDEN),
+            nn.BatchNorm1d(HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.BatchNorm1d(HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, BOTTLENECK),
+        )
+        self.prototypes = nn.Parameter(torch.empty(PROTOTYPES, BOTTLENECK).normal_())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, width) to (B, PROTOTYPES)."""
+        return F.linear(F.normalize(self.layers(features), dim=1), F.normalize(self.prototypes, dim=1))
 
 
 def sharpened(outputs: Tensor, centre: Tensor) -> Tensor:
@@ -148,11 +151,11 @@ def distillation(answers: list[Tensor], targets: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def voted(features: Tensor, known: Tensor, shown: Tensor) -> Tensor:
-    """(N,K) share of the vote for each class: of the nearest of ``known`` (M,C), weighted by their cosine.
+def voted(features: Tensor, known: Tensor, visible: Tensor) -> Tensor:
+    """Share (N,K) of the vote for each class: of the nearest of ``known`` (M,C), weighted by their cosine.
 
-    ``features`` (N,C) and ``known`` have unit length; ``shown`` (M,K) bool has the known images' classes.
+    ``features`` (N,C) and ``known`` have unit length; ``visible`` (M,K) bool has the known images' classes.
     """
     cosines, nearest = (features @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
     weights = (cosines / NEIGHBOUR_TEMPERATURE).softmax(dim=1)
-    return (weights[..., None] * shown[nearest].float()).sum(dim=1)
+    return (weights[..., None] * visible[nearest].float()).sum(dim=1)

@@ -1,1 +1,1 @@
-"""Pre-training of a small Stable Diffusion, which ``vpd.pretrained`` turns into checkpoints."""
+"""Pre-training of a small Stable Diffusion: autoencoder, text encoder, and the denoiser on what both encode."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from vpd.config.schema import DenoiserSpec
 from vpd.pretraining.diffusion.autoencoder import LATENT_CHANNELS
-from vpd.pretraining.diffusion.ema import EMA
 from vpd.pretraining.loop import Phase, constant_after, initialised_by
-from vpd.pretraining.workdir import Workplace
+from vpd.pretraining.workdir import Workdir
 
 
 def build_unet(spec: DenoiserSpec, context_width: int, latent_side: int) -> UNet2DConditionModel:
-    """A fresh U-Net with cross-attention at every level but the coarsest, as in Stable Diffusion 1.x."""
+    """Build a fresh U-Net with cross-attention at every level but the coarsest, as in Stable Diffusion 1.x."""
     crossed = len(spec.channels) - 1
     return UNet2DConditionModel(
         sample_size=latent_side,
@@ -36,7 +36,7 @@ def build_unet(spec: DenoiserSpec, context_width: int, latent_side: int) -> UNet
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise: 1000 steps, scaled-linear betas from 0.00085 to 0.012, epsilon prediction."""
+    """Build Stable Diffusion's noise schedule: 1000 steps, scaled-linear betas from 0.00085 to 0.012, epsilon prediction."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -51,56 +51,61 @@ def build_scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the U-Net sees of the dataset.
+    """The dataset as the U-Net sees it: posteriors of the latents, contexts, and which of them each pair (P,) has.
 
-    means, stds: (N,4,h,w) of the latents, already scaled; contexts: (T,L,C), one per distinct caption;
-    image_of, text_of: (P,) latent and context of each pair; empty: (L,C), the context of the empty prompt.
+    Autoencoder and text tower are frozen while the U-Net learns, so images and captions are encoded once, which saves
+    both networks' forward passes in every step.
     """
 
-    means: Tensor
-    stds: Tensor
-    contexts: Tensor
-    image_of: Tensor
-    text_of: Tensor
-    empty: Tensor
+    means: Tensor  # (N,4,h,w), scaled
+    stds: Tensor  # (N,4,h,w), scaled
+    contexts: Tensor  # (T,L,C), one per distinct caption
+    image_of: Tensor  # (P,)
+    text_of: Tensor  # (P,)
+    empty: Tensor  # (L,C), of the empty prompt
 
     def draw(self, batch_size: int, dropout: float, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Sample latents (B,4,h,w) and contexts (B,L,C); each context is the empty one with probability ``dropout``."""
+        """Draw latents (B,4,h,w) and contexts (B,L,C); each context is the empty one with probability ``dropout``."""
         pair = torch.randint(len(self.image_of), (batch_size,), generator=generator)
         mean, std = self.means[self.image_of[pair]], self.stds[self.image_of[pair]]
         noise = torch.randn(mean.shape, generator=generator)
+        # Classifier-free guidance needs the unconditional noise, too.
         dropped = torch.rand(batch_size, generator=generator) < dropout
         contexts = torch.where(dropped[:, None, None], self.empty, self.contexts[self.text_of[pair]])
         return mean + std * noise, contexts
 
 
-@torch.no_grad()
-def encode_texts(text: nn.Module, tokens: Tensor, chunk: int = 256) -> Tensor:
-    """Final hidden states (T,L,C) of token numbers (T,L)."""
-    return torch.cat([text(part).last_hidden_state for part in tokens.split(chunk)])
-
-
 def train_denoiser(
     spec: DenoiserSpec,
-    steps: int,
+    milestones: Collection[int],
     encoded: Encoded,
-    place: Workplace,
-    keep: Callable[[int, dict[str, Tensor]], None],
-) -> list[float]:
-    """Train for ``steps`` steps and return the losses; after each, ``keep`` gets the steps done and the EMA weights."""
+    workdir: Workdir,
+    save: Callable[[int, UNet2DConditionModel], None],
+) -> tuple[UNet2DConditionModel, list[float]]:
+    """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step.
+
+    At each of the steps ``milestones``, ``save`` gets the step and a U-Net with the averaged weights, on the CPU.
+    """
     latent_side = max(encoded.means.shape[-2:])
-    with initialised_by(place.seed, "denoiser"):
+    with initialised_by(workdir.seed, "denoiser"):
         unet = build_unet(spec, encoded.contexts.shape[-1], latent_side)
     scheduler = build_scheduler()
-    ema = EMA(unet.to(place.device), spec.ema_decay)
 
     def loss_of(generator: Generator) -> Tensor:
         latents, contexts = encoded.draw(spec.batch_size, spec.caption_dropout, generator)
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.randint(scheduler.config.num_train_timesteps, (spec.batch_size,), generator=generator)
         noisy = scheduler.add_noise(latents, noise, times)
-        predicted = unet(noisy.to(place.device), times.to(place.device), contexts.to(place.device)).sample
-        return F.mse_loss(predicted, noise.to(place.device))
+        predicted = unet(noisy.to(workdir.device), times.to(workdir.device), contexts.to(workdir.device)).sample
+        return F.mse_loss(predicted, noise.to(workdir.device))
 
-    phase = Phase("denoiser", "pretraining.denoiser", unet, steps, spec.lr, constant_after(spec.warmup_steps), ema=ema)
-    return phase.train(place, loss_of, after=lambda step: keep(step, ema.weights))
+    def after(step: int) -> None:
+        if step in milestones:
+            # As the published checkpoints do: averaged weights draw and represent better than the last ones (S12).
+            averaged = copy.deepcopy(unet)
+            averaged.load_state_dict(phase.average)
+            save(step, averaged.cpu().eval())
+
+    factor = constant_after(spec.warmup_steps)  # constant: milestones are prefixes of one run, which a decay would bend
+    phase = Phase("denoiser", "pretraining.denoiser", unet, max(milestones), spec.lr, factor, ema_decay=spec.ema_decay)
+    return unet, phase.train(workdir, loss_of, after)

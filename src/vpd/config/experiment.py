@@ -1,0 +1,412 @@
+"""The resolved spec of one experiment: every setting of its network, samples, training and evaluation.
+
+``vpd.config.params`` resolves it from the layers of params.yaml. Ids such as S1 or G2 are those of docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from vpd.utils.digests import digest
+from vpd.utils.errors import pick
+from vpd.utils.files import read_json
+from vpd.utils.validation import Frozen, checked
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+class AttentionSpec(Frozen):
+    """Which cross-attention maps the decoder head gets (S6, S7, S14)."""
+
+    places: tuple[Literal["down", "mid", "up"], ...]
+    """Blocks of the U-Net whose maps are used; empty: none."""
+    limit: Fraction
+    """Largest map side relative to the latent side: 0.5 is the paper's A32, 1.0 its A64."""
+    gradient: Literal["detached", "attached"]
+    """Whether gradients flow through the maps (S14)."""
+
+
+class PromptSpec(Frozen):
+    """How the conditioning text is made."""
+
+    strategy: Literal["empty", "empty-sequence", "class-names", "scene", "expression", "expression-pooled"]
+    """One token of the empty prompt or all of them (S8), one token per class (G3), one token of the image's scene (D4), all
+    tokens of the image's expression (R4) or only its [EOS] (S5)."""
+    templates: Literal["single", "imagenet-80"]
+    """`a photo of a ...`, or the mean over 80 templates (G3, D5). Expressions use none."""
+    length: PositiveInt
+    """Tokens at most, [BOS] and [EOS] included; `expression` and `empty-sequence` are padded to it (R4)."""
+    class_source: Literal["first-match", "exact", "mean"] = "first-match"
+    """How a scene folder's name selects a scene class; only for `scene` (D4)."""
+
+
+class AdapterSpec(Frozen):
+    """Text adapter ``c + gamma * MLP(c)`` (S11)."""
+
+    enabled: bool
+    """Whether there is one."""
+    gamma: float
+    """Initial value of gamma."""
+    factor: Literal["vector", "scalar"] = "vector"
+    """Whether gamma is learned per channel, as released, or is one number."""
+
+
+class HeadSpec(Frozen):
+    """Decoder head. It reads the channels of its inputs from the backbone."""
+
+    kind: Literal["semantic-fpn", "upernet", "simple-decoding", "depth-decoder"]
+    """Architecture: Semantic FPN and UPerNet segment, simple decoding is LAVT's, the last regresses depth."""
+    channels: PositiveInt
+    """Semantic FPN: width of neck and head. UPerNet: width. Simple decoding: hidden width. Depth: width after out_layer."""
+    dropout: float = 0.0
+    """Semantic FPN and UPerNet: dropout before the classifier (G10)."""
+    pool_scales: tuple[PositiveInt, ...] = (1, 2, 3, 6)
+    """UPerNet: sides of its pyramid pooling."""
+    deconv_channels: PositiveInt = 32
+    """Depth: width of the three transposed convolutions."""
+    final_channels: PositiveInt = 192
+    """Depth: width after them."""
+    norm_groups: PositiveInt = 16
+    """Depth: groups of GroupNorm."""
+    max_depth: PositiveFloat = 10.0
+    """Depth: metres at sigmoid = 1."""
+
+
+class VPDModel(Frozen):
+    """VPD: Stable Diffusion's U-Net as a feature extractor, prompted by text, and a decoder head."""
+
+    kind: Literal["vpd"]
+    """Selects this network."""
+    unet: Literal["pretrained", "random"]
+    """The checkpoint's U-Net weights, or the same architecture with fresh ones: the zero point of Figure 3."""
+    timestep: int
+    """The t that the U-Net is told (S1)."""
+    latent_scale: PositiveFloat
+    """Factor on the latents (S2)."""
+    posterior: Literal["mode", "sample"] = "mode"
+    """What of the VAE's posterior is the latent (S2). Samples are drawn anew at every step, in evaluation too."""
+    canvas: PositiveInt | None = None
+    """Side in pixels of the square zero canvas that smaller inputs are placed on, top-left (D10); null: inputs as they are."""
+    attention: AttentionSpec
+    prompt: PromptSpec
+    adapter: AdapterSpec
+    head: HeadSpec
+
+
+class BackboneModel(Frozen):
+    """Baseline: a pre-trained image encoder and a decoder head, all of it trained."""
+
+    kind: Literal["backbone"]
+    """Selects this network."""
+    backbone: Literal["pretrained", "random"]
+    """The checkpoint's weights, or the same architecture with fresh ones."""
+    pyramid_channels: PositiveInt
+    """Width of the simple feature pyramid that an encoder with a single stride, such as a plain ViT, gets."""
+    drop_path: Fraction
+    """Stochastic depth of the encoder."""
+    head: HeadSpec
+
+
+class LavtModel(Frozen):
+    """Baseline LAVT (Yang et al. 2022): a Swin Transformer that takes words in at every stage, and BERT."""
+
+    kind: Literal["lavt"]
+    """Selects this network."""
+    backbone: Literal["pretrained", "random"]
+    """The checkpoint's weights, or the same architecture with fresh ones."""
+    length: PositiveInt
+    """Tokens of an expression after cutting or padding, [CLS] and [SEP] included."""
+    fusion_heads: tuple[PositiveInt, ...]
+    """Attention heads between pixels and words, per stage."""
+    fusion_dropout: Fraction
+    """Dropout of that attention."""
+    drop_path: Fraction
+    """Stochastic depth of the Swin Transformer."""
+    head: HeadSpec
+
+
+ModelSpec = Annotated[VPDModel | BackboneModel | LavtModel, Field(discriminator="kind")]
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+class SegmentationData(Frozen):
+    """Training augmentation of ADE20K (G9)."""
+
+    short_side: PositiveInt
+    """Pixels of the resized image's short side, before the random ratio."""
+    long_side: PositiveInt
+    """Pixels of its long side at most."""
+    ratio_range: tuple[PositiveFloat, PositiveFloat]
+    """Range of the random factor on both."""
+    crop: PositiveInt
+    """Side in pixels of the random square crop."""
+    max_class_share: Fraction
+    """A crop in which one class covers more than this is drawn again, up to ten times."""
+    flip: Fraction
+    """Probability of the horizontal mirror image."""
+    photometric: bool
+    """Whether brightness, contrast and colour are changed at random."""
+
+
+class ReferringData(Frozen):
+    """Training samples of RefCOCO: image and mask resized to a square, no augmentation (R2, R5)."""
+
+    size: PositiveInt
+    """Side of the square in pixels."""
+
+
+class DepthData(Frozen):
+    """Training augmentation of NYUv2 (D10, D17)."""
+
+    crop: PositiveInt
+    """Side in pixels of the random square crop."""
+    flip: Fraction
+    """Probability of the horizontal mirror image."""
+    photometric: Fraction
+    """Probability of the gamma, brightness and colour change."""
+    cutdepth: Fraction
+    """Probability of pasting a vertical strip of depth into the image."""
+    cutdepth_width: Fraction
+    """Widest strip relative to the image."""
+    cutdepth_values: Literal["wrapped", "ramp"]
+    """Values of the strip: millimetres cast to 8 bits, as released, or depth over the maximum depth."""
+    min_depth: PositiveFloat
+    """Smallest valid depth in metres."""
+    max_depth: PositiveFloat
+    """Largest valid depth in metres."""
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+class LearningRateRule(Frozen):
+    """Rate of some parameters. A rule that matches none is an error."""
+
+    match: str
+    """Regular expression, searched for in the parameter's name."""
+    multiplier: float
+    """Factor on the rate; 1 where no rule matches."""
+
+
+class DecayRule(Frozen):
+    """Weight decay of some parameters. A rule that matches none is an error."""
+
+    match: str
+    """Regular expression, searched for in the parameter's name."""
+    weight_decay: float
+    """Decay instead of the optimizer's."""
+
+
+class OptimizerSpec(Frozen):
+    """AdamW with rules for some parameters; the first rule that matches wins (G2, R1, D7)."""
+
+    lr: PositiveFloat
+    """Peak learning rate."""
+    betas: tuple[float, float]
+    """Decay of the averages of the gradient and of its square."""
+    weight_decay: float
+    """Decoupled weight decay."""
+    lr_rules: tuple[LearningRateRule, ...] = ()
+    """Rates of some parameters (S3, G2, R1)."""
+    decay_rules: tuple[DecayRule, ...] = ()
+    """Weight decay of some parameters (G2)."""
+    decay_vectors: bool = True
+    """False: biases and tensors with at most one dimension are not decayed (D7)."""
+
+
+class ScheduleSpec(Frozen):
+    """Learning rate over the steps, relative to the peak."""
+
+    kind: Literal["poly", "triangular", "constant"]
+    """Polynomial decay after a linear warm-up, up and down again, or none."""
+    power: PositiveFloat = 1.0
+    """Exponent of the decay."""
+    warmup: Fraction = 0.0
+    """poly: share of all steps with a linear warm-up; 0.01875 is 1,500 of 80,000 (G11)."""
+    warmup_ratio: PositiveFloat = 1e-6
+    """poly: first rate relative to the peak."""
+    min_ratio: float = 0.0
+    """triangular: lowest rate relative to the peak; 0.06 is 3e-5 of 5e-4 (D6)."""
+    peak: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """triangular: share of all steps at which the peak is reached; 0.48 is 12 of 25 epochs (D6)."""
+
+
+class LossSpec(Frozen):
+    """Training loss."""
+
+    kind: Literal["cross-entropy", "silog"]
+    """Segmentation, or depth."""
+    average: Literal["all-pixels", "valid-pixels"] = "valid-pixels"
+    """Cross-entropy: whether ignored pixels count in the mean (G12)."""
+    class_weights: tuple[float, ...] | None = None
+    """Cross-entropy: weight of each class (R3)."""
+    variance_focus: float = 0.5
+    """SiLog: lambda (D16)."""
+    clamp: float = 1e-6
+    """SiLog: smallest predicted depth in metres whose logarithm is taken (D18)."""
+
+
+class TrainingSpec(Frozen):
+    """Length, batches, optimizer and bookkeeping of a training run."""
+
+    steps: PositiveInt | None = None
+    """Length in steps; exactly one of `steps` and `epochs` is set."""
+    epochs: PositiveInt | None = None
+    """Length in epochs."""
+    batch_size: PositiveInt
+    """Effective batch, over all GPUs and micro-batches (G6)."""
+    accumulate: PositiveInt = 1
+    """Micro-batches per effective batch; more of them save memory."""
+    drop_last: bool = True
+    """Whether an epoch's short last batch is left out (D2)."""
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    loss: LossSpec
+    milestones: dict[str, float]
+    """Name -> share of all steps at which weights are saved and evaluated, such as `{half: 0.5, final: 1.0}` (G5)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of training."""
+    gradient_checkpointing: bool = False
+    """Compute parts of the forward pass twice to save memory."""
+    workers: int = 0
+    """Processes that load samples."""
+    threads: PositiveInt | None = None
+    """CPU threads of training and evaluation; another number changes the last bits. null: torch decides."""
+    log_every: PositiveInt
+    """Steps between lines of the history."""
+    save_every: PositiveInt
+    """Steps between resumable states (D15)."""
+
+    @model_validator(mode="after")
+    def _check_length(self) -> TrainingSpec:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"training needs either steps or epochs, found steps={self.steps} and epochs={self.epochs}"
+            )
+        if self.milestones.get("final") != 1.0:
+            raise ValueError("training.milestones needs an entry final: 1.0")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+class EvaluationSpec(Frozen):
+    """What evaluation has in common for all tasks."""
+
+    batch_size: PositiveInt
+    """Network inputs at once; changes no result but the last bits."""
+    best: bool = False
+    """Report the best milestone as well, chosen on the reported split itself, which flatters it (R6, D14)."""
+    panels: PositiveInt = 4
+    """Samples in the figure of predictions."""
+
+
+class SegmentationEvaluation(EvaluationSpec):
+    """Sliding-window inference by ADE20K's protocol (G7, G8)."""
+
+    short_side: PositiveInt
+    """Pixels of the resized image's short side."""
+    long_side: PositiveInt
+    """Pixels of its long side at most."""
+    crop: PositiveInt
+    """Side of the sliding window in pixels (G8)."""
+    stride: PositiveInt
+    """Step of the sliding window in pixels (G8)."""
+    ratios: tuple[PositiveFloat, ...]
+    """Image scales of the multi-scale and flip test (G7)."""
+    multi_scale: bool
+    """Whether the multi-scale and flip test is run as well."""
+
+
+class ReferringEvaluation(EvaluationSpec):
+    """IoU at the input size over every sentence (R7, R8)."""
+
+    size: PositiveInt
+    """Side in pixels of the square that image and mask are resized to (R7)."""
+    thresholds: tuple[float, ...]
+    """IoU thresholds of the precisions (R8)."""
+
+
+class DepthEvaluation(EvaluationSpec):
+    """Shifted windows, flip and the Eigen crop (D11, D12)."""
+
+    window: PositiveInt
+    """Side of the shifted windows in pixels, the height of the images (D11)."""
+    windows: PositiveInt
+    """Windows spread evenly over the width; 2 on 640 pixels start at 0 and 160 (D11)."""
+    flip: bool
+    """Whether to average with the mirror image (D11)."""
+    crop: tuple[int, int, int, int]
+    """Rows from, to, columns from, to that are scored, in pixels (D12)."""
+    min_depth: PositiveFloat
+    """Scored depths are above this, in metres (D12)."""
+    max_depth: PositiveFloat
+    """Scored depths are below this, in metres (D12)."""
+
+
+# ----------------------------------------------------------------------------------------------------------- experiment
+class Spec(Frozen):
+    """One experiment, resolved."""
+
+    name: str
+    """Its name in `experiments`."""
+    scale: str
+    """`smoke`, `mini`, `paper` or another block of `scales`."""
+    protocol: str
+    """`official`, `paper` or another block of `protocols`."""
+    schedule: str
+    """`full`, `fast` or another of the task's `schedules`."""
+    task: str
+    """Decides which keys `data` and `evaluation` have."""
+    dataset: str
+    """One of the scale's `datasets`."""
+    variant: str | None = None
+    """Set of expressions of a RefCOCO dataset: `refcoco`, `refcoco+` or `refcocog`."""
+    method: str
+    """Block of the task's `methods` that the network comes from: `vpd`, or a baseline."""
+    checkpoint: str
+    """One of the scale's `checkpoints`; for a baseline one of `backbones`."""
+    seeds: tuple[int, ...]
+    """One run each."""
+    model: ModelSpec
+    """The network; its `kind` decides which keys it has."""
+    training: TrainingSpec
+
+    def training_digest(self) -> str:
+        """Return sixteen hex digits of all that decides the weights of a run with a given seed, but not its evaluation."""
+        return digest(self.model_dump(mode="json", exclude={"seeds", "evaluation"}))
+
+
+class SegmentationSpec(Spec):
+    """Semantic segmentation."""
+
+    task: Literal["segmentation"]
+    data: SegmentationData
+    evaluation: SegmentationEvaluation
+
+
+class ReferringSpec(Spec):
+    """Referring image segmentation."""
+
+    task: Literal["referring"]
+    data: ReferringData
+    evaluation: ReferringEvaluation
+
+
+class DepthSpec(Spec):
+    """Monocular depth estimation."""
+
+    task: Literal["depth"]
+    data: DepthData
+    evaluation: DepthEvaluation
+
+
+Task = Literal["segmentation", "referring", "depth"]
+TASKS: dict[str, type[Spec]] = {"segmentation": SegmentationSpec, "referring": ReferringSpec, "depth": DepthSpec}
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read a resolved spec that ``vpd train`` wrote; UserError if it is missing, damaged or of another version."""
+    value = read_json(path)
+    return checked(pick(str(value.get("task")), TASKS, "task", str(path)), value, str(path))

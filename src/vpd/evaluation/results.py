@@ -1,0 +1,73 @@
+"""Results of an evaluation on disk. Nothing here imports torch, so that planning stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from vpd.config.schema import Spec
+from vpd.training.runs import run_fingerprint, seed_folder
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
+from vpd.utils.fingerprint import FINGERPRINT, Fingerprint, fingerprint, read_manifest
+
+CODE = ("datasets", "models", "evaluation")
+"""Packages that decide the scores of given weights."""
+PREDICTIONS = "predictions.png"
+DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
+"""Metric that tells the best milestone, and in which direction."""
+DECIMALS = 6
+
+
+def evaluation_fingerprint(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> Fingerprint:
+    """Everything that decides an experiment's scores and panels; UserError if an input has no manifest yet."""
+    inputs = {"runs": runs, "data": data, "checkpoint": checkpoint}
+    return fingerprint(spec.model_dump(mode="json"), CODE, inputs)
+
+
+def is_evaluated(metrics: Path, panels: Path, made_from: Fingerprint) -> bool:
+    """Whether ``metrics`` and ``panels`` are the results of exactly ``made_from``."""
+    if not (metrics.is_file() and (panels / PREDICTIONS).is_file()):
+        return False
+    try:
+        content = read_json(metrics)
+    except UserError:
+        return False
+    return isinstance(content, dict) and content.get("fingerprint") == asdict(made_from)
+
+
+def check_run(run: Path, expected: Fingerprint, name: str) -> None:
+    """Raise UserError if ``run`` was trained with other settings, code, data or checkpoint than ``expected``."""
+    differences = expected.differences(read_json(run / FINGERPRINT))
+    if differences:
+        raise UserError(
+            f"{run} was trained with other {' and '.join(differences)} than there are now; run train for {name} again"
+        )
+
+
+def check_runs(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> None:
+    """Check the runs of all seeds of an experiment."""
+    for seed in spec.seeds:
+        check_run(seed_folder(runs, seed), run_fingerprint(spec, seed, data, checkpoint), spec.name)
+
+
+def header(spec: Spec) -> dict:
+    """What a metrics file says about its experiment."""
+    names = ("scale", "task", "dataset", "variant")
+    return {"experiment": spec.name, **{name: getattr(spec, name) for name in names}, "spec": spec.digest()}
+
+
+def best_of(spec: Spec, results: list[dict], seed: int) -> dict:
+    """A seed's best result as milestone ``best``: as optimistic as the choice on the reported split is (R6, D14)."""
+    name, choose = DECISIVE[spec.task]
+    best = choose((r for r in results if r["seed"] == seed), key=lambda result: result["metrics"][name])
+    return {**best, "milestone": "best", "chosen": best["milestone"]}
+
+
+def provenance(spec: Spec, runs: Path) -> dict[str, dict]:
+    """Per seed, what made its weights and the digests of its files: the runs themselves are not kept in git."""
+    folders = {f"seed{seed}": seed_folder(runs, seed) for seed in spec.seeds}
+    return {
+        name: {"fingerprint": read_json(folder / FINGERPRINT), "files": read_manifest(folder)["files"]}
+        for name, folder in folders.items()
+    }

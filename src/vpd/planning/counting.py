@@ -1,0 +1,167 @@
+"""Parameters and multiply-adds of a network, counted on the meta device: shapes without contents, a second each.
+
+Two conventions. True multiply-adds are half of what torch's counter gives: convolutions and all matrix products, those of
+attention included; norms, activations and biases not. The paper's GFLOPs (Table 1) are multiply-adds as mmcv 1.7's
+``get_model_complexity_info`` counts them, by type of module: ``RULES`` below. That counter sees modules only, so the matrix
+products of attention, bare functions and SiLU cost nothing. Subclasses do not count either, which leaves out the norms of the
+U-Net's residual blocks (LDM's own class there) and the head's upsampling (mmseg's own class). timm's LayerNorm counts
+nevertheless: it stands where Swin and ViT have torch's own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from vpd.config.schema import Spec
+from vpd.models.prompts import FROM_IMAGES
+from vpd.planning.networks import Parts, build, make_batch
+
+PARTS = ("vae", "unet", "adapter", "backbone", "language", "fusion", "neck", "head")
+"""Of VPD the first three, of a baseline the backbone, of LAVT the next three; then what decodes their features."""
+FLOAT = 4
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a network; per training image and forward pass."""
+
+    parameters: int
+    trainable: int
+    macs: int
+    """True multiply-adds."""
+    mmcv_macs: int
+    activations: int
+    """Bytes of the inputs and outputs of its trained layers: about what autograd keeps for the backward pass."""
+
+    def __add__(self, other: Part) -> Part:
+        return Part(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __sub__(self, other: Part) -> Part:
+        return Part(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
+    """Count a network part by part.
+
+    Args:
+        spec: the experiment.
+        parts: configurations (VPD) or a backbone (baselines, LAVT).
+        classes: number of the dataset's classes.
+
+    Returns:
+        The parts by name (``PARTS``). A head's own ``neck`` is counted as neck, not as head.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"):
+        model = build(spec, parts, classes).eval()
+        with torch.no_grad(), counter, _by_module(model) as (mmcv, activations):
+            model(make_batch(spec, 1, classes))
+    flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+
+    def part(name: str) -> Part:
+        macs = _within(flops, f"{type(model).__name__}.{name}") // 2
+        sizes = [size(model.get_submodule(name), trainable) for trainable in (False, True)]
+        return Part(*sizes, macs, _total(mmcv, name), FLOAT * _total(activations, name))
+
+    counted = {name: part(name) for name, module in model.named_children() if name in PARTS and _has_work(name, module)}
+    if hasattr(model.head, "neck"):
+        neck = part("head.neck")
+        counted["neck"] = counted["neck"] + neck if "neck" in counted else neck
+        counted["head"] -= neck
+    return {name: counted[name] for name in PARTS if name in counted}
+
+
+def text_parameters(spec: Spec, parts: Parts) -> int:
+    """Count VPD's frozen text encoder where it stays in the network; elsewhere it has encoded the prompts before."""
+    if not isinstance(parts, dict) or spec.model.prompt.strategy not in FROM_IMAGES:
+        return 0
+    with torch.device("meta"):
+        return size(CLIPTextModel(CLIPTextConfig.from_dict(parts["text_encoder"])))
+
+
+def size(module: nn.Module, trainable: bool = False) -> int:
+    """Parameters of a module, or only its trainable ones."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def _has_work(name: str, module: nn.Module) -> bool:
+    return not (name == "neck" and isinstance(module, nn.Identity))
+
+
+def _within(flops: dict[str, int], name: str) -> int:
+    """Operations of a module, or of its parts where others call those one by one (LAVT its backbone's stages)."""
+    inside = {path for path in flops if f"{path}.".startswith(f"{name}.")}
+    outermost = {path for path in inside if not any(path.startswith(f"{other}.") for other in inside)}
+    return sum(flops[path] for path in outermost)
+
+
+def _total(counts: Counter[str], part: str) -> int:
+    return sum(count for name, count in counts.items() if name.startswith(f"{part}."))
+
+
+# ------------------------------------------------------------------------------------------------------------- by module
+def _convolution(module: nn.Module, given: Tensor, result: Tensor) -> int:
+    # A transposed convolution multiplies at every pixel of its input, a plain one at every pixel of its output.
+    pixels = (given if isinstance(module, nn.ConvTranspose2d) else result)[:, 0].numel()
+    biases = result.numel() if module.bias is not None else 0
+    return module.weight.numel() * pixels + biases
+
+
+def _linear(module: nn.Module, given: Tensor, result: Tensor) -> int:
+    return given.numel() * result.shape[-1]  # without the biases
+
+
+def _norm(module: nn.Module, given: Tensor, result: Tensor) -> int:
+    return given.numel() * 2
+
+
+RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], int]] = {
+    nn.Conv2d: _convolution,
+    nn.ConvTranspose2d: _convolution,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: _norm,
+    nn.GroupNorm: _norm,
+    nn.LayerNorm: _norm,
+    LayerNorm: _norm,
+    nn.ReLU: lambda module, given, result: result.numel(),
+    nn.AdaptiveAvgPool2d: lambda module, given, result: given.numel(),
+}
+
+
+@contextmanager
+def _by_module(model: nn.Module) -> Iterator[tuple[Counter[str], Counter[str]]]:
+    """Count, while the block runs, mmcv's multiply-adds and the numbers in and out of trained layers, by module."""
+    macs: Counter[str] = Counter()
+    activations: Counter[str] = Counter()
+    unseen = _residual_norms(model)
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
+            if type(module) in RULES and module not in unseen:
+                macs[name] += RULES[type(module)](module, inputs[0], result)
+            if inputs and any(p.requires_grad for p in module.parameters(recurse=False)):
+                activations[name] += inputs[0].numel() + result.numel()
+
+        return add
+
+    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    yield macs, activations
+    for handle in handles:
+        handle.remove()
+
+
+def _residual_norms(model: nn.Module) -> set[nn.Module]:
+    unet = getattr(model, "unet", nn.Identity())
+    return {norm for block in unet.modules() if isinstance(block, ResnetBlock2D) for norm in (block.norm1, block.norm2)}

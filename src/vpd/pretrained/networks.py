@@ -1,0 +1,216 @@
+"""Public weights of image and text encoders: a repository's tensors under the names of our networks, with none left over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models import get_pretrained_cfg, list_pretrained, model_entrypoint, split_model_name_tag
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from vpd.config.schema import LanguageSpec, NetworkSpec
+from vpd.models.backbones import build_backbone, save_backbone
+from vpd.pretrained.backbones import CONFIG, Repository
+from vpd.pretrained.tensors import misfits, read_tensors
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
+
+Tensors = dict[str, Tensor]
+WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+"""Weights in one file, the list of the files over which they are spread, and the form from before safetensors."""
+DECODER = ("decoder", "mask_token")
+"""Beginnings of tensors that masked pre-training adds and discards."""
+ENCODERS = {"sam": "vision_encoder.", "blip": "vision_model.", "blip-2": "vision_model."}
+"""Beginning of the image encoder's names in transformers' models, by architecture."""
+NOT_IN_SHAPES = (
+    "global_attn_indexes",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "qkv_bias",
+    "use_abs_pos",
+    "use_rel_pos",
+    "window_size",
+)
+"""Settings that change what a transformer computes but no tensor's shape, so comparing tensors does not show them."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+BERT_LAYERS = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")
+"""Parts of BERT that give token states; the pooler and the heads of its pre-training are left out."""
+
+
+def read_weights(repository: Repository, prefixes: tuple[str, ...] = ("",)) -> Tensors:
+    """Read the tensors whose names start with one of ``prefixes``, and only the files that hold them.
+
+    An image encoder is a small part of a model that also writes: 4 of 15 GB in BLIP-2.
+
+    Raises:
+        UserError: there are none, or a file is damaged, changed or a pickle of more than tensors.
+    """
+    present = repository.bring([WEIGHTS, INDEX])
+    if WEIGHTS in present:
+        names = [WEIGHTS]
+    elif INDEX in present:
+        shards = read_json(repository.folder / INDEX)["weight_map"].items()
+        names = sorted({Path(file).name for name, file in shards if name.startswith(prefixes)})
+        repository.need(names)
+    elif not (names := repository.bring([PICKLE])):
+        raise UserError(f"{repository.where} has no {WEIGHTS}, no {INDEX}, no {PICKLE}; name one that has weights")
+    repository.verify(names)
+    tensors: Tensors = {}
+    for name in names:
+        tensors |= _read(repository.folder / name, prefixes)
+    if not tensors:
+        raise UserError(
+            f"{repository.where} has no tensors under {' or '.join(prefixes)}; name the repository of another model"
+        )
+    return tensors
+
+
+def _read(path: Path, prefixes: tuple[str, ...]) -> Tensors:
+    if path.suffix != ".safetensors":
+        tensors = read_tensors(path, ("state_dict", "model"))
+        return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or cut off ({error}); download it again") from None
+
+
+# --------------------------------------------------------------------------------------------------------------- vision
+def write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
+    """Write the image encoder to ``out``/vision in single precision; return its number of parameters.
+
+    Raises:
+        UserError: the repository holds another architecture, or a tensor is missing, left over, of another shape or not
+            finite, those of a classifier or a decoder aside.
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(spec)
+    read = {"timm": _from_timm, "transformers": _from_transformers}[spec.library]
+    tensors = read(repository, spec, backbone.network)
+    if fault := misfits(backbone.network.state_dict(), tensors):
+        raise UserError(
+            f"{repository.where} does not fit {spec.architecture} ({fault}); name its repository, or correct its options"
+        )
+    backbone.network.load_state_dict({name: x.float().contiguous() for name, x in tensors.items()}, assign=True)
+    save_backbone(backbone, spec, out)
+    return sum(parameter.numel() for parameter in backbone.network.parameters())
+
+
+def _from_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -> Tensors:
+    _check_timm(repository, spec, network)
+    tensors = read_weights(repository)
+    if any(name.startswith(DECODER[0]) for name in tensors):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(DECODER)}
+    with torch.device("meta"):
+        whole = timm.create_model(spec.architecture, num_classes=1, **spec.options)
+    # timm also reads the layouts of the original files, and resamples what depends on the image's size. Its own
+    # pretrained=True does the same, but passes over missing tensors when there is no classifier.
+    module = sys.modules[model_entrypoint(spec.architecture).__module__]
+    classifier = whole.state_dict().keys() - network.state_dict().keys()
+    return {name: x for name, x in module.checkpoint_filter_fn(tensors, whole).items() if name not in classifier}
+
+
+def _check_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -> None:
+    """Refuse a repository of another architecture, or trained with images normalised otherwise."""
+    config = repository.config()
+    architecture, trained = config.get("architecture"), config.get("pretrained_cfg", {})
+    tagged = f"{architecture}.{trained.get('tag')}"
+    # OpenAI's CLIP weights go by the name of an architecture with another activation, but timm lists them with the right one.
+    tags = list_pretrained(f"{split_model_name_tag(spec.architecture)[0]}.*")
+    listed = {get_pretrained_cfg(name).hf_hub_id for name in tags}
+    if spec.architecture not in (architecture, tagged) and f"timm/{tagged}" not in listed:
+        _refuse_architecture(repository, architecture, "vision", spec.architecture)
+    for name in ("mean", "std"):
+        own, other = tuple(network.pretrained_cfg[name]), tuple(trained.get(name, ()))
+        if own != other:
+            raise UserError(
+                f"{repository.where} was trained with images of {name} {other}, but '{spec.architecture}' gets {own}; "
+                f"set vision.options.pretrained_cfg to '{trained.get('tag')}'"
+            )
+
+
+def _refuse_architecture(repository: Repository, given: str | None, part: str, wanted: str) -> None:
+    raise UserError(f"{repository.where} holds '{given}', but {part}.architecture is '{wanted}'; correct one of them")
+
+
+def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Module) -> Tensors:
+    config = repository.config()
+    if config.get("model_type") != spec.architecture:
+        _refuse_architecture(repository, config.get("model_type"), "vision", spec.architecture)
+    defaults = type(network.config)
+    ours, theirs = (
+        json.loads(c.to_json_string(use_diff=False))
+        for c in (network.config, defaults(**config.get("vision_config", {})))
+    )
+    for name in NOT_IN_SHAPES:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{repository.where}: {CONFIG} has vision_config.{name} {theirs.get(name)}, but the network has "
+                f"{ours.get(name)}; set vision.options.{name} to {theirs.get(name)}"
+            )
+    prefix = ENCODERS[spec.architecture]
+    return {name.removeprefix(prefix): tensor for name, tensor in read_weights(repository, (prefix,)).items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- language
+def write_language(repository: Repository, spec: LanguageSpec, out: Path) -> int:
+    """Write a BERT without its pooler, and its tokenizer, to ``out`` as transformers does; return its parameters.
+
+    Raises:
+        UserError: the repository holds no whole BERT, another one than ``spec`` says, or no tokenizer that fits.
+    """
+    config = BertConfig.from_dict(_checked_config(repository, spec))
+    given = read_weights(repository, BERT_LAYERS)
+    tensors = {_bert_name(name): tensor.float() for name, tensor in given.items() if "position_ids" not in name}
+    with torch.device("meta"):
+        model = BertModel(config, add_pooling_layer=False)
+    if fault := misfits(model.state_dict(), tensors):
+        raise UserError(f"{repository.where} holds no whole BERT ({fault}); name another repository")
+    with torch.random.fork_rng(devices=[]):  # Fresh weights are drawn, then replaced.
+        model = BertModel(config, add_pooling_layer=False)
+    model.load_state_dict(tensors)
+    model.save_pretrained(out)
+    _copy_tokenizer(repository, config.vocab_size, out)
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _checked_config(repository: Repository, spec: LanguageSpec) -> dict[str, Any]:
+    given = repository.config()
+    if given.get("model_type") != spec.architecture:
+        _refuse_architecture(repository, given.get("model_type"), "language", spec.architecture)
+    for name, value in spec.options.items():
+        if given.get(name) != value:
+            raise UserError(
+                f"{repository.where}: {CONFIG} has {name} {given.get(name)}, but language.options.{name} is {value}; "
+                "correct or remove it"
+            )
+    return given
+
+
+def _bert_name(name: str) -> str:
+    """Return transformers' name; the first files call a norm's tensors as TensorFlow does."""
+    bare = name.removeprefix("bert.")
+    return bare.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _copy_tokenizer(repository: Repository, vocabulary: int, out: Path) -> None:
+    present = repository.bring(TOKENIZER)
+    if not {"tokenizer.json", "vocab.txt"} & set(present):
+        raise UserError(f"{repository.where} has no tokenizer.json, no vocab.txt; name a repository with a tokenizer")
+    for file in present:
+        shutil.copyfile(repository.folder / file, out / file)
+    tokens = len(AutoTokenizer.from_pretrained(out))
+    if tokens > vocabulary:
+        raise UserError(
+            f"{repository.where}: its tokenizer knows {tokens} tokens but its BERT {vocabulary}; name a repository "
+            "whose parts belong together"
+        )

@@ -1,0 +1,143 @@
+"""Tensor files of others: read without running any code in them, and compared with the network that they are meant for."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from vpd.utils.errors import UserError
+
+BOOKKEEPING = (
+    "argparse.Namespace",
+    "lightning.",
+    "lightning_fabric.",
+    "mmcv.",
+    "mmengine.",
+    "mmseg.",
+    "numpy.",
+    "omegaconf.",
+    "pathlib.",
+    "pytorch_lightning.",
+)
+"""Classes (or packages) of what training programs store beside the weights; an inert object takes their place."""
+Rules = tuple[tuple[str, str | Callable[..., str]], ...]
+"""Regular expressions of names, and the new name: a template, or a function of the groups."""
+LONGEST_REASON = 150
+"""Characters of a library's own message that an error repeats."""
+
+
+class Inert:
+    """Stands in for an object of a class that is not loaded: accepts anything, stores nothing, runs nothing."""
+
+    def __new__(cls, *args: Any, **named: Any) -> Inert:  # noqa: D102
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors or torch file, mapped from disk, without running code.
+
+    Args:
+        path: the file.
+        containers: keys under which a torch file may hold its state dict; the first that is there is read, else the top level.
+
+    Raises:
+        UserError: the file is missing, damaged, without tensors, or a pickle that asks for more than tensors and bookkeeping.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; download the file, or correct its path")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name; give a checkpoint file")
+    state = next((content[name] for name in containers if isinstance(content.get(name), dict)), content)
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        keys, sought = ", ".join(map(str, list(content)[:5])) or "nothing", " or ".join(containers) or "its top level"
+        raise UserError(f"{path} has no tensors under {sought} (it holds {keys}); give a checkpoint file")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        archive = zipfile.is_zipfile(path)
+        # Torch lists the classes without importing them; each known one is replaced, any other is refused.
+        classes = get_unsafe_globals_in_checkpoint(path) if archive else []
+        unknown = sorted(name for name in classes if not name.startswith(BOOKKEEPING))
+        if unknown:
+            raise UserError(
+                f"{path} asks to call {', '.join(unknown[:3])}, which weights do not need; it was not loaded, because that "
+                "can run code: get the file from its authors' page, or as safetensors"
+            )
+        with safe_globals([(Inert, name) for name in classes]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} is no file of plain tensors ({reason(error)}); it was not loaded, because a pickle can run code: "
+            "get it as safetensors, or save its state dict alone"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise _damaged(path, error) from None
+
+
+def reason(error: Exception) -> str:
+    """Return a library's message on one line, shortened."""
+    return " ".join(str(error).split())[:LONGEST_REASON]
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged or cut off ({reason(error)}); download it again")
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Compare given tensors with a network's, by name, shape and finiteness.
+
+    Args:
+        own: the network's tensors, which may be on the meta device.
+        given: tensors that are to be loaded into it.
+
+    Returns:
+        What differs, each with a count and the first name, such as "1 missing, first 'conv_out.bias'"; empty if all fit.
+    """
+    reshaped = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
+    broken = sorted(name for name, tensor in given.items() if not tensor.is_meta and not tensor.isfinite().all())
+    named = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
+        "of another shape": reshaped,
+        "with NaN or infinite values": broken,
+    }
+    faults = {kind: f"{len(names)} {kind}, first '{names[0]}'" for kind, names in named.items() if names}
+    if reshaped:
+        first = reshaped[0]
+        faults["of another shape"] += f" {tuple(given[first].shape)} instead of {tuple(own[first].shape)}"
+    return "; ".join(faults.values())
+
+
+def apply_rules(rules: Rules, name: str) -> str | None:
+    """Return the new name by the first rule that matches the whole of ``name``; None if none does."""
+    for pattern, target in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(target) if isinstance(target, str) else target(*match.groups())
+    return None

@@ -1,0 +1,82 @@
+"""Ids in the words of the paper, and numbers as the report prints them."""
+
+from __future__ import annotations
+
+WORDS = {
+    "miou": "mIoU",
+    "oiou": "oIoU",
+    "4k": "4K",
+    "8k": "8K",
+    **{f"p{threshold}0": f"P@0.{threshold}" for threshold in range(5, 10)},
+    "rmse": "RMSE ↓",
+    "rel": "REL ↓",
+    "log10": "log10 ↓",
+    **{f"delta{power}": f"δ{power}" for power in (1, 2, 3)},
+    "refcoco": "RefCOCO",
+    "refcoco+": "RefCOCO+",
+    "refcocog": "RefCOCOg",
+    "iters": "iterations",
+    "gflops": "GFLOPs",
+}
+METRICS = {
+    "miou_ss": "mIoU, single scale (%)",
+    "miou_ms": "mIoU, multi-scale (%)",
+    "oiou": "overall IoU (%)",
+    "miou": "mean IoU (%)",
+    "rmse": "RMSE (m)",
+}
+
+
+def heading(column: str) -> str:
+    """Name a column in words: ``miou_ss_4k`` -> ``mIoU ss 4K``; an arrow marks errors, where lower is better."""
+    return " ".join(WORDS.get(word, word) for word in column.split("_"))
+
+
+def metric_name(metric: str) -> str:
+    """Name a metric with its unit, for an axis."""
+    return METRICS.get(metric, heading(metric))
+
+
+def ordinal(name: str) -> str:
+    """Title of a table or figure: ``table3-released`` -> ``Table 3 (released)``; other names as words."""
+    first, _, rest = name.partition("-")
+    for kind in ("table", "figure"):
+        digits = first.removeprefix(kind)
+        if first.startswith(kind) and digits.isdigit():
+            return f"{kind.capitalize()} {digits}" + (f" ({rest})" if rest else "")
+    return name.replace("-", " ")
+
+
+def signed(value: float, decimals: int) -> str:
+    """Format a number with its sign: ``+1.2``, ``−0.3``; a number that rounds to zero is ``+0.0``."""
+    text = f"{value:+.{decimals}f}"
+    if float(text) == 0:
+        text = f"+{0:.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def rounded(value: float, decimals: int) -> str:
+    """Round to ``decimals``, or to two significant digits where that would leave only zeros."""
+    text = f"{value:.{decimals}f}"
+    return f"{value:.2g}" if value and float(text) == 0 else text
+
+
+def mean_sd(mean: float, sd: float | None, decimals: int) -> str:
+    """Format ``31.2 ± 0.4``; without a standard deviation, the mean alone."""
+    text = rounded(mean, decimals)
+    return text if sd is None else f"{text} ± {sd:.{decimals}f}"
+
+
+def duration(seconds: float) -> str:
+    """Format ``12 s``, ``3.5 min`` or ``2.1 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def short(value: float) -> str:
+    """Format ``800``, ``2k`` or ``1.2M``."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,183 @@
+"""What the output of every stage should be made from, and whether it is: the one answer for Snakemake, `vpd plan` and people.
+
+A key is a file with the fingerprints that a stage's output should have, given params.yaml, the code and the inputs as they
+are now. Snakemake's rules have their key as an input, so that content decides what runs, whichever engine made the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from vpd.config.params import Params
+from vpd.config.paths import Paths
+from vpd.config.schema import load_spec
+from vpd.evaluation.results import evaluation_fingerprint, is_evaluated
+from vpd.pretrained.backbones import fetched_backbone_fingerprint
+from vpd.pretrained.checkpoints import checkpoint_fingerprint
+from vpd.pretraining.workdir import backbone_fingerprint, pretraining_fingerprint
+from vpd.stages.data import PREVIEW, dataset_fingerprint
+from vpd.training.runs import run_fingerprint, seed_folder
+from vpd.utils.digests import changed, sha256
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json, write_json, write_text
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, Fingerprint, fingerprint, is_finished
+
+LONG_AGO = 946684800
+"""Modification time of the key of an output that is current: older than any output."""
+Answer = tuple[dict[str, Fingerprint], bool, Path]
+"""Fingerprints by part, whether the output has them, and the file that the stage writes last."""
+
+
+# ------------------------------------------------------------------------------------------------------------ each stage
+def _data(name: str, params: Params, paths: Paths) -> Answer:
+    wanted = dataset_fingerprint(name, params.dataset(name))
+    return _folder(paths.dataset(name), wanted)
+
+
+def _pretrain(name: str, params: Params, paths: Paths) -> Answer:
+    wanted = pretraining_fingerprint(params.pretraining, paths.dataset(params.pretraining.dataset))
+    return _folder(paths.pretraining, wanted)
+
+
+def _checkpoint(name: str, params: Params, paths: Paths) -> Answer:
+    return _folder(paths.checkpoint(name), checkpoint_fingerprint(name, params.checkpoint(name), paths.pretraining))
+
+
+def _backbone(name: str, params: Params, paths: Paths) -> Answer:
+    spec, block = params.backbone(name), params.block.backbones
+    if spec.source == "pretrained":
+        captions, objects = paths.dataset(block.dataset), paths.dataset(block.objects)
+        wanted = backbone_fingerprint(name, spec, captions, objects)
+    else:
+        wanted = fetched_backbone_fingerprint(name, spec)
+    return _folder(paths.checkpoint(name), wanted)
+
+
+def _train(name: str, params: Params, paths: Paths) -> Answer:
+    spec = params.resolve(name)
+    data, checkpoint = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint)
+    runs = paths.runs(name)
+    wanted = {f"seed{seed}": run_fingerprint(spec, seed, data, checkpoint) for seed in spec.seeds}
+    done = all(is_finished(seed_folder(runs, seed), wanted[f"seed{seed}"]) for seed in spec.seeds)
+    complete = all(path.is_file() for path in (runs / MANIFEST, paths.history(name), paths.spec(name)))
+    # The spec also says how to evaluate, which trains nothing but has to be written down.
+    same = complete and load_spec(paths.spec(name)) == spec and _lists(runs / MANIFEST, wanted)
+    return wanted, done and same, runs / MANIFEST
+
+
+def _lists(manifest: Path, seeds: dict[str, Fingerprint]) -> bool:
+    """Whether the manifest of all runs lists exactly these seeds' files, as they are."""
+    with contextlib.suppress(UserError):
+        files = read_json(manifest).get("files", {})
+        return {name.split("/")[0] for name in files} == set(seeds) and not changed(manifest.parent, files)
+    return False
+
+
+def _evaluate(name: str, params: Params, paths: Paths) -> Answer:
+    spec = load_spec(paths.spec(name))
+    inputs = (paths.runs(name), paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint))
+    wanted, metrics = evaluation_fingerprint(spec, *inputs), paths.metrics(name)
+    return {"": wanted}, is_evaluated(metrics, paths.panels(name), wanted), metrics
+
+
+def _released(name: str, params: Params, paths: Paths) -> Answer:
+    specs = [params.resolve(line.experiment or key).model_dump(mode="json") for key, line in params.released.items()]
+    lines = [line.model_dump(mode="json") for line in params.released.values()]
+    inputs = {key: paths.dataset(key) for key in ("ade20k", "nyuv2", "refcoco")} | {"sd": paths.checkpoint("sd-1-5")}
+    wanted = fingerprint([lines, specs], ("pretrained", "datasets", "models", "evaluation"), inputs)
+    return _recorded("released", paths, wanted, paths.released / "index.json")
+
+
+def _report(name: str, params: Params, paths: Paths) -> Answer:
+    previews = {key: sha256(paths.dataset(key) / PREVIEW) for key in params.datasets}
+    wanted = fingerprint([params.layout(), previews], ("report", "config"), {"pretraining": paths.pretraining})
+    return _recorded("report", paths, wanted, paths.results / "REPORT.md")
+
+
+def _track(name: str, params: Params, paths: Paths) -> Answer:
+    return _recorded("track", paths, fingerprint(params.layout(), ("tracking",)), paths.tracked)
+
+
+STAGES: dict[str, Callable[[str, Params, Paths], Answer]] = {
+    "data": _data,
+    "pretrain": _pretrain,
+    "checkpoint": _checkpoint,
+    "backbone": _backbone,
+    "train": _train,
+    "evaluate": _evaluate,
+    "released": _released,
+    "report": _report,
+    "track": _track,
+}
+
+
+def _folder(out: Path, wanted: Fingerprint) -> Answer:
+    return {"": wanted}, is_finished(out, wanted), out / MANIFEST
+
+
+def _recorded(stage: str, paths: Paths, wanted: Fingerprint, output: Path) -> Answer:
+    """For stages whose output has no room for a fingerprint: it is noted beside their resumable states."""
+    note = paths.state(stage, FINGERPRINT)
+    current = output.is_file() and note.is_file() and read_json(note) == asdict(wanted)
+    return {"": wanted}, current, output
+
+
+def note_made(stage: str, params: Params, paths: Paths) -> None:
+    """Note what the output of ``released``, ``report`` or ``track`` was made from, once it is complete."""
+    wanted, _, _ = STAGES[stage]("", params, paths)
+    write_json(paths.state(stage, FINGERPRINT), asdict(wanted[""]))
+
+
+# ------------------------------------------------------------------------------------------------------------- questions
+def is_current(stage: str, name: str, params: Params, paths: Paths) -> bool:
+    """Whether a stage's output is there and was made from settings, code and inputs as they are now."""
+    try:
+        return STAGES[stage](name, params, paths)[1]
+    except (UserError, FileNotFoundError):
+        return False  # an input is missing
+
+
+def stale(params: Params, paths: Paths) -> Iterator[str]:
+    """Every stage that is not current, named as DVC names it."""
+    names = {"data": params.datasets, "pretrain": ("",), "checkpoint": params.checkpoints, "backbone": params.backbones}
+    names |= dict.fromkeys(("train", "evaluate"), params.experiments)
+    for stage in STAGES:
+        for name in names.get(stage, ("",)):
+            if not is_current(stage, name, params, paths):
+                yield f"{stage}@{name}" if name else stage
+
+
+def write_key(stage: str, name: str, params: Params, paths: Paths) -> Path:
+    """Write the key of a stage and date it so that Snakemake runs the stage exactly if its output is not current.
+
+    Args:
+        stage: one of ``STAGES``.
+        name: of its dataset, checkpoint, backbone or experiment; empty where there is only one.
+        params: the settings.
+        paths: of their scale.
+
+    Returns:
+        The key's file. It is older than the output if that is current, and newer otherwise.
+    """
+    path = paths.key(stage, name or stage)
+    try:
+        wanted, current, output = STAGES[stage](name, params, paths)
+        content: dict[str, object] = {part: asdict(value) for part, value in wanted.items()}
+    except (UserError, FileNotFoundError) as error:
+        content, current, output = {"missing": str(error)}, False, path
+    if not current and output.is_file() and output != path:
+        # Snakemake compares checksums too, and an output may be damaged although all that it is made from is as it was.
+        content |= {"replaces": sha256(output)}
+    text = json.dumps(content, indent=1) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    if current:
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    elif path.stat().st_mtime <= max(LONG_AGO, output.stat().st_mtime if output.is_file() and output != path else 0):
+        os.utime(path)
+    return path

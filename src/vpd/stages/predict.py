@@ -1,0 +1,74 @@
+"""``vpd predict``: finds the parts of a trained network and predicts for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vpd.config.params import Params
+from vpd.config.paths import Paths
+from vpd.config.schema import load_spec
+from vpd.training.runs import seed_folder
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
+
+
+def predict_pictures(
+    name: str,
+    images: Sequence[Path],
+    out: Path,
+    params: Params | None,
+    given: Mapping[str, Path],
+    uri: str,
+    *,
+    text: str | None = None,
+    scene: str | None = None,
+) -> int:
+    """Predict for pictures with a trained experiment or a registered model; write files into ``out``.
+
+    Args:
+        name: experiment of ``params``, or ``models:/NAME/VERSION``.
+        images: files, and folders that are searched.
+        out: folder to write into.
+        params: the settings; None for a registered model.
+        given: ``spec``, ``weights``, ``checkpoint`` and ``data`` that replace the usual ones.
+        uri: MLflow store that knows registered models.
+        text: expression to find (referring segmentation).
+        scene: kind of room (depth).
+
+    Returns:
+        How many pictures failed.
+    """
+    if params is None:
+        from vpd.tracking import model_places
+
+        parts = {**model_places(name, uri), **given}
+    else:
+        parts = {**_trained(name, params), **given}
+    if not parts["spec"].is_file():
+        raise UserError(
+            f"{parts['spec']} does not exist, so {name} has not been trained here; "
+            f"run it first (dvc repro train@{name}), or give --spec, --weights and --checkpoint"
+        )
+    spec = load_spec(parts["spec"])
+    from vpd.predict import class_names, predict
+
+    if "classes" in parts:
+        names = read_json(parts["classes"])["classes"]
+    else:
+        names = class_names(spec, parts["data"]) if parts["data"].is_dir() else None
+    failed = predict(spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names)
+    if out.is_dir():
+        print(f"predictions are in {out}; look at the files that end in .panel.png")
+    return failed
+
+
+def _trained(name: str, params: Params) -> dict[str, Path]:
+    """Where the workflow puts the parts of a trained experiment."""
+    spec, paths = params.resolve(name), Paths(params.scale)
+    return {
+        "spec": paths.spec(name),
+        "weights": seed_folder(paths.runs(name), spec.seeds[0]) / "final.safetensors",
+        "checkpoint": paths.checkpoint(spec.checkpoint),
+        "data": paths.dataset(spec.dataset),
+    }

@@ -1,0 +1,124 @@
+"""Training and evaluation of one experiment: its seeds side by side where cores allow, then what belongs to all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from vpd.config.paths import Paths
+from vpd.config.schema import Spec
+from vpd.stages.scratch import staged
+from vpd.training.runs import gather, run_fingerprint, seed_folder
+from vpd.utils.devices import claimed_gpus
+from vpd.utils.files import exclusive, write_text
+from vpd.utils.fingerprint import is_finished
+from vpd.utils.launch import Machines, launch, machines, process_count
+from vpd.utils.processes import side_by_side
+
+
+def available_threads() -> int:
+    """CPU threads this job may use: OMP_NUM_THREADS where set (Snakemake sets it per job), else all of the process's."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isascii() and given.isdigit() else len(os.sched_getaffinity(0))
+
+
+def workers(spec: Spec, jobs: int) -> int:
+    """How many of ``jobs`` to run at once; one unless the spec fixes the threads of each."""
+    threads = spec.training.threads
+    return max(1, min(jobs, available_threads() // threads)) if threads else 1
+
+
+def use_threads(spec: Spec) -> None:
+    """Fix torch's CPU threads to the spec's, since their number changes the last bits of sums."""
+    import torch
+
+    if spec.training.threads:
+        torch.set_num_threads(spec.training.threads)
+
+
+def plain_captions() -> None:
+    """Show expressions of the data as they are: two dollar signs in one are no formula."""
+    import matplotlib as mpl
+
+    mpl.rcParams["text.parse_math"] = False
+
+
+def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None = None) -> int | None:
+    """Train every seed of an experiment; write its runs, history and resolved spec.
+
+    With several GPUs the seeds come one after another, each on all of them. Waits for another job that trains the same
+    experiment, and then finds its runs finished.
+
+    Args:
+        spec: the experiment.
+        paths: of its scale.
+        gpus: that share one training, over all machines.
+        live: MLflow server to log to while training.
+
+    Returns:
+        Steps of one seed; None on all but the first of several machines, which writes.
+    """
+    where = machines()
+    if not where.lead:
+        _train_seeds(spec, paths, gpus, where, live)
+        return None
+    runs = paths.runs(spec.name)
+    with exclusive(runs):
+        _train_seeds(spec, paths, gpus, where, live)
+        steps = gather(runs, spec.seeds, paths.history(spec.name))
+        write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")
+    return steps
+
+
+def _train_seeds(spec: Spec, paths: Paths, gpus: int, where: Machines, live: str | None) -> None:
+    data, checkpoint = staged(paths.dataset(spec.dataset)), paths.checkpoint(spec.checkpoint)
+    runs, state = paths.runs(spec.name), paths.state("train", spec.name)
+    # Decided here, since a process that finds its run finished has imported torch for nothing.
+    seeds = [
+        seed
+        for seed in spec.seeds
+        if not is_finished(seed_folder(runs, seed), run_fingerprint(spec, seed, data, checkpoint))
+    ]
+    jobs = [(spec, seed, data, checkpoint, seed_folder(runs, seed), seed_folder(state, seed), live) for seed in seeds]
+    if not jobs:
+        return
+    with claimed_gpus(max(1, gpus // where.count)):
+        count = process_count(gpus, where.count)
+        if count * where.count == 1:
+            side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
+        else:
+            for job in jobs:
+                launch(_train_seed, job, seed_folder(state, job[1]), count, where)
+
+
+def _train_seed(spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, state: Path, live: str | None) -> None:
+    use_threads(spec)
+    from vpd.training import Observer, train
+
+    with contextlib.ExitStack() as stack:
+        observers: list[Observer] = []
+        if live and int(os.environ.get("RANK", "0")) == 0:
+            from vpd.tracking import Live
+
+            observers.append(stack.enter_context(Live(live, spec, seed)))
+        train(spec, seed, data, checkpoint, out, state, observers)
+
+
+def evaluate_experiment(spec: Spec, paths: Paths) -> None:
+    """Measure every seed and milestone of an experiment, side by side where cores allow; write metrics and panels."""
+    data, checkpoint = staged(paths.dataset(spec.dataset)), paths.checkpoint(spec.checkpoint)
+    runs, metrics, panels = paths.runs(spec.name), paths.metrics(spec.name), paths.panels(spec.name)
+    from vpd.evaluation.results import check_runs, evaluation_fingerprint, is_evaluated
+
+    check_runs(spec, runs, data, checkpoint)
+    if is_evaluated(metrics, panels, evaluation_fingerprint(spec, runs, data, checkpoint)):
+        return  # before torch and diffusers are imported, which takes seconds
+    use_threads(spec)
+    plain_captions()
+    from vpd.evaluation.run import evaluate
+
+    # As many processes as seeds: for the milestones of one seed another start of torch would cost more than it saves.
+    processes = workers(spec, len(spec.seeds))
+    with claimed_gpus(1):
+        evaluate(spec, runs, data, checkpoint, metrics, panels, paths.state("evaluate", spec.name), processes=processes)

@@ -1,0 +1,120 @@
+"""Put things into a room: big ones along the walls, the rest where the camera sees them, none inside another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpd.world.classes import COLOURS, TOYS
+from vpd.world.furniture import FURNITURE, Model, toy
+from vpd.world.rooms import KINDS, Room
+from vpd.world.seeds import Rng
+from vpd.world.shapes import Solid
+
+AGAINST_WALL = ("bed", "sofa", "cabinet", "bathtub")
+CORNERS = ("lamp", "plant")
+TOY_COLOURS = tuple(name for name in COLOURS if name in ("red", "orange", "yellow", "green", "blue", "purple"))
+TRIES = 24
+GAP = 0.06
+"""Metres kept between things."""
+Area = tuple[float, float, float, float]
+"""Of the floor: x from, x to, z from, z to."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A placed thing."""
+
+    model: Model
+    solids: tuple[Solid, ...]
+    area: Area
+
+
+def furnish(rng: Rng, room: Room, view: float) -> list[Thing]:
+    """Draw the room's contents; ``view`` is the tangent of half the horizontal viewing angle."""
+    style = KINDS[room.kind]
+    things: list[Thing] = []
+    for name, probability in style.wishes:
+        if rng.chance(probability):
+            _add(rng, room, view, things, FURNITURE[name](rng))
+    for _ in range(rng.count(*style.toys)):
+        model = toy(rng, rng.pick(TOYS), rng.pick(TOY_COLOURS))
+        tables = [thing for thing in things if thing.model.top is not None]
+        if tables and model.size == "small" and rng.chance(0.5):
+            _lay_on(rng, things, tables[0], model)
+        else:
+            _add(rng, room, view, things, model)
+    return things
+
+
+def _add(rng: Rng, room: Room, view: float, things: list[Thing], model: Model) -> None:
+    """Place the model at the first random spot that is free; leave it out if none of ``TRIES`` is."""
+    blocked = [thing.area for thing in things] + _doorways(room)
+    for _ in range(TRIES):
+        x, z, quarter = _spot(rng, room, view, model)
+        width, depth = model.footprint if quarter % 2 == 0 else model.footprint[::-1]
+        area = (x - width / 2, x + width / 2, z - depth / 2, z + depth / 2)
+        if _inside(room, area) and _seen(room, view, x, z) and not any(_overlap(area, other) for other in blocked):
+            things.append(Thing(model, tuple(solid.placed(x, 0.0, z, quarter) for solid in model.solids), area))
+            return
+
+
+def _spot(rng: Rng, room: Room, view: float, model: Model) -> tuple[float, float, int]:
+    """A centre on the floor and the quarter turns that put the back to the wall."""
+    width, depth = model.footprint
+    side = room.width / 2 - 0.02
+    if model.name in AGAINST_WALL:
+        wall = rng.pick(("back", "back", "left", "right"))
+        if wall == "back":
+            return rng.between(-side, side), room.depth - depth / 2 - 0.02, 0
+        z = rng.between(1.7, room.depth)
+        return (side - depth / 2, z, 1) if wall == "right" else (-side + depth / 2, z, 3)
+    if model.name in CORNERS and rng.chance(0.7):
+        x = rng.between(0.7, 1.0) * (side - width / 2)
+        return (x if rng.chance(0.5) else -x), rng.between(2.2, room.depth - depth / 2), 0
+    near, far = (1.75, 3.5) if model.size else (2.2, room.depth - depth / 2)
+    away = rng.between(near, min(far, room.depth - depth / 2))
+    across = rng.between(-0.85, 0.85) * view * away
+    cosine, sine = room.camera.yaw
+    x, z = room.camera.place[0] + cosine * across + sine * away, cosine * away - sine * across
+    return x, z, rng.count(0, 3)
+
+
+def _seen(room: Room, view: float, x: float, z: float) -> bool:
+    """Whether the spot lies within the camera's view from left to right, and not too near."""
+    cosine, sine = room.camera.yaw
+    right, away = x - room.camera.place[0], z - room.camera.place[2]
+    across, away = cosine * right - sine * away, sine * right + cosine * away
+    return away > 1.5 and abs(across) < 0.9 * view * away
+
+
+def _inside(room: Room, area: Area) -> bool:
+    return area[0] > -room.width / 2 and area[1] < room.width / 2 and area[2] > 1.0 and area[3] < room.depth
+
+
+def _overlap(one: Area, two: Area) -> bool:
+    apart_x = one[0] > two[1] + GAP or two[0] > one[1] + GAP
+    return not (apart_x or one[2] > two[3] + GAP or two[2] > one[3] + GAP)
+
+
+def _doorways(room: Room) -> list[Area]:
+    """Floor in front of doors, kept free."""
+    side, areas = room.width / 2, []
+    for door in (opening for opening in room.openings if opening.name == "door"):
+        low, high = door.rectangle[:2]
+        if door.surface == "back":
+            areas.append((low, high, room.depth - 0.5, room.depth))
+        else:
+            areas.append((-side, -side + 0.5, low, high) if door.surface == "left" else (side - 0.5, side, low, high))
+    return areas
+
+
+def _lay_on(rng: Rng, things: list[Thing], table: Thing, model: Model) -> None:
+    """Put a small thing on the table, unless one already lies there."""
+    assert table.model.top is not None
+    x = rng.between(table.area[0] + 0.25, table.area[1] - 0.25)
+    z = rng.between(table.area[2] + 0.25, table.area[3] - 0.25)
+    half = model.footprint[0] / 2
+    area = (x - half, x + half, z - half, z + half)
+    lying = [other for other in things if other is not table and other.model.size and other.solids[0].low[1] > 0.3]
+    if not any(_overlap(area, other.area) for other in lying):
+        things.append(Thing(model, tuple(solid.placed(x, table.model.top, z, 0) for solid in model.solids), area))

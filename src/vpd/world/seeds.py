@@ -1,0 +1,108 @@
+"""Which seed makes which scene, and the random streams of one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from vpd.config.schema import DatasetSpec
+from vpd.utils.errors import UserError, pick
+
+Item = TypeVar("Item")
+CONTENT, NOISE, LANGUAGE, AROUND = range(4)
+"""Streams of one seed: what is in the scene, camera noise, words, and what a dataset does around the scene. Each has its own
+generator, so that one more random number for a caption does not change the picture."""
+STREAMS = 4
+
+FORMAT_NUMBERS = {"captions": 0, "objects": 0, "ade20k": 1, "nyuv2": 2, "refcoco": 3}
+"""``objects`` annotates the very scenes of ``captions``; all others have scenes of their own."""
+SPLIT_NUMBERS = {
+    "captions": {"train": 0},
+    "objects": {"train": 0},
+    "ade20k": {"training": 0, "validation": 1},
+    "nyuv2": {"train": 0, "test": 1},
+    "refcoco": {"train": 0, "val": 1, "testA": 2, "testB": 3},
+}
+MOST = 1 << 24
+"""More images than any split has."""
+
+
+class Rng:
+    """Random numbers that are the same bits on every machine; they are scaled here, by operations that no compiler fuses.
+
+    Args:
+        seed: of the scene.
+        stream: ``CONTENT``, ``NOISE``, ``LANGUAGE`` or ``AROUND``.
+    """
+
+    def __init__(self, seed: int, stream: int) -> None:
+        assert 0 <= stream < STREAMS
+        self.bits = np.random.Generator(np.random.PCG64(seed * STREAMS + stream))
+
+    def between(self, low: float, high: float) -> float:
+        """A number in [low, high)."""
+        return low + (high - low) * float(self.bits.random())
+
+    def chance(self, probability: float) -> bool:
+        """True with ``probability``."""
+        return float(self.bits.random()) < probability
+
+    def count(self, low: int, high: int) -> int:
+        """An integer from ``low`` to ``high``, both included."""
+        return int(self.bits.integers(low, high + 1))
+
+    def pick(self, items: Sequence[Item]) -> Item:
+        """One of ``items``."""
+        return items[int(self.bits.integers(len(items)))]
+
+    def shuffled(self, items: Sequence[Item]) -> list[Item]:
+        """``items`` in random order."""
+        rest = list(items)
+        return [rest.pop(int(self.bits.integers(len(rest)))) for _ in range(len(rest))]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw."""
+
+    format: str
+    split: str
+    index: int
+    """Position in the split."""
+    number: int
+    """Position in the whole dataset."""
+    seed: int
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    root: Path
+
+
+def scene_seed(spec: DatasetSpec, split: str, index: int) -> int:
+    """Return the seed of image ``index`` of a split.
+
+    No two images of any datasets share one, except that objects are the scenes of captions: a test scene that had been
+    trained on would be remembered instead of recognised. More images of one split leave all others as they are.
+    """
+    assert 0 <= index < MOST
+    group = (spec.seed * 8 + FORMAT_NUMBERS[spec.format]) * 8 + SPLIT_NUMBERS[spec.format][split]
+    return group * MOST + index
+
+
+def list_jobs(spec: DatasetSpec, root: Path) -> list[Job]:
+    """List all images of a synthetic dataset, split by split; UserError if its spec is impossible."""
+    if spec.size is None:
+        raise UserError(f"synthetic dataset of format {spec.format} has no size; give it as size: [width, height]")
+    if spec.seed < 0:
+        raise UserError(f"dataset seed {spec.seed} is negative; use 0 or more")
+    for split in spec.images:
+        pick(split, SPLIT_NUMBERS[spec.format], "split", f"images of format {spec.format}")
+    jobs: list[Job] = []
+    for split in SPLIT_NUMBERS[spec.format]:
+        for index in range(spec.images.get(split, 0)):
+            seed = scene_seed(spec, split, index)
+            jobs.append(Job(spec.format, split, index, len(jobs), seed, spec.size, root))
+    return jobs
