@@ -715,7 +715,7 @@ def test_two_jobs_fetch_once(server, tmp_path):
     first = subprocess.Popen(world.command("accept"))
     assert server.started.wait(60)
     second = subprocess.Popen(world.command("accept"), stderr=subprocess.PIPE, text=True)
-    assert "toy: waiting for process" in second.stderr.readline()
+    assert "toy: waiting for another process" in second.stderr.readline()
     hold.set()
     assert first.wait() == 0
     assert second.wait() == 0

@@ -25,7 +25,7 @@ class DatasetSpec(Frozen):
     path: str | None = None
     """Where the files of a dataset lie that is not synthetic."""
     download: tuple[str, ...] = ()
-    """Names in fetch/sources.yaml that together make the dataset (``vpd fetch``)."""
+    """Names in download/sources.yaml that together make the dataset (``vpd fetch``)."""
     seed: int = 0
     """First scene seed of a synthetic dataset; split s, scene i uses a seed of its own."""
     images: dict[str, int] = {}
@@ -229,7 +229,7 @@ class ReleasedSpec(HubWeights):
     path: str | None = None
     """The file; of a public model also the folder of a copy of its repository. Either `path` or `repo` is set."""
     download: str | None = None
-    """Name in fetch/sources.yaml of what puts it there."""
+    """Name in download/sources.yaml of what puts it there."""
     model: Literal["zoedepth", "dpt-hybrid"] | None = None
     """Public depth model, run on whole images as its authors do on NYUv2."""
     experiment: str | None = None

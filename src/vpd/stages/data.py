@@ -14,7 +14,7 @@ from vpd.utils.fingerprint import Fingerprint, code_digest, is_finished, write_m
 PREVIEW = "preview.png"
 PREPARATIONS = {
     "ade20k": ("download/ade20k",),
-    "nyuv2": ("download/nyuv2", "download/labeled"),
+    "nyuv2": ("download/nyuv2",),
     "refcoco": ("download/refcoco",),
 }
 """Format -> modules that turn its published archives into files."""
