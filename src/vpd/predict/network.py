@@ -60,7 +60,7 @@ def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] |
         UserError: the weights are missing, damaged, not those that the run's manifest lists, or of another experiment.
     """
     state = load_weights(weights, spec)
-    known = _checked_names(names, count_classes(spec, state)) if spec.task == "segmentation" else []
+    known = _checked_names(names, _count_classes(spec, state)) if spec.task == "segmentation" else []
     model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
     model.load_trained_state(state)
     return Network(spec, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), known)
@@ -90,7 +90,7 @@ def load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
     return weights
 
 
-def count_classes(spec: Spec, weights: dict[str, Tensor]) -> int:
+def _count_classes(spec: Spec, weights: dict[str, Tensor]) -> int:
     """Count the classes, of segments or scenes, that the weights distinguish."""
     name = CLASSIFIERS.get(spec.model.head.kind, EMBEDDINGS)
     if name not in weights:
@@ -117,7 +117,7 @@ def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
         spec,
         load_unet(checkpoint, spec.model.unet),
         load_vae(checkpoint),
-        count_classes(spec, weights),
+        _count_classes(spec, weights),
         text=TextEncoder(checkpoint, spec.model.prompt.length) if spec.model.prompt.strategy in FROM_IMAGES else None,
         class_embeddings=None if prompts is None else torch.zeros_like(prompts),
     )

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -103,21 +103,19 @@ class TrainedNetwork:
         return {**tags, KEY: self.run_key, MODEL: self.digest}
 
 
-def trained_networks(
-    results: Path, params: Params, digests: Mapping[str, str], data: Path, checkpoints: Path
-) -> list[TrainedNetwork]:
+def trained_networks(results: Path, params: Params, data: Path, checkpoints: Path) -> list[TrainedNetwork]:
     """Collect the networks that ``params.registered`` names; a missing file is reported and skips only that network."""
     networks = []
     for task, name in params.registered.items():
         try:
-            networks.append(_trained_network(results, params, digests, data, checkpoints, task, name))
+            networks.append(_trained_network(results, params, data, checkpoints, task, name))
         except Missing as missing:
             print(f"vpd-{task} is not registered: {missing}", file=sys.stderr, flush=True)
     return networks
 
 
 def _trained_network(
-    results: Path, params: Params, digests: Mapping[str, str], data: Path, checkpoints: Path, task: str, name: str
+    results: Path, params: Params, data: Path, checkpoints: Path, task: str, name: str
 ) -> TrainedNetwork:
     spec_file = results / "specs" / f"{name}.json"
     _needed(spec_file, f"train {name} first")
@@ -125,8 +123,8 @@ def _trained_network(
     if spec.task != task:
         raise UserError(f"registered.{task} names {name}, which is {spec.task}; name an experiment of {task}")
     run, checkpoint = seed_folder(results / "runs" / name, spec.seeds[0]), checkpoints / spec.checkpoint
-    for file in (MANIFEST, FINGERPRINT, WEIGHTS):
-        _needed(run / file, f"train {name} first")
+    for file in (run / MANIFEST, run / FINGERPRINT, run / WEIGHTS):
+        _needed(file, f"train {name} first")
     if not has_settings(run, spec):
         raise Missing(f"{run} was trained with other settings than those of {name}; train it again")
     _needed(checkpoint / MANIFEST, "prepare the checkpoint first")
@@ -137,7 +135,7 @@ def _trained_network(
         spec_file=spec_file,
         weights_digest=pick(WEIGHTS, read_json(run / MANIFEST).get("files", {}), "file", str(run / MANIFEST)),
         checkpoint=checkpoint,
-        checkpoint_digest=digests[f"checkpoints/{spec.checkpoint}"],
+        checkpoint_digest=sha256(checkpoint / MANIFEST),
         copied=params.registered_checkpoints == "copied",
         classes=_classes(data / spec.dataset) if task == "segmentation" else None,
     )

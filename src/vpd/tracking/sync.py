@@ -89,7 +89,7 @@ def sync(
     """
     digests = manifest_digests(data, checkpoints)
     records, unfinished = collect(results, params, digests, data)
-    networks = trained_networks(results, params, digests, data, checkpoints)
+    networks = trained_networks(results, params, data, checkpoints)
     summary = Summary(shown(uri), experiment_name(params.scale), missed=len(records), unfinished=unfinished)
     try:
         with connected(uri) as client, exclusive(results / "runs" / "tracked", f"tracking of {results}"):
