@@ -107,7 +107,7 @@ def _paper_scale(commands) -> None:
     command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
     _params(command)
 
-    command = _command(commands, "plan", _plan, "jobs, hours, disk and the critical path, before paying for them")
+    command = _command(commands, "plan", _plan, "jobs, hours, disk and what is done, before paying for them")
     command.add_argument(
         "words", nargs="*", metavar="WHAT", help="experiments, tasks, tables or figures (default: the whole matrix)"
     )
