@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from vpd.config.params import load_params
 from vpd.config.schema import LossSpec
 from vpd.training.batch_norm import synchronise
 from vpd.utils.errors import UserError
-from vpd.utils.launch import RESTARTS, Machines, launch, machines, process_count
+from vpd.utils.launch import RESTARTS, launch, process_count
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
@@ -66,7 +65,7 @@ def importable():
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     where = tmp_path_factory.mktemp("two")
-    launch(train_here, (where,), where / "state", 2, Machines())
+    launch(train_here, (where,), where / "state", 2)
     return where
 
 
@@ -74,12 +73,12 @@ def in_background(where: Path, delay: float, **environment: str) -> subprocess.P
     """``launch`` in a process that can be killed."""
     code = (
         "import sys; from pathlib import Path; from test_launch import train_here\n"
-        "from vpd.utils.launch import launch, machines\n"
+        "from vpd.utils.launch import launch\n"
         "if __name__ == '__main__':\n"
         "    where = Path(sys.argv[1])\n"
-        "    launch(train_here, (where, float(sys.argv[2])), where / 'state', int(sys.argv[3]), machines())\n"
+        "    launch(train_here, (where, float(sys.argv[2])), where / 'state', int(sys.argv[3]))\n"
     )
-    main = where / f"main{environment.get('VPD_MACHINE', '')}.py"
+    main = where / "main.py"
     main.write_text(code)
     count = "1" if environment else "2"
     return subprocess.Popen([sys.executable, main, where, str(delay), count], env={**os.environ, **environment})
@@ -103,23 +102,9 @@ def test_two_processes_have_the_losses_and_weights_of_one(two, tmp_path):
 
 
 @pytest.mark.cluster
-def test_two_machines_with_one_process_each_do_the_same(two, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        meet = f"127.0.0.1:{server.getsockname()[1]}"
-    common = {"VPD_MACHINES": "2", "VPD_MEET": meet}
-    parents = [in_background(tmp_path, 0.0, **common, VPD_MACHINE=number) for number in ("0", "1")]
-    assert [parent.wait(120) for parent in parents] == [0, 0]
-    assert len(pids(tmp_path, 0)) == len(pids(tmp_path, 1)) == 1
-    assert all(torch.equal(weights(tmp_path)[name], value) for name, value in weights(two).items())
-
-
-def train_normed(where: Path) -> None:
-    train_here(where, norm=True)
-
-
 def test_batch_norms_see_the_samples_of_both_processes(tmp_path):
     train_normed(tmp_path / "one")
-    launch(train_normed, (tmp_path / "both",), tmp_path / "both" / "state", 2, Machines())
+    launch(train_normed, (tmp_path / "both",), tmp_path / "both" / "state", 2)
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     alone, both = weights(tmp_path / "one"), weights(tmp_path / "both")
     # A bias before a batch norm has no gradient but rounding noise, of which AdamW makes steps; the norm's mean follows it.
@@ -137,7 +122,7 @@ def train_unevenly(where: Path, accumulate: int) -> None:
 def test_processes_compute_the_parts_that_one_would_accumulate(tmp_path):
     """Even where the loss of a part is no plain mean over its pixels."""
     train_unevenly(tmp_path / "one", 2)
-    launch(train_unevenly, (tmp_path / "both", 1), tmp_path / "both" / "state", 2, Machines())
+    launch(train_unevenly, (tmp_path / "both", 1), tmp_path / "both" / "state", 2)
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
     train_unevenly(tmp_path / "whole", 1)
     assert losses(tmp_path / "whole") != pytest.approx(losses(tmp_path / "one"), rel=1e-4)
@@ -162,7 +147,7 @@ def norm_layer() -> torch.nn.BatchNorm2d:
 
 
 def test_a_shared_batch_norm_is_torchs_over_the_joint_batch(tmp_path):
-    launch(normalise, (tmp_path,), tmp_path / "state", 2, Machines())
+    launch(normalise, (tmp_path,), tmp_path / "state", 2)
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     norm, maps = norm_layer(), MAPS.clone().requires_grad_()
     given = norm(maps)
@@ -202,39 +187,16 @@ def test_sigterm_saves_the_state_and_the_next_call_goes_on(two, tmp_path):
 
 def test_a_mistake_reaches_the_caller_and_nothing_is_started_again_for_it(tmp_path):
     with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf); lower training\.optimizer\.lr"):
-        launch(train_here, (tmp_path, 0.0, True), tmp_path / "state", 2, Machines())
+        launch(train_here, (tmp_path, 0.0, True), tmp_path / "state", 2)
     assert len(pids(tmp_path, 0)) == 1 < 1 + RESTARTS
 
 
 # ------------------------------------------------------------------------------------------------------- where it runs
-def test_machines_come_from_the_environment():
-    assert machines({}) == Machines(1, 0)
-    assert machines({"VPD_MACHINES": "3", "VPD_MACHINE": "2", "VPD_MEET": "one:1234"}) == Machines(3, 2, "one:1234")
-    assert not machines({"VPD_MACHINES": "3", "VPD_MACHINE": "2", "VPD_MEET": "one:1234"}).lead
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"VPD_MACHINES": "two"},
-        {"VPD_MACHINES": "2"},
-        {"VPD_MACHINES": "2", "VPD_MACHINE": "2", "VPD_MEET": "one:1234"},
-        {"VPD_MACHINES": "2", "VPD_MACHINE": "1", "VPD_MEET": "one"},
-    ],
-)
-def test_variables_that_do_not_fit_are_named(wrong):
-    with pytest.raises(
-        UserError, match=r"VPD_MACHINES=.*VPD_MACHINE=.*VPD_MEET=.* do not fit .* host:port of the first"
-    ):
-        machines(wrong)
-
-
-def test_processes_are_shared_out_over_machines(monkeypatch):
+def test_there_is_a_process_for_each_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert [process_count(gpus) for gpus in (1, 8)] == [1, 1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [process_count(gpus) for gpus in (1, 4, 8)] == [1, 4, 4]
-    assert [process_count(gpus, machines=2) for gpus in (1, 2, 8)] == [1, 1, 4]
     assert process_count(1, environment={"VPD_PROCESSES": "2"}) == 2
     with pytest.raises(UserError, match="VPD_PROCESSES=none is not a number of processes"):
         process_count(8, environment={"VPD_PROCESSES": "none"})

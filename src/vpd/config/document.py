@@ -123,7 +123,7 @@ class Resources(Frozen):
     """What a training runs on. It is in no digest, since the effective batch stays (for what does not, see G6)."""
 
     gpus: PositiveInt = 1
-    """GPUs that share one effective batch, over all machines; a machine with fewer uses those it has."""
+    """GPUs that share one effective batch; a machine with fewer uses those it has."""
 
 
 class Scale(Frozen):

@@ -13,7 +13,7 @@ from vpd.training.runs import gather, run_fingerprint, seed_folder
 from vpd.utils.devices import claimed_gpus
 from vpd.utils.files import exclusive, write_text
 from vpd.utils.fingerprint import is_finished
-from vpd.utils.launch import Machines, launch, machines, process_count
+from vpd.utils.launch import launch, process_count
 from vpd.utils.processes import side_by_side
 
 
@@ -44,7 +44,7 @@ def plain_captions() -> None:
     mpl.rcParams["text.parse_math"] = False
 
 
-def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None = None) -> int | None:
+def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None = None) -> int:
     """Train every seed of an experiment; write its runs, history and resolved spec.
 
     With several GPUs the seeds come one after another, each on all of them. Waits for another job that trains the same
@@ -53,25 +53,21 @@ def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None =
     Args:
         spec: the experiment.
         paths: of its scale.
-        gpus: that share one training, over all machines.
+        gpus: that share one training.
         live: MLflow server to log to while training.
 
     Returns:
-        Steps of one seed; None on all but the first of several machines, which writes.
+        Steps of one seed.
     """
-    where = machines()
-    if not where.lead:
-        _train_seeds(spec, paths, gpus, where, live)
-        return None
     runs = paths.runs(spec.name)
     with exclusive(runs):
-        _train_seeds(spec, paths, gpus, where, live)
+        _train_seeds(spec, paths, gpus, live)
         steps = gather(runs, spec.seeds, paths.history(spec.name))
         write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")
     return steps
 
 
-def _train_seeds(spec: Spec, paths: Paths, gpus: int, where: Machines, live: str | None) -> None:
+def _train_seeds(spec: Spec, paths: Paths, gpus: int, live: str | None) -> None:
     data, checkpoint = staged(paths.dataset(spec.dataset)), paths.checkpoint(spec.checkpoint)
     runs, state = paths.runs(spec.name), paths.state("train", spec.name)
     # Decided here, since a process that finds its run finished has imported torch for nothing.
@@ -83,13 +79,13 @@ def _train_seeds(spec: Spec, paths: Paths, gpus: int, where: Machines, live: str
     jobs = [(spec, seed, data, checkpoint, seed_folder(runs, seed), seed_folder(state, seed), live) for seed in seeds]
     if not jobs:
         return
-    with claimed_gpus(max(1, gpus // where.count)):
-        count = process_count(gpus, where.count)
-        if count * where.count == 1:
+    with claimed_gpus(gpus):
+        count = process_count(gpus)
+        if count == 1:
             side_by_side(_train_seed, jobs, workers(spec, len(jobs)))
         else:
             for job in jobs:
-                launch(_train_seed, job, seed_folder(state, job[1]), count, where)
+                launch(_train_seed, job, seed_folder(state, job[1]), count)
 
 
 def _train_seed(spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, state: Path, live: str | None) -> None:

@@ -1,10 +1,8 @@
-"""GPUs of one machine, each taken by one job at a time: jobs that run side by side never share one unknowingly."""
+"""GPUs of one machine, each used by one job at a time, so that jobs that run side by side never share one unknowingly."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import itertools
 import os
 import subprocess
 import sys
@@ -12,21 +10,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ASSIGNED_BY = ("SLURM_JOB_ID", "RANK")
-"""Where one of these is set, somebody else has given out the GPUs already."""
+"""If one of these is set, Slurm or a launcher has assigned the GPUs already."""
 PAUSE = 0.5
 """Seconds between attempts to get one."""
 
 
 @contextlib.contextmanager
 def claimed_gpus(count: int) -> Iterator[list[str]]:
-    """Hold ``count`` GPUs of this machine, or all where it has fewer, and show CUDA no others in the block.
+    """Hold ``count`` GPUs of this machine, or all if it has fewer, and show CUDA no others in the block.
 
-    Waits until so many are free. To be entered before torch looks for GPUs. Nothing is held, and CUDA_VISIBLE_DEVICES
-    stays as it is, on a machine without GPUs and where Slurm or a launcher has assigned them.
+    Waits until so many are free. Must be entered before torch looks for GPUs. Nothing is held, and CUDA_VISIBLE_DEVICES
+    stays as it is, on a machine without GPUs and where somebody else has assigned them.
     """
     known = [] if any(name in os.environ for name in ASSIGNED_BY) else _gpus()
     if not known:
@@ -39,52 +38,40 @@ def claimed_gpus(count: int) -> Iterator[list[str]]:
         try:
             yield names
         finally:
-            _restore(before)
+            os.environ.pop(VISIBLE)
+            if before is not None:
+                os.environ[VISIBLE] = before
 
 
 def _gpus() -> list[str]:
     """UUIDs of the GPUs that the user allows, found without starting CUDA, which would fix what it sees."""
     try:
-        asked = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-        listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split("\n")
-    except (FileNotFoundError, subprocess.CalledProcessError):
+        query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
+    except (OSError, subprocess.CalledProcessError):
         return []
-    every = dict(line.split(", ") for line in listed if ", " in line)
+    every = dict(line.split(", ") for line in lines if ", " in line)
     allowed = os.environ.get(VISIBLE)
-    if allowed is None:
-        return list(every.values())
-    chosen = [name.strip() for name in allowed.split(",")]
-    return [uuid for index, uuid in every.items() if index in chosen or uuid in chosen]
+    chosen = None if allowed is None else [name.strip() for name in allowed.split(",")]
+    return [uuid for index, uuid in every.items() if chosen is None or index in chosen or uuid in chosen]
 
 
 def _claim(count: int, known: list[str], held: contextlib.ExitStack) -> list[str]:
-    """Lock ``count`` of ``known`` until ``held`` ends; fewer are given back at once, so that two jobs cannot block each other."""
+    """Lock ``count`` of ``known`` until ``held`` ends; fewer are released at once, so that two jobs cannot block each other."""
     folder = Path(tempfile.gettempdir()) / f"vpd-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    for attempt in itertools.count():
+    told = False
+    while True:
         with contextlib.ExitStack() as locks:
-            names = []
+            names: list[str] = []
             for uuid in known:
-                if len(names) < count and _lock(locks.enter_context((folder / uuid).open("w"))):
+                with contextlib.suppress(Timeout):
+                    locks.enter_context(FileLock(folder / uuid, timeout=0, is_singleton=False))
                     names.append(uuid)
-            if len(names) == count:
-                held.push(locks.pop_all())
-                return names
-        if attempt == 0:
+                if len(names) == count:
+                    held.push(locks.pop_all())
+                    return names
+        if not told:
             print(f"waiting for {count} of {len(known)} GPUs, which other jobs hold", file=sys.stderr, flush=True)
+        told = True
         time.sleep(PAUSE)
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _restore(before: str | None) -> None:
-    if before is None:
-        os.environ.pop(VISIBLE, None)
-    else:
-        os.environ[VISIBLE] = before

@@ -1,6 +1,6 @@
-"""One training in several processes, on one machine or several, each with a GPU of its own where there are GPUs.
+"""One training in several processes, each with a GPU of its own where there are GPUs.
 
-torch's elastic launcher starts the processes, and after the loss of one starts all of them again: the training goes on from its
+torch's elastic launcher starts the processes, and after the loss of one starts all of them again: the training continues from its
 last saved state.
 """
 
@@ -12,7 +12,6 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpd.utils.errors import UserError
@@ -24,78 +23,57 @@ MISTAKE = "mistake.txt"
 """Within the state: what the user has to cure, so that no process is started again for it."""
 
 
-@dataclass(frozen=True)
-class Machines:
-    """The machines that share a training, and which of them this one is."""
+def process_count(gpus: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Processes for a training that may use ``gpus``: one for each that is there, at least one.
 
-    count: int = 1
-    number: int = 0
-    endpoint: str = "127.0.0.1:0"
-    """Where they meet: host and port of the first."""
-
-    @property
-    def lead(self) -> bool:
-        """Whether this machine writes what all of them made."""
-        return self.number == 0
-
-
-def machines(environment: Mapping[str, str] = os.environ) -> Machines:
-    """From VPD_MACHINES, VPD_MACHINE and VPD_MEET; without them this machine alone. UserError if they do not fit."""
-    count, number, meet = (environment.get(name) for name in ("VPD_MACHINES", "VPD_MACHINE", "VPD_MEET"))
-    if count in (None, "1"):
-        return Machines()
-    if not (count.isdigit() and (number or "").isdigit() and int(number) < int(count) and ":" in (meet or "")):
-        raise UserError(
-            f"VPD_MACHINES={count}, VPD_MACHINE={number} and VPD_MEET={meet} do not fit each other; "
-            "give how many machines there are, which this is (from 0), and host:port of the first"
-        )
-    return Machines(int(count), int(number), meet)
-
-
-def process_count(gpus: int, machines: int = 1, environment: Mapping[str, str] = os.environ) -> int:
-    """Processes on each machine for a training that may use ``gpus`` in all: one per GPU that is there, at least one.
-
-    VPD_PROCESSES, where set, says how many, for machines without GPUs. UserError if it is no number.
+    VPD_PROCESSES, if set, says how many, for machines without GPUs. UserError if it is not a positive number.
     """
-    asked = environment.get("VPD_PROCESSES")
-    if asked is not None:
-        if not asked.isdigit() or int(asked) < 1:
-            raise UserError(f"VPD_PROCESSES={asked} is not a number of processes; give 1 or more, or unset it")
-        return int(asked)
+    given = environment.get("VPD_PROCESSES")
+    if given is not None:
+        if not (given.isascii() and given.isdigit() and int(given)):
+            raise UserError(f"VPD_PROCESSES={given} is not a number of processes; give 1 or more, or unset it")
+        return int(given)
     if gpus == 1:
         return 1
     import torch
 
-    return max(1, min(gpus // machines, torch.cuda.device_count()))
+    return max(1, min(gpus, torch.cuda.device_count()))
 
 
-def launch(function: Callable[..., None], arguments: tuple, state: Path, count: int, where: Machines) -> None:
-    """Call ``function(*arguments)`` in ``count`` processes on every machine, with RANK, WORLD_SIZE and the like set.
+def launch(function: Callable[..., None], arguments: tuple, state: Path, count: int) -> None:
+    """Call a function in several processes, with RANK, WORLD_SIZE and the like set.
 
-    ``function`` is importable. UserError if one of them raised it; SystemExit with 128 + n after signal n.
+    Args:
+        function: importable.
+        arguments: of the function.
+        state: folder for messages between the processes.
+        count: processes.
+
+    Raises:
+        UserError: one of the processes raised it.
+        SystemExit: with 128 + n after signal n.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Else processes that start again may meet at the addresses of dead ones (pytorch/pytorch, issue 135712).
+    # Otherwise processes that start again may meet at the addresses of dead ones (pytorch/pytorch, issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     state.mkdir(parents=True, exist_ok=True)
     mistake = state / MISTAKE
-    if where.lead:
-        mistake.unlink(missing_ok=True)
+    mistake.unlink(missing_ok=True)
     config = LaunchConfig(
-        min_nodes=where.count,
-        max_nodes=where.count,
+        min_nodes=1,
+        max_nodes=1,
         nproc_per_node=count,
         run_id=f"vpd-{state.name}",
         rdzv_backend="c10d",
-        rdzv_endpoint=where.endpoint,
+        rdzv_endpoint="127.0.0.1:0",
         max_restarts=RESTARTS,
         monitor_interval=0.5,
     )
     signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))  # which it passes on
-    # As commands, because of functions the launcher waits for ever where one hangs over the death of another.
+    # As commands: with functions, the launcher waits for ever if one process hangs over the death of another.
     call = base64.b64encode(pickle.dumps((function, arguments, mistake))).decode()
     try:
         elastic_launch(config, sys.executable)("-m", "vpd.utils.launch", call)
@@ -109,7 +87,7 @@ def launch(function: Callable[..., None], arguments: tuple, state: Path, count: 
 
 
 def work(call: str) -> None:
-    """In a process that ``launch`` started: a mistake of the user is written down, and nothing runs where one is."""
+    """Call the function in a process that ``launch`` started; a UserError is written down for the parent and stops all."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes it on as SIGTERM
     function, arguments, mistake = pickle.loads(base64.b64decode(call))  # from the parent's command line
