@@ -101,6 +101,10 @@ def test_two_processes_have_the_losses_and_weights_of_one(two, tmp_path):
     assert len(pids(two, 0)) == len(pids(two, 1)) == 1
 
 
+def train_normed(where: Path) -> None:
+    train_here(where, norm=True)
+
+
 @pytest.mark.cluster
 def test_batch_norms_see_the_samples_of_both_processes(tmp_path):
     train_normed(tmp_path / "one")
