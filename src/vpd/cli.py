@@ -438,8 +438,7 @@ def _report(options: argparse.Namespace) -> None:
     params.check_tables()
     out = options.out or paths.results
     previews = {name: paths.dataset(name) / PREVIEW for name in params.datasets}
-    costs = {"costs": paths.costs, "costs_scale": "paper"}
-    write_report(params, paths.results, paths.pretraining, previews, out, **costs)
+    write_report(params, paths.results, paths.pretraining, previews, out, costs=paths.costs, costs_scale="paper")
     if out == paths.results:
         note_made("report", params, paths)
     print(f"the report is {out / 'REPORT.md'}, and as one page {out / 'report.html'}")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from vpd.models.base import Network
 
 SYNCHRONISED = ("segmentation", "referring")
 """Tasks whose original synchronises them; those of its depth decoder are each process's own."""
 
 
-def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronise(model: Network, device: torch.device) -> Network:
     """``model`` with batch norms over all processes, under the same names; part of the modules are new ones."""
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):

@@ -20,6 +20,7 @@ from torch import nn
 
 from vpd.config.schema import LossSpec, Spec
 from vpd.datasets.dataset import Dataset
+from vpd.models.base import Network
 from vpd.training import Observer
 from vpd.training.batch_norm import SYNCHRONISED, synchronise
 from vpd.training.loader import Plan, micro_batches, plan_batches
@@ -34,7 +35,7 @@ from vpd.utils.progress import Progress
 
 
 def fit(
-    model: nn.Module,
+    model: Network,
     dataset: Dataset,
     spec: Spec,
     seed: int,
@@ -137,7 +138,7 @@ def start_accelerator(precision: str) -> Accelerator:
     return accelerator
 
 
-def on_device(model: nn.Module, accelerator: Accelerator, synchronised: bool) -> nn.Module:
+def on_device(model: Network, accelerator: Accelerator, synchronised: bool) -> Network:
     """Move ``model`` to its device; its batch norms see the samples of all processes where ``synchronised`` (G6)."""
     if accelerator.num_processes > 1 and synchronised:
         model = synchronise(model, accelerator.device)

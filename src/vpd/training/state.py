@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn, optim
+from torch import optim
 
+from vpd.models.base import Network
 from vpd.training.runs import weights_metadata
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
@@ -54,7 +55,7 @@ def state_folder(state: Path, made_from: Fingerprint) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------ save, load
-def save_state(folder: Path, journal: Journal, model: nn.Module, optimizer: optim.Optimizer) -> None:
+def save_state(folder: Path, journal: Journal, model: Network, optimizer: optim.Optimizer) -> None:
     """Write everything a later process needs to continue after ``journal.step`` to the bit.
 
     Random generators are not among it: the loop seeds them anew in every step.
@@ -70,7 +71,7 @@ def save_state(folder: Path, journal: Journal, model: nn.Module, optimizer: opti
         old.unlink()
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> Journal:
+def load_state(folder: Path, model: Network, optimizer: optim.Optimizer) -> Journal:
     """Restore the newest undamaged state and return its journal; an empty one if there is none.
 
     A damaged file (cut short, or a milestone of it gone) is reported in one line and the one before is tried.
@@ -97,7 +98,7 @@ def _read_state(path: Path) -> dict | None:
     return content
 
 
-def _restore(path: Path, content: dict, model: nn.Module, optimizer: optim.Optimizer) -> None:
+def _restore(path: Path, content: dict, model: Network, optimizer: optim.Optimizer) -> None:
     try:
         model.load_trained_state(content["model"])
         optimizer.load_state_dict(content["optimizer"])
@@ -119,7 +120,7 @@ def weights_path(folder: Path, milestone: str) -> Path:
     return folder / f"{milestone}.safetensors"
 
 
-def keep_weights(folder: Path, milestone: str, model: nn.Module, seed: int, step: int) -> str:
+def keep_weights(folder: Path, milestone: str, model: Network, seed: int, step: int) -> str:
     """Write the model's weights as a milestone and return the file's SHA-256; UserError if any is not finite."""
     tensors = model.trained_state()
     for name, value in tensors.items():
