@@ -1,6 +1,6 @@
 """Stable Diffusion checkpoints from a hub (a real server on this machine), and from original files.
 
-What the original names mean is taken from diffusers' own converter, and the names themselves from the authors' U-Net.
+The original names are those of the authors' U-Net and VAE encoder, whose meaning tests/test_parity.py computes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -25,6 +24,7 @@ from hub_server import Hub, Repository, make
 from vpd.config.schema import CheckpointSpec
 from vpd.pretrained.checkpoints import assemble
 from vpd.pretrained.hub import TransferLines
+from vpd.pretrained.keymap import diffusers_names
 from vpd.pretrained.stable_diffusion import check_pipeline, sd1_configs
 from vpd.utils.digests import changed, sha256
 from vpd.utils.errors import UserError
@@ -115,34 +115,21 @@ def decoder_names() -> list[str]:
     return [f"{VAE}decoder.{name}" for name in names] + [f"{VAE}post_quant_conv.{x}" for x in ("weight", "bias")]
 
 
-def original_names(folder: Path) -> dict[str, dict[str, str]]:
-    """By part, diffusers' name -> LDM's, as diffusers' converter has it."""
+def original_names() -> dict[str, str]:
+    """Ours, after ``unet.`` or ``vae.`` -> LDM's."""
     known = [name for name, _, _ in json.loads((FOLDER / "seg.json").read_text())["parameters"]]
-    unet = [
-        name.removeprefix("unet.unet.").replace("diffusion_model.", UNET, 1)
-        for name in known
-        if "diffusion_model" in name
-    ]
-    unet += [f"{UNET}out.{i}.{x}" for i in (0, 2) for x in ("weight", "bias")]
-    vae = [name.replace("encoder_vq.", VAE, 1) for name in known if name.startswith("encoder_vq.")]
-    vae = list(dict.fromkeys([*vae, *decoder_names()]))
-    numbers = {name: torch.tensor([index]) for index, name in enumerate(unet + vae)}
-    config = {"unet": read_json(folder / "unet/config.json"), "vae": read_json(folder / "vae/config.json")}
-    converted = {
-        "unet": convert_ldm_unet_checkpoint({name: numbers[name] for name in unet}, config["unet"]),
-        "vae": convert_ldm_vae_checkpoint({name: numbers[name] for name in vae}, config["vae"]),
-    }
-    return {part: {ours: (unet + vae)[index] for ours, index in names.items()} for part, names in converted.items()}
+    names = [name.replace("unet.unet.diffusion_model.", UNET, 1).replace("encoder_vq.", VAE, 1) for name in known]
+    names += [f"{UNET}out.{i}.{x}" for i in (0, 2) for x in ("weight", "bias")] + decoder_names()
+    return {ours: name for name, ours in diffusers_names(dict.fromkeys(names)).items()}
 
 
 @pytest.fixture(scope="module")
 def original(pipeline) -> dict[str, Tensor]:
     """The pipeline's weights as an original file has them, attention of the VAE as 1x1 convolutions."""
-    parts, names = tensors(pipeline), original_names(pipeline)
-    state = {names["unet"][name]: tensor for name, tensor in parts["unet"].items()}
+    parts, names = tensors(pipeline), original_names()
+    state = {names[f"unet.{name}"]: tensor for name, tensor in parts["unet"].items()}
     for name, tensor in parts["vae"].items():
-        is_matrix = tensor.ndim == 2
-        state[names["vae"][name]] = tensor[:, :, None, None] if is_matrix else tensor
+        state[names[f"vae.{name}"]] = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
     for name, tensor in parts["text_encoder"].items():
         state[f"{TEXT}text_model.{name.removeprefix('text_model.')}"] = tensor
     extras = {"betas": torch.zeros(1000), "posterior_mean_coef1": torch.zeros(1000), "logvar": torch.zeros(1000)}
@@ -168,9 +155,11 @@ def convert(tmp_path, pipeline):
 
 
 @pytest.mark.parametrize("file", ["sd.ckpt", "sd.safetensors"])
-def test_original_file_and_diffusers_folder_give_the_same_features(convert, original, pipeline, file):
+def test_original_file_and_diffusers_folder_give_the_same_features(convert, original, pipeline, tmp_path, file):
     out = convert(original, file)
     assert intact(out)
+    known = {"source": "file", "file": file, "sha256": sha256(tmp_path / file), "tokenizer": str(pipeline)}
+    assert read_json(out / "origin.json") == known | {"ema": "only set in the file"}
     assert check_pipeline(out) == check_pipeline(pipeline)
     spec, batch = make_spec("segmentation", head={"channels": 16}), make_batch()
     with torch.no_grad():
@@ -182,13 +171,6 @@ def test_original_file_and_diffusers_folder_give_the_same_features(convert, orig
     expected, found = tensors(pipeline), tensors(out)
     assert found["vae"].keys() == expected["vae"].keys()
     assert all(torch.equal(found["vae"][name], tensor) for name, tensor in expected["vae"].items())
-
-
-def test_manifest_says_where_a_converted_checkpoint_comes_from(convert, original, pipeline, tmp_path):
-    origin = read_json(convert(original) / "origin.json")
-    assert origin["source"] == "file"
-    assert (origin["file"], origin["sha256"]) == ("sd.ckpt", sha256(tmp_path / "sd.ckpt"))
-    assert (origin["ema"], origin["tokenizer"]) == ("only set in the file", str(pipeline))
 
 
 def with_average(original: dict[str, Tensor], share: float = 1.0) -> dict[str, Tensor]:
@@ -214,6 +196,11 @@ def test_half_an_average_is_refused(convert, original):
         UserError, match=r"moving average of 343 of 686 U-Net tensors, first missing 'model_ema\.diffusion"
     ):
         convert(with_average(original, 0.5))
+
+
+def test_file_without_a_text_encoder_is_refused(convert, original):
+    with pytest.raises(UserError, match=r"sd\.ckpt: .*text.encoder"):
+        convert({name: tensor for name, tensor in original.items() if not name.startswith(TEXT)})
 
 
 def test_half_precision_becomes_single(convert, original):

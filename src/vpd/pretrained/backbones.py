@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("backbones", "networks", "tensors", "hub")))
 SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path"}
-"""Fields of the spec that decide the weights, or what is said about them; the others are for backbones that are pre-trained here."""
+"""Fields of the spec that matter for public weights; the others are for backbones that are pre-trained here."""
 KINDS = {".json", ".safetensors", ".bin", ".txt"}
 """Endings of the files of a repository that can matter."""
 

@@ -13,15 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpd.config.schema import CheckpointSpec
-from vpd.pretrained.stable_diffusion import (
-    FILES,
-    INDEX,
-    TOKENIZER_FILES,
-    UNUSED,
-    WEIGHT_FILES,
-    check_pipeline,
-    pipeline_files,
-)
+from vpd.pretrained import stable_diffusion as sd
 from vpd.utils.digests import changed, digest, digests
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_folder, read_json, write_json
@@ -53,11 +45,11 @@ def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -
     if spec.source == "pretrained":
         return fingerprint(settings, CODE, {"pretraining": pretraining})
     if spec.source == "folder":
-        return with_files(fingerprint(settings, CODE), spec.path, FILES)
+        return with_files(fingerprint(settings, CODE), spec.path, sd.FILES)
     if spec.source == "file" and spec.path:
         path = Path(spec.path)
         made_from = with_files(fingerprint(settings, FILE_CODE), str(path.parent), [path.name])
-        tokenizer = [f"{parent}{name}" for name in TOKENIZER_FILES for parent in ("tokenizer/", "")]
+        tokenizer = [f"{parent}{name}" for name in sd.TOKENIZER_FILES for parent in ("tokenizer/", "")]
         return with_files(made_from, spec.repo, tokenizer, role="tokenizer")
     return fingerprint(settings, CODE)
 
@@ -86,7 +78,7 @@ def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> N
         return
     with atomic_folder(out) as folder:
         made = _fill(name, spec, pretraining, folder)
-        names = pipeline_files(folder)
+        names = sd.pipeline_files(folder)
         files = {**digests(folder, [file for file in names if file not in made.digests]), **made.digests}
         if spec.source != "file":
             check_digests(name, files, spec.sha256)
@@ -115,10 +107,10 @@ def _fill(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> A
     if spec.source == "hub":
         from vpd.pretrained.hub import download, repositories
 
-        repository = download(entry, repositories(entry, spec), FILES, [INDEX, *WEIGHT_FILES])
-        known = repository.digests(pipeline_files(repository.folder))
+        repository = download(entry, repositories(entry, spec), sd.FILES, [sd.INDEX, *sd.WEIGHT_FILES])
+        known = repository.digests(sd.pipeline_files(repository.folder))
         made = _copied(repository.folder, target)
-        return replace(made, origin=repository.origin, digests={n: x for n, x in known.items() if n != INDEX})
+        return replace(made, origin=repository.origin, digests={n: x for n, x in known.items() if n != sd.INDEX})
     if spec.path is None:
         raise UserError(f"{entry} has source '{spec.source}' but no path; give the path of the {spec.source}")
     path = Path(spec.path)
@@ -148,14 +140,14 @@ def _milestone(name: str, pretraining: Path) -> Path:
 
 def _copied(source: Path, target: Path, link: bool = True) -> Assembled:
     """Check and copy a pipeline folder; with ``link``, weights become hard links where the file system allows."""
-    parameters = check_pipeline(source)
-    for name in pipeline_files(source):
+    parameters = sd.check_pipeline(source)
+    for name in sd.pipeline_files(source):
         (target / name).parent.mkdir(exist_ok=True)
-        linked = link and name in WEIGHT_FILES and _link(source / name, target / name)
+        linked = link and name in sd.WEIGHT_FILES and _link(source / name, target / name)
         if not linked:
             shutil.copyfile(source / name, target / name)
-    index = read_json(source / INDEX)
-    write_json(target / INDEX, index | {key: value for key, value in UNUSED.items() if key in index})
+    index = read_json(source / sd.INDEX)
+    write_json(target / sd.INDEX, index | {key: value for key, value in sd.UNUSED.items() if key in index})
     return Assembled(parameters)
 
 

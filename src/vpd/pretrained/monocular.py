@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import DPTConfig, ZoeDepthForDepthEstimation
+from transformers import DPTConfig, PreTrainedModel, ZoeDepthForDepthEstimation
 from transformers.utils import logging
 
 from vpd.config.schema import ReleasedSpec
@@ -20,7 +20,10 @@ from vpd.pretrained.tensors import Rules, apply_rules, misfits, read_tensors, re
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
-NETWORKS = {"zoedepth": (ZoeDepthForDepthEstimation, "zoedepth"), "dpt-hybrid": (DPTHybrid, "dpt")}
+NETWORKS: dict[str, tuple[type[PreTrainedModel], str]] = {
+    "zoedepth": (ZoeDepthForDepthEstimation, "zoedepth"),
+    "dpt-hybrid": (DPTHybrid, "dpt"),
+}
 """Class of transformers, and ``model_type`` in its config.json."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DPT_HYBRID: dict[str, Any] = {
@@ -76,9 +79,10 @@ def _from_folder(model: str, folder: Path) -> nn.Module:
         )
     logging.disable_progress_bar()  # Loading takes a moment; standard error is for the stage's own progress.
     try:
-        opened, info = network.from_pretrained(
+        loaded = network.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+        opened, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"{folder / WEIGHTS} does not hold {model} as {CONFIG} says ({reason(error)}); fetch it again"

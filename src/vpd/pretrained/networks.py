@@ -6,14 +6,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import get_pretrained_cfg, list_pretrained, model_entrypoint, split_model_name_tag
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
 
 from vpd.config.schema import LanguageSpec, NetworkSpec
 from vpd.models.backbones import build_backbone, save_backbone
@@ -128,11 +128,12 @@ def _check_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -
     tag = trained.get("tag")
     # OpenAI's CLIP weights go by the name of an architecture with another activation, but timm lists them with the right one.
     names = list_pretrained(f"{split_model_name_tag(spec.architecture)[0]}.*")
-    listed = f"timm/{architecture}.{tag}" in {get_pretrained_cfg(name).hf_hub_id for name in names}
+    listed = f"timm/{architecture}.{tag}" in {cfg.hf_hub_id for name in names if (cfg := get_pretrained_cfg(name))}
     if spec.architecture not in (architecture, f"{architecture}.{tag}") and not listed:
         raise UserError(_other_architecture(repository, architecture, "vision", spec.architecture))
+    normalisation = cast(dict[str, Any], network.pretrained_cfg)
     for name in ("mean", "std"):
-        own, other = tuple(network.pretrained_cfg[name]), tuple(trained.get(name, ()))
+        own, other = tuple(normalisation[name]), tuple(trained.get(name, ()))
         if own != other:
             raise UserError(
                 f"{repository} was trained with images of {name} {other}, but '{spec.architecture}' gets {own}; "
@@ -141,8 +142,9 @@ def _check_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -
 
 
 def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Module) -> Tensors:
-    given = type(network.config)(**_read_config(repository, spec, "vision").get("vision_config", {}))
-    ours, theirs = (json.loads(config.to_json_string(use_diff=False)) for config in (network.config, given))
+    settings = cast(PretrainedConfig, network.config)
+    given = type(settings)(**_read_config(repository, spec, "vision").get("vision_config", {}))
+    ours, theirs = (json.loads(config.to_json_string(use_diff=False)) for config in (settings, given))
     for name in NOT_IN_SHAPES:
         own, other = ours.get(name), theirs.get(name)
         if own != other:

@@ -17,20 +17,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from vpd.config.schema import CheckpointSpec
+from vpd.pretrained import stable_diffusion as sd
 from vpd.pretrained.keymap import UNET, VAE, as_matrix, diffusers_names
-from vpd.pretrained.stable_diffusion import (
-    CLASSES,
-    CONFIGS,
-    INDEX,
-    TOKENIZER_FILES,
-    UNUSED,
-    WEIGHTS,
-    canonical_names,
-    check_widths,
-    has_tokenizer,
-    network_tensors,
-    sd1_configs,
-)
 from vpd.pretrained.tensors import misfits, read_tensors
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
@@ -44,6 +32,7 @@ NO_WEIGHTS = re.compile(
 HEAD_WIDTH = 64
 """Of CLIP's text models."""
 LEVELS = {"unet": "down_blocks.{}.resnets.0.conv1.weight", "vae": "encoder.down_blocks.{}.resnets.0.conv1.weight"}
+TOKENS = "embeddings.token_embedding.weight"
 SIZES = {
     "unet": {
         "in_channels": ("conv_in.weight", 1),
@@ -51,13 +40,11 @@ SIZES = {
     },
     "vae": {"latent_channels": ("decoder.conv_in.weight", 1)},
     "text_encoder": {
-        "hidden_size": ("embeddings.token_embedding.weight", 1),
-        "projection_dim": ("embeddings.token_embedding.weight", 1),
+        "hidden_size": (TOKENS, 1), "projection_dim": (TOKENS, 1), "vocab_size": (TOKENS, 0),
         "intermediate_size": ("encoder.layers.0.mlp.fc1.weight", 0),
-        "vocab_size": ("embeddings.token_embedding.weight", 0),
         "max_position_embeddings": ("embeddings.position_embedding.weight", 0),
     },
-}
+}  # fmt: skip
 """Setting -> tensor and dimension that show it; an original file has no configuration."""
 Parts = dict[str, dict[str, Tensor]]
 """Tensors under diffusers' and transformers' names, by ``unet``, ``vae`` and ``text_encoder``."""
@@ -73,20 +60,20 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
     _refuse_relatives(path, state)
     state, chosen = choose_weights(path, state)
     parts = split(path, state)
-    configs = _configs(path, parts) | {"scheduler": sd1_configs()["scheduler"]}
+    configs = _configs(path, parts) | {"scheduler": sd.sd1_configs()["scheduler"]}
     origin = {
         "ema": chosen,
         "tokenizer": _copy_tokenizer(where, path, spec, target / "tokenizer", configs["text_encoder"]),
     }
-    for part, name in CONFIGS.items():
+    for part, name in sd.CONFIGS.items():
         (target / part).mkdir()
         write_json(target / name, configs[part])
-        if part in WEIGHTS:
+        if part in sd.WEIGHTS:
             prefix = "text_model." if part == "text_encoder" else ""  # as in the published folders
             tensors = {prefix + name: tensor for name, tensor in parts[part].items()}
-            save_file(tensors, target / part / WEIGHTS[part], metadata={"format": "pt"})
-    write_json(target / INDEX, {"_class_name": "StableDiffusionPipeline", **CLASSES, **UNUSED})
-    return {part: sum(x.numel() for x in parts[part].values()) for part in WEIGHTS}, origin
+            save_file(tensors, target / part / sd.WEIGHTS[part], metadata={"format": "pt"})
+    write_json(target / sd.INDEX, {"_class_name": "StableDiffusionPipeline", **sd.CLASSES, **sd.UNUSED})
+    return {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}, origin
 
 
 def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
@@ -98,7 +85,7 @@ def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
             f"{path} has no U-Net under {UNET}; give an original Stable Diffusion 1 file, such as sd-v1-4.ckpt"
         )
     width = keys.shape[1]
-    check_widths(path, {"cross_attention_dim": width, "in_channels": entry.shape[1]}, {}, {"hidden_size": width})
+    sd.check_widths(path, {"cross_attention_dim": width, "in_channels": entry.shape[1]}, {}, {"hidden_size": width})
 
 
 def choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -132,11 +119,11 @@ def split(path: Path, state: dict[str, Tensor]) -> Parts:
             f"{path} has {len(unknown)} tensors that Stable Diffusion 1 does not have, first '{unknown[0]}'; "
             "give an original file without additions such as LoRA or ControlNet"
         )
-    parts: Parts = {part: {} for part in WEIGHTS}
+    parts: Parts = {part: {} for part in sd.WEIGHTS}
     for name, target in targets.items():
         part, own = target.split(".", 1)
         parts[part][own] = as_matrix(target, weights[name]).float().contiguous()
-    return {part: canonical_names(part, tensors) for part, tensors in parts.items()}
+    return {part: sd.canonical_names(part, tensors) for part, tensors in parts.items()}
 
 
 def _configs(path: Path, parts: Parts) -> dict[str, dict[str, Any]]:
@@ -144,7 +131,7 @@ def _configs(path: Path, parts: Parts) -> dict[str, dict[str, Any]]:
 
     What shapes do not show (the U-Net's heads, norm groups, layers per block) is as in Stable Diffusion 1.
     """
-    configs = {part: sd1_configs()[part] for part in WEIGHTS}
+    configs = {part: sd.sd1_configs()[part] for part in sd.WEIGHTS}
     for part, config in configs.items():
         shapes = {name: tensor.shape for name, tensor in parts[part].items()}
         config |= {key: shapes[name][axis] for key, (name, axis) in SIZES[part].items() if name in shapes}
@@ -153,9 +140,9 @@ def _configs(path: Path, parts: Parts) -> dict[str, dict[str, Any]]:
     text, names = configs["text_encoder"], parts["text_encoder"]
     text["num_attention_heads"] = max(1, text["hidden_size"] // HEAD_WIDTH)
     text["num_hidden_layers"] = sum(name.endswith("mlp.fc1.weight") for name in names)
-    check_widths(path, configs["unet"], configs["vae"], text)
+    sd.check_widths(path, configs["unet"], configs["vae"], text)
     for part, config in configs.items():
-        if fault := misfits(network_tensors(part, config), parts[part]):
+        if fault := misfits(sd.network_tensors(part, config), parts[part]):
             raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
     return configs
 
@@ -174,11 +161,11 @@ def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, 
     if not folder.is_dir():
         from vpd.pretrained.hub import download, repositories
 
-        wanted = [f"{parent}{file}" for file in TOKENIZER_FILES for parent in ("tokenizer/", "")]
+        wanted = [f"{parent}{file}" for file in sd.TOKENIZER_FILES for parent in ("tokenizer/", "")]
         repository = download(where, repositories(where, spec), wanted)
         folder, origin = repository.folder, f"{repository.repo}@{repository.revision}"
     source = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-    if not has_tokenizer(source):
+    if not sd.has_tokenizer(source):
         raise UserError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; name a folder that has")
     tokens = CLIPTokenizer.from_pretrained(source, local_files_only=True)
     if len(tokens) != text["vocab_size"]:
@@ -188,6 +175,6 @@ def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, 
         )
     text |= {key: getattr(tokens, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     target.mkdir()
-    for name in filter(lambda name: (source / name).is_file(), TOKENIZER_FILES):
+    for name in filter(lambda name: (source / name).is_file(), sd.TOKENIZER_FILES):
         shutil.copyfile(source / name, target / name)
     return origin

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from vpd.config.schema import Spec
+from vpd.config.schema import DepthSpec, ReferringSpec, SegmentationSpec, Spec
 from vpd.evaluation.run import open_model
+from vpd.models.network import VPD
 from vpd.pretrained.keymap import convert
 from vpd.pretrained.tensors import misfits, read_tensors
 from vpd.training.runs import publish, run_fingerprint
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 
+TaskSpec = SegmentationSpec | ReferringSpec | DepthSpec
 CONTAINERS = ("state_dict", "model")
 """Where mmcv's files (segmentation) and the others (referring, depth) keep the weights."""
 MARKS = {"decode_head.": "segmentation", "classifier.": "referring", "last_layer_depth.": "depth"}
@@ -32,7 +34,7 @@ DECIMALS = 6
 def released_spec(spec: Spec) -> Spec:
     """Reduce a spec to what released weights can stand for: its first seed and only the final milestone."""
     training = spec.training.model_copy(update={"milestones": {"final": 1.0}})
-    evaluation = spec.evaluation.model_copy(update={"best": False})
+    evaluation = cast(TaskSpec, spec).evaluation.model_copy(update={"best": False})
     return spec.model_copy(update={"seeds": spec.seeds[:1], "training": training, "evaluation": evaluation})
 
 
@@ -55,8 +57,10 @@ def import_weights(spec: Spec, file: Path, data: Path, checkpoint: Path, run: Pa
     """
     spec = released_spec(spec)
     state = read_released(file, spec.task)
-    model, dataset = open_model(spec, data, checkpoint)
-    facts = {"file": file.name, "sha256": sha256(file), **adopt(model, state, file, dataset.classes)}
+    network, dataset = open_model(spec, data, checkpoint)
+    model = cast(VPD, network)  # The task's names, which were checked, are VPD's.
+    classes: list[str] = dataset.classes  # type: ignore[attr-defined]
+    facts = {"file": file.name, "sha256": sha256(file), **adopt(model, state, file, classes)}
     publish_run(spec, model, data, checkpoint, run)
     return facts
 
@@ -75,7 +79,7 @@ def read_released(file: Path, task: str) -> dict[str, Tensor]:
         raise UserError(f"{file}: {error}") from None
 
 
-def adopt(model: nn.Module, state: dict[str, Tensor], file: Path, classes: list[str]) -> dict[str, Any]:
+def adopt(model: VPD, state: dict[str, Tensor], file: Path, classes: list[str]) -> dict[str, Any]:
     """Load ``state`` into ``model`` and return what a comparison of both says; UserError if it does not fit."""
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TEXT)}
     if fault := misfits(own, state):
@@ -119,7 +123,7 @@ def embedding_agreement(given: Tensor, own: Tensor, classes: list[str]) -> dict[
     }
 
 
-def publish_run(spec: Spec, model: nn.Module, data: Path, checkpoint: Path, run: Path) -> None:
+def publish_run(spec: Spec, model: VPD, data: Path, checkpoint: Path, run: Path) -> None:
     """Write the model's trained weights as a finished run without history: the only place that knows a run's files."""
     run.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run) as folder:  # on the same disk
