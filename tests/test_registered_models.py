@@ -43,7 +43,7 @@ DATASETS = {
         format="ade20k", source="synthetic", images={"training": 1, "validation": 1}, size=(88, 64)
     ),
     "referring": DatasetSpec(
-        format="refcoco", source="synthetic", images={"train": 1, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
+        format="refcoco", source="synthetic", images={"train": 2, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
     ),
     "depth": DatasetSpec(format="nyuv2", source="synthetic", images={"train": 1, "test": 1}, size=(96, 64)),
 }

@@ -45,16 +45,11 @@ def say(sentence: str, progress: Progress | None = None) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------ find
 @cache
-def formats() -> tuple[str, ...]:
-    """List those of ``FORMATS`` that this installation of Pillow decodes."""
+def suffixes() -> dict[str, str]:
+    """Map lower-case file suffixes to those of ``FORMATS`` that this installation of Pillow decodes."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-@cache
-def suffixes() -> frozenset[str]:
-    """List the file suffixes of ``formats``, in lower case."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats())
+    known = Image.registered_extensions().items()
+    return {suffix: name for suffix, name in known if name in FORMATS and name in Image.OPEN}
 
 
 def find_pictures(given: Sequence[Path], out: Path) -> tuple[list[Path], list[str]]:
@@ -144,7 +139,7 @@ def read_picture(path: Path) -> ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow reads what it only warns of
-            with Image.open(path, formats=formats()) as image:
+            with Image.open(path, formats=sorted(set(suffixes().values()))) as image:
                 _check_size(path, *image.size)
                 return np.array(_rgb(path, ImageOps.exif_transpose(image)))
     except UserError:

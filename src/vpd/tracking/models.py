@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -63,7 +63,7 @@ class Missing(UserError):
 
 
 @dataclass(frozen=True)
-class TrainedNetwork:
+class RegisteredNetwork:
     """One task's trained network with everything that its predictions depend on."""
 
     spec: Spec
@@ -103,41 +103,37 @@ class TrainedNetwork:
         return {**tags, KEY: self.run_key, MODEL: self.digest}
 
 
-def trained_networks(
-    results: Path, params: Params, digests: Mapping[str, str], data: Path, checkpoints: Path
-) -> list[TrainedNetwork]:
+def networks_to_register(results: Path, params: Params, data: Path, checkpoints: Path) -> list[RegisteredNetwork]:
     """Collect the networks that ``params.registered`` names; a missing file is reported and skips only that network."""
     networks = []
     for task, name in params.registered.items():
         try:
-            networks.append(_trained_network(results, params, digests, data, checkpoints, task, name))
+            networks.append(_network(results, params, data, checkpoints, task, name))
         except Missing as missing:
             print(f"vpd-{task} is not registered: {missing}", file=sys.stderr, flush=True)
     return networks
 
 
-def _trained_network(
-    results: Path, params: Params, digests: Mapping[str, str], data: Path, checkpoints: Path, task: str, name: str
-) -> TrainedNetwork:
+def _network(results: Path, params: Params, data: Path, checkpoints: Path, task: str, name: str) -> RegisteredNetwork:
     spec_file = results / "specs" / f"{name}.json"
     _needed(spec_file, f"train {name} first")
     spec = load_spec(spec_file)
     if spec.task != task:
         raise UserError(f"registered.{task} names {name}, which is {spec.task}; name an experiment of {task}")
     run, checkpoint = seed_folder(results / "runs" / name, spec.seeds[0]), checkpoints / spec.checkpoint
-    for file in (MANIFEST, FINGERPRINT, WEIGHTS):
-        _needed(run / file, f"train {name} first")
+    for file in (run / MANIFEST, run / FINGERPRINT, run / WEIGHTS):
+        _needed(file, f"train {name} first")
     if not has_settings(run, spec):
         raise Missing(f"{run} was trained with other settings than those of {name}; train it again")
     _needed(checkpoint / MANIFEST, "prepare the checkpoint first")
-    return TrainedNetwork(
+    return RegisteredNetwork(
         spec=spec,
         seed=spec.seeds[0],
         run=run,
         spec_file=spec_file,
         weights_digest=pick(WEIGHTS, read_json(run / MANIFEST).get("files", {}), "file", str(run / MANIFEST)),
         checkpoint=checkpoint,
-        checkpoint_digest=digests[f"checkpoints/{spec.checkpoint}"],
+        checkpoint_digest=sha256(checkpoint / MANIFEST),
         copied=params.registered_checkpoints == "copied",
         classes=_classes(data / spec.dataset) if task == "segmentation" else None,
     )
@@ -157,7 +153,7 @@ def _classes(dataset: Path) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------------------------------- register
-def register(client: MlflowClient, experiment: str, network: TrainedNetwork, run: Run) -> bool:
+def register(client: MlflowClient, experiment: str, network: RegisteredNetwork, run: Run) -> bool:
     """Create the version of a network unless there is one, and point the aliases to it; return whether it is new."""
     versions = client.search_model_versions(f"name = '{network.name}'", max_results=10_000)
     same = [version for version in versions if version.tags.get(MODEL) == network.digest]
@@ -173,7 +169,7 @@ def register(client: MlflowClient, experiment: str, network: TrainedNetwork, run
     return new
 
 
-def _upload(client: MlflowClient, experiment: str, network: TrainedNetwork, run: Run) -> LoggedModel:
+def _upload(client: MlflowClient, experiment: str, network: RegisteredNetwork, run: Run) -> LoggedModel:
     """Store the files of a network as a logged model.
 
     ``pyfunc.log_model`` would load the network to validate it, which takes minutes at paper scale, and reopen the run.
@@ -229,7 +225,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
         os.environ.update({} if before is None else {name: before})
 
 
-def _create_version(client: MlflowClient, network: TrainedNetwork, logged: LoggedModel, run: Run) -> ModelVersion:
+def _create_version(client: MlflowClient, network: RegisteredNetwork, logged: LoggedModel, run: Run) -> ModelVersion:
     import mlflow
 
     if not client.search_registered_models(f"name = '{network.name}'"):
@@ -266,7 +262,7 @@ def _link(client: MlflowClient, version: ModelVersion, run: Run) -> None:
 
 def _model_id(version: ModelVersion) -> str:
     """Id of the logged model that a version stands for; MLflow's own stores keep it in the source alone."""
-    return version.source.removeprefix(PREFIX)
+    return (version.source or "").removeprefix(PREFIX)
 
 
 # ----------------------------------------------------------------------------------------------------- content of a model
@@ -291,7 +287,7 @@ def _signature(spec: Spec) -> ModelSignature:
 
     inputs = [ColSpec("string", "image")] + [ColSpec("string", name, required=must) for name, must in _options(spec)]
     outputs = [ColSpec("string", "png"), ColSpec("long", "width"), ColSpec("long", "height")]
-    return ModelSignature(Schema(inputs), Schema(outputs))
+    return ModelSignature(Schema([*inputs]), Schema([*outputs]))
 
 
 def _input_example(spec: Spec) -> pd.DataFrame:
