@@ -6,12 +6,10 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +19,7 @@ import vpd
 from vpd.config.params import Params
 from vpd.config.schema import Spec, VPDModel, load_spec
 from vpd.tracking.records import KEY, run_key
-from vpd.tracking.store import connected, database_file
+from vpd.tracking.store import connected, database_file, environment
 from vpd.training.runs import has_settings, seed_folder
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError, nearest, pick
@@ -183,7 +181,7 @@ def _upload(client: MlflowClient, experiment: str, network: RegisteredNetwork, r
     run_id, params = run.info.run_id, run.data.params
     logged = client.create_logged_model(experiment, network.name, run_id, network.tags, params, "pyfunc")
     described = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-    with tempfile.TemporaryDirectory() as temporary, _environment("MLFLOW_HTTP_REQUEST_TIMEOUT", UPLOAD_SECONDS):
+    with tempfile.TemporaryDirectory() as temporary, environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": UPLOAD_SECONDS}):
         scratch, folder = Path(temporary) / "scratch", Path(temporary) / "model"
         scratch.mkdir()
         write_json(scratch / "classes.json", {"classes": network.classes})
@@ -214,17 +212,6 @@ def _upload(client: MlflowClient, experiment: str, network: RegisteredNetwork, r
     return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        os.environ.update({} if before is None else {name: before})
-
-
 def _create_version(client: MlflowClient, network: RegisteredNetwork, logged: LoggedModel, run: Run) -> ModelVersion:
     import mlflow
 
@@ -234,7 +221,7 @@ def _create_version(client: MlflowClient, network: RegisteredNetwork, logged: Lo
         text = f"{what}. In: {inputs}. Out: `png` (base64, {png}), `width`, `height`."
         client.create_registered_model(network.name, {"task": network.spec.task}, text)
     source, model, uri = f"{PREFIX}{logged.model_id}", logged.model_id, client.tracking_uri
-    with _environment("MLFLOW_TRACKING_URI", uri):  # where MLflow's registry looks the logged model up
+    with environment({"MLFLOW_TRACKING_URI": uri}):  # where MLflow's registry looks the logged model up
         chosen = mlflow.get_tracking_uri()  # in this process, which outranks the environment
         mlflow.set_tracking_uri(uri) if chosen != uri else None
         try:
