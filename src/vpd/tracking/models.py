@@ -335,20 +335,20 @@ def model_places(uri: str, tracking_uri: str, folder: Path = DOWNLOADS) -> dict[
 
 
 def _version(client: MlflowClient, uri: str, form: re.Match[str]) -> ModelVersion:
-    name, wanted = form["name"], form["version"]
-    numbered = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
-    if not numbered:
+    name, version = form["name"], form["version"]
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
+    if not versions:
         known = [model.name for model in client.search_registered_models(max_results=1000)]
         raise UserError(f"unknown registered model '{name}'; {nearest(name, known)}")
     aliases = client.get_registered_model(name).aliases
     if form["alias"]:
-        wanted = str(aliases.get(form["alias"], ""))
-    elif wanted == "latest":
-        wanted = max(numbered, key=int)
-    if wanted not in numbered:
-        known = sorted(numbered, key=int) + [f"@{alias}" for alias in aliases]
+        version = str(aliases.get(form["alias"]))
+    elif version == "latest":
+        version = max(versions, key=int)
+    if version not in versions:
+        known = sorted(versions, key=int) + [f"@{alias}" for alias in aliases]
         raise UserError(f"{uri} does not exist; {name} has {', '.join(known)}")
-    return numbered[wanted]
+    return versions[version]
 
 
 def _files(client: MlflowClient, version: ModelVersion, tracking_uri: str, folder: Path) -> Path:
