@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -130,13 +131,6 @@ def test_a_connection_that_falls_silent_is_continued(server, tmp_path, waits, mo
     assert server.asked("/a")[1]["range"] == "bytes=1000000-"
 
 
-def test_a_body_encoded_on_the_way_is_rejected(server, tmp_path, waits):
-    url = server.says("/a", Answer(gzip.compress(BODY), headers={"Content-Encoding": "gzip"}))
-    with pytest.raises(UserError, match="its sha256 is"):
-        get([url], tmp_path / "a")
-    assert server.asked("/a")[0]["accept-encoding"] == "identity"
-
-
 def test_a_server_without_ranges_starts_over_and_is_given_up_if_it_always_drops_at_the_same_byte(
     server, tmp_path, waits
 ):
@@ -172,13 +166,6 @@ def test_a_length_that_promises_too_much_is_a_broken_connection(server, tmp_path
     assert len(waits) == 3
 
 
-def test_a_length_that_promises_too_little_fails_the_digest(server, tmp_path, waits):
-    url = server.says("/a", Answer(BODY, length=1000))
-    with pytest.raises(UserError, match=f"its sha256 is {hashlib.sha256(BODY[:1000]).hexdigest()}, expected"):
-        get([url], tmp_path / "a")
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_body_without_length_stops_at_the_known_size(server, tmp_path, waits):
     url = server.says("/a", Answer(BODY + b"more", chunked=True))
     get([url, server.says("/b", Answer(BODY, chunked=True))], tmp_path / "a", size=len(BODY))
@@ -187,12 +174,14 @@ def test_a_body_without_length_stops_at_the_known_size(server, tmp_path, waits):
 
 
 def test_wrong_bytes_are_deleted_and_the_next_mirror_asked(server, tmp_path, waits, capfd):
+    (tmp_path / "a").write_bytes(OTHER[::-1])
     wrong, good = server.says("/a", Answer(OTHER)), server.says("/b", Answer(BODY))
     get([wrong, good], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
     said = capfd.readouterr().err
     assert hashlib.sha256(OTHER).hexdigest() in said
     assert DIGESTS["sha256"] in said
+    assert f"{tmp_path / 'a'} is not the expected file: its sha256" in said
 
 
 def test_the_first_digits_of_a_digest_are_enough_to_refuse(server, tmp_path, waits):
@@ -256,13 +245,6 @@ def test_no_login_is_sent(server, tmp_path, waits, monkeypatch):
     assert not any("authorization" in request.headers or "hf_secret" in str(request) for request in server.requests)
 
 
-def test_a_wrong_file_in_place_is_replaced(server, tmp_path, waits, capfd):
-    (tmp_path / "a").write_bytes(OTHER)
-    get([server.says("/a", Answer(BODY))], tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == BODY
-    assert "is not the expected file" in capfd.readouterr().err
-
-
 def test_a_disk_too_small_is_told_before_the_body(server, tmp_path, waits):
     url = server.says("/a", Answer(b"x", length=10**18))
     with pytest.raises(UserError, match=r"1000000\.0 TB of disk space are needed \(1000000\.0 TB for a\)"):
@@ -315,10 +297,16 @@ def wait_for(condition) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ archives
-def make_zip(path: Path, content: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as file:
+def zip_bytes(content: dict) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
         for name, data in content.items():
             file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def make_zip(path: Path, content: dict) -> Path:
+    path.write_bytes(zip_bytes(content))
     return path
 
 
@@ -335,9 +323,9 @@ def tar_info(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str 
     return info
 
 
-def unpack(archive: Path, out: Path, target=str) -> None:
+def unpack(archive: Path, out: Path, pattern: str = "(.+)", path: str = r"\1") -> None:
     with staged(out, "test") as stage:
-        extract(archive, stage, choose(archive, target, "files expected"))
+        extract(archive, stage, choose(archive, re.compile(pattern), path, "files expected"))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -372,10 +360,10 @@ def test_members_can_be_renamed_and_left_out_and_join_what_is_there(tmp_path):
     archive = make_zip(tmp_path / "a.zip", CONTENT)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    unpack(archive, tmp_path / "out", {"top/a.txt": "other/new.txt"}.get)
+    unpack(archive, tmp_path / "out", "top/a.txt", "other/new.txt")
     assert tree(tmp_path / "out") == {"old": b"old", "other/new.txt": b"one"}
     with pytest.raises(UserError, match=r"a\.zip holds no files expected; found c\.txt, top/a\.txt, top/deep"):
-        unpack(archive, tmp_path / "out", {}.get)
+        unpack(archive, tmp_path / "out", "absent")
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:\\evil", "..\\evil"])
@@ -396,14 +384,13 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
     with pytest.raises(UserError, match=r"a\.tar: 'evil' is a link, a device or encrypted"):
         unpack(archive, tmp_path / "out")
     assert nothing_in(tmp_path / "out")
-    unpack(archive, tmp_path / "out", {"fine": "fine"}.get)
+    unpack(archive, tmp_path / "out", "(fine)")
 
 
 def test_links_and_passwords_in_a_zip_are_refused(tmp_path):
     link = zipfile.ZipInfo("evil")
     link.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        file.writestr(link, "/etc/passwd")
+    make_zip(tmp_path / "a.zip", {link: "/etc/passwd"})
     data = bytearray(make_zip(tmp_path / "b.zip", {"evil": b"x"}).read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "b.zip").write_bytes(data)
@@ -447,13 +434,10 @@ def test_truncated_archives_are_told(tmp_path, kind, share):
     with pytest.raises(UserError, match=r"a\.(zip|tar|tar\.gz) is truncated"):
         unpack(archive, tmp_path / "out")
     assert nothing_in(tmp_path / "out")
-
-
-def test_a_tar_cut_between_members_is_told(tmp_path):
-    archive = make_tar(tmp_path / "a.tar", [tar_info("a", size=512), tar_info("b", size=512)], BODY[:512])
-    archive.write_bytes(archive.read_bytes()[:1024])
-    with pytest.raises(UserError, match="its end is missing"):
-        unpack(archive, tmp_path / "out")
+    if kind == "tar":  # between two members
+        archive.write_bytes(data[: 512 + 400_384])
+        with pytest.raises(UserError, match="its end is missing"):
+            unpack(archive, tmp_path / "out")
 
 
 def test_a_flipped_bit_and_a_file_that_is_no_archive_are_told(tmp_path):
@@ -469,15 +453,7 @@ def test_a_flipped_bit_and_a_file_that_is_no_archive_are_told(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------- fetch
-def archive_bytes(content: dict[str, bytes] = UNPACKED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for name, data in content.items():
-            file.writestr(zipfile.ZipInfo(name), data)
-    return buffer.getvalue()
-
-
-ZIP = archive_bytes()
+ZIP = zip_bytes({zipfile.ZipInfo(name): data for name, data in UNPACKED.items()})
 
 
 class World:
@@ -602,19 +578,14 @@ def test_an_unknown_name_or_kind_is_told_with_the_nearest(server, tmp_path):
         fetch("ade20", tmp_path / "out", tmp_path / "archives")
 
 
-def test_terms_not_accepted_are_shown_and_nothing_is_asked(server, tmp_path):
-    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
-    with pytest.raises(UserError) as error:
-        world.fetch(accept=False)
-    said = str(error.value)
-    assert "Toy licence 2 (Play fair. Text: https://example.org/toy)" in said
-    assert said.endswith("run: vpd fetch toy --accept-licence")
-    assert server.requests == []
-
-
-def test_accepted_terms_are_recorded_and_not_asked_for_again(server, tmp_path, waits):
+def test_terms_are_shown_and_once_accepted_not_asked_for_again(server, tmp_path, waits):
     world = World(tmp_path, [server.says("/toy", Answer(status=404), Answer(ZIP))])
     assert "Toy licence 2, not accepted yet" in listing(world.sources, world.archives)
+    with pytest.raises(
+        UserError, match=r"Toy licence 2 \(Play fair\. Text: .*toy\); .* vpd fetch toy --accept-licence$"
+    ):
+        world.fetch(accept=False)
+    assert server.requests == []
     with pytest.raises(UserError, match="404"):
         world.fetch(accept=True)
     record = json.loads((world.archives / "licences.json").read_text())
@@ -704,14 +675,9 @@ def test_an_entry_without_mirrors_says_what_to_get_and_how_to_give_it(tmp_path):
 
 
 def test_when_all_mirrors_fail_the_way_by_hand_is_told(server, tmp_path):
-    urls = [
-        server.says("/a", Answer(status=403)),
-        server.says("/b", Answer(PAGE, headers={"Content-Type": "text/html"})),
-    ]
-    world = World(tmp_path, urls, by_hand="ask Ann for toy.zip.")
-    with pytest.raises(
-        UserError, match=r"403.*web page.*; ask Ann for toy\.zip, then run: vpd fetch toy --from-archive"
-    ):
+    page = Answer(PAGE, headers={"Content-Type": "text/html"})
+    world = World(tmp_path, [server.says("/a", Answer(status=403)), server.says("/b", page)], by_hand="ask Ann.")
+    with pytest.raises(UserError, match=r"403.*web page.*; ask Ann, then run: vpd fetch toy --from-archive"):
         world.fetch()
 
 
@@ -749,7 +715,7 @@ def test_two_jobs_fetch_once(server, tmp_path):
     first = subprocess.Popen(world.command("accept"))
     assert server.started.wait(60)
     second = subprocess.Popen(world.command("accept"), stderr=subprocess.PIPE, text=True)
-    assert "toy: waiting for process" in second.stderr.readline()
+    assert "toy: waiting for another process" in second.stderr.readline()
     hold.set()
     assert first.wait() == 0
     assert second.wait() == 0
@@ -809,33 +775,26 @@ def test_the_listing_names_everything(tmp_path):
     assert "13.5 GB" in lines[1 + NAMES.index("coco")]
 
 
+def archive_of(**more) -> dict:
+    return {"files": {"archive": {"name": "a", "urls": ["http://x/a"]} | more}}
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"licens": "toy"}, "entries.toy.licens is not a known key; did you mean 'licence'"),
         ({"licence": "none"}, "entries.toy.licence 'none' is none of toy"),
         ({"files": {}}, "entries.toy.files"),
-        ({"files": {"archive": {"name": "../a"}}}, "files.archive.name"),
-        ({"files": {"archive": {"name": "a"}}}, "needs urls for every file, or by_hand"),
-        (
-            {"files": {"archive": {"name": "a", "urls": ["ftp://x/a"]}}},
-            "pattern .* found 'ftp://x/a'",
-        ),
-        (
-            {"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"crc": "0" * 8}}}},
-            "'md5', 'sha1' or",
-        ),
-        (
-            {"files": {"archive": {"name": "a", "urls": ["http://x/a"], "digests": {"md5": "0" * 7}}}},
-            "digests.md5: string",
-        ),
-        ({"files": {"archive": {"name": "a", "urls": ["http://x/a"], "size": -1}}}, "greater than 0"),
+        (archive_of(name="../a"), "files.archive.name: string should match pattern"),
+        (archive_of(urls=[]), "needs urls for every file, or by_hand"),
+        (archive_of(urls=["ftp://x/a"]), "files.archive.urls.0: string should match pattern .* found 'ftp://x/a'"),
+        (archive_of(digests={"crc": "0" * 8}), "should be 'md5', 'sha1' or 'sha256'"),
+        (archive_of(digests={"md5": "0" * 7}), "files.archive.digests.md5: string should match pattern"),
+        (archive_of(size=-1), "greater than 0"),
     ],
 )
 def test_mistakes_in_a_catalogue_are_told_with_their_place(tmp_path, change, match):
-    world = World(tmp_path, ["http://127.0.0.1:9/"])
-    world.catalogue["entries"]["toy"] |= change
-    world.write(world.catalogue)
+    world = World(tmp_path, ["http://x/a"], **change)
     with pytest.raises(UserError, match=match):
         load_sources(world.sources)
 

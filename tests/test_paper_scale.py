@@ -6,6 +6,7 @@ workflows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -17,22 +18,15 @@ import yaml
 
 from fixtures.parity.narrow import FOLDER, make_spec
 from flaky_server import Answer, FlakyServer, running
-from real_archives import (
-    ade_files,
-    coco_files,
-    labeled_mat,
-    refcoco_files,
-    smooth,
-    splits_mat,
-    sync_files,
-    write_zip,
-)
+from real_archives import ade_files, coco_files, labeled_mat, refcoco_files, smooth, splits_mat, sync_files, write_zip
 from test_import_weights import Released, stored, with_vae
 from vpd.cli import main
 from vpd.config.params import load_params
+from vpd.config.paths import Paths
 from vpd.datasets import build_dataset
 from vpd.datasets.manifest import located
 from vpd.utils.files import read_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 ROOT = Path(__file__).parent.parent
 SPLITS = {581857: "train", 581858: "train", 9: "val", 10: "testA", 11: "testB"}
@@ -107,20 +101,19 @@ class Place:
     """A project folder with a server beside it."""
 
     def __init__(self, folder: Path, server: FlakyServer, **scale) -> None:
-        self.folder, self.server = folder, server
+        self.folder, self.server, self.paths = folder, server, Paths("tiny", folder)
         self.params = tiny_scale(folder, **scale)
-        self.sources, self.archives = folder / "sources.yaml", folder / "downloads/archives"
+        self.sources = folder / "sources.yaml"
 
     def run(self, *arguments: str | Path) -> int:
-        return main([str(argument) for argument in arguments])
+        with contextlib.chdir(self.folder):
+            return main([str(argument) for argument in arguments])
 
     def fetch(self, name: str, *options: str) -> int:
-        places = ("--params", self.params, "--archives", self.archives, "--sources", self.sources)
-        return self.run("fetch", name, *places, *options)
+        return self.run("fetch", name, "--sources", self.sources, *options)
 
     def data(self, name: str) -> int:
-        out = ("--out", self.folder / "data" / name, "--timing", self.folder / f"{name}.json")
-        return self.run("data", name, "--params", self.params, "--archives", self.archives, *out)
+        return self.run("data", name)
 
 
 @pytest.fixture
@@ -144,7 +137,7 @@ def test_data_comes_from_the_server_to_the_sample_and_is_asked_for_once(place, n
     assert asked >= 3 * len(DATASETS[name][0])  # a dead mirror, a broken connection, the rest
     assert any("range" in request.headers for request in place.server.requests)
 
-    out = place.folder / "data" / name
+    out = place.paths.dataset(name)
     manifest = read_json(out / "manifest.json")
     assert {key: manifest["counts"][key] for key in DATASETS[name][1]} == DATASETS[name][1]
     assert sorted(path.name for path in out.iterdir()) == ["fingerprint.json", "manifest.json", "preview.png"]
@@ -168,7 +161,6 @@ def test_data_comes_from_the_server_to_the_sample_and_is_asked_for_once(place, n
 def test_the_data_stage_fetches_by_itself_once_the_terms_are_accepted(place, capsys):
     assert place.data("ade20k") == 2
     assert "--accept-licence" in capsys.readouterr().err
-    place.archives.mkdir(parents=True, exist_ok=True)
     assert place.fetch("ade20k", "--accept-licence", "--out", str(place.folder / "elsewhere")) == 0
     assert place.data("ade20k") == 0
 
@@ -178,7 +170,7 @@ def test_other_counts_than_the_papers_stop_the_data_stage(place, capsys):
     place.params.write_text(place.params.read_text().replace("training: 2\n", "training: 20210\n"))
     assert place.data("ade20k") == 2
     assert "has 2 training, expected 20210" in capsys.readouterr().err
-    assert not (place.folder / "data/ade20k/manifest.json").exists()
+    assert not (place.paths.dataset("ade20k") / "manifest.json").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ released weights
@@ -194,18 +186,15 @@ def released(tmp_path, monkeypatch):
     spec = make_spec("referring", head={"channels": 64}, prompt={"length": 10})
     weights = {
         name: {"path": str(tmp_path / f"downloads/released/{file}"), "download": entry}
-        for name, file, entry in (
-            ("refcoco-full", "refer.pth", "vpd-refcoco"),
-            ("seg-full", "seg.pth", "vpd-seg"),
-        )
+        for name, file, entry in (("refcoco-full", "refer.pth", "vpd-refcoco"), ("seg-full", "seg.pth", "vpd-seg"))
     }
     own = spec.model_dump(mode="json", include={"data", "evaluation"}) | {"training": {"workers": 0}}
     own["methods"] = {"vpd": spec.model_dump(mode="json", include={"model"})}
     scale = {"released": weights, "tasks": {"referring": own, "segmentation": {}, "depth": {}}}
     with running() as server:
         place = Place(tmp_path, server, **scale)
-        place.checkpoint = with_vae("refer", first, tmp_path / "checkpoints/sd-1-5")
-        (place.checkpoint / "manifest.json").write_text("{}")
+        place.checkpoint = with_vae("refer", first, place.paths.checkpoint("sd-1-5"))
+        write_manifest(place.checkpoint, Fingerprint("", ""), {})
         (tmp_path / "work").mkdir()
         state = Released("refer", tmp_path / "work", place.checkpoint).state
         torch.save(stored("refer", state), tmp_path / "refer.pth")
@@ -215,14 +204,8 @@ def released(tmp_path, monkeypatch):
             ("vpd-refcoco", "refer.pth", server.says("/refer.pth", Answer(body))),
             ("vpd-seg", "seg.pth", server.url("/expired")),
         ):
-            files = {"weights": {"name": file, "urls": [url]}}
-            made["entries"][entry] = {
-                "title": entry,
-                "licence": "free",
-                "prepare": "keep",
-                "prepared": 1,
-                "files": files,
-            }
+            made["entries"][entry] = {"title": entry, "licence": "free", "prepare": "keep", "prepared": 1}
+            made["entries"][entry]["files"] = {"weights": {"name": file, "urls": [url]}}
         place.sources.write_text(yaml.safe_dump(made))
         monkeypatch.setenv("VPD_SOURCES", str(place.sources))
         assert place.fetch("refcoco", "--accept-licence") == 0
@@ -232,36 +215,28 @@ def released(tmp_path, monkeypatch):
 
 def test_released_weights_are_fetched_imported_and_measured_and_a_dead_link_is_reported(released, capsys):
     assert json.loads((FOLDER / "refer.json").read_text())
-    folder = released.folder
-    places = {"data": "data", "checkpoints": "checkpoints", "out": "released", "state": "state", "timing": "t.json"}
-    options = [part for name, path in places.items() for part in (f"--{name}", folder / path)]
-    assert released.run("released", "--params", released.params, "--archives", released.archives, *options) == 0
+    assert released.run("released") == 0
     said = capsys.readouterr()
     assert "released weights of seg-full: " in said.err
     assert "not measured, because their weights could not be had: seg-full" in said.out
 
-    index = read_json(folder / "released/index.json")["released"]
+    folder = released.paths.released
+    index = read_json(folder / "index.json")["released"]
     assert index["refcoco-full"]["vae_difference"] < 1e-6
     assert "404" in index["seg-full"]["missing"]
-    metrics = read_json(folder / "released/metrics/refcoco-full.json")
+    metrics = read_json(folder / "metrics/refcoco-full.json")
     assert (metrics["provenance"], metrics["experiment"]) == ("released-weights", "refcoco-full")
     assert 0 <= metrics["results"][0]["metrics"]["oiou"] <= 100
-    assert (folder / "released/panels/refcoco-full/predictions.png").is_file()
-    assert not (folder / "released/metrics/seg-full.json").exists()
+    assert (folder / "panels/refcoco-full/predictions.png").is_file()
+    assert not (folder / "metrics/seg-full.json").exists()
 
 
 def test_imported_weights_are_evaluated_like_a_run_of_ones_own(released):
     """``vpd import-weights`` and ``vpd evaluate`` give what the stage gives."""
     assert released.fetch("vpd-refcoco", "--accept-licence") == 0
-    folder = released.folder
-    data, checkpoint, file = folder / "data/refcoco", released.checkpoint, folder / "downloads/released/refer.pth"
-    run = {"data": data, "checkpoint": checkpoint, "runs": folder / "runs", "spec": folder / "spec.json"}
-    options = [part for name, path in run.items() for part in (f"--{name}", path)]
-    assert released.run("import-weights", "refcoco-full", file, "--params", released.params, *options) == 0
-    more = {"metrics": "m.json", "panels": "panels", "state": "state", "timing": "t.json"}
-    options += [part for name, path in more.items() for part in (f"--{name}", folder / path)]
-    assert released.run("evaluate", "refcoco-full", *options) == 0
-    assert read_json(folder / "m.json")["results"][0]["metrics"]["oiou"] >= 0
+    assert released.run("import-weights", "refcoco-full", "downloads/released/refer.pth") == 0
+    assert released.run("evaluate", "refcoco-full") == 0
+    assert read_json(released.paths.metrics("refcoco-full"))["results"][0]["metrics"]["oiou"] >= 0
 
 
 def test_files_already_on_disk_are_taken_however_they_are_listed(place):

@@ -436,14 +436,7 @@ def test_manifests_verify_and_prepare_again_changes_nothing(world):
         assert before == {path: path.stat().st_mtime_ns for path in (world / layout).rglob("*")}
 
 
-def test_a_changed_spec_is_drawn_anew(tmp_path):
-    spec = DatasetSpec(format="captions", source="synthetic", images={"train": 2}, size=(48, 48))
-    prepare_dataset("captions", spec, tmp_path / "c")
-    prepare_dataset("captions", spec.model_copy(update={"images": {"train": 3}}), tmp_path / "c")
-    assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 3}
-
-
-def test_a_lost_image_is_drawn_again(tmp_path):
+def test_a_lost_image_and_a_changed_spec_are_drawn_again(tmp_path):
     spec = DatasetSpec(format="captions", source="synthetic", images={"train": 2}, size=(48, 48))
     prepare_dataset("captions", spec, tmp_path / "c")
     lost = tmp_path / "c/images/000001.jpg"
@@ -451,12 +444,9 @@ def test_a_lost_image_is_drawn_again(tmp_path):
     lost.unlink()
     prepare_dataset("captions", spec, tmp_path / "c")
     assert lost.read_bytes() == before
-
-
-def test_an_empty_dataset_is_prepared_too(tmp_path):
-    spec = DatasetSpec(format="captions", source="synthetic", images={"train": 0}, size=(64, 64))
-    prepare_dataset("captions", spec, tmp_path / "c")
-    assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 0}
+    for count in (3, 0):
+        prepare_dataset("captions", spec.model_copy(update={"images": {"train": count}}), tmp_path / "c")
+        assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": count}
     assert (tmp_path / "c/preview.png").is_file()
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,7 @@ def _paper_scale(commands: Commands) -> None:
     command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
     _params(command)
 
-    command = _command(commands, "plan", _plan, "jobs, hours and disk, before paying for them")
+    command = _command(commands, "plan", _plan, "jobs, hours, disk and what is done, before paying for them")
     command.add_argument(
         "words", nargs="*", metavar="WHAT", help="experiments, tasks, tables or figures (default: the whole matrix)"
     )
@@ -301,12 +302,14 @@ def _plan(options: argparse.Namespace) -> None:
     from vpd.planning.costs import read_entries
     from vpd.planning.graph import ancestors, read_graph
     from vpd.planning.plan import Computed, annotated, describe, estimates, listing, select
+    from vpd.stages.keys import is_current
 
     params, paths = _load(options)
     names, jobs = select(params, options.words), read_graph(params)
     if options.words:
         jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
-    needs = estimates(params, jobs, read_entries(paths.costs, Computed))
+    done = partial(is_current, params=params, paths=paths)
+    needs = estimates(params, jobs, read_entries(paths.costs, Computed), done)
     if options.annotate:
         for line in sys.stdin:
             print(annotated(line.rstrip("\n"), needs), flush=True)

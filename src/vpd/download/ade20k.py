@@ -17,15 +17,10 @@ MEMBER = re.compile(
 def prepare(files: dict[str, Path], out: Path) -> None:
     """Unpack images, labels and class names; UserError for an image or label without its counterpart."""
     archive = files["archive"]
-    chosen = choose(archive, _target, f"{FOLDER}/images and {FOLDER}/annotations")
+    chosen = choose(archive, MEMBER, r"\1", f"{FOLDER}/images and {FOLDER}/annotations")
     with staged(out, "ade20k", TOPS) as stage:
         extract(archive, stage, chosen)
         with errors_naming(archive, stage):
             class_names(stage)
             for split in SPLITS:
                 pairs(stage, split)
-
-
-def _target(name: str) -> str | None:
-    match = MEMBER.fullmatch(name)
-    return match and match[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -23,6 +25,8 @@ RATIO = 200
 """Unpacked bytes per byte of the archive above which it counts as a bomb; images and .mat files stay below 20."""
 ALLOWED = 100_000_000
 """Unpacked bytes that need no such ratio."""
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
+"""What the readers of archives raise."""
 
 
 class Member(NamedTuple):
@@ -43,18 +47,17 @@ def _opened(archive: Path) -> Iterator[list[Member]]:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
                 infos = [info for info in file.infolist() if not info.is_dir()]
-                yield _checked(
-                    archive, [Member(i.filename, i.file_size, _plain(i), partial(file.open, i)) for i in infos]
-                )
+                members = [Member(i.filename, i.file_size, _plain(i), partial(file.open, i)) for i in infos]
+                yield _checked(archive, members)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
-                entries = [info for info in _complete(tar) if not info.isdir()]
+                entries = [entry for entry in _complete(tar) if not entry.isdir()]
                 yield _checked(
-                    archive, [Member(i.name, i.size, i.isreg(), partial(tar.extractfile, i)) for i in entries]
+                    archive, [Member(e.name, e.size, e.isreg(), partial(tar.extractfile, e)) for e in entries]
                 )
         else:
             raise UserError(f"{archive} is truncated or no zip or tar archive; delete it and fetch it again")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise UserError(f"{archive} is truncated or damaged ({error}); delete it and fetch it again") from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked: {error}; free some space or fetch it again") from error
@@ -85,14 +88,16 @@ def _checked(archive: Path, members: list[Member]) -> list[Member]:
     return members
 
 
-def choose(archive: Path, target: Callable[[str], str | None], wanted: str) -> dict[str, str]:
-    """Map the names of members to paths in the tree, where ``target`` gives one.
+def choose(archive: Path, pattern: re.Pattern[str], path: str, wanted: str) -> dict[str, str]:
+    """Select the members whose whole name matches ``pattern``; UserError, which calls them ``wanted``, if there are none.
 
-    UserError, which calls the members ``wanted``, if there are none.
+    Returns:
+        Member's name -> its path in the tree: ``path`` with the groups of the match, as in ``re.Match.expand``.
     """
     with _opened(archive) as members:
         names = [member.name for member in members]
-    chosen = {name: path for name in names if (path := target(str(PurePosixPath(name)))) is not None}
+    matches = {name: pattern.fullmatch(str(PurePosixPath(name))) for name in names}
+    chosen = {name: match.expand(path) for name, match in matches.items() if match}
     if not chosen:
         raise UserError(f"{archive} holds no {wanted}; {places(names)}; get the archive that holds them")
     return chosen
@@ -126,7 +131,7 @@ def extract_all(files: dict[str, Path], out: Path) -> None:
     """Unpack every archive; its top files and folders replace those of the tree."""
     with staged(out, "extract") as stage:
         for archive in files.values():
-            extract(archive, stage, choose(archive, str, "files"))
+            extract(archive, stage, choose(archive, re.compile("(.+)"), r"\1", "files"))
 
 
 @contextlib.contextmanager

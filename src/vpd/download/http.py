@@ -130,7 +130,7 @@ def _session() -> requests.Session:
 def _from_mirror(session: requests.Session, url: str, part: Part, file: FileSource) -> str:
     """Transfer and verify; resume a broken transfer as long as new bytes arrive, and ATTEMPTS times without any."""
     longest, failures = part.size(), 0
-    session.proxies.update(requests.utils.get_environ_proxies(url))
+    session.proxies = requests.utils.get_environ_proxies(url)
     while True:
         try:
             return _transfer(session, url, part, file)
@@ -206,6 +206,8 @@ def _append(response: requests.Response, part: Part, total: int | None, name: st
     except OSError as error:
         reason = f"cannot write {part.path}: {error.strerror}"
         raise UserError(f"{reason}; free some space, then run the same command to resume") from error
+    if total and part.size() < total:  # without a Content-Length an early end looks like any other
+        raise Interrupted(f"the connection ended after {part.size()} of {total} bytes")
 
 
 def verify(path: Path, file: FileSource) -> str:

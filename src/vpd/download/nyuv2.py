@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import h5py
@@ -28,9 +28,8 @@ INSIDE = (slice(7, 474), slice(7, 632))
 """Rows and columns within the white border of the labelled images; the released extraction makes the rest black."""
 CHUNK_CACHE = 64 << 20
 """Bytes; more than HDF5 takes by default, so that frames which share a chunk decompress it once."""
-MEMBER = re.compile(r"(?:.*/)?(\w[\w-]*)/(rgb_\d+\.jpg|sync_depth_\d+\.png)")
-NOT_TRAINING = {"official_splits", "test"}
-"""Folders in which some archives add the test frames."""
+MEMBER = re.compile(r"(?!(?:.*/)?(?:official_splits|test)/)(?:.*/)?(\w[\w-]*)/(rgb_\d+\.jpg|sync_depth_\d+\.png)")
+"""A training frame: some archives add the test frames in folders of their own."""
 
 
 def prepare_labeled(files: dict[str, Path], out: Path) -> None:
@@ -72,9 +71,8 @@ def _frame(labeled: h5py.File, index: int) -> tuple[str, ndarray, ndarray]:
         Type of scene, such as ``living_room``; RGB image, (H, W, 3) uint8; depth as the sensor measured it, (H, W) float32
         metres, 0 where it did not.
     """
-    letters = labeled[labeled["sceneTypes"][...].ravel()[index]][
-        ...
-    ].ravel()  # not "scenes", whose strings are numbered
+    references = labeled["sceneTypes"][...].ravel()  # not "scenes", whose strings are numbered
+    letters = labeled[references[index]][...].ravel()
     scene = "".join(map(chr, letters))
     if not re.fullmatch(r"[a-z_]+", scene):  # it becomes a folder
         raise UserError(f"names the type of scene {scene!r} in frame {index + 1}")
@@ -106,15 +104,8 @@ def prepare_sync(files: dict[str, Path], out: Path) -> None:
         with errors_naming(list_file, stage):
             listed = [path for frame in frames(stage, "train") for path in (frame.image, frame.depth)]
         wanted = {path.relative_to(stage).as_posix() for path in listed}
-        chosen = choose(archive, _sync_target, "<scene>/rgb_*.jpg and sync_depth_*.png")
+        chosen = choose(archive, MEMBER, rf"{FOLDERS['train']}/\1/\2", "<scene>/rgb_*.jpg and sync_depth_*.png")
         if missing := sorted(wanted - set(chosen.values())):
             more = f" and {len(missing) - 1} more" * (len(missing) > 1)
             raise UserError(f"{archive} lacks {missing[0]}{more}, which {list_file} lists; get the whole archive")
         extract(archive, stage, {name: path for name, path in chosen.items() if path in wanted})
-
-
-def _sync_target(name: str) -> str | None:
-    match = MEMBER.fullmatch(name)
-    if match is None or NOT_TRAINING & set(PurePosixPath(name).parts):
-        return None
-    return f"{FOLDERS['train']}/{match[1]}/{match[2]}"

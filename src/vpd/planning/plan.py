@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +71,11 @@ def select(params: Params, words: Sequence[str]) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------------------- estimates
 def estimates(
-    params: Params, jobs: Mapping[str, Job], computed: Mapping[str, Computed], root: Path = Path()
+    params: Params,
+    jobs: Mapping[str, Job],
+    computed: Mapping[str, Computed],
+    is_done: Callable[[str, str], bool],
+    root: Path = Path(),
 ) -> dict[str, Estimate]:
     """Estimate every job: hours as recorded here, else as ``vpd cost`` computed them, and the bytes that it writes.
 
@@ -79,12 +83,13 @@ def estimates(
         params: settings of the present scale.
         jobs: by name, each after those that it needs.
         computed: costs by experiment.
+        is_done: whether the output of (stage, name) is current.
         root: folder that the jobs' paths are relative to.
     """
     result: dict[str, Estimate] = {}
     for name, job in jobs.items():
         ready = all(result[needed].done for needed in job.needs if needed in result)
-        result[name] = _estimate(params, job, computed, root, ready and _made(params, job, root))
+        result[name] = _estimate(params, job, computed, root, ready and is_done(job.stage, job.key))
     return result
 
 
@@ -106,16 +111,6 @@ def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: 
         cores=needs["cpus"],
         written=FLOAT * cost.trainable * runs if job.stage == "train" else 0,
     )
-
-
-def _made(params: Params, job: Job, root: Path) -> bool:
-    if not all((root / out).exists() for out in job.outs):
-        return False
-    if job.stage != "train":
-        return True
-    manifests = [root / out / "manifest.json" for out in job.outs if (root / out / "manifest.json").is_file()]
-    settings = params.resolve(job.key).training_digest()
-    return any(read_json(manifest).get("spec") == settings for manifest in manifests)
 
 
 def _recorded(job: Job, root: Path) -> float | None:

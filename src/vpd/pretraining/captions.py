@@ -14,8 +14,7 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.utils.progress import track
 
-SIDE_MULTIPLE = 8
-"""``StableDiffusionPipeline`` draws only sides that are multiples of this."""
+SIDE_MULTIPLE = 8  # ``StableDiffusionPipeline`` draws only sides that are multiples of this
 
 
 @dataclass(frozen=True)

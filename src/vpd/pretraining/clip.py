@@ -14,8 +14,7 @@ from transformers import CLIPTokenizer
 
 from vpd.utils.errors import UserError
 
-MATCHED = 64
-"""Pairs that compete when matching is measured."""
+MATCHED = 64  # pairs that compete when matching is measured
 WORD_END = "</w>"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 

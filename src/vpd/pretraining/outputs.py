@@ -12,8 +12,7 @@ import numpy as np
 from vpd.utils.files import atomic_path
 from vpd.utils.fingerprint import Fingerprint, write_manifest
 
-HISTORY_EVERY = 10
-"""Steps that one line of history.csv averages."""
+HISTORY_EVERY = 10  # steps that one line of history.csv averages
 
 
 def averaged(losses: list[float]) -> list[tuple[int, float]]:

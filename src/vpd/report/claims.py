@@ -19,7 +19,6 @@ from vpd.report.judge import BEYOND
 from vpd.report.wording import heading, mean_sd, ordinal, signed
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN)
 NO_DIFFERENCE, ONE_SEED = "no difference seen", "one seed, cannot tell"
 """Verdicts on questions, which have no expected answer; another one names who is ahead."""
 QUESTION_DECIMALS = dict.fromkeys(("rmse", "rel", "log10", "delta1", "delta2", "delta3"), 3)
@@ -158,15 +157,15 @@ def not_measured(*cells: Cell) -> Line | None:
     return Line(f"{names} not measured, so there is nothing to compare", NOT_RUN) if names else None
 
 
-def judged(label: str, found: Difference, sign: int, decimals: int, paper: float | None = None) -> Line:
+def judged(label: str, change: Difference, sign: int, decimals: int, paper: float | None = None) -> Line:
     """Judge a difference by its interval; one seed has none, shows the direction and decides nothing."""
-    verdict = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[found.significant * sign]
+    verdict = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[change.significant * sign]
     remark = ""
-    if found.interval is None:
-        ahead = found.mean * sign
+    if change.interval is None:
+        ahead = change.mean * sign
         direction = f"the direction is {'as claimed' if ahead > 0 else 'the opposite'}" if ahead else "no difference"
         remark = f"; {direction}"
-    return Line(label, verdict, found, paper, decimals, remark, sign)
+    return Line(label, verdict, change, paper, decimals, remark, sign)
 
 
 def conclude(verdicts: Iterable[str]) -> str:

@@ -128,7 +128,7 @@ def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
     down = math.ceil(count / across)
     figure = new_figure((3.6 if across == LARGE_PANELS else 4.4) * across + 0.3, 2.9 * down + 0.7)
     axes = list(figure.subplots(down, across, squeeze=False).flat)
-    figure.get_layout_engine().set(h_pad=0.1)
+    figure.set_layout_engine("constrained", h_pad=0.1)
     looks = styles(curves)
     for draw, panels in ((_losses, losses), (_scores, scores)):
         for name, frames in panels.items():

@@ -49,9 +49,8 @@ def report(first: Path, second: Path) -> tuple[str, int]:
         return f"all {total} cells are equal", 0
     lines = [f"{len(cells)} of {total} cells differ ({first} -> {second})", "", f"| {' | '.join(HEADS)} |"]
     lines.append("|---|---|---|---:|---:|---:|---:|---|")
-    for key, cell in cells.iterrows():
-        numbers = [
-            "–" if pd.isna(value) else f"{value:.4g}" for value in cell[["first", "second", "difference", "noise"]]
-        ]
-        lines.append(f"| {' | '.join((*key, *numbers, cell['source']))} |")
+    for cell in cells.reset_index().to_dict("records"):
+        numbers = (cell[name] for name in ("first", "second", "difference", "noise"))
+        texts = ("–" if pd.isna(value) else f"{value:.4g}" for value in numbers)
+        lines.append(f"| {' | '.join((*(cell[name] for name in KEY), *texts, cell['source']))} |")
     return "\n".join(lines), len(cells)

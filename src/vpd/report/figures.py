@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import Transform, offset_copy
 
 from vpd.config.reported import ReportedTable
 from vpd.report.cells import Cell
@@ -22,7 +23,7 @@ BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 """From the palette of Okabe and Ito, which is distinguishable with any colour vision."""
 CYCLE = (BLUE, ORANGE, GREEN, "#cc79a7", "#b58900", "#56b4e9", MUTED)
 """Colours of lines: all of that palette that is visible on white."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "figure.dpi": 100, "savefig.dpi": 150,
     "axes.titlesize": 11, "axes.titlelocation": "left", "axes.labelcolor": INK, "axes.edgecolor": MUTED,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
@@ -63,8 +64,10 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
 
 
-SEED = {"s": 16, "alpha": 0.55, "linewidths": 0, "zorder": 3}
-PAPER = {"marker": "D", "markersize": 8, "color": "none", "markeredgecolor": INK, "zorder": 5}
+SEED: dict[str, Any] = {"s": 16, "alpha": 0.55, "linewidths": 0, "zorder": 3}
+MIDDLE = ("axes fraction", "data")
+"""Coordinates of a text in the middle of a row."""
+PAPER: dict[str, Any] = {"marker": "D", "markersize": 8, "color": "none", "markeredgecolor": INK, "zorder": 5}
 
 
 def trend_figure(points: Points, comparable: bool) -> Figure:
@@ -122,7 +125,8 @@ def dots_figure(columns: Mapping[str, Sequence[Cell]], source: ReportedTable, co
     figure = new_figure(2.4 + 3.1 * len(columns), 1.3 + 0.45 * len(rows))
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (column, cells) in zip(panels, columns.items(), strict=True):
-        _dots(axes, cells, source.decimals(column), comparable)
+        below = offset_copy(axes.transData, figure, y=-8, units="points")
+        _dots(axes, cells, below, source.decimals(column), comparable)
         axes.set_title(heading(column))
         axes.set_xlabel(metric_name(cells[0].metric))
     panels[0].set_yticks(range(len(rows)), rows)
@@ -133,13 +137,11 @@ def dots_figure(columns: Mapping[str, Sequence[Cell]], source: ReportedTable, co
     return figure
 
 
-def _dots(axes: Axes, cells: Sequence[Cell], decimals: int, comparable: bool) -> None:
+def _dots(axes: Axes, cells: Sequence[Cell], below: Transform, decimals: int, comparable: bool) -> None:
     best = max((cell.mean * cell.sign for cell in cells if cell.values), default=None)
-    below = offset_copy(axes.transData, axes.figure, y=-8, units="points")
     for y, cell in enumerate(cells):
         if not cell.values:
-            middle = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "center"}
-            axes.annotate("not run", (0.5, y), color=MUTED, **middle)
+            axes.annotate("not run", (0.5, y), xycoords=MIDDLE, va="center", ha="center", color=MUTED)
             continue
         color = ORANGE if cell.mean * cell.sign == best else BLUE
         if cell.sd is not None:

@@ -34,7 +34,7 @@ Measured = Mapping[tuple[str, str], tuple[dict[int, float], str]]
 def by_reference(frame: pd.DataFrame) -> Measured:
     """Index the tidy frame of ``collect`` by experiment and ``milestone.metric``."""
     return {
-        (experiment, f"{milestone}.{metric}"): (
+        (str(experiment), f"{milestone}.{metric}"): (
             dict(sorted(zip(lines["seed"], lines["value"], strict=True))),
             lines["provenance"].iloc[0],
         )
@@ -115,7 +115,7 @@ def all_cells(
     """
     released = frozenset(name + RELEASED for name in params.released)
     judge = Judge(by_reference(frame), params.comparable, released, costs or {}, full_size)
-    cells = []
+    cells: list[Cell] = []
     for name in table_names(params, reported):
         cells += table_cells(name, params.tables.get(name), reported[name], judge, params.tolerances)
     for name, figure in params.figures.items():

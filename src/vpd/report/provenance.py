@@ -133,7 +133,7 @@ class Backbone(BaseModel):
     @property
     def measures(self) -> dict[str, tuple[float, float]]:
         """Held-out measures of all phases, each of the trained network and of the same one with fresh weights."""
-        compared = {}
+        compared: dict[str, tuple[float, float]] = {}
         for phase in self.phases.values():
             fresh, trained = (phase.measures.get(name, {}) for name in ("fresh", "trained"))
             shared = [name for name in trained if name in fresh and name != "chance"]  # chance is the same for both
@@ -143,8 +143,9 @@ class Backbone(BaseModel):
     @property
     def size(self) -> int | None:
         """Parameters of all parts together."""
-        parts = self.parameters.values() if isinstance(self.parameters, dict) else None
-        return self.parameters if parts is None else sum(value for value in parts if isinstance(value, int))
+        if isinstance(self.parameters, dict):
+            return sum(value for value in self.parameters.values() if isinstance(value, int))
+        return self.parameters
 
     @property
     def origin(self) -> str:

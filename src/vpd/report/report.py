@@ -127,7 +127,7 @@ def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str
     steps = {}
     for point, experiment in figure.points.items():
         spec = params.resolve(experiment)
-        if spec.model.unet == "random":
+        if getattr(spec.model, "unet", None) == "random":
             steps[point] = 0
         elif spec.checkpoint in known:
             steps[point] = known[spec.checkpoint]

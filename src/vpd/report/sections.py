@@ -112,11 +112,10 @@ def panels(report: Report) -> Iterator[Section]:
         if not figure.drawn:
             file = "attention" if figure.panel else "predictions"
             text = "cross-attention maps by word over the image" if figure.panel else "image, ground truth, prediction"
-            found = []
-            for run in (figure.panel,) if figure.panel else figure.panels:
-                path = report.results / FILES[file].format(run)
-                found.append(picture(report, f"{ordinal(name)}, `{run}`: {text}", path, f"run-{run}"))
-            yield Section(name, ordinal(name), pictures=found)
+            runs, title = (figure.panel,) if figure.panel else figure.panels, ordinal(name)
+            paths = {run: report.results / FILES[file].format(run) for run in runs}
+            drawings = [picture(report, f"{title}, `{run}`: {text}", path, f"run-{run}") for run, path in paths.items()]
+            yield Section(name, title, pictures=drawings)
 
 
 def cost_grid(rows: Iterable[RowCost]) -> Grid:
@@ -190,7 +189,7 @@ def stage_grid(timings: pd.DataFrame) -> Grid | None:
 
 
 def _stage(stage: str, jobs: pd.DataFrame) -> Sequence[Entry]:
-    longest, memory = jobs.loc[jobs["seconds"].idxmax()], pd.to_numeric(jobs["peak_mb"]).max()
+    longest, memory = jobs.nlargest(1, "seconds").iloc[0], pd.to_numeric(jobs["peak_mb"]).max()
     job = f"{duration(longest['seconds'])} ({longest['name']})"
     peak = "" if pd.isna(memory) else f"{memory:.0f} MB"
     return entries(stage, str(len(jobs)), duration(jobs["seconds"].sum()), job, peak)
@@ -204,7 +203,7 @@ def run_view(report: Report, source: Source) -> RunView:
     frame, metrics = report.frame[report.frame["experiment"] == name], []
     for (milestone, metric), values in frame.groupby(["milestone", "metric"], sort=False):
         numbers = [f"{value:.4g}" for value in values.sort_values("seed")["value"]]
-        metrics.append((milestone, heading(metric), *numbers))
+        metrics.append((str(milestone), heading(str(metric)), *numbers))
     paths = {word: report.results / pattern.format(name) for word, pattern in FILES.items()}
     files = {word: address(report, path) for word, path in paths.items() if path.is_file()}
     return RunView(source, ", ".join(filled), "" if seconds is None else duration(seconds), metrics, files)

@@ -133,7 +133,7 @@ def environment() -> Environment:
     """The templates in ``page/``: html escapes all that it prints, and a misspelt name is an error."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: bool(name) and not name.endswith(".md"),
+        autoescape=lambda name: not (name or "").endswith(".md"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

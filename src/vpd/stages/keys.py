@@ -35,8 +35,8 @@ Answer = tuple[dict[str, Fingerprint], bool, Path]
 
 # ------------------------------------------------------------------------------------------------------------ each stage
 def _data(name: str, params: Params, paths: Paths) -> Answer:
-    wanted = dataset_fingerprint(name, params.dataset(name))
-    return _folder(paths.dataset(name), wanted)
+    wanted, current, manifest = _folder(paths.dataset(name), dataset_fingerprint(name, params.dataset(name)))
+    return wanted, current and (paths.dataset(name) / PREVIEW).is_file(), manifest
 
 
 def _pretrain(name: str, params: Params, paths: Paths) -> Answer:
@@ -55,7 +55,8 @@ def _backbone(name: str, params: Params, paths: Paths) -> Answer:
         wanted = backbone_fingerprint(name, spec, captions, objects)
     else:
         wanted = fetched_backbone_fingerprint(name, spec)
-    return _folder(paths.checkpoint(name), wanted)
+    parts, current, manifest = _folder(paths.checkpoint(name), wanted)
+    return parts, current and paths.backbone_facts(name).is_file(), manifest
 
 
 def _train(name: str, params: Params, paths: Paths) -> Answer:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from vpd.config.params import Params
+from vpd.config.paths import Paths
 from vpd.config.schema import DepthSpec, ReleasedSpec, Spec
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, write_json
+from vpd.utils.files import read_json, write_json, write_text
 
 INDEX = "index.json"
 
@@ -82,7 +83,8 @@ def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Pat
     """Import and evaluate one of the authors' files; return what the import says about it."""
     from vpd.evaluation.run import evaluate
     from vpd.pretrained.released import import_weights, released_spec
-    from vpd.stages.jobs import plain_captions, use_threads
+    from vpd.stages.training import plain_captions, use_threads
+    from vpd.training.runs import gather
 
     spec = released_spec(spec)
     use_threads(spec)
@@ -90,6 +92,7 @@ def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Pat
     runs, metrics = state / "runs", out / "metrics" / f"{spec.name}.json"
     data, checkpoint = data / spec.dataset, checkpoints / spec.checkpoint
     facts = import_weights(spec, file, data, checkpoint, runs)
+    gather(runs, spec.seeds, state / "history.csv")
     evaluate(spec, runs, data, checkpoint, metrics, out / "panels" / spec.name, state / "evaluate")
     write_json(metrics, {**read_json(metrics), "provenance": "released-weights", "weights": facts["sha256"]})
     shutil.rmtree(state)
@@ -100,7 +103,7 @@ def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, metri
     """Evaluate one public depth model; return what is known about it."""
     from vpd.evaluation.monocular import evaluate_monocular
     from vpd.pretrained.monocular import open_monocular, weights_file
-    from vpd.stages.jobs import use_threads
+    from vpd.stages.training import use_threads
 
     use_threads(spec)
     network, file = open_monocular(model, source), weights_file(source)
@@ -116,3 +119,34 @@ def _remove_others(folder: Path, index: dict[str, dict[str, Any]]) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if "missing" in index.get(path.stem, {"missing": ""}):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def import_experiment(spec: Spec, file: Path, paths: Paths) -> str:
+    """Turn the authors' weights into the runs of an experiment, as if it had been trained here.
+
+    Args:
+        spec: the experiment that the weights stand for.
+        file: the authors' file.
+        paths: of the scale.
+
+    Returns:
+        What the import found out, in words.
+    """
+    from vpd.pretrained.released import import_weights, released_spec
+    from vpd.training.runs import gather
+
+    spec = released_spec(spec)
+    data, checkpoint, runs = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint), paths.runs(spec.name)
+    facts = import_weights(spec, file, data, checkpoint, runs)
+    gather(runs, spec.seeds, paths.history(spec.name))
+    write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")
+    write_json(runs / "released.json", facts)
+    text = f"{file.name} is now a run in {runs}; its VAE differs by {facts['vae_difference']:.1e}"
+    if "class_embeddings" in facts:
+        found = facts["class_embeddings"]
+        text += (
+            f"\nclass embeddings agree with our prompts to a cosine of {found['mean']:.4f} in the mean, "
+            f"{found['worst']:.4f} at worst ({found['worst_class']}); {found['in_order']} of {len(found['by_class'])} "
+            "are nearest to ours of the same class (fewer than all: another order of classes)"
+        )
+    return text

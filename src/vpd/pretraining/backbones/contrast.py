@@ -15,15 +15,12 @@ from vpd.pretraining.backbones.examples import Examples, crops
 from vpd.pretraining.backbones.objective import VOCABULARY, VisionObjective, pooled
 from vpd.pretraining.clip import MATCHED, contrastive_loss, encode, special_tokens, train_tokenizer
 
-WIDTH, LAYERS, HEADS = 96, 2, 4
-"""Of the text networks, which are thrown away."""
-LONGEST = 77
-"""Tokens of a caption at most; shorter if all captions are."""
+WIDTH, LAYERS, HEADS = 96, 2, 4  # of the text networks, which are thrown away
+LONGEST = 77  # tokens of a caption at most; shorter if all captions are
 AREAS = (0.8, 1.0)
 """Share of the image that a training crop covers. Images are never mirrored, because captions say left and right."""
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
-SMOOTHING = 0.1
-"""Label smoothing of the caption's tokens (BLIP's)."""
+SMOOTHING = 0.1  # label smoothing of the caption's tokens (BLIP's)
 IGNORED = -100
 
 

@@ -18,13 +18,10 @@ from vpd.pretraining.captions import Captions, load_captions
 from vpd.utils.errors import UserError
 from vpd.utils.progress import track
 
-HELD_SHARE = 0.05
-LEAST_HELD = 2
-"""Images held out: this share of all, but at least this many."""
+HELD_SHARE, LEAST_HELD = 0.05, 2  # images held out: this share of all, but at least this many
 LEAST_PIXELS = 8
 """Smaller visible parts are not prompted for: on a 64x64 image they are a speck of two or three pixels a side."""
-ASPECT = 4 / 3
-"""Most a crop is stretched, as in the common random resized crop."""
+ASPECT = 4 / 3  # most a crop is stretched, as in the common random resized crop
 LUMA = (0.299, 0.587, 0.114)
 
 

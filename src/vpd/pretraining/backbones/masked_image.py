@@ -16,10 +16,8 @@ from vpd.utils.errors import UserError
 LEAST_UNIT = 8
 """Pixels on a side of what is hidden at once; smaller patches, such as Swin's, are hidden in groups, as in SimMIM: a
 single one could be copied from its neighbours."""
-AREAS = (0.67, 1.0)
-"""Share of the image that a training crop covers (SimMIM's)."""
-FLOOR = 0.02
-"""Added to a patch's standard deviation, of images in [-1,1], so that a flat wall's grain is not blown up."""
+AREAS = (0.67, 1.0)  # share of the image that a training crop covers (SimMIM's)
+FLOOR = 0.02  # added to a patch's standard deviation, of images in [-1,1], so that a flat wall's grain is not blown up
 COLOURS = 3
 
 

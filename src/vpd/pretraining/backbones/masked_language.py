@@ -27,8 +27,7 @@ MASKED, RANDOM = 0.8, 0.1
 """Of the tokens to be predicted: share replaced by [MASK], and by a random token. The rest stays, because the tasks will
 show BERT no [MASK]."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-INSIDE = "##"
-"""Marks a piece that continues a word."""
+INSIDE = "##"  # marks a piece that continues a word
 
 
 class MaskedLanguage(Objective):

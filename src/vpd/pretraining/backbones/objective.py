@@ -11,10 +11,8 @@ from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import Backbone, save_backbone
 from vpd.pretraining.backbones.examples import Examples
 
-VOCABULARY = "backbones.vocabulary"
-"""Key of params.yaml, for messages."""
-CHUNK = 64
-"""Examples in one forward pass when measured."""
+VOCABULARY = "backbones.vocabulary"  # key of params.yaml, for messages
+CHUNK = 64  # examples in one forward pass when measured
 
 
 class Objective(nn.Module):

@@ -25,8 +25,7 @@ from vpd.utils.fingerprint import is_finished
 
 CAPTIONED = ("contrast", "caption-contrast")
 LANGUAGE = "masked-language"
-MAX_GRADIENT_NORM = 3.0
-"""As DINO clips it; SAM clips at 0.1, and several of the others not at all."""
+MAX_GRADIENT_NORM = 3.0  # as DINO clips it; SAM clips at 0.1, and several of the others not at all
 
 
 def pretrain_backbone(

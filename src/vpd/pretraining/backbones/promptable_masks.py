@@ -16,10 +16,8 @@ from vpd.pretraining.loop import generator_of
 from vpd.utils.errors import UserError
 
 FOCAL_WEIGHT, DICE_WEIGHT = 20.0, 1.0
-FOCUS, FOREGROUND = 2.0, 0.25
-"""Focal loss: gamma and alpha."""
-WIDTH, LAYERS, HEADS = 64, 2, 4
-"""Of the mask decoder, which is thrown away (SAM: 256, 2 and 8)."""
+FOCUS, FOREGROUND = 2.0, 0.25  # focal loss: gamma and alpha
+WIDTH, LAYERS, HEADS = 64, 2, 4  # of the mask decoder, which is thrown away (SAM: 256, 2 and 8)
 
 
 class PromptableMasks(VisionObjective):

@@ -22,8 +22,7 @@ GLOBAL_AREAS, LOCAL_AREAS = (0.4, 1.0), (0.1, 0.4)
 """Share of the image that a crop covers; DINO's local ones start at 0.05, which is 14 pixels of 64."""
 GLOBAL_SIDE, LOCAL_SIDE = 3 / 4, 3 / 8
 """Sides of a crop as the networks see it, relative to the image; local ones are about half as large, as 96 is of 224."""
-STRENGTH, GREY = 0.4, 0.2
-"""Colour jitter; DINO's hue shifts, blur and solarisation are left out."""
+STRENGTH, GREY = 0.4, 0.2  # colour jitter; DINO's hue shifts, blur and solarisation are left out
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
 CENTRE_MOMENTUM = 0.9
 HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 128

@@ -17,15 +17,12 @@ from vpd.utils.errors import UserError
 from vpd.utils.progress import track
 
 LATENT_CHANNELS = 4
-CHUNK = 64
-"""Images encoded at a time."""
+CHUNK = 64  # images encoded at a time
 COLOURS = 3
 SIGNED = 2 * COLOURS
 """Channels that carry red, green, blue and their negatives: SiLU(x) - SiLU(-x) = x, so that the pair passes it unchanged."""
-CONTRAST = 0.4
-"""Standard deviation to which the decoder's last norm is undone; about that of the synthetic images."""
-LOG_VARIANCE = -6.0
-"""Of the posterior at first: little noise, so that the means are used."""
+CONTRAST = 0.4  # standard deviation to which the decoder's last norm is undone; about that of the synthetic images
+LOG_VARIANCE = -6.0  # of the posterior at first: little noise, so that the means are used
 
 
 def build_autoencoder(spec: AutoencoderSpec, size: tuple[int, int]) -> AutoencoderKL:
