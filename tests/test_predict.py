@@ -358,14 +358,6 @@ def test_of_several_frames_the_first_is_used(tmp_path):
     assert np.abs(read_picture(path).astype(int) - np.array(frames[0].convert("RGB"))).max() <= 1
 
 
-def test_damage_behind_the_first_frame_does_no_harm(tmp_path):
-    frames = [Image.fromarray(scene()).rotate(angle) for angle in (0, 90, 180)]
-    path = write(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
-    whole = read_picture(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    assert np.array_equal(read_picture(path), whole)
-
-
 def bad_files(folder: Path) -> dict[Path, str]:
     """Files that cannot be predicted, and what has to be said of each."""
     whole = write(folder / "whole.jpg", scene(300, 300)).read_bytes()

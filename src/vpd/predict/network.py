@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpd.config.schema import Spec, VPDModel
 from vpd.datasets import ade20k
 from vpd.datasets.manifest import located
 from vpd.evaluation.inference import Predict
 from vpd.evaluation.run import predictor
-from vpd.models import LatentCache, build_model
+from vpd.models import LatentCache, Network, build_model
 from vpd.predict.pictures import say
 from vpd.training.runs import has_settings
 from vpd.utils.digests import sha256
@@ -33,11 +33,11 @@ EMBEDDINGS = "class_embeddings"
 
 
 @dataclass(frozen=True)
-class Network:
+class TrainedNetwork:
     """A trained network in evaluation mode, on the GPU if there is one."""
 
     spec: Spec
-    model: nn.Module
+    model: Network
     names: list[str]
     """Names of the segmentation classes, in label order; empty for the other tasks."""
 
@@ -47,7 +47,7 @@ class Network:
         return predictor(self.spec, self.model)
 
 
-def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] | None = None) -> Network:
+def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] | None = None) -> TrainedNetwork:
     """Build a trained network; no file is unpickled.
 
     Args:
@@ -63,7 +63,7 @@ def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] |
     known = _checked_names(names, _count_classes(spec, state)) if spec.task == "segmentation" else []
     model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
     model.load_trained_state(state)
-    return Network(spec, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), known)
+    return TrainedNetwork(spec, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), known)
 
 
 def class_names(spec: Spec, data: Path | None) -> list[str] | None:
@@ -106,10 +106,10 @@ def _checked_names(names: list[str] | None, count: int) -> list[str]:
     return names or [f"class {number}" for number in range(count)]
 
 
-def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> nn.Module:
+def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
     assert isinstance(spec.model, VPDModel)
-    from vpd.models.compose import compose
     from vpd.models.diffusion import load_unet, load_vae
+    from vpd.models.network import compose
     from vpd.models.prompts import FROM_IMAGES, TextEncoder
 
     prompts = weights.get(EMBEDDINGS)

@@ -68,10 +68,7 @@ def _segmentation(task: Segmentation, image: ndarray, labels: ndarray, title: st
     _show(figure, picture, overlay)
     bottom, top = _edges(figure)
     rows = max(3, int((top - bottom) / LEGEND_LINE))
-    listed = rows if len(order) <= rows else rows - 1
-    handles = [Patch(color=colours[n], label=text) for n, text in zip(order[:listed], entries, strict=False)]
-    if len(order) > listed:
-        handles.append(Patch(color="none", label=f"and {len(order) - listed} more"))
+    handles = [Patch(color=colours[n], label=text) for n, text in zip(order[:rows], entries, strict=False)]
     corner = (figure.right_edge / figure.width, top / figure.height)
     style = {"fontsize": 9, "frameon": False, "borderpad": 0}
     figure.figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, **style)

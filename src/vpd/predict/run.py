@@ -93,6 +93,6 @@ def write(job: Job, task: Task, image: ndarray, prediction: Prediction, title: s
     with atomic_path(job.picture) as path:
         prediction.png.save(path)
     with atomic_path(job.arrays) as path:
-        np.savez_compressed(path, **prediction.arrays)
+        np.savez_compressed(path, allow_pickle=False, **prediction.arrays)
     with plain_text():
         draw_panel(task, image, prediction, title).save(job.panel)

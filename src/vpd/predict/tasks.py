@@ -31,7 +31,7 @@ from vpd.datasets.transforms import normalise, resize_square
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import Predict, Request, Sink, answer, refer
 from vpd.evaluation.windows import SlidingWindow, depth_windows, resize, scaled_image
-from vpd.predict.network import Network
+from vpd.predict.network import TrainedNetwork
 from vpd.predict.pictures import say
 from vpd.utils.errors import UserError, pick
 
@@ -76,7 +76,7 @@ def _prompted_by_scene(spec: Spec) -> bool:
     return isinstance(spec.model, VPDModel) and spec.model.prompt.strategy == "scene"
 
 
-def build_task(network: Network, text: str | None = None, scene: str | None = None) -> Task:
+def build_task(network: TrainedNetwork, text: str | None = None, scene: str | None = None) -> Task:
     """Prepare a network to predict.
 
     Args:
@@ -99,7 +99,7 @@ def build_task(network: Network, text: str | None = None, scene: str | None = No
     return Depth(network.forward, spec.evaluation, -1, "scene not given")
 
 
-def _seen_text(text: str, network: Network) -> str:
+def _seen_text(text: str, network: TrainedNetwork) -> str:
     """Warn if the text encoder cuts ``text``."""
     reader = getattr(network.model, "language" if isinstance(network.spec.model, LavtModel) else "text")
     tokens = len(reader.tokenizer(text).input_ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vpd.config.schema import Spec
 from vpd.tracking.records import HASH, KEY, SPEC, Point, git_commit, history_points, run_name, spec_params, spec_tags
-from vpd.tracking.store import connected, experiment_id
+from vpd.tracking.store import connected, environment, experiment_id
 from vpd.tracking.sync import log_points_and_params, tracked_runs
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ PAUSE = 5.0
 """Seconds between two requests, at least."""
 SHARE = 0.02
 """Part of the training's time that requests may take."""
+# What a silent server may cost, once: a probe and one request.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
@@ -55,10 +55,8 @@ class Live:
         if self.failed:
             return
         started = time.monotonic()
-        for name, value in BOUNDS.items():
-            os.environ.setdefault(name, value)
         try:
-            with connected(self.uri) as client:
+            with environment(BOUNDS), connected(self.uri) as client:
                 self.run = self.run or self._open(client)
                 log_points_and_params(client, self.run, self.unsent, {})
                 if last:

@@ -6,12 +6,10 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +19,7 @@ import vpd
 from vpd.config.params import Params
 from vpd.config.schema import Spec, VPDModel, load_spec
 from vpd.tracking.records import KEY, run_key
-from vpd.tracking.store import connected, database_file
+from vpd.tracking.store import connected, database_file, environment
 from vpd.training.runs import has_settings, seed_folder
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError, nearest, pick
@@ -63,7 +61,7 @@ class Missing(UserError):
 
 
 @dataclass(frozen=True)
-class TrainedNetwork:
+class RegisteredNetwork:
     """One task's trained network with everything that its predictions depend on."""
 
     spec: Spec
@@ -103,20 +101,18 @@ class TrainedNetwork:
         return {**tags, KEY: self.run_key, MODEL: self.digest}
 
 
-def trained_networks(results: Path, params: Params, data: Path, checkpoints: Path) -> list[TrainedNetwork]:
+def networks_to_register(results: Path, params: Params, data: Path, checkpoints: Path) -> list[RegisteredNetwork]:
     """Collect the networks that ``params.registered`` names; a missing file is reported and skips only that network."""
     networks = []
     for task, name in params.registered.items():
         try:
-            networks.append(_trained_network(results, params, data, checkpoints, task, name))
+            networks.append(_network(results, params, data, checkpoints, task, name))
         except Missing as missing:
             print(f"vpd-{task} is not registered: {missing}", file=sys.stderr, flush=True)
     return networks
 
 
-def _trained_network(
-    results: Path, params: Params, data: Path, checkpoints: Path, task: str, name: str
-) -> TrainedNetwork:
+def _network(results: Path, params: Params, data: Path, checkpoints: Path, task: str, name: str) -> RegisteredNetwork:
     spec_file = results / "specs" / f"{name}.json"
     _needed(spec_file, f"train {name} first")
     spec = load_spec(spec_file)
@@ -128,7 +124,7 @@ def _trained_network(
     if not has_settings(run, spec):
         raise Missing(f"{run} was trained with other settings than those of {name}; train it again")
     _needed(checkpoint / MANIFEST, "prepare the checkpoint first")
-    return TrainedNetwork(
+    return RegisteredNetwork(
         spec=spec,
         seed=spec.seeds[0],
         run=run,
@@ -155,7 +151,7 @@ def _classes(dataset: Path) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------------------------------- register
-def register(client: MlflowClient, experiment: str, network: TrainedNetwork, run: Run) -> bool:
+def register(client: MlflowClient, experiment: str, network: RegisteredNetwork, run: Run) -> bool:
     """Create the version of a network unless there is one, and point the aliases to it; return whether it is new."""
     versions = client.search_model_versions(f"name = '{network.name}'", max_results=10_000)
     same = [version for version in versions if version.tags.get(MODEL) == network.digest]
@@ -171,7 +167,7 @@ def register(client: MlflowClient, experiment: str, network: TrainedNetwork, run
     return new
 
 
-def _upload(client: MlflowClient, experiment: str, network: TrainedNetwork, run: Run) -> LoggedModel:
+def _upload(client: MlflowClient, experiment: str, network: RegisteredNetwork, run: Run) -> LoggedModel:
     """Store the files of a network as a logged model.
 
     ``pyfunc.log_model`` would load the network to validate it, which takes minutes at paper scale, and reopen the run.
@@ -185,7 +181,7 @@ def _upload(client: MlflowClient, experiment: str, network: TrainedNetwork, run:
     run_id, params = run.info.run_id, run.data.params
     logged = client.create_logged_model(experiment, network.name, run_id, network.tags, params, "pyfunc")
     described = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-    with tempfile.TemporaryDirectory() as temporary, _environment("MLFLOW_HTTP_REQUEST_TIMEOUT", UPLOAD_SECONDS):
+    with tempfile.TemporaryDirectory() as temporary, environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": UPLOAD_SECONDS}):
         scratch, folder = Path(temporary) / "scratch", Path(temporary) / "model"
         scratch.mkdir()
         write_json(scratch / "classes.json", {"classes": network.classes})
@@ -216,18 +212,7 @@ def _upload(client: MlflowClient, experiment: str, network: TrainedNetwork, run:
     return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        os.environ.update({} if before is None else {name: before})
-
-
-def _create_version(client: MlflowClient, network: TrainedNetwork, logged: LoggedModel, run: Run) -> ModelVersion:
+def _create_version(client: MlflowClient, network: RegisteredNetwork, logged: LoggedModel, run: Run) -> ModelVersion:
     import mlflow
 
     if not client.search_registered_models(f"name = '{network.name}'"):
@@ -236,7 +221,7 @@ def _create_version(client: MlflowClient, network: TrainedNetwork, logged: Logge
         text = f"{what}. In: {inputs}. Out: `png` (base64, {png}), `width`, `height`."
         client.create_registered_model(network.name, {"task": network.spec.task}, text)
     source, model, uri = f"{PREFIX}{logged.model_id}", logged.model_id, client.tracking_uri
-    with _environment("MLFLOW_TRACKING_URI", uri):  # where MLflow's registry looks the logged model up
+    with environment({"MLFLOW_TRACKING_URI": uri}):  # where MLflow's registry looks the logged model up
         chosen = mlflow.get_tracking_uri()  # in this process, which outranks the environment
         mlflow.set_tracking_uri(uri) if chosen != uri else None
         try:
@@ -264,7 +249,7 @@ def _link(client: MlflowClient, version: ModelVersion, run: Run) -> None:
 
 def _model_id(version: ModelVersion) -> str:
     """Id of the logged model that a version stands for; MLflow's own stores keep it in the source alone."""
-    return version.source.removeprefix(PREFIX)
+    return (version.source or "").removeprefix(PREFIX)
 
 
 # ----------------------------------------------------------------------------------------------------- content of a model
@@ -289,7 +274,7 @@ def _signature(spec: Spec) -> ModelSignature:
 
     inputs = [ColSpec("string", "image")] + [ColSpec("string", name, required=must) for name, must in _options(spec)]
     outputs = [ColSpec("string", "png"), ColSpec("long", "width"), ColSpec("long", "height")]
-    return ModelSignature(Schema(inputs), Schema(outputs))
+    return ModelSignature(Schema([*inputs]), Schema([*outputs]))
 
 
 def _input_example(spec: Spec) -> pd.DataFrame:
@@ -350,20 +335,20 @@ def model_places(uri: str, tracking_uri: str, folder: Path = DOWNLOADS) -> dict[
 
 
 def _version(client: MlflowClient, uri: str, form: re.Match[str]) -> ModelVersion:
-    name, wanted = form["name"], form["version"]
-    numbered = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
-    if not numbered:
+    name, version = form["name"], form["version"]
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
+    if not versions:
         known = [model.name for model in client.search_registered_models(max_results=1000)]
         raise UserError(f"unknown registered model '{name}'; {nearest(name, known)}")
     aliases = client.get_registered_model(name).aliases
     if form["alias"]:
-        wanted = str(aliases.get(form["alias"], ""))
-    elif wanted == "latest":
-        wanted = max(numbered, key=int)
-    if wanted not in numbered:
-        known = sorted(numbered, key=int) + [f"@{alias}" for alias in aliases]
+        version = str(aliases.get(form["alias"]))
+    elif version == "latest":
+        version = max(versions, key=int)
+    if version not in versions:
+        known = sorted(versions, key=int) + [f"@{alias}" for alias in aliases]
         raise UserError(f"{uri} does not exist; {name} has {', '.join(known)}")
-    return numbered[wanted]
+    return versions[version]
 
 
 def _files(client: MlflowClient, version: ModelVersion, tracking_uri: str, folder: Path) -> Path:

@@ -254,10 +254,10 @@ def table_tags(params: Params, experiment: str) -> dict[str, str]:
         for row in layout.rows:
             if experiment in row.trained.values():
                 labels.setdefault(table, []).append(row.label)
-    for figure, layout in params.figures.items():
-        for point, used in layout.points.items():
+    for name, figure in params.figures.items():
+        for point, used in figure.points.items():
             if used == experiment:
-                labels.setdefault(figure, []).append(point)
+                labels.setdefault(name, []).append(point)
     if not labels:
         return {}
     tags = {table: "; ".join(names) for table, names in labels.items()}

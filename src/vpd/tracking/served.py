@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import tempfile
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Predictor(PythonModel):
                 raise UserError(f"row {number}: {fault}") from None
         return pd.DataFrame(rows, columns=["png", "width", "height"])
 
-    def answer(self, row: dict[str, Any], name: str) -> dict[str, Any]:
+    def answer(self, row: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
         """Predict for one picture: the same PNG as ``vpd predict``, bit for bit."""
         from vpd.predict import build_task
         from vpd.predict.pictures import read_picture

@@ -9,7 +9,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -191,6 +191,19 @@ def experiment_id(client: MlflowClient, uri: str, scale: str) -> str:
 def experiment_name(scale: str) -> str:
     """Name the MLflow experiment that holds the runs of one scale."""
     return f"vpd-{scale}"
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which MLflow reads at every request, in the block."""
+    before = {name: os.environ.pop(name) for name in values if name in os.environ}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 # ---------------------------------------------------------------------------------------------------------------- errors

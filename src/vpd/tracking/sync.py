@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from vpd.config.params import Params
-from vpd.tracking.models import register, trained_networks
+from vpd.tracking.models import networks_to_register, register
 from vpd.tracking.records import HASH, KEY, UNKNOWN, Point, Record, collect, manifest_digests, run_key
 from vpd.tracking.store import Unavailable, connected, database_file, experiment_id, experiment_name, scheme, shown
 from vpd.utils.files import exclusive, write_json
@@ -89,7 +89,7 @@ def sync(
     """
     digests = manifest_digests(data, checkpoints)
     records, unfinished = collect(results, params, digests, data)
-    networks = trained_networks(results, params, data, checkpoints)
+    networks = networks_to_register(results, params, data, checkpoints)
     summary = Summary(shown(uri), experiment_name(params.scale), missed=len(records), unfinished=unfinished)
     try:
         with connected(uri) as client, exclusive(results / "runs" / "tracked", f"tracking of {results}"):
