@@ -25,7 +25,7 @@ def test_every_room_has_a_layer():
     assert len(rooms) <= 20
 
 
-@pytest.mark.parametrize("module", ["vpd.cli", "vpd.stages.keys", "vpd.planning.plan", "vpd.training", "vpd.models"])
+@pytest.mark.parametrize("module", ["vpd.cli", "vpd.stages.keys", "vpd.planning.plan", "vpd.training"])
 def test_deciding_what_to_do_loads_nothing_heavy(module):
     """Snakemake reads the keys in every process that it starts, and a stage with nothing to do ends after them."""
     program = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
