@@ -116,7 +116,7 @@ def disturbed(lab: Lab, folder: Path, disturb, extra: str = "") -> str:
 
 def assert_equal(folder: Path, undisturbed: Path) -> None:
     """The interrupted run went on from its state, and ended as if nothing had happened."""
-    assert "going on after step" in (folder / f"logs/smoke/train/{NAME}.log").read_text()
+    assert "continuing after step" in (folder / f"logs/smoke/train/{NAME}.log").read_text()
     assert (folder / TARGET).read_bytes() == (undisturbed / TARGET).read_bytes()
 
 

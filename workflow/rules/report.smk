@@ -49,6 +49,7 @@ rule track:
         key=key("track"),
     output:
         summary=f".vpd/{SCALE}/tracked.json",
+        fingerprint=f".vpd/{SCALE}/tracked/fingerprint.json",
     log:
         f"logs/{SCALE}/track.log",
     conda:

@@ -122,16 +122,21 @@ def _folder(out: Path, wanted: Fingerprint) -> Answer:
 
 
 def _recorded(stage: str, paths: Paths, wanted: Fingerprint, output: Path) -> Answer:
-    """For stages whose output has no room for a fingerprint: it is noted beside their resumable states."""
-    note = paths.state(stage, FINGERPRINT)
+    """For stages whose last file has another structure: the fingerprint is in a file of its own among their outputs."""
+    note = _note(stage, paths)
     current = output.is_file() and note.is_file() and read_json(note) == asdict(wanted)
     return {"": wanted}, current, output
 
 
+def _note(stage: str, paths: Paths) -> Path:
+    folders = {"released": paths.released, "report": paths.results / "tables", "track": paths.tracked.parent / "tracked"}
+    return folders[stage] / FINGERPRINT
+
+
 def note_made(stage: str, params: Params, paths: Paths) -> None:
-    """Note what the output of ``released``, ``report`` or ``track`` was made from, once it is complete."""
+    """Write down what the output of ``released``, ``report`` or ``track`` was made from, once it is complete."""
     wanted, _, _ = STAGES[stage]("", params, paths)
-    write_json(paths.state(stage, FINGERPRINT), asdict(wanted[""]))
+    write_json(_note(stage, paths), asdict(wanted[""]))
 
 
 # ------------------------------------------------------------------------------------------------------------- questions
