@@ -53,10 +53,16 @@ def snakemake_jobs():
             " ".join(job.shellcmd.split(" 2>&1 ")[0].split()): (
                 job.rule.name,
                 set(map(str, job.output)),
-                {str(path) for path in job.input if not str(path).startswith(".vpd/")},
+                declared(job.input),
             )
             for job in jobs
         }
+
+
+def declared(files):
+    """All inputs of a job but its key, in whose place Snakemake puts what the key still waits for."""
+    named = ((name, [value] if isinstance(value, str) else value) for name, value in files._allitems())
+    return {str(path) for name, value in named if name != "key" for path in value}
 
 
 def covered(path, declared):

@@ -6,6 +6,7 @@ rule evaluate:
         checkpoint=lambda wildcards: ancient(
             f"checkpoints/{SCALE}/{SPECS[wildcards.name].checkpoint}/manifest.json"
         ),
+        spec=rules.train.output.spec,
         runs=rules.train.output.runs,
         key=key("evaluate", needs_data(), needs_weights),
     output:
