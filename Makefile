@@ -1,4 +1,4 @@
-# Everything runs from a virtual environment that the first target makes; python3 (3.11 or newer), git and make are enough.
+# The first target creates the virtual environment that all others use. Needs python3 (3.11 or newer), git and make.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_COMPILE_BYTECODE := 1
@@ -19,41 +19,41 @@ setup: .venv/installed                    ## install the locked environment
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation --quiet --editable .
 	touch $@
 
-reproduce: setup                          ## every table and figure, with DVC
+reproduce: setup                          ## make every table and figure with DVC
 	dvc repro
 
-snakemake: setup                          ## the same with Snakemake, on all cores
+snakemake: setup                          ## make the same with Snakemake, on all cores
 	snakemake --cores all
 
-record: setup                             ## tell DVC about results that Snakemake made, if they belong to the present settings
+record: setup                             ## tell DVC about results that Snakemake made; refuses if `vpd stale` lists any
 	vpd stale
 	dvc commit --force --quiet
 
-test: setup                               ## all tests, the whole smoke scale included
+test: setup                               ## run all tests, including the whole smoke scale
 	sh tests/system-packages.sh
 	pytest -n 2 --dist loadfile
 
-test-slow: setup                          ## true-size networks (16 GiB of memory), all of smoke by DVC too
+test-slow: setup                          ## test true-size networks (16 GiB of memory) and all of smoke by DVC
 	pytest -m slow -s
 
-test-cluster: setup                       ## against real engines started here: Slurm, PostgreSQL, SSH (Debian, root)
+test-cluster: setup                       ## test with Slurm, PostgreSQL and SSH servers started here (Debian, root)
 	sh tests/system-packages.sh cluster
 	PATH="$(PATH):/usr/sbin" pytest -m cluster -s
 
-costs: setup                              ## what paper scale's experiments need, for Snakemake's resources
+costs: setup                              ## compute what each paper-scale experiment needs, for Snakemake's resources
 	vpd cost --scale paper --out workflow/costs.json
 
-reference: setup                          ## docs/params.md and params.schema.json, from the docstrings in src/vpd/config
+reference: setup                          ## write docs/params.md and params.schema.json from the docstrings in src/vpd/config
 	python docs/reference.py
 
-lint: setup                               ## style of code and workflow
+lint: setup                               ## check style, types and layers of code and workflow
 	ruff check . && ruff format --check . && mypy && lint-imports && snakefmt --check Snakefile workflow && snakemake --lint
 
-lock: setup                               ## pin all dependencies anew
+lock: setup                               ## pin all dependencies again
 	uv pip compile pyproject.toml --extra test --extra group --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
 
 ui: setup                                 ## open the MLflow UI on the local runs
 	mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1
 
-clean:                                    ## remove everything that the workflow made
+clean:                                    ## remove data, checkpoints, runs and states that the workflow made
 	rm -rf data checkpoints results/*/runs .vpd logs .snakemake

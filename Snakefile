@@ -1,4 +1,4 @@
-# The same graph as dvc.yaml, for `snakemake --cores N` on one machine or on a cluster. The matrix is params.yaml.
+# The same graph as dvc.yaml, for `snakemake --cores N` on one machine or a cluster. The experiments are those of params.yaml.
 # After a run, `make record` tells DVC about the results, so that `dvc repro` has nothing left to do.
 from snakemake.utils import min_version
 
@@ -21,5 +21,5 @@ rule all:
     input:
         f"results/{SCALE}/REPORT.md",
         f".vpd/{SCALE}/tracked.json",
-        # Also those that no experiment uses, as `dvc repro` makes them: `make record` looks for all.
+        # Also the checkpoints that no experiment uses, because `dvc repro` makes them and `make record` expects all.
         expand(rules.checkpoint.output.manifest, checkpoint=PARAMS.checkpoints),

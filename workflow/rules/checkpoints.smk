@@ -36,15 +36,11 @@ checkpoint checkpoint:
 
 checkpoint backbone:
     input:
-        captions=ancient(
-            f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json"
-        ),
+        captions=ancient(f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json"),
         objects=ancient(f"data/{SCALE}/{PARAMS.block.backbones.objects}/manifest.json"),
         key=key(
             "backbone",
-            needs_data(
-                PARAMS.block.backbones.dataset, PARAMS.block.backbones.objects
-            ),
+            needs_data(PARAMS.block.backbones.dataset, PARAMS.block.backbones.objects),
         ),
     output:
         manifest=f"checkpoints/{SCALE}/{{backbone}}/manifest.json",

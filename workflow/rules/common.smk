@@ -1,4 +1,4 @@
-"""What all rules share: the checked params.yaml, the scale, the keys that decide what runs, and reserved resources."""
+"""Shared by all rules: the checked params.yaml, the scale, the keys that decide what runs, and reserved resources."""
 
 import json
 from pathlib import Path
@@ -22,11 +22,11 @@ PROTOCOL_CHOICE = f"{CHOICE} --protocol {PROTOCOL}"
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
-# A stage runs exactly if the fingerprints in its key are not those of its output. Rules that others build on are
-# checkpoints, and their outputs are `ancient` there: when such a job ends, Snakemake evaluates the keys below again, so
-# that data drawn anew with the same bytes retrain nothing, and with other bytes all that used them.
+# A stage runs if and only if the fingerprints in its key differ from those of its output. Rules that others build on are
+# checkpoints, and their outputs are `ancient` inputs: when such a job ends, Snakemake evaluates the keys below again.
+# Regenerated data with the same bytes therefore retrain nothing, and data with other bytes everything that uses them.
 def key(stage, *builds_on):
-    """Input function: the key of a stage, once the checkpoints that it builds on are there."""
+    """Return an input function that gives the key of a stage once the checkpoints that it builds on exist."""
 
     def made(wildcards):
         for upstream in builds_on:
@@ -38,7 +38,7 @@ def key(stage, *builds_on):
 
 
 def needs_data(*names):
-    """Wait for datasets; without names for that of the experiment."""
+    """Wait for the named datasets, or for that of the experiment."""
     return lambda wildcards: [
         checkpoints.data.get(dataset=name)
         for name in names or [SPECS[wildcards.name].dataset]
@@ -61,7 +61,7 @@ def needs_weights(wildcards):
 
 # ---------------------------------------------------------------------------------------------------------- resources
 COSTS = json.loads(PATHS.costs.read_text())
-# Scales that fix the threads of their jobs are for CPUs: what one seed of their small networks needs, and never as long.
+# Scales that fix the threads of their jobs run on CPUs. This is enough for one seed of their small networks.
 SMALL = {"gpus": 0, "gpu_mem_mb": 0, "mem_mb": 3000, "runtime": 120, "cpus": 1}
 
 ALIKE = {
@@ -72,9 +72,9 @@ GROWING = {"mem_mb", "runtime"}
 
 
 def reserved(stage, resource):
-    """What `vpd cost` found that a job needs; the most of its task's experiments where it has not looked.
+    """Resources of a job as computed by `vpd cost`, or the maximum of its task if `vpd cost` does not list the experiment.
 
-    A job that is tried again gets that much more memory and time.
+    A retried job gets proportionally more memory and time.
     """
 
     def amount(wildcards, attempt):

@@ -26,9 +26,9 @@ rule report:
         figure3=f"results/{SCALE}/figures/figure3.svg",
     log:
         f"logs/{SCALE}/report.log",
+    localrule: True
     conda:
         "../../environment.yml"
-    localrule: True
     threads: 1
     params:
         choice=PROTOCOL_CHOICE,
@@ -52,9 +52,9 @@ rule track:
         fingerprint=f".vpd/{SCALE}/tracked/fingerprint.json",
     log:
         f"logs/{SCALE}/track.log",
+    localrule: True
     conda:
         "../../environment.yml"
-    localrule: True
     threads: 1
     params:
         choice=PROTOCOL_CHOICE,
