@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy import ndarray
+from pydantic import TypeAdapter, ValidationError
 
-from vpd.utils.errors import pick
+from vpd.utils.errors import UserError, pick
+from vpd.utils.files import read_json
 
 if TYPE_CHECKING:  # vpd.world, vpd.download and planning read formats and must start without torch
     from torch import Tensor
 
+Entry = TypeVar("Entry")
 Check = Callable[[], bool]
 """Reads one sample. Raises UserError if it is unsound; returns whether it has anything to score."""
 Preview = tuple[list[ndarray], list[str]]
@@ -25,12 +28,9 @@ Preview = tuple[list[ndarray], list[str]]
 class Contents:
     """What a dataset folder holds, by its lists and file names; no image has been read yet."""
 
-    files: list[str]
-    """Everything that is read, relative to the folder."""
-    counts: dict[str, int]
-    """What the manifest counts; ``expect`` in params.yaml names the same keys."""
-    checks: Mapping[str, Sequence[Check]]
-    """One check a sample, by split (or another unit that must have something to score)."""
+    files: list[str]  # relative to the folder
+    counts: dict[str, int]  # ``expect`` in params.yaml names the same keys
+    checks: Mapping[str, Sequence[Check]]  # one a sample, by split (or another unit that must have something to score)
 
 
 class Format(Protocol):
@@ -77,6 +77,14 @@ class Dataset:
     def rng(self, index: int, epoch: int) -> np.random.Generator:
         """The only source of randomness of a sample, so that workers and resumed runs see the same bits."""
         return np.random.Generator(np.random.PCG64((self.seed, epoch, index)))
+
+
+def read_entries(path: Path, entry: type[Entry], keys: str) -> list[Entry]:
+    """Read a JSON list of objects with the keys of ``entry``, a TypedDict; ``keys`` names them in the UserError."""
+    try:
+        return TypeAdapter(list[entry]).validate_python(read_json(path), strict=True)  # type: ignore[valid-type]
+    except ValidationError:
+        raise UserError(f"{path} must be a list of objects with the keys {keys}; make the dataset again") from None
 
 
 def image_tensor(image: ndarray) -> Tensor:

@@ -29,7 +29,7 @@ def decoders() -> tuple[str, ...]:
     return tuple(name for name in DECODERS if name in Image.OPEN)
 
 
-def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image | ndarray]) -> ndarray:
+def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lambda image, _: image) -> ndarray:
     """Decode all of an image file; UserError for whatever a decoder raises."""
     try:
         with warnings.catch_warnings():
@@ -86,13 +86,9 @@ def _eight_bits(values: ndarray, path: Path) -> ndarray:
     return np.rint(values.astype(np.float32) * np.float32(255 / limit)).astype(np.uint8)
 
 
-def _as_stored(image: Image.Image, path: Path) -> Image.Image:
-    return image
-
-
 def read_labels(path: Path, classes: int) -> ndarray:
     """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``; an Exif orientation is not applied."""
-    labels = _read(path, _as_stored)
+    labels = _read(path)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise UserError(f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel")
     if labels.size and labels.max() > classes:
@@ -104,7 +100,7 @@ def read_labels(path: Path, classes: int) -> ndarray:
 
 def read_depth(path: Path) -> ndarray:
     """Read a depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
-    depth = _read(path, _as_stored)
+    depth = _read(path)
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.int32):
         raise UserError(f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel")
     return depth.astype(np.float32) / np.float32(MILLIMETRES)

@@ -40,12 +40,7 @@ def mark_object(image: ndarray, mask: ndarray) -> ndarray:
 
 
 def write_preview(samples: Iterable[tuple[list[ndarray], list[str]]], path: Path) -> None:
-    """Draw a contact sheet of the first samples.
-
-    Args:
-        samples: for each sample its (H, W, 3) uint8 images, all of one size, and the lines of text about it.
-        path: PNG to write.
-    """
+    """Draw the first samples: their (H, W, 3) uint8 images, which have one size, below the lines of text about them."""
     from matplotlib.figure import Figure
 
     first = list(islice(samples, SAMPLES)) or [([np.full((1, 3, 3), 255, np.uint8)], ["no samples"])]

@@ -36,16 +36,15 @@ NEEDED = ("train", "val")
 
 
 # --------------------------------------------------------------------------------------------------------------- format
-class Refused(Exception):
-    """The pickle wants more than containers, text and numbers."""
+class _Refused(Exception):
+    pass
 
 
-class ContainersOnly(pickle.Unpickler):
-    """Loads dicts, lists, tuples, strings and numbers, and refuses every class or function."""
+class _ContainersOnly(pickle.Unpickler):
+    """Refuses whatever a pickle wants to import, since importing is how a pickle runs code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Refuse whatever a pickle wants to import, since importing is how a pickle runs code."""
-        raise Refused(f"{module}.{name}")
+        raise _Refused(f"{module}.{name}")
 
 
 @dataclass(frozen=True)
@@ -64,29 +63,29 @@ class Reference:
     """Sentence id and text."""
 
 
+def _pickles(root: Path) -> dict[str, Path]:
+    """The references of each variant that is there."""
+    paths = [(name, root / name / f"refs({author}).p") for name in VARIANTS for author in reversed(SPLIT_BY)]
+    return {name: path for name, path in paths if path.is_file()}
+
+
 def refs_path(root: Path, variant: str) -> Path:
     """Find the variant's pickle; UserError if the variant is not there."""
-    for author in SPLIT_BY:
-        path = root / variant / f"refs({author}).p"
-        if variant in VARIANTS and path.is_file():
-            return path
-    raise UserError(f"{root} has no RefCOCO variant '{variant}'; {nearest(variant, present_variants(root))}")
-
-
-def present_variants(root: Path) -> list[str]:
-    """Variants whose references are there."""
-    return [name for name in VARIANTS if any((root / name / f"refs({author}).p").is_file() for author in SPLIT_BY)]
+    paths = _pickles(root)
+    if variant not in paths:
+        raise UserError(f"{root} has no RefCOCO variant '{variant}'; {nearest(variant, list(paths))}")
+    return paths[variant]
 
 
 def load_refs(path: Path) -> list[dict[str, Any]]:
     """Unpickle references without running anything they contain."""
     try:
-        refs = ContainersOnly(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+        refs = _ContainersOnly(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
         for ref in refs:
             _check_ref(ref)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; prepare the dataset again") from None
-    except Refused as error:
+    except _Refused as error:
         raise UserError(
             f"{path} was refused: it wants to load {error}, but references are only lists and text"
         ) from None
@@ -96,10 +95,8 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_ref(ref: dict[str, Any]) -> None:
-    """ValueError, KeyError or TypeError unless the reference has what the readers use."""
-    if not all(isinstance(ref[key], int) for key in ("ref_id", "ann_id", "image_id")) or not isinstance(
-        ref["split"], str
-    ):
+    numbers = all(isinstance(ref[key], int) for key in ("ref_id", "ann_id", "image_id"))
+    if not numbers or not isinstance(ref["split"], str):
         raise ValueError(f"reference {ref['ref_id']} has an id that is no number, or no split")
     if not all(isinstance(one["sent_id"], int) and isinstance(one["sent"], str) for one in ref["sentences"]):
         raise ValueError(f"reference {ref['ref_id']} has a bad sentence")
@@ -108,11 +105,7 @@ def _check_ref(ref: dict[str, Any]) -> None:
 
 
 def references(root: Path, variant: str, split: str | None = None) -> list[Reference]:
-    """Read the references of a variant and split, or of all its splits, and join them with images and annotations.
-
-    Raises:
-        UserError: the variant or split does not exist, or instances.json lacks an id.
-    """
+    """Read the references of a variant and split (or of all its splits); UserError if either or an id does not exist."""
     path = refs_path(root, variant)
     by_split: dict[str, list[dict[str, Any]]] = {}
     for ref in load_refs(path):
@@ -170,15 +163,11 @@ def object_mask(reference: Reference) -> ndarray:
 
 
 def contents(root: Path) -> Contents:
-    """List the variants in ``root``.
-
-    Counts are sentences per variant and split (``refcoco/val``) and referred-to objects (``refcoco/val/objects``).
-    Images are checked once for all variants and splits, since those share them.
-    """
+    """List the variants in ``root``; counts are sentences (``refcoco/val``) and objects (``refcoco/val/objects``)."""
     files: set[str] = set()
     counts: dict[str, int] = {}
     by_image: dict[Path, list[Reference]] = {}
-    for variant in present_variants(root):
+    for variant in _pickles(root):
         listed = references(root, variant)
         counts |= {f"{variant}/{split}": 0 for split in NEEDED}
         for split, objects in sorted(Counter(reference.split for reference in listed).items()):
@@ -192,12 +181,11 @@ def contents(root: Path) -> Contents:
             f"{root} holds none of {', '.join(VARIANTS)}; each needs refs(unc).p or refs(umd).p and instances.json"
         )
     files |= {path.relative_to(root).as_posix() for path in by_image}
-    checks = [partial(check, path, by_image[path]) for path in sorted(by_image)]
-    return Contents(sorted(files), counts, {"images": checks})
+    checks = [partial(_check, path, by_image[path]) for path in sorted(by_image)]
+    return Contents(sorted(files), counts, {"images": checks})  # which the variants and splits share
 
 
-def check(path: Path, references: list[Reference]) -> bool:
-    """UserError if the image is missing, unreadable or not of the annotated size, or a mask is empty."""
+def _check(path: Path, references: list[Reference]) -> bool:
     if not path.is_file():
         raise UserError(
             f"{path} does not exist, but reference {references[0].ref_id} is in it; fetch all of COCO's train2014 images"
@@ -217,7 +205,7 @@ def preview(root: Path) -> Iterator[Preview]:
     """Image with one object marked; what each variant says of it below."""
     by_image: dict[int, list[Reference]] = {}
     texts: dict[tuple[int, str], list[str]] = {}
-    for variant in present_variants(root):
+    for variant in _pickles(root):
         for reference in references(root, variant):
             by_image.setdefault(reference.image_id, []).append(reference)
             key = (reference.image_id, str(reference.segmentation))

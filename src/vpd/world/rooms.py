@@ -66,8 +66,7 @@ class Opening:
 
     name: str
     surface: str
-    rectangle: tuple[float, float, float, float]
-    """From and to along the surface's first axis, then its second; walls run (along, up), the floor (x, z)."""
+    rectangle: tuple[float, float, float, float]  # from and to, (along, up) a wall or (x, z) on the floor
     colour: Colour
     accent: Colour
     pattern: str = "plain"
@@ -102,7 +101,7 @@ class Room:
     camera: Camera
 
 
-def angle(half_tangent: float) -> tuple[float, float]:
+def _angle(half_tangent: float) -> tuple[float, float]:
     """Cosine and sine of the angle whose half has this tangent, without trigonometric functions."""
     square = half_tangent * half_tangent
     return (1.0 - square) / (1.0 + square), 2.0 * half_tangent / (1.0 + square)
@@ -129,7 +128,7 @@ def draw_room(rng: Rng, kind: str) -> Room:
         lamp=(rng.between(-0.3, 0.3) * width, height - 0.25, rng.between(0.25, 0.6) * depth),
         tint=(1.0 + warm, 1.0, 1.0 - warm),
         exposure=rng.between(0.88, 1.12),
-        camera=Camera(eye, angle(rng.between(-0.13, 0.13)), angle(rng.between(0.07, 0.14))),
+        camera=Camera(eye, _angle(rng.between(-0.13, 0.13)), _angle(rng.between(0.07, 0.14))),
     )
 
 

@@ -32,12 +32,7 @@ MOST = 1 << 24
 
 
 class Rng:
-    """Random numbers that are the same bits on every machine; they are scaled here, by operations that no compiler fuses.
-
-    Args:
-        seed: of the scene.
-        stream: ``CONTENT``, ``NOISE``, ``LANGUAGE`` or ``AROUND``.
-    """
+    """Random numbers that are the same bits on every machine; they are scaled here, by operations that no compiler fuses."""
 
     def __init__(self, seed: int, stream: int) -> None:
         assert 0 <= stream < STREAMS
@@ -71,22 +66,15 @@ class Job:
 
     format: str
     split: str
-    index: int
-    """Position in the split."""
-    number: int
-    """Position in the whole dataset."""
+    index: int  # in the split
+    number: int  # in the whole dataset
     seed: int
-    size: tuple[int, int]
-    """Width and height in pixels."""
+    size: tuple[int, int]  # width and height
     root: Path
 
 
 def scene_seed(spec: DatasetSpec, split: str, index: int) -> int:
-    """Return the seed of image ``index`` of a split.
-
-    No two images of any datasets share one, except that objects are the scenes of captions: a test scene that had been
-    trained on would be remembered instead of recognised. More images of one split leave all others as they are.
-    """
+    """Return a seed that only the image ``index`` of this split has, since a trained-on scene would be remembered."""
     assert 0 <= index < MOST
     group = (spec.seed * 8 + FORMAT_NUMBERS[spec.format]) * 8 + SPLIT_NUMBERS[spec.format][split]
     return group * MOST + index
@@ -100,9 +88,8 @@ def list_jobs(spec: DatasetSpec, root: Path) -> list[Job]:
         raise UserError(f"dataset seed {spec.seed} is negative; use 0 or more")
     for split in spec.images:
         pick(split, SPLIT_NUMBERS[spec.format], "split", f"images of format {spec.format}")
-    jobs: list[Job] = []
-    for split in SPLIT_NUMBERS[spec.format]:
-        for index in range(spec.images.get(split, 0)):
-            seed = scene_seed(spec, split, index)
-            jobs.append(Job(spec.format, split, index, len(jobs), seed, spec.size, root))
-    return jobs
+    images = [(split, index) for split in SPLIT_NUMBERS[spec.format] for index in range(spec.images.get(split, 0))]
+    return [
+        Job(spec.format, split, index, number, scene_seed(spec, split, index), spec.size, root)
+        for number, (split, index) in enumerate(images)
+    ]
