@@ -17,9 +17,9 @@ from vpd.datasets.transforms import augment_segmentation, reduce_zero_label
 from vpd.utils.errors import UserError
 
 FOLDER = "ADEChallengeData2016"
-TOPS = (FOLDER,)
+TOPS: tuple[str, ...] = (FOLDER,)
 SPLITS = ("training", "validation")
-NEEDED = SPLITS
+NEEDED: tuple[str, ...] = SPLITS
 CLASS_FILE = f"{FOLDER}/objectInfo150.txt"
 
 

@@ -12,8 +12,8 @@ from vpd.datasets.dataset import Contents, Preview, read_entries
 from vpd.datasets.images import read_image
 from vpd.utils.errors import UserError
 
-TOPS = ("images", "captions.json")
-NEEDED = ("train",)
+TOPS: tuple[str, ...] = ("images", "captions.json")
+NEEDED: tuple[str, ...] = ("train",)
 INDEX = "captions.json"
 
 

@@ -36,13 +36,8 @@ class Contents:
 class Format(Protocol):
     """What a module of this package offers for its format on disk."""
 
-    @property
-    def TOPS(self) -> tuple[str, ...]:
-        """Files and folders at the top of the dataset; if all are absent, nothing of it is there."""
-
-    @property
-    def NEEDED(self) -> tuple[str, ...]:
-        """Splits that may not be empty, or nothing can be trained or scored."""
+    TOPS: tuple[str, ...]  # files and folders at the top of the dataset; if all are absent, nothing of it is there
+    NEEDED: tuple[str, ...]  # splits that may not be empty, or nothing can be trained or scored
 
     def contents(self, root: Path) -> Contents:
         """List the dataset in ``root``; UserError if files are missing or lists are unsound."""
@@ -64,11 +59,6 @@ class Dataset:
 
     def __len__(self) -> int:
         raise NotImplementedError
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.sample(index)
 
     def sample(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """Read one sample; augmented when training, by nothing but (seed, epoch, index)."""

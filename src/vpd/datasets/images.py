@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,16 @@ from vpd.utils.errors import UserError
 
 MILLIMETRES = 1000.0
 JPEG_QUALITY = 95
-DECODERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()  # registers all decoders
+DECODERS = [
+    name
+    for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+    if name in Image.OPEN
+]
 """Formats whose decoders only decode; Pillow would hand PostScript to an interpreter."""
 MAX_PIXELS = 80_000_000
 """Larger images are refused: a small file can claim any size and fill the memory (a decompression bomb)."""
 WHITE = (255, 255, 255, 255)
-
-
-@cache
-def decoders() -> tuple[str, ...]:
-    """Those of ``DECODERS`` that this installation of Pillow has."""
-    Image.init()
-    return tuple(name for name in DECODERS if name in Image.OPEN)
 
 
 def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lambda image, _: image) -> ndarray:
@@ -34,7 +31,7 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lamb
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
-            with Image.open(path, formats=decoders()) as image:
+            with Image.open(path, formats=DECODERS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")

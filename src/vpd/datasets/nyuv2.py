@@ -18,9 +18,9 @@ from vpd.datasets.transforms import augment_depth, normalise
 from vpd.utils.errors import UserError
 
 SPLITS = ("train", "test")
-NEEDED = SPLITS
+NEEDED: tuple[str, ...] = SPLITS
 FOLDERS = {"train": "sync", "test": "official_splits/test"}
-TOPS = ("sync", "official_splits", "train_list.txt", "test_list.txt")
+TOPS: tuple[str, ...] = ("sync", "official_splits", "train_list.txt", "test_list.txt")
 NO_ROOM = 10
 """Millimetres. A room is deeper, while depth written in metres by mistake is never larger: the sensor sees 10 m."""
 SCENES: tuple[str, ...] = (
@@ -108,8 +108,7 @@ def preview(root: Path) -> Iterator[Preview]:
     """Image and coloured depth; the scene and its depth range below."""
     for frame in (frame for split in SPLITS for frame in frames(root, split)):
         depth = read_depth(frame.depth)
-        valid = depth[depth > 0]
-        near, far = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 1.0)
+        near, far = (float(edge(depth[depth > 0])) for edge in (np.min, np.max)) if depth.any() else (0.0, 1.0)
         yield [read_image(frame.image), colour_depth(depth, near, far)], [f"{frame.scene}: {near:.1f} to {far:.1f} m"]
 
 

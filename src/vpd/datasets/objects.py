@@ -15,8 +15,8 @@ from vpd.datasets.images import check_pair, read_image, read_labels
 from vpd.datasets.preview import palette
 from vpd.utils.errors import UserError
 
-TOPS = ("images", "masks", "objects.json")
-NEEDED = ("train",)
+TOPS: tuple[str, ...] = ("images", "masks", "objects.json")
+NEEDED: tuple[str, ...] = ("train",)
 INDEX = "objects.json"
 NOTHING = 0
 """Mask value of pixels that belong to no instance."""
@@ -62,11 +62,9 @@ def _check(image_path: Path, mask_path: Path, entry: Entry) -> bool:
         raise UserError(
             f"{mask_path} shows the instances {visible}, but {INDEX} lists {listed}; draw the dataset again"
         )
-    for one in entry["instances"]:
-        if one["class"] not in entry["classes"]:
-            raise UserError(
-                f"{INDEX}: instance {one['id']} of {entry['mask']} is a {one['class']}, which classes lacks"
-            )
+    for number, name in ((one["id"], one["class"]) for one in entry["instances"]):
+        if name not in entry["classes"]:
+            raise UserError(f"{INDEX}: instance {number} of {entry['mask']} is a {name}, which classes lacks; add it")
     return True
 
 
@@ -74,7 +72,5 @@ def preview(root: Path) -> Iterator[Preview]:
     """Image and coloured instances; the names of the classes below."""
     colours = palette(MOST_INSTANCES)
     for entry in entries(root):
-        yield (
-            [read_image(root / entry["file"]), colours[read_mask(root / entry["mask"])]],
-            [", ".join(entry["classes"])],
-        )
+        images = [read_image(root / entry["file"]), colours[read_mask(root / entry["mask"])]]
+        yield images, [", ".join(entry["classes"])]

@@ -30,8 +30,8 @@ IMAGES = "images/mscoco/images/train2014"
 VARIANTS = ("refcoco", "refcoco+", "refcocog")
 SPLIT_BY = ("unc", "umd")
 """Authors of the splits, in order of preference; RefCOCO and RefCOCO+ have the first, RefCOCOg the second (R9)."""
-TOPS = ("images", *VARIANTS)
-NEEDED = ("train", "val")
+TOPS: tuple[str, ...] = ("images", *VARIANTS)
+NEEDED: tuple[str, ...] = ("train", "val")
 """Splits that every variant must have."""
 
 
@@ -55,12 +55,9 @@ class Reference:
     image_id: int
     split: str
     image: Path
-    size: tuple[int, int]
-    """Height and width."""
-    segmentation: list[Any] | dict[str, Any]
-    """COCO polygons, or run lengths."""
-    sentences: tuple[tuple[int, str], ...]
-    """Sentence id and text."""
+    size: tuple[int, int]  # height and width
+    segmentation: list[Any] | dict[str, Any]  # COCO polygons, or run lengths
+    sentences: tuple[tuple[int, str], ...]  # id and text
 
 
 def _pickles(root: Path) -> dict[str, Path]:
@@ -107,10 +104,10 @@ def _check_ref(ref: dict[str, Any]) -> None:
 def references(root: Path, variant: str, split: str | None = None) -> list[Reference]:
     """Read the references of a variant and split (or of all its splits); UserError if either or an id does not exist."""
     path = refs_path(root, variant)
-    by_split: dict[str, list[dict[str, Any]]] = {}
-    for ref in load_refs(path):
-        by_split.setdefault(ref["split"], []).append(ref)
-    refs = pick(split, by_split, "split", str(path)) if split else [ref for group in by_split.values() for ref in group]
+    refs = load_refs(path)
+    if split:
+        pick(split, {ref["split"]: ref for ref in refs}, "split", str(path))
+        refs = [ref for ref in refs if ref["split"] == split]
     index = path.parent / "instances.json"
     images, annotations = _tables(index)
     for ref in refs:
@@ -203,17 +200,16 @@ def _check(path: Path, references: list[Reference]) -> bool:
 
 def preview(root: Path) -> Iterator[Preview]:
     """Image with one object marked; what each variant says of it below."""
-    by_image: dict[int, list[Reference]] = {}
+    by_image: dict[int, list[tuple[Reference, list[str]]]] = {}
     texts: dict[tuple[int, str], list[str]] = {}
     for variant in _pickles(root):
         for reference in references(root, variant):
-            by_image.setdefault(reference.image_id, []).append(reference)
-            key = (reference.image_id, str(reference.segmentation))
-            texts.setdefault(key, []).append(f"{variant}: {reference.sentences[0][1]}")
+            lines = texts.setdefault((reference.image_id, str(reference.segmentation)), [])
+            lines.append(f"{variant}: {reference.sentences[0][1]}")
+            by_image.setdefault(reference.image_id, []).append((reference, lines))
     for number, group in enumerate(by_image.values()):
-        reference = group[number % len(group)]  # not always the first, which is the nearest wall's furniture
+        reference, lines = group[number % len(group)]  # not always the first, which is the nearest wall's furniture
         image = read_image(reference.image)
-        lines = texts[reference.image_id, str(reference.segmentation)]
         yield [image, mark_object(image, object_mask(reference))], lines
 
 

@@ -43,7 +43,6 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def _jitter(rng: Rng, name: str) -> Colour:
-    """The named colour, slightly varied in brightness and less in hue."""
     factor = rng.between(0.9, 1.1)
     red, green, blue = (min(1.0, max(0.03, part * factor + rng.between(-0.02, 0.02))) for part in COLOURS[name])
     return red, green, blue
@@ -125,9 +124,10 @@ def _cabinet(rng: Rng) -> Model:
     name = rng.pick(("brown", "white", "gray", "brown"))
     colour = _jitter(rng, name)
     if rng.chance(0.5):
-        width, height, depth = rng.between(0.8, 1.1), rng.between(1.5, 1.9), 0.45
-        body = _block(0.0, 0.0, 0.0, width, height, depth, colour, pattern="doors")
-        return Model("cabinet", (body,), (width, depth), name)
+        width, height = rng.between(0.8, 1.1), rng.between(1.5, 1.9)
+        return Model(
+            "cabinet", (_block(0.0, 0.0, 0.0, width, height, 0.45, colour, pattern="doors"),), (width, 0.45), name
+        )
     width, height, depth = rng.between(1.1, 1.7), rng.between(0.8, 0.9), 0.5
     body = _block(0.0, 0.0, 0.0, width, height - 0.05, depth, colour, pattern="doors")
     stone = rng.pick(((0.3, 0.3, 0.32), (0.8, 0.78, 0.74)))
@@ -155,8 +155,7 @@ def _plant(rng: Rng) -> Model:
     return Model("plant", tuple(solids), (0.6, 0.6))
 
 
-def _bathtub(rng: Rng) -> Model:
-    """A white tub with water; it belongs to no class."""
+def _bathtub(rng: Rng) -> Model:  # belongs to no class
     width, water = rng.between(1.4, 1.6), (0.55, 0.75, 0.85)
     tub = _block(0.0, 0.0, 0.0, width, 0.5, 0.72, COLOURS["white"])
     return Model("bathtub", (tub, _block(0.0, 0.5, 0.0, width - 0.16, 0.01, 0.56, water, gloss=0.4)), (width, 0.72))

@@ -90,7 +90,6 @@ def referable(scene: Scene) -> list[Instance]:
 
 
 def _heads(target: Instance) -> list[Head]:
-    """Ways to name the target by its looks, shortest first."""
     sets = ("name", "colour name", "colour", "size name", "pattern name", "size colour name", "pattern colour name",
             "size pattern colour name")  # fmt: skip
     looks = [{key: getattr(target, key) for key in keys.split()} for keys in sets]

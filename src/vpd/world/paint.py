@@ -10,13 +10,10 @@ from vpd.world.furniture import Thing, shade
 from vpd.world.rooms import Opening, Room
 from vpd.world.shapes import NEAR, Solid, dot, spread
 
-LINE = 0.018
-"""Width of joints and grooves in metres."""
+LINE = 0.018  # width of joints and grooves in metres
 AMBIENT, DIFFUSE, HEADLIGHT = 0.44, 0.78, 0.12
-FALLOFF = 0.045
-"""Per square metre from the lamp."""
-IN_SHADOW = 0.25
-"""Share of the lamp's light that reaches shadows."""
+FALLOFF = 0.045  # per square metre from the lamp
+IN_SHADOW = 0.25  # share of the lamp's light that reaches shadows
 
 
 def _fill(shape: tuple[int, ...], colour: Colour) -> ndarray:

@@ -15,7 +15,7 @@ from vpd.datasets.refcoco import IMAGES
 from vpd.utils.files import atomic_path, write_text
 from vpd.world.classes import LABELS, THINGS, TOYS
 from vpd.world.language import attributes, phrase, positions, referable, relations
-from vpd.world.scene import Instance, Scene, draw_scene
+from vpd.world.scene import draw_scene
 from vpd.world.seeds import LANGUAGE, Job, Rng
 
 FILES = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
@@ -55,20 +55,18 @@ def draw_refcoco(job: Job) -> dict[str, Any]:
         other_test = (job.split == "testA" and not toy) or (job.split == "testB" and toy)
         if target.area < LEAST_SHARE * width * height or other_test:
             continue
-        for variant in FILES:
-            if wordings := _sentences(rng, variant, target, scene):
-                sentences[variant][target.index] = wordings
+        looks = attributes(target, scene.instances)
+        named = [one for one in looks if one.head.name]
+        for variant, most in MOST_SENTENCES.items():  # RefCOCO+ forbids places, RefCOCOg asks for whole sentences
+            if variant == "refcoco+":
+                expressions = looks
+            else:
+                expressions = (positions if variant == "refcoco" else relations)(target, scene.instances) + named
+            chosen, long = rng.shuffled(expressions)[: rng.count(1, most)], variant == "refcocog"
+            if chosen:
+                wordings = dict.fromkeys(phrase(rng, one, scene.room.kind, long) for one in chosen)
+                sentences[variant][target.index] = list(wordings)
     return {"image": image, "annotations": annotations, "sentences": sentences}
-
-
-def _sentences(rng: Rng, variant: str, target: Instance, scene: Scene) -> list[str]:
-    """Different wordings for one thing: RefCOCO+ forbids places, RefCOCOg asks for whole sentences."""
-    expressions = attributes(target, scene.instances)
-    if variant != "refcoco+":
-        told = positions if variant == "refcoco" else relations
-        expressions = told(target, scene.instances) + [one for one in expressions if one.head.name]
-    chosen = rng.shuffled(expressions)[: rng.count(1, MOST_SENTENCES[variant])]
-    return list(dict.fromkeys(phrase(rng, one, scene.room.kind, long=variant == "refcocog") for one in chosen))
 
 
 def finish_refcoco(root: Path, jobs: list[Job], facts: list[dict[str, Any]]) -> None:
@@ -91,7 +89,6 @@ def finish_refcoco(root: Path, jobs: list[Job], facts: list[dict[str, Any]]) -> 
 
 
 def _refs(variant: str, jobs: list[Job], facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """References in the schema of the real files."""
     refs: list[dict[str, Any]] = []
     sent_id = 0
     for job, fact in zip(jobs, facts, strict=True):

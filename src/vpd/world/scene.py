@@ -17,8 +17,7 @@ AGAINST_WALL = ("bed", "sofa", "cabinet", "bathtub")
 CORNERS = ("lamp", "plant")
 TOY_COLOURS = tuple(name for name in COLOURS if name in ("red", "orange", "yellow", "green", "blue", "purple"))
 TRIES = 24
-GAP = 0.06
-"""Metres kept between things."""
+GAP = 0.06  # metres kept between things
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,16 @@ def furnish(rng: Rng, room: Room, view: float) -> list[Thing]:
 
 def _add(rng: Rng, room: Room, view: float, things: list[Thing], model: Model) -> None:
     """Place the model at the first random spot that is free; leave it out if none of ``TRIES`` is."""
-    blocked = [thing.area for thing in things] + _doorways(room)
+    blocked, half = [thing.area for thing in things], room.width / 2
+    for low, high, surface in ((*door.rectangle[:2], door.surface) for door in room.openings if door.name == "door"):
+        floor = {"left": (-half, -half + 0.5, low, high), "right": (half - 0.5, half, low, high)}
+        blocked.append(floor.get(surface, (low, high, room.depth - 0.5, room.depth)))  # or the door would not open
     cosine, sine = room.camera.yaw
     for _ in range(TRIES):
         x, z, quarter = _spot(rng, room, view, model)
         width, depth = model.footprint if quarter % 2 == 0 else model.footprint[::-1]
         area = (x - width / 2, x + width / 2, z - depth / 2, z + depth / 2)
-        inside = area[0] > -room.width / 2 and area[1] < room.width / 2 and area[2] > 1.0 and area[3] < room.depth
+        inside = area[0] > -half and area[1] < half and area[2] > 1.0 and area[3] < room.depth
         right, away = x - room.camera.place[0], z - room.camera.place[2]
         across, away = cosine * right - sine * away, sine * right + cosine * away
         seen = away > 1.5 and abs(across) < 0.9 * view * away
@@ -132,14 +134,6 @@ def _spot(rng: Rng, room: Room, view: float, model: Model) -> tuple[float, float
 def _overlap(one: Area, two: Area) -> bool:
     apart_x = one[0] > two[1] + GAP or two[0] > one[1] + GAP
     return not (apart_x or one[2] > two[3] + GAP or two[2] > one[3] + GAP)
-
-
-def _doorways(room: Room) -> list[Area]:
-    side, areas = room.width / 2, []
-    for low, high, surface in ((*door.rectangle[:2], door.surface) for door in room.openings if door.name == "door"):
-        floor = {"left": (-side, -side + 0.5, low, high), "right": (side - 0.5, side, low, high)}
-        areas.append(floor.get(surface, (low, high, room.depth - 0.5, room.depth)))
-    return areas
 
 
 def _lay_on(rng: Rng, things: list[Thing], table: Thing, model: Model) -> None:

@@ -39,8 +39,7 @@ PREFIXES = {"training": "ADE_train", "validation": "ADE_val"}
 
 
 def _draw_ade20k(job: Job) -> ndarray:
-    """Write image and labels, landscape and portrait in turn; return the number of pixels of each label."""
-    width, height = job.size if job.index % 2 == 0 else job.size[::-1]
+    width, height = job.size if job.index % 2 == 0 else job.size[::-1]  # landscape and portrait in turn
     picture = draw_scene(job.seed, width, height).picture
     name = f"{PREFIXES[job.split]}_{job.index + 1:08d}"
     save_jpeg(job.root / ade20k.FOLDER / "images" / job.split / f"{name}.jpg", picture.image)
@@ -49,7 +48,6 @@ def _draw_ade20k(job: Job) -> ndarray:
 
 
 def _finish_ade20k(root: Path, jobs: list[Job], facts: list[ndarray]) -> None:
-    """Write objectInfo150.txt in the real file's format."""
     pixels = {}
     for split in ade20k.SPLITS:
         for kind in ("images", "annotations"):
@@ -71,7 +69,6 @@ FRAMES = 5
 
 
 def _draw_nyuv2(job: Job) -> str:
-    """Write image and depth; return the frame's line in the list file."""
     train = job.split == "train"
     first = job.seed - job.index % FRAMES if train else job.seed
     kind = Rng(first, AROUND).pick(sorted(KINDS))
@@ -102,14 +99,12 @@ def _finish_nyuv2(root: Path, jobs: list[Job], facts: list[str]) -> None:
 
 # ------------------------------------------------------------------------------------------------- captions and objects
 def _draw_captions(job: Job) -> dict[str, str]:
-    """Write the image; return its entry in captions.json."""
     scene, file = draw_scene(job.seed, *job.size), f"images/{job.index:06d}.jpg"
     save_jpeg(job.root / file, scene.picture.image)
     return {"file": file, "caption": next(captions_of(scene))}
 
 
 def _draw_objects(job: Job) -> dict[str, Any]:
-    """Write image and instance mask; return its entry in objects.json."""
     scene = draw_scene(job.seed, *job.size)
     image, mask = f"images/{job.index:06d}.jpg", f"masks/{job.index:06d}.png"
     save_jpeg(job.root / image, scene.picture.image)
