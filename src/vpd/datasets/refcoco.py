@@ -109,37 +109,30 @@ def references(root: Path, variant: str, split: str | None = None) -> list[Refer
         pick(split, {ref["split"]: ref for ref in refs}, "split", str(path))
         refs = [ref for ref in refs if ref["split"] == split]
     index = path.parent / "instances.json"
-    images, annotations = _tables(index)
-    for ref in refs:
+    coco: Any = read_json(index)
+    images = _table(index, coco, "images", {"id", "file_name", "height", "width"})
+    annotations = _table(index, coco, "annotations", {"id", "segmentation"})
+    joined = []
+    for ref in sorted(refs, key=lambda ref: ref["ref_id"]):
         for table, key in ((images, ref["image_id"]), (annotations, ref["ann_id"])):
             if key not in table:
                 raise UserError(
                     f"{index} lacks id {key}, which reference {ref['ref_id']} needs; fetch both files again"
                 )
-    ordered = sorted(refs, key=lambda ref: ref["ref_id"])
-    return [_reference(root, ref, images[ref["image_id"]], annotations[ref["ann_id"]]) for ref in ordered]
+        image, segmentation = images[ref["image_id"]], annotations[ref["ann_id"]]["segmentation"]
+        path, size = root / IMAGES / Path(image["file_name"]).name, (int(image["height"]), int(image["width"]))
+        sentences = tuple((int(one["sent_id"]), str(one["sent"])) for one in ref["sentences"])
+        joined.append(Reference(ref["ref_id"], ref["image_id"], ref["split"], path, size, segmentation, sentences))
+    return joined
 
 
-def _tables(index: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """Images and annotations by id; UserError if an entry lacks what the readers use."""
-    coco: Any = read_json(index)
-
-    def table(name: str, keys: set[str]) -> dict[int, dict[str, Any]]:
-        rows = coco.get(name) if isinstance(coco, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-            raise UserError(
-                f"{index} needs a list '{name}' of objects with the keys {', '.join(sorted(keys))}; fetch it again"
-            )
-        return {row["id"]: row for row in rows}
-
-    return table("images", {"id", "file_name", "height", "width"}), table("annotations", {"id", "segmentation"})
-
-
-def _reference(root: Path, ref: dict[str, Any], image: dict[str, Any], annotation: dict[str, Any]) -> Reference:
-    sentences = tuple((int(sentence["sent_id"]), str(sentence["sent"])) for sentence in ref["sentences"])
-    path = root / IMAGES / Path(image["file_name"]).name
-    size = (int(image["height"]), int(image["width"]))
-    return Reference(ref["ref_id"], ref["image_id"], ref["split"], path, size, annotation["segmentation"], sentences)
+def _table(index: Path, coco: Any, name: str, keys: set[str]) -> dict[int, dict[str, Any]]:
+    rows = coco.get(name) if isinstance(coco, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+        raise UserError(
+            f"{index} needs a list '{name}' of objects with the keys {', '.join(sorted(keys))}; fetch it again"
+        )
+    return {row["id"]: row for row in rows}
 
 
 def object_mask(reference: Reference) -> ndarray:
@@ -164,7 +157,7 @@ def contents(root: Path) -> Contents:
     files: set[str] = set()
     counts: dict[str, int] = {}
     by_image: dict[Path, list[Reference]] = {}
-    for variant in _pickles(root):
+    for variant, path in _pickles(root).items():
         listed = references(root, variant)
         counts |= {f"{variant}/{split}": 0 for split in NEEDED}
         for split, objects in sorted(Counter(reference.split for reference in listed).items()):
@@ -172,7 +165,7 @@ def contents(root: Path) -> Contents:
             counts[f"{variant}/{split}/objects"] = objects
         for reference in listed:
             by_image.setdefault(reference.image, []).append(reference)
-        files |= {refs_path(root, variant).relative_to(root).as_posix(), f"{variant}/instances.json"}
+        files |= {path.relative_to(root).as_posix(), f"{variant}/instances.json"}
     if not files:
         raise UserError(
             f"{root} holds none of {', '.join(VARIANTS)}; each needs refs(unc).p or refs(umd).p and instances.json"
