@@ -206,35 +206,6 @@ def test_cutdepth_pastes_millimetres_modulo_256():
     assert (result[:, untouched] == image[:, untouched]).all()
 
 
-def test_cutdepth_ramp_is_depth_over_the_largest_depth():
-    data = DEPTH.model_copy(update={"cutdepth_values": "ramp"})
-    image, depth = noise(48, 64), ramp_depth()
-    result = cut_depth(image, depth, data, rng(1))
-    columns = (result != image).any(axis=(0, 2))
-    np.testing.assert_allclose(result[:, columns, 0], depth[:, columns] / 10.0 * 255.0, atol=1.0)
-
-
-def test_cutdepth_strips_are_at_most_the_given_share_wide():
-    image, depth = np.full((4, 400, 3), 255, np.uint8), np.zeros((4, 400), np.float32)
-    data = DEPTH.model_copy(update={"cutdepth_width": 0.5})
-    widths = [(cut_depth(image, depth, data, rng(seed))[0, :, 0] == 0).sum() for seed in range(300)]
-    assert min(widths) >= 1
-    assert 150 < max(widths) <= 200
-    # Uniform start a and share b: E[(1 - a) b / 2] = 1/8 of the width.
-    assert np.mean(widths) == pytest.approx(50, abs=6)
-
-
-def test_probabilities_of_the_depth_pipeline():
-    image, depth = noise(48, 64), ramp_depth()
-    unchanged = [
-        not (augment(image, depth, seed, cutdepth=0.25)[0] - normalise(image[:, :48])).any() for seed in range(300)
-    ]
-    assert np.mean(unchanged) == pytest.approx(0.75 / 17, abs=0.04)  # one of 17 windows, without CutDepth
-    moved = [augment(image, depth, seed, flip=0.5)[1] for seed in range(200)]
-    flipped = [depth[0, 0] > depth[0, -1] for depth in moved]
-    assert np.mean(flipped) == pytest.approx(0.5, abs=0.1)
-
-
 def test_colour_changes_keep_the_range_and_leave_depth_alone():
     image, depth = noise(48, 48), ramp_depth(48, 48)
     for seed in range(20):

@@ -50,8 +50,7 @@ class Dataset:
     """Samples by index and epoch: the same (seed, epoch, index) always gives the same bits."""
 
     classes: list[str] = []
-    splits: dict[str, str] = {}
-    """Split as asked for -> split on disk."""
+    splits: dict[str, str] = {}  # split as asked for -> split on disk
 
     def __init__(self, split: str, seed: int) -> None:
         self.split: str = pick(split, self.splits, "split", type(self).__name__)

@@ -23,8 +23,7 @@ FORMATS: dict[str, Format] = {
     "objects": objects,
 }
 """``DatasetSpec.format`` -> the module that knows it."""
-PLACE = "place"
-"""Key of the folder, relative to the manifest's, in which the files lie if they were not made here."""
+PLACE = "place"  # key of the folder, relative to the manifest's, in which the files lie if they were not made here
 
 
 def located(root: Path) -> Path:

@@ -18,8 +18,7 @@ from vpd.utils.errors import UserError
 TOPS: tuple[str, ...] = ("images", "masks", "objects.json")
 NEEDED: tuple[str, ...] = ("train",)
 INDEX = "objects.json"
-NOTHING = 0
-"""Mask value of pixels that belong to no instance."""
+NOTHING = 0  # mask value of pixels that belong to no instance
 MOST_INSTANCES = 255
 Instance = TypedDict("Instance", {"id": int, "class": str})
 

@@ -13,8 +13,7 @@ from numpy import ndarray
 
 SAMPLES, COLUMNS, LETTERS = 12, 3, 60
 """At most so many samples, samples a row, and letters a line."""
-GOLDEN = 0.618034
-"""Hues a golden section apart differ clearly however many there are."""
+GOLDEN = 0.618034  # hues a golden section apart differ clearly however many there are
 
 
 def palette(classes: int) -> ndarray:

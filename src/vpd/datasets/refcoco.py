@@ -31,8 +31,7 @@ VARIANTS = ("refcoco", "refcoco+", "refcocog")
 SPLIT_BY = ("unc", "umd")
 """Authors of the splits, in order of preference; RefCOCO and RefCOCO+ have the first, RefCOCOg the second (R9)."""
 TOPS: tuple[str, ...] = ("images", *VARIANTS)
-NEEDED: tuple[str, ...] = ("train", "val")
-"""Splits that every variant must have."""
+NEEDED: tuple[str, ...] = ("train", "val")  # splits that every variant must have
 
 
 # --------------------------------------------------------------------------------------------------------------- format

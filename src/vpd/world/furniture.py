@@ -10,8 +10,7 @@ from vpd.world.classes import COLOURS, Colour
 from vpd.world.seeds import Rng
 from vpd.world.shapes import Block, Ellipsoid, Frustum, Solid
 
-Area = tuple[float, float, float, float]
-"""Of the floor: x from, x to, z from, z to."""
+Area = tuple[float, float, float, float]  # of the floor: x from, x to, z from, z to
 
 
 @dataclass(frozen=True)

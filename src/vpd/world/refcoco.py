@@ -20,13 +20,11 @@ from vpd.world.seeds import LANGUAGE, Job, Rng
 
 FILES = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
 MOST_SENTENCES = {"refcoco": 3, "refcoco+": 3, "refcocog": 2}
-MOST_THINGS = 100
-"""More things than any scene has; ids of annotations are made of it."""
+MOST_THINGS = 100  # more things than any scene has; ids of annotations are made of it
 LEAST_SHARE = 0.05
 """Of the image that a referred thing covers; the games behind the real sets asked for things of that size too."""
 UMD_SPLITS = {"train": "train", "val": "val", "testA": "test", "testB": "test"}
-Run = tuple[int, int]
-"""Half-open range of columns."""
+Run = tuple[int, int]  # half-open range of columns
 
 
 def draw_refcoco(job: Job) -> dict[str, Any]:
@@ -95,10 +93,10 @@ def _refs(variant: str, jobs: list[Job], facts: list[dict[str, Any]]) -> list[di
         annotations, image_id = {entry["id"]: entry for entry in fact["annotations"]}, fact["image"]["id"]
         for index, texts in sorted(fact["sentences"][variant].items()):
             annotation = annotations[image_id * MOST_THINGS + index + 1]
-            ids = list(range(sent_id, sent_id := sent_id + len(texts)))
-            sentences = [
-                {"tokens": text.split(), "raw": text, "sent_id": number, "sent": text}
-                for number, text in zip(ids, texts, strict=True)
+            ids = range(sent_id, sent_id := sent_id + len(texts))
+            said = [
+                {"tokens": text.split(), "raw": text, "sent_id": n, "sent": text}
+                for n, text in zip(ids, texts, strict=True)
             ]
             refs.append(
                 {
@@ -108,8 +106,8 @@ def _refs(variant: str, jobs: list[Job], facts: list[dict[str, Any]]) -> list[di
                     "image_id": image_id,
                     "file_name": f"COCO_train2014_{image_id:012d}_{annotation['id']}.jpg",
                     "split": UMD_SPLITS[job.split] if variant == "refcocog" else job.split,
-                    "sentences": sentences,
-                    "sent_ids": ids,
+                    "sentences": said,
+                    "sent_ids": list(ids),
                 }
             )
     return refs

@@ -18,10 +18,8 @@ from vpd.world.rooms import Camera, Room
 from vpd.world.seeds import Rng
 from vpd.world.shapes import Solid, nonzero, spread
 
-FOCAL = 0.8
-"""Focal length over the longer image side, about NYUv2's 519 of 640."""
-ROOM = 1000
-"""Codes from here on are a label plus this number; smaller ones count things from 0."""
+FOCAL = 0.8  # focal length over the longer image side, about NYUv2's 519 of 640
+ROOM = 1000  # codes from here on are a label plus this number; smaller ones count things from 0
 PLANES = {"floor": (1, 1.0), "ceiling": (1, -1.0), "back": (2, -1.0), "left": (0, 1.0), "right": (0, -1.0)}
 """Surface of the room -> axis and sign of its normal."""
 

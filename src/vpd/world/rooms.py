@@ -127,7 +127,12 @@ def _openings(rng: Rng, style: Kind, width: float, height: float, depth: float) 
         rectangle = (*span, low, low + rng.between(0.4, 0.7))
         openings.append(Opening("picture", wall, rectangle, COLOURS[colour], COLOURS[accent]))
     if rng.chance(style.rug):
-        openings.append(_rug(rng, width, depth))
+        across, along = rng.between(1.5, min(2.4, width - 0.8)), rng.between(1.0, 1.6)
+        x, z = rng.between(-0.2, 0.2) * width, rng.between(1.9, max(1.9, depth - along / 2 - 0.4))
+        paint = COLOURS[rng.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
+        rectangle = (x - across / 2, x + across / 2, z - along / 2, z + along / 2)
+        pattern, edge = rng.pick(("border", "striped", "oval")), rng.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25)))
+        openings.append(Opening("rug", "floor", rectangle, paint, edge, pattern))
     return openings
 
 
@@ -136,12 +141,3 @@ def _span(rng: Rng, surface: str, size: float, width: float, depth: float) -> tu
     low, high = (-width / 2 + 0.25, width / 2 - 0.25) if surface == "back" else (1.6, depth - 0.25)
     start = rng.between(low, max(low, high - size))
     return start, start + size
-
-
-def _rug(rng: Rng, width: float, depth: float) -> Opening:
-    across, along = rng.between(1.5, min(2.4, width - 0.8)), rng.between(1.0, 1.6)
-    x, z = rng.between(-0.2, 0.2) * width, rng.between(1.9, max(1.9, depth - along / 2 - 0.4))
-    colour = COLOURS[rng.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
-    rectangle = (x - across / 2, x + across / 2, z - along / 2, z + along / 2)
-    pattern, accent = rng.pick(("border", "striped", "oval")), rng.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25)))
-    return Opening("rug", "floor", rectangle, colour, accent, pattern)

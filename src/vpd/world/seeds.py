@@ -22,8 +22,7 @@ SPLITS = {
     "refcoco": ("train", "val", "testA", "testB"), "objects": ("train",),
 }  # fmt: skip
 """By format; their positions are part of a scene's seed, but ``objects`` annotates the very scenes of ``captions``."""
-MOST = 1 << 24
-"""More images than any split has."""
+MOST = 1 << 24  # more images than any split has
 
 
 class Rng:

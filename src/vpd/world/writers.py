@@ -64,8 +64,7 @@ def _finish_ade20k(root: Path, jobs: list[Job], facts: list[ndarray]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- nyuv2
-FRAMES = 5
-"""Frames in one training folder, which all show the same kind of room."""
+FRAMES = 5  # frames in one training folder, which all show the same kind of room
 
 
 def _draw_nyuv2(job: Job) -> str:
