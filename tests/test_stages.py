@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from vpd.config.params import load_params
-from vpd.stages.training import workers
+from vpd.config.paths import Paths
+from vpd.stages.data import prepare_dataset
+from vpd.stages.training import evaluate_experiment, train_experiment, workers
 from vpd.training.runs import gather_history
 from vpd.utils.errors import UserError
 from vpd.utils.processes import side_by_side
@@ -94,3 +96,16 @@ def test_histories_are_joined_with_the_seed_in_front(tmp_path):
         (tmp_path / f"seed{seed}" / "history.csv").write_text(f"step,loss\n1,{loss}\n")
     gather_history(tmp_path, (0, 7), tmp_path / "all.csv")
     assert (tmp_path / "all.csv").read_text() == "seed,step,loss\n0,1,1.5\n7,1,2.5\n"
+
+
+def test_data_that_is_changed_in_place_is_neither_trained_nor_scored_on(tmp_path):
+    params, paths = load_params(ROOT / "params.yaml", "smoke"), Paths("smoke", tmp_path)
+    spec = params.resolve("seg-fast")
+    data = paths.dataset(spec.dataset)
+    prepare_dataset(spec.dataset, params.dataset(spec.dataset), data)
+    labels = next(data.rglob("ADE_train*.png"))
+    labels.write_bytes(labels.read_bytes() + b"x")
+    for stage in (train_experiment, evaluate_experiment):
+        with pytest.raises(UserError, match=rf"{labels.name} was changed after .*; run `vpd data ade20k` again"):
+            stage(spec, paths)
+    assert not [path for path in paths.runs(spec.name).rglob("*") if path.is_file()]

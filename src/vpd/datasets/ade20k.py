@@ -17,9 +17,9 @@ from vpd.datasets.transforms import augment_segmentation, reduce_zero_label
 from vpd.utils.errors import UserError
 
 FOLDER = "ADEChallengeData2016"
-TOPS = (FOLDER,)
+TOPS: tuple[str, ...] = (FOLDER,)
 SPLITS = ("training", "validation")
-NEEDED = SPLITS
+NEEDED: tuple[str, ...] = SPLITS
 CLASS_FILE = f"{FOLDER}/objectInfo150.txt"
 
 
@@ -65,12 +65,11 @@ def contents(root: Path) -> Contents:
     classes = len(class_names(root))
     by_split = {split: pairs(root, split) for split in SPLITS}
     files = [path.relative_to(root).as_posix() for split in SPLITS for pair in by_split[split] for path in pair]
-    checks = {split: [partial(check, *pair, classes) for pair in by_split[split]] for split in SPLITS}
+    checks = {split: [partial(_check, *pair, classes) for pair in by_split[split]] for split in SPLITS}
     return Contents([CLASS_FILE, *files], {split: len(by_split[split]) for split in SPLITS}, checks)
 
 
-def check(image: Path, labels: Path, classes: int) -> bool:
-    """UserError if the pair is unreadable, of two sizes, or has a label that does not exist."""
+def _check(image: Path, labels: Path, classes: int) -> bool:
     values = read_labels(labels, classes)
     check_pair(read_image(image), image, values, labels)
     return bool(values.any())

@@ -6,35 +6,37 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from vpd.datasets.dataset import Contents, Preview
+from typing_extensions import TypedDict
+
+from vpd.datasets.dataset import Contents, Preview, read_entries
 from vpd.datasets.images import read_image
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
 
-TOPS = ("images", "captions.json")
-NEEDED = ("train",)
+TOPS: tuple[str, ...] = ("images", "captions.json")
+NEEDED: tuple[str, ...] = ("train",)
 INDEX = "captions.json"
 
 
-def entries(root: Path) -> list[dict[str, str]]:
-    """Read the list of {"file", "caption"}."""
-    listed: object = read_json(root / INDEX)
-    if not isinstance(listed, list) or not all(
-        isinstance(one, dict) and {"file", "caption"} <= set(one) for one in listed
-    ):
-        raise UserError(f"{root / INDEX} must be a list of objects with the keys file and caption")
-    return listed
+class Entry(TypedDict):
+    """One captioned image."""
+
+    file: str
+    caption: str
+
+
+def entries(root: Path) -> list[Entry]:
+    """Read captions.json."""
+    return read_entries(root / INDEX, Entry, "file and caption")
 
 
 def contents(root: Path) -> Contents:
     """List the dataset in ``root``; the count is that of captioned images."""
     listed = entries(root)
-    checks = [partial(check, root / entry["file"], entry["caption"]) for entry in listed]
+    checks = [partial(_check, root / entry["file"], entry["caption"]) for entry in listed]
     return Contents([INDEX, *(entry["file"] for entry in listed)], {"train": len(listed)}, {"train": checks})
 
 
-def check(path: Path, caption: str) -> bool:
-    """UserError if the image is unreadable or the caption empty."""
+def _check(path: Path, caption: str) -> bool:
     read_image(path)
     if not caption.strip():
         raise UserError(f"{path} has an empty caption in {INDEX}; give it one")

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy import ndarray
+from pydantic import TypeAdapter, ValidationError
 
-from vpd.utils.errors import pick
+from vpd.utils.errors import UserError, pick
+from vpd.utils.files import read_json
 
 if TYPE_CHECKING:  # vpd.world, vpd.download and planning read formats and must start without torch
     from torch import Tensor
 
+Entry = TypeVar("Entry")
 Check = Callable[[], bool]
 """Reads one sample. Raises UserError if it is unsound; returns whether it has anything to score."""
 Preview = tuple[list[ndarray], list[str]]
@@ -25,24 +28,16 @@ Preview = tuple[list[ndarray], list[str]]
 class Contents:
     """What a dataset folder holds, by its lists and file names; no image has been read yet."""
 
-    files: list[str]
-    """Everything that is read, relative to the folder."""
-    counts: dict[str, int]
-    """What the manifest counts; ``expect`` in params.yaml names the same keys."""
-    checks: Mapping[str, Sequence[Check]]
-    """One check a sample, by split (or another unit that must have something to score)."""
+    files: list[str]  # relative to the folder
+    counts: dict[str, int]  # ``expect`` in params.yaml names the same keys
+    checks: Mapping[str, Sequence[Check]]  # one a sample, by split (or another unit that must have something to score)
 
 
 class Format(Protocol):
     """What a module of this package offers for its format on disk."""
 
-    @property
-    def TOPS(self) -> tuple[str, ...]:
-        """Files and folders at the top of the dataset; if all are absent, nothing of it is there."""
-
-    @property
-    def NEEDED(self) -> tuple[str, ...]:
-        """Splits that may not be empty, or nothing can be trained or scored."""
+    TOPS: tuple[str, ...]  # files and folders at the top of the dataset; if all are absent, nothing of it is there
+    NEEDED: tuple[str, ...]  # splits that may not be empty, or nothing can be trained or scored
 
     def contents(self, root: Path) -> Contents:
         """List the dataset in ``root``; UserError if files are missing or lists are unsound."""
@@ -55,8 +50,7 @@ class Dataset:
     """Samples by index and epoch: the same (seed, epoch, index) always gives the same bits."""
 
     classes: list[str] = []
-    splits: dict[str, str] = {}
-    """Split as asked for -> split on disk."""
+    splits: dict[str, str] = {}  # split as asked for -> split on disk
 
     def __init__(self, split: str, seed: int) -> None:
         self.split: str = pick(split, self.splits, "split", type(self).__name__)
@@ -65,11 +59,6 @@ class Dataset:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.sample(index)
-
     def sample(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """Read one sample; augmented when training, by nothing but (seed, epoch, index)."""
         raise NotImplementedError
@@ -77,6 +66,14 @@ class Dataset:
     def rng(self, index: int, epoch: int) -> np.random.Generator:
         """The only source of randomness of a sample, so that workers and resumed runs see the same bits."""
         return np.random.Generator(np.random.PCG64((self.seed, epoch, index)))
+
+
+def read_entries(path: Path, entry: type[Entry], keys: str) -> list[Entry]:
+    """Read a JSON list of objects with the keys of ``entry``, a TypedDict; ``keys`` names them in the UserError."""
+    try:
+        return TypeAdapter(list[entry]).validate_python(read_json(path), strict=True)  # type: ignore[valid-type]
+    except ValidationError:
+        raise UserError(f"{path} must be a list of objects with the keys {keys}; make the dataset again") from None
 
 
 def image_tensor(image: ndarray) -> Tensor:

@@ -23,33 +23,23 @@ FORMATS: dict[str, Format] = {
     "objects": objects,
 }
 """``DatasetSpec.format`` -> the module that knows it."""
-PLACE = "place"
-"""Key of the folder, relative to the manifest's, in which the files lie if they were not made here."""
+PLACE = "place"  # key of the folder, relative to the manifest's, in which the files lie if they were not made here
 
 
 def located(root: Path) -> Path:
-    """Return the folder that holds the files of the dataset prepared in ``root``.
-
-    Gigabytes that lie elsewhere are neither copied nor linked, so that no orchestrator hashes or stores them again.
-    """
+    """Return the folder with the files of the dataset prepared in ``root``; those of a user stay where they are."""
     manifest = read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
     return root / manifest[PLACE] if PLACE in manifest else root
 
 
 def describe(root: Path, spec: DatasetSpec, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read and check every file of a dataset.
-
-    Args:
-        root: where the files lie.
-        spec: the dataset's format, and the counts that it must have.
-        name: for messages.
+    """Read and check every file of the dataset in ``root``.
 
     Returns:
         The manifest's facts (format, counts, digest), and the SHA-256 of every file.
 
     Raises:
-        UserError: naming the first file that is unsound, the first count that is wrong, or the split without anything to
-            train on or to score.
+        UserError: naming the first unsound file or wrong count, or the split without anything to train on or to score.
     """
     contents = FORMATS[spec.format].contents(root)
     check_counts(root, spec, contents.counts)
@@ -79,26 +69,21 @@ def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
 
 def _check_samples(root: Path, contents: Contents, name: str) -> None:
     """UserError naming the first sample that is unsound, or the split in which nothing can be scored."""
-    total = sum(map(len, contents.checks.values()))
-    scored = dict.fromkeys(contents.checks, False)
     checks = [(split, check) for split, checks in contents.checks.items() for check in checks]
-    for split, check in track(checks, total, f"checking {name}", "samples"):
+    scored = {split: False for split, _ in checks}
+    for split, check in track(checks, len(checks), f"checking {name}", "samples"):
         scored[split] |= check()
     for split, any_scored in scored.items():
-        if contents.checks[split] and not any_scored:
+        if not any_scored:
             raise UserError(
                 f"{root}: no pixel of {split} has a label or a depth, so no score can be computed; replace it"
             )
 
 
 def check_unchanged(data: Path) -> None:
-    """Check that the files of a prepared dataset are still those that its manifest lists.
+    """UserError naming the first file of a prepared dataset that is missing, changed or extra since its manifest was written.
 
-    Args:
-        data: folder that ``vpd data`` made. Unchanged files are told by size, time and inode, without reading them.
-
-    Raises:
-        UserError: naming the first file that is missing, changed or extra.
+    Unchanged files are told by size, time and inode, without reading them.
     """
     manifest, root = read_manifest(data), located(data)
     again = f"after {MANIFEST} was written; run `vpd data {data.name}` again"

@@ -18,9 +18,9 @@ from vpd.datasets.transforms import augment_depth, normalise
 from vpd.utils.errors import UserError
 
 SPLITS = ("train", "test")
-NEEDED = SPLITS
+NEEDED: tuple[str, ...] = SPLITS
 FOLDERS = {"train": "sync", "test": "official_splits/test"}
-TOPS = ("sync", "official_splits", "train_list.txt", "test_list.txt")
+TOPS: tuple[str, ...] = ("sync", "official_splits", "train_list.txt", "test_list.txt")
 NO_ROOM = 10
 """Millimetres. A room is deeper, while depth written in metres by mistake is never larger: the sensor sees 10 m."""
 SCENES: tuple[str, ...] = (
@@ -39,10 +39,8 @@ class Frame:
 
     image: Path
     depth: Path
-    scene: str
-    """Name of the scene's folder."""
-    focal: float | None = None
-    """Focal length in pixels; VPD's own lists leave it out, those of BTS give it."""
+    scene: str  # name of its folder
+    focal: float | None = None  # in pixels; VPD's own lists leave it out, those of BTS give it
 
 
 def frames(root: Path, split: str) -> list[Frame]:
@@ -72,18 +70,10 @@ def _frame(folder: Path, line: str, path: Path, number: int) -> Frame:
 
 
 def scene_class(folder: str, source: str) -> int:
-    """Find the scene class in a folder's name such as ``office_kitchen_0001`` (D4).
+    """Find the scene class in a folder's name such as ``office_kitchen_0001`` (D4); UserError if it names none.
 
-    Args:
-        folder: name of the scene's folder.
-        source: ``first-match`` takes the first class whose name occurs in the folder's (here kitchen), ``exact`` the
-            longest one (office_kitchen), ``mean`` none.
-
-    Returns:
-        Index into ``SCENES``, or -1, which stands for the mean of all classes.
-
-    Raises:
-        UserError: the folder names no scene class.
+    ``first-match`` takes the first of ``SCENES`` that occurs in it (here kitchen), ``exact`` the longest one
+    (office_kitchen), ``mean`` none: -1, which stands for the mean of all classes.
     """
     if source == "mean":
         return -1
@@ -100,12 +90,11 @@ def contents(root: Path) -> Contents:
     by_split = {split: frames(root, split) for split in SPLITS}
     paths = [path for split in SPLITS for frame in by_split[split] for path in (frame.image, frame.depth)]
     files = [*(f"{split}_list.txt" for split in SPLITS), *(path.relative_to(root).as_posix() for path in paths)]
-    checks = {split: [partial(check, frame) for frame in by_split[split]] for split in SPLITS}
+    checks = {split: [partial(_check, frame) for frame in by_split[split]] for split in SPLITS}
     return Contents(files, {split: len(by_split[split]) for split in SPLITS}, checks)
 
 
-def check(frame: Frame) -> bool:
-    """UserError if the pair is unreadable or of two sizes, its folder names no scene class, or its depth is in metres."""
+def _check(frame: Frame) -> bool:
     scene_class(frame.scene, "first-match")
     depth = read_depth(frame.depth)
     check_pair(read_image(frame.image), frame.image, depth, frame.depth)
@@ -119,8 +108,7 @@ def preview(root: Path) -> Iterator[Preview]:
     """Image and coloured depth; the scene and its depth range below."""
     for frame in (frame for split in SPLITS for frame in frames(root, split)):
         depth = read_depth(frame.depth)
-        valid = depth[depth > 0]
-        near, far = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 1.0)
+        near, far = (float(edge(depth[depth > 0])) for edge in (np.min, np.max)) if depth.any() else (0.0, 1.0)
         yield [read_image(frame.image), colour_depth(depth, near, far)], [f"{frame.scene}: {near:.1f} to {far:.1f} m"]
 
 

@@ -13,8 +13,7 @@ from numpy import ndarray
 
 SAMPLES, COLUMNS, LETTERS = 12, 3, 60
 """At most so many samples, samples a row, and letters a line."""
-GOLDEN = 0.618034
-"""Hues a golden section apart differ clearly however many there are."""
+GOLDEN = 0.618034  # hues a golden section apart differ clearly however many there are
 
 
 def palette(classes: int) -> ndarray:
@@ -40,12 +39,7 @@ def mark_object(image: ndarray, mask: ndarray) -> ndarray:
 
 
 def write_preview(samples: Iterable[tuple[list[ndarray], list[str]]], path: Path) -> None:
-    """Draw a contact sheet of the first samples.
-
-    Args:
-        samples: for each sample its (H, W, 3) uint8 images, all of one size, and the lines of text about it.
-        path: PNG to write.
-    """
+    """Draw the first samples: their (H, W, 3) uint8 images, which have one size, below the lines of text about them."""
     from matplotlib.figure import Figure
 
     first = list(islice(samples, SAMPLES)) or [([np.full((1, 3, 3), 255, np.uint8)], ["no samples"])]

@@ -30,22 +30,20 @@ IMAGES = "images/mscoco/images/train2014"
 VARIANTS = ("refcoco", "refcoco+", "refcocog")
 SPLIT_BY = ("unc", "umd")
 """Authors of the splits, in order of preference; RefCOCO and RefCOCO+ have the first, RefCOCOg the second (R9)."""
-TOPS = ("images", *VARIANTS)
-NEEDED = ("train", "val")
-"""Splits that every variant must have."""
+TOPS: tuple[str, ...] = ("images", *VARIANTS)
+NEEDED: tuple[str, ...] = ("train", "val")  # splits that every variant must have
 
 
 # --------------------------------------------------------------------------------------------------------------- format
-class Refused(Exception):
-    """The pickle wants more than containers, text and numbers."""
+class _Refused(Exception):
+    pass
 
 
-class ContainersOnly(pickle.Unpickler):
-    """Loads dicts, lists, tuples, strings and numbers, and refuses every class or function."""
+class _ContainersOnly(pickle.Unpickler):
+    """Refuses whatever a pickle wants to import, since importing is how a pickle runs code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Refuse whatever a pickle wants to import, since importing is how a pickle runs code."""
-        raise Refused(f"{module}.{name}")
+        raise _Refused(f"{module}.{name}")
 
 
 @dataclass(frozen=True)
@@ -56,37 +54,34 @@ class Reference:
     image_id: int
     split: str
     image: Path
-    size: tuple[int, int]
-    """Height and width."""
-    segmentation: list[Any] | dict[str, Any]
-    """COCO polygons, or run lengths."""
-    sentences: tuple[tuple[int, str], ...]
-    """Sentence id and text."""
+    size: tuple[int, int]  # height and width
+    segmentation: list[Any] | dict[str, Any]  # COCO polygons, or run lengths
+    sentences: tuple[tuple[int, str], ...]  # id and text
+
+
+def _pickles(root: Path) -> dict[str, Path]:
+    """The references of each variant that is there."""
+    paths = [(name, root / name / f"refs({author}).p") for name in VARIANTS for author in reversed(SPLIT_BY)]
+    return {name: path for name, path in paths if path.is_file()}
 
 
 def refs_path(root: Path, variant: str) -> Path:
     """Find the variant's pickle; UserError if the variant is not there."""
-    for author in SPLIT_BY:
-        path = root / variant / f"refs({author}).p"
-        if variant in VARIANTS and path.is_file():
-            return path
-    raise UserError(f"{root} has no RefCOCO variant '{variant}'; {nearest(variant, present_variants(root))}")
-
-
-def present_variants(root: Path) -> list[str]:
-    """Variants whose references are there."""
-    return [name for name in VARIANTS if any((root / name / f"refs({author}).p").is_file() for author in SPLIT_BY)]
+    paths = _pickles(root)
+    if variant not in paths:
+        raise UserError(f"{root} has no RefCOCO variant '{variant}'; {nearest(variant, list(paths))}")
+    return paths[variant]
 
 
 def load_refs(path: Path) -> list[dict[str, Any]]:
     """Unpickle references without running anything they contain."""
     try:
-        refs = ContainersOnly(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+        refs = _ContainersOnly(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
         for ref in refs:
             _check_ref(ref)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; prepare the dataset again") from None
-    except Refused as error:
+    except _Refused as error:
         raise UserError(
             f"{path} was refused: it wants to load {error}, but references are only lists and text"
         ) from None
@@ -96,10 +91,8 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_ref(ref: dict[str, Any]) -> None:
-    """ValueError, KeyError or TypeError unless the reference has what the readers use."""
-    if not all(isinstance(ref[key], int) for key in ("ref_id", "ann_id", "image_id")) or not isinstance(
-        ref["split"], str
-    ):
+    numbers = all(isinstance(ref[key], int) for key in ("ref_id", "ann_id", "image_id"))
+    if not numbers or not isinstance(ref["split"], str):
         raise ValueError(f"reference {ref['ref_id']} has an id that is no number, or no split")
     if not all(isinstance(one["sent_id"], int) and isinstance(one["sent"], str) for one in ref["sentences"]):
         raise ValueError(f"reference {ref['ref_id']} has a bad sentence")
@@ -108,48 +101,37 @@ def _check_ref(ref: dict[str, Any]) -> None:
 
 
 def references(root: Path, variant: str, split: str | None = None) -> list[Reference]:
-    """Read the references of a variant and split, or of all its splits, and join them with images and annotations.
-
-    Raises:
-        UserError: the variant or split does not exist, or instances.json lacks an id.
-    """
+    """Read the references of a variant and split (or of all its splits); UserError if either or an id does not exist."""
     path = refs_path(root, variant)
-    by_split: dict[str, list[dict[str, Any]]] = {}
-    for ref in load_refs(path):
-        by_split.setdefault(ref["split"], []).append(ref)
-    refs = pick(split, by_split, "split", str(path)) if split else [ref for group in by_split.values() for ref in group]
+    refs = load_refs(path)
+    if split:
+        pick(split, {ref["split"]: ref for ref in refs}, "split", str(path))
+        refs = [ref for ref in refs if ref["split"] == split]
     index = path.parent / "instances.json"
-    images, annotations = _tables(index)
-    for ref in refs:
+    coco: Any = read_json(index)
+    images = _table(index, coco, "images", {"id", "file_name", "height", "width"})
+    annotations = _table(index, coco, "annotations", {"id", "segmentation"})
+    joined = []
+    for ref in sorted(refs, key=lambda ref: ref["ref_id"]):
         for table, key in ((images, ref["image_id"]), (annotations, ref["ann_id"])):
             if key not in table:
                 raise UserError(
                     f"{index} lacks id {key}, which reference {ref['ref_id']} needs; fetch both files again"
                 )
-    ordered = sorted(refs, key=lambda ref: ref["ref_id"])
-    return [_reference(root, ref, images[ref["image_id"]], annotations[ref["ann_id"]]) for ref in ordered]
+        image, segmentation = images[ref["image_id"]], annotations[ref["ann_id"]]["segmentation"]
+        path, size = root / IMAGES / Path(image["file_name"]).name, (int(image["height"]), int(image["width"]))
+        sentences = tuple((int(one["sent_id"]), str(one["sent"])) for one in ref["sentences"])
+        joined.append(Reference(ref["ref_id"], ref["image_id"], ref["split"], path, size, segmentation, sentences))
+    return joined
 
 
-def _tables(index: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """Images and annotations by id; UserError if an entry lacks what the readers use."""
-    coco: Any = read_json(index)
-
-    def table(name: str, keys: set[str]) -> dict[int, dict[str, Any]]:
-        rows = coco.get(name) if isinstance(coco, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-            raise UserError(
-                f"{index} needs a list '{name}' of objects with the keys {', '.join(sorted(keys))}; fetch it again"
-            )
-        return {row["id"]: row for row in rows}
-
-    return table("images", {"id", "file_name", "height", "width"}), table("annotations", {"id", "segmentation"})
-
-
-def _reference(root: Path, ref: dict[str, Any], image: dict[str, Any], annotation: dict[str, Any]) -> Reference:
-    sentences = tuple((int(sentence["sent_id"]), str(sentence["sent"])) for sentence in ref["sentences"])
-    path = root / IMAGES / Path(image["file_name"]).name
-    size = (int(image["height"]), int(image["width"]))
-    return Reference(ref["ref_id"], ref["image_id"], ref["split"], path, size, annotation["segmentation"], sentences)
+def _table(index: Path, coco: Any, name: str, keys: set[str]) -> dict[int, dict[str, Any]]:
+    rows = coco.get(name) if isinstance(coco, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+        raise UserError(
+            f"{index} needs a list '{name}' of objects with the keys {', '.join(sorted(keys))}; fetch it again"
+        )
+    return {row["id"]: row for row in rows}
 
 
 def object_mask(reference: Reference) -> ndarray:
@@ -170,15 +152,11 @@ def object_mask(reference: Reference) -> ndarray:
 
 
 def contents(root: Path) -> Contents:
-    """List the variants in ``root``.
-
-    Counts are sentences per variant and split (``refcoco/val``) and referred-to objects (``refcoco/val/objects``).
-    Images are checked once for all variants and splits, since those share them.
-    """
+    """List the variants in ``root``; counts are sentences (``refcoco/val``) and objects (``refcoco/val/objects``)."""
     files: set[str] = set()
     counts: dict[str, int] = {}
     by_image: dict[Path, list[Reference]] = {}
-    for variant in present_variants(root):
+    for variant, path in _pickles(root).items():
         listed = references(root, variant)
         counts |= {f"{variant}/{split}": 0 for split in NEEDED}
         for split, objects in sorted(Counter(reference.split for reference in listed).items()):
@@ -186,18 +164,17 @@ def contents(root: Path) -> Contents:
             counts[f"{variant}/{split}/objects"] = objects
         for reference in listed:
             by_image.setdefault(reference.image, []).append(reference)
-        files |= {refs_path(root, variant).relative_to(root).as_posix(), f"{variant}/instances.json"}
+        files |= {path.relative_to(root).as_posix(), f"{variant}/instances.json"}
     if not files:
         raise UserError(
             f"{root} holds none of {', '.join(VARIANTS)}; each needs refs(unc).p or refs(umd).p and instances.json"
         )
     files |= {path.relative_to(root).as_posix() for path in by_image}
-    checks = [partial(check, path, by_image[path]) for path in sorted(by_image)]
-    return Contents(sorted(files), counts, {"images": checks})
+    checks = [partial(_check, path, by_image[path]) for path in sorted(by_image)]
+    return Contents(sorted(files), counts, {"images": checks})  # which the variants and splits share
 
 
-def check(path: Path, references: list[Reference]) -> bool:
-    """UserError if the image is missing, unreadable or not of the annotated size, or a mask is empty."""
+def _check(path: Path, references: list[Reference]) -> bool:
     if not path.is_file():
         raise UserError(
             f"{path} does not exist, but reference {references[0].ref_id} is in it; fetch all of COCO's train2014 images"
@@ -215,17 +192,16 @@ def check(path: Path, references: list[Reference]) -> bool:
 
 def preview(root: Path) -> Iterator[Preview]:
     """Image with one object marked; what each variant says of it below."""
-    by_image: dict[int, list[Reference]] = {}
+    by_image: dict[int, list[tuple[Reference, list[str]]]] = {}
     texts: dict[tuple[int, str], list[str]] = {}
-    for variant in present_variants(root):
+    for variant in _pickles(root):
         for reference in references(root, variant):
-            by_image.setdefault(reference.image_id, []).append(reference)
-            key = (reference.image_id, str(reference.segmentation))
-            texts.setdefault(key, []).append(f"{variant}: {reference.sentences[0][1]}")
+            lines = texts.setdefault((reference.image_id, str(reference.segmentation)), [])
+            lines.append(f"{variant}: {reference.sentences[0][1]}")
+            by_image.setdefault(reference.image_id, []).append((reference, lines))
     for number, group in enumerate(by_image.values()):
-        reference = group[number % len(group)]  # not always the first, which is the nearest wall's furniture
+        reference, lines = group[number % len(group)]  # not always the first, which is the nearest wall's furniture
         image = read_image(reference.image)
-        lines = texts[reference.image_id, str(reference.segmentation)]
         yield [image, mark_object(image, object_mask(reference))], lines
 
 

@@ -45,7 +45,7 @@ def resize_square(image: ndarray, mask: ndarray, side: int) -> tuple[ndarray, nd
 
 
 def resized_size(height: int, width: int, short: int, long: int, ratio: float = 1.0) -> tuple[int, int]:
-    """Return height and width after scaling, aspect kept, into sides of at most ``long`` and ``short`` times ``ratio``.
+    """Return height and width of the largest image of this aspect within ``long`` x ``short``, both times ``ratio``.
 
     The rule of mmsegmentation: the limits are truncated to integers, the result is rounded half up.
     """
@@ -63,17 +63,7 @@ def reduce_zero_label(labels: ndarray) -> ndarray:
 def augment_segmentation(
     image: ndarray, labels: ndarray, data: SegmentationData, rng: Generator
 ) -> tuple[ndarray, ndarray]:
-    """Scale, crop, flip, distort, normalise and pad a training sample (G9).
-
-    Args:
-        image: (H, W, 3) uint8.
-        labels: (H, W) uint8; 255 is ignored.
-        data: the experiment's settings; ``data.crop`` is the side of the result.
-        rng: of this sample and epoch.
-
-    Returns:
-        (crop, crop, 3) float32 in [-1, 1], and (crop, crop) uint8.
-    """
+    """Scale, crop, flip, distort, normalise and pad to (crop, crop, 3) in [-1, 1] and (crop, crop) labels (G9)."""
     ratio = rng.uniform(*data.ratio_range)
     height, width = resized_size(image.shape[0], image.shape[1], data.short_side, data.long_side, ratio)
     image, labels = resize_image(image, height, width), resize_labels(labels, height, width)
@@ -87,10 +77,7 @@ def augment_segmentation(
 
 
 def random_crop(labels: ndarray, side: int, max_class_share: float, rng: Generator) -> tuple[slice, slice]:
-    """Draw a window of at most ``side`` squared, again up to ten times while one class fills too much of it.
-
-    A window with a single class is always too full; the last draw is taken as it comes.
-    """
+    """Draw a window, again up to ten times while it has only one class or one that fills too much of it."""
     window = draw_window(labels.shape, side, rng)
     for _ in range(CROP_REDRAWS if max_class_share < 1.0 else 0):
         shares = np.bincount(labels[window].ravel(), minlength=IGNORE + 1)[:IGNORE]
@@ -114,10 +101,7 @@ def pad(values: ndarray, side: int, value: float) -> ndarray:
 
 
 def distort(image: ndarray, rng: Generator) -> ndarray:
-    """mmsegmentation's photometric distortion: each of brightness, contrast, saturation and hue with probability 1/2.
-
-    Contrast comes before saturation and hue or after them, at random. Every step ends in uint8.
-    """
+    """mmsegmentation's: brightness, contrast, saturation and hue with probability 1/2 each; contrast may come last."""
     if rng.integers(2):
         image = _scale(image, 1.0, rng.uniform(-32.0, 32.0))
     contrast_first = bool(rng.integers(2))
@@ -147,17 +131,7 @@ def _scale(values: ndarray, factor: float, offset: float) -> ndarray:
 
 # ---------------------------------------------------------------------------------------------------------------- depth
 def augment_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generator) -> tuple[ndarray, ndarray]:
-    """CutDepth, flip, crop, then brightness and contrast, gamma and colour (D10, D17).
-
-    Args:
-        image: (H, W, 3) uint8, both sides at least ``data.crop``.
-        depth: (H, W) float32 metres, 0 where invalid.
-        data: the experiment's settings.
-        rng: of this sample and epoch.
-
-    Returns:
-        (crop, crop, 3) float32 in [-1, 1], and (crop, crop) float32 metres.
-    """
+    """CutDepth, flip, crop, then brightness and contrast, gamma and colour (D10, D17); both sides must be at least crop."""
     if rng.random() < data.cutdepth:
         image = cut_depth(image, depth, data, rng)
     if rng.random() < data.flip:
@@ -171,16 +145,12 @@ def augment_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generato
 
 
 def cut_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generator) -> ndarray:
-    """Paste a vertical strip of the depth map into a copy of the image.
-
-    ``wrapped`` pastes millimetres modulo 256, as the released code's cast to 8 bits does; ``ramp`` pastes depth
-    relative to the maximum depth.
-    """
+    """Paste a vertical strip of the depth map into a copy of the image."""
     width = image.shape[1]
     start, share = rng.random(), rng.random()
     left = int(start * width)
     strip = slice(left, left + int(max((width - start * width) * share * data.cutdepth_width, 1)))
-    if data.cutdepth_values == "wrapped":
+    if data.cutdepth_values == "wrapped":  # modulo 256, as the released code's cast of millimetres to 8 bits
         values = (np.rint(depth[:, strip] * np.float32(MILLIMETRES)).astype(np.int64) & 255).astype(np.uint8)
     else:
         values = (np.clip(depth[:, strip] / data.max_depth, 0.0, 1.0) * 255.0).astype(np.uint8)
@@ -190,18 +160,15 @@ def cut_depth(image: ndarray, depth: ndarray, data: DepthData, rng: Generator) -
 
 
 def _brightness_contrast(image: ndarray, rng: Generator) -> ndarray:
-    """Both by up to a fifth."""
     return _scale(image, 1.0 + rng.uniform(-0.2, 0.2), 255.0 * rng.uniform(-0.2, 0.2))
 
 
 def _gamma(image: ndarray, rng: Generator) -> ndarray:
-    """Exponent from 0.8 to 1.2, by a table."""
     table = np.arange(256) / 255.0
     return (table ** rng.uniform(0.8, 1.2) * 255.0).astype(np.uint8)[image]
 
 
 def _colour(image: ndarray, rng: Generator) -> ndarray:
-    """Hue and value by up to 20, saturation by up to 30 (of 180, 255 and 255)."""
     hsv = _hsv(image).astype(np.int64)
     hue, saturation, value = rng.integers(-20, 21), rng.integers(-30, 31), rng.integers(-20, 21)
     hsv[..., 0] = (hsv[..., 0] + hue) % 180

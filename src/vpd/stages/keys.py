@@ -129,7 +129,11 @@ def _recorded(stage: str, paths: Paths, wanted: Fingerprint, output: Path) -> An
 
 
 def _note(stage: str, paths: Paths) -> Path:
-    folders = {"released": paths.released, "report": paths.results / "tables", "track": paths.tracked.parent / "tracked"}
+    folders = {
+        "released": paths.released,
+        "report": paths.results / "tables",
+        "track": paths.tracked.parent / "tracked",
+    }
     return folders[stage] / FINGERPRINT
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vpd.config.paths import Paths
 from vpd.config.schema import Spec
-from vpd.stages.scratch import staged
 from vpd.training.runs import gather, run_fingerprint, seed_folder
 from vpd.utils.devices import claimed_gpus
 from vpd.utils.files import exclusive, write_text
@@ -68,7 +67,10 @@ def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None =
 
 
 def _train_seeds(spec: Spec, paths: Paths, gpus: int, live: str | None) -> None:
-    data, checkpoint = staged(paths.dataset(spec.dataset)), paths.checkpoint(spec.checkpoint)
+    from vpd.datasets.manifest import check_unchanged
+
+    data, checkpoint = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint)
+    check_unchanged(data)
     runs, state = paths.runs(spec.name), paths.state("train", spec.name)
     # Decided here, since a process that finds its run finished has imported torch for nothing.
     seeds = [
@@ -103,10 +105,12 @@ def _train_seed(spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, 
 
 def evaluate_experiment(spec: Spec, paths: Paths) -> None:
     """Measure every seed and milestone of an experiment, side by side where cores allow; write metrics and panels."""
-    data, checkpoint = staged(paths.dataset(spec.dataset)), paths.checkpoint(spec.checkpoint)
-    runs, metrics, panels = paths.runs(spec.name), paths.metrics(spec.name), paths.panels(spec.name)
+    from vpd.datasets.manifest import check_unchanged
     from vpd.evaluation.results import check_runs, evaluation_fingerprint, is_evaluated
 
+    data, checkpoint = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint)
+    runs, metrics, panels = paths.runs(spec.name), paths.metrics(spec.name), paths.panels(spec.name)
+    check_unchanged(data)
     check_runs(spec, runs, data, checkpoint)
     if is_evaluated(metrics, panels, evaluation_fingerprint(spec, runs, data, checkpoint)):
         return  # before torch and diffusers are imported, which takes seconds

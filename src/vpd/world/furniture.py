@@ -10,6 +10,8 @@ from vpd.world.classes import COLOURS, Colour
 from vpd.world.seeds import Rng
 from vpd.world.shapes import Block, Ellipsoid, Frustum, Solid
 
+Area = tuple[float, float, float, float]  # of the floor: x from, x to, z from, z to
+
 
 @dataclass(frozen=True)
 class Model:
@@ -21,8 +23,16 @@ class Model:
     colour: str = ""
     size: str = ""
     pattern: str = ""
-    top: float | None = None
-    """Height of a surface that toys can lie on."""
+    top: float | None = None  # height of a surface that toys can lie on
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A placed thing."""
+
+    model: Model
+    solids: tuple[Solid, ...]
+    area: Area
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -32,7 +42,6 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def _jitter(rng: Rng, name: str) -> Colour:
-    """The named colour, slightly varied in brightness and less in hue."""
     factor = rng.between(0.9, 1.1)
     red, green, blue = (min(1.0, max(0.03, part * factor + rng.between(-0.02, 0.02))) for part in COLOURS[name])
     return red, green, blue
@@ -51,14 +60,12 @@ def _pole(y: float, radius: float, height: float, colour: Colour, **finish: Any)
 
 
 def _legs(width: float, depth: float, height: float, thickness: float, colour: Colour) -> tuple[Block, ...]:
-    """Four legs in the corners."""
     x, z = (width - thickness) / 2, (depth - thickness) / 2
     corners = ((-x, -z), (x, -z), (-x, z), (x, z))
     return tuple(_block(a, 0.0, b, thickness, height, thickness, colour) for a, b in corners)
 
 
 def _table(rng: Rng) -> Model:
-    """Rectangular with four legs, or round with one."""
     name = rng.pick(("brown", "white", "black", "brown"))
     colour, height = _jitter(rng, name), rng.between(0.62, 0.74)
     if rng.chance(0.35):
@@ -73,7 +80,6 @@ def _table(rng: Rng) -> Model:
 
 
 def _chair(rng: Rng) -> Model:
-    """Seat and back on four legs, or on a single pole (office chair)."""
     name = rng.pick(("red", "blue", "brown", "black", "white", "green", "yellow"))
     colour, side = _jitter(rng, name), rng.between(0.46, 0.54)
     seat = _block(0.0, 0.42, 0.0, side, 0.08, side, colour)
@@ -86,7 +92,6 @@ def _chair(rng: Rng) -> Model:
 
 
 def _bed(rng: Rng) -> Model:
-    """Frame, blanket, pillow and headboard."""
     name = rng.pick(("red", "blue", "green", "pink", "purple", "gray"))
     colour, wood = _jitter(rng, name), _jitter(rng, rng.pick(("brown", "white", "brown")))
     width, length = rng.between(1.1, 1.6), rng.between(1.8, 2.0)
@@ -102,7 +107,6 @@ def _bed(rng: Rng) -> Model:
 
 
 def _sofa(rng: Rng) -> Model:
-    """Seat, back and two arms."""
     name = rng.pick(("red", "blue", "green", "gray", "purple", "brown", "yellow"))
     colour, width, depth = _jitter(rng, name), rng.between(1.4, 1.9), 0.8
     seam, arm = {"pattern": "halves", "accent": shade(colour, 0.6)}, shade(colour, 0.9)
@@ -116,13 +120,13 @@ def _sofa(rng: Rng) -> Model:
 
 
 def _cabinet(rng: Rng) -> Model:
-    """A tall cupboard or a low counter, with doors and knobs."""
     name = rng.pick(("brown", "white", "gray", "brown"))
     colour = _jitter(rng, name)
     if rng.chance(0.5):
-        width, height, depth = rng.between(0.8, 1.1), rng.between(1.5, 1.9), 0.45
-        body = _block(0.0, 0.0, 0.0, width, height, depth, colour, pattern="doors")
-        return Model("cabinet", (body,), (width, depth), name)
+        width, height = rng.between(0.8, 1.1), rng.between(1.5, 1.9)
+        return Model(
+            "cabinet", (_block(0.0, 0.0, 0.0, width, height, 0.45, colour, pattern="doors"),), (width, 0.45), name
+        )
     width, height, depth = rng.between(1.1, 1.7), rng.between(0.8, 0.9), 0.5
     body = _block(0.0, 0.0, 0.0, width, height - 0.05, depth, colour, pattern="doors")
     stone = rng.pick(((0.3, 0.3, 0.32), (0.8, 0.78, 0.74)))
@@ -131,7 +135,6 @@ def _cabinet(rng: Rng) -> Model:
 
 
 def _lamp(rng: Rng) -> Model:
-    """A floor lamp with a glowing shade."""
     name = rng.pick(("yellow", "white", "red", "green", "blue", "pink"))
     height, radius = rng.between(1.3, 1.65), rng.between(0.2, 0.26)
     metal = COLOURS[rng.pick(("black", "gray", "brown"))]
@@ -141,10 +144,8 @@ def _lamp(rng: Rng) -> Model:
 
 
 def _plant(rng: Rng) -> Model:
-    """Leaves in a pot."""
-    solids: list[Solid] = [
-        _pole(0.0, 0.19, 0.34, _jitter(rng, rng.pick(("brown", "white", "orange", "gray"))), taper=1.35)
-    ]
+    pot = rng.pick(("brown", "white", "orange", "gray"))
+    solids: list[Solid] = [_pole(0.0, 0.19, 0.34, _jitter(rng, pot), taper=1.35)]
     for _ in range(6):
         x, z, y = rng.between(-0.2, 0.2), rng.between(-0.2, 0.2), rng.between(0.35, 0.85)
         wide, tall = rng.between(0.10, 0.17), rng.between(0.16, 0.28)
@@ -153,15 +154,14 @@ def _plant(rng: Rng) -> Model:
     return Model("plant", tuple(solids), (0.6, 0.6))
 
 
-def _bathtub(rng: Rng) -> Model:
-    """A white tub with water; it belongs to no class."""
+def _bathtub(rng: Rng) -> Model:  # belongs to no class
     width, water = rng.between(1.4, 1.6), (0.55, 0.75, 0.85)
     tub = _block(0.0, 0.0, 0.0, width, 0.5, 0.72, COLOURS["white"])
     return Model("bathtub", (tub, _block(0.0, 0.5, 0.0, width - 0.16, 0.01, 0.56, water, gloss=0.4)), (width, 0.72))
 
 
-def toy(rng: Rng, name: str, colour: str) -> Model:
-    """A ball, box or cone, small or large, plain or striped."""
+def draw_toy(rng: Rng, name: str, colour: str) -> Model:
+    """A ball, box or cone."""
     size = rng.pick(("small", "large"))
     side = rng.between(0.36, 0.42) if size == "small" else rng.between(0.58, 0.68)
     pattern = "striped" if rng.chance(0.3) else "plain"
@@ -178,12 +178,6 @@ def toy(rng: Rng, name: str, colour: str) -> Model:
 
 
 FURNITURE: dict[str, Callable[[Rng], Model]] = {
-    "table": _table,
-    "chair": _chair,
-    "bed": _bed,
-    "sofa": _sofa,
-    "cabinet": _cabinet,
-    "lamp": _lamp,
-    "plant": _plant,
+    "table": _table, "chair": _chair, "bed": _bed, "sofa": _sofa, "cabinet": _cabinet, "lamp": _lamp, "plant": _plant,
     "bathtub": _bathtub,
-}
+}  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 from vpd.world.scene import Instance, Scene
-from vpd.world.seeds import Rng
+from vpd.world.seeds import LANGUAGE, Rng
 
 LEAST_SHARE = 0.007
 """Smaller visible parts, relative to the image, are not referred to (but still count as something one could mean)."""
@@ -56,7 +56,6 @@ class Expression:
 
 
 def _extreme(measure: Callable[[Instance], float]) -> Callable[[list[Instance]], list[Instance]]:
-    """Keep the instances with the largest measure."""
     return lambda alike: [one for one in alike if measure(one) == max(map(measure, alike))]
 
 
@@ -91,7 +90,6 @@ def referable(scene: Scene) -> list[Instance]:
 
 
 def _heads(target: Instance) -> list[Head]:
-    """Ways to name the target by its looks, shortest first."""
     sets = ("name", "colour name", "colour", "size name", "pattern name", "size colour name", "pattern colour name",
             "size pattern colour name")  # fmt: skip
     looks = [{key: getattr(target, key) for key in keys.split()} for keys in sets]
@@ -143,19 +141,11 @@ LONG_LOOK_FORMS = (
 
 
 def _with_article(words: str) -> str:
-    """``orange ball`` -> ``an orange ball``."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def phrase(rng: Rng, expression: Expression, kind: str, long: bool) -> str:
-    """Word an expression.
-
-    Args:
-        rng: picks one of several wordings.
-        expression: what to say.
-        kind: of the room, such as ``living_room``.
-        long: whether to speak in the longer sentences of RefCOCOg.
-    """
+    """Word an expression about a thing in a room of ``kind``; ``long`` gives the longer sentences of RefCOCOg."""
     if expression.relation:
         form = rng.pick(LONG_FORMS[expression.relation])
     elif expression.place:
@@ -169,7 +159,7 @@ def phrase(rng: Rng, expression: Expression, kind: str, long: bool) -> str:
 
 def captions(scene: Scene) -> Iterator[str]:
     """Endless captions of a scene: its room, its things with colours, and how two of them stand."""
-    rng, kind, seen = scene.rng(), scene.room.kind.replace("_", " "), referable(scene)
+    rng, kind, seen = Rng(scene.seed, LANGUAGE), scene.room.kind.replace("_", " "), referable(scene)
     place = _with_article(kind)
     stuff = sorted({one.name for one in scene.room.openings if one.name != "picture"} | {"wall", "floor", "ceiling"})
     while True:
@@ -190,22 +180,16 @@ def captions(scene: Scene) -> Iterator[str]:
         elif form == 7 and len(seen) > 1:
             yield f"{_relation(rng, seen)} in {place}"
         else:
-            yield f"a photo of {place} with {_series(listed[:3])}"
+            *first, last = listed[:3]
+            yield f"a photo of {place} with {', '.join(first)}{' and ' if first else ''}{last}"
 
 
 def _name(rng: Rng, instance: Instance) -> str:
-    """Colour and noun, now and then with size and pattern."""
     full = rng.chance(0.4)
     return str(Head(instance.size if full else "", instance.pattern if full else "", instance.colour, instance.name))
 
 
-def _series(parts: list[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join(([", ".join(parts[:-1])] if len(parts) > 1 else []) + parts[-1:])
-
-
 def _relation(rng: Rng, seen: list[Instance]) -> str:
-    """Two things and how the first stands to the second."""
     one, other = rng.shuffled(seen)[:2]
     relation = max(RELATIONS, key=lambda name: RELATIONS[name](one, other))
     first, second = (_with_article(_name(rng, thing)) for thing in (one, other))

@@ -13,22 +13,18 @@ from numpy import ndarray
 from vpd.datasets.images import save_jpeg
 from vpd.datasets.refcoco import IMAGES
 from vpd.utils.files import atomic_path, write_text
-from vpd.world.classes import LABELS, THINGS
+from vpd.world.classes import LABELS, THINGS, TOYS
 from vpd.world.language import attributes, phrase, positions, referable, relations
-from vpd.world.scene import Instance, Scene, draw_scene
-from vpd.world.seeds import Job, Rng
+from vpd.world.scene import draw_scene
+from vpd.world.seeds import LANGUAGE, Job, Rng
 
 FILES = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
 MOST_SENTENCES = {"refcoco": 3, "refcoco+": 3, "refcocog": 2}
-MOST_THINGS = 100
-"""More things than any scene has; ids of annotations are made of it."""
+MOST_THINGS = 100  # more things than any scene has; ids of annotations are made of it
 LEAST_SHARE = 0.05
 """Of the image that a referred thing covers; the games behind the real sets asked for things of that size too."""
 UMD_SPLITS = {"train": "train", "val": "val", "testA": "test", "testB": "test"}
-PICKLE_PROTOCOL = 2
-"""As the real files, which Python 2 wrote."""
-Run = tuple[int, int]
-"""Half-open range of columns."""
+Run = tuple[int, int]  # half-open range of columns
 
 
 def draw_refcoco(job: Job) -> dict[str, Any]:
@@ -37,41 +33,38 @@ def draw_refcoco(job: Job) -> dict[str, Any]:
     name = f"COCO_train2014_{image_id:012d}.jpg"
     save_jpeg(job.root / IMAGES / name, scene.picture.image)
     image = {"id": image_id, "file_name": name, "width": width, "height": height, "license": 0}
-    annotations = [_annotation(scene, instance, image_id) for instance in scene.instances]
-    rng = scene.rng()
+    annotations = [
+        {
+            "id": image_id * MOST_THINGS + instance.index + 1,
+            "image_id": image_id,
+            "category_id": LABELS[instance.name],
+            "segmentation": polygons(scene.mask(instance)),
+            "bbox": [float(value) for value in instance.box],
+            "area": float(instance.area),
+            "iscrowd": 0,
+        }
+        for instance in scene.instances
+    ]
+    rng = Rng(scene.seed, LANGUAGE)
     sentences: dict[str, dict[int, list[str]]] = {variant: {} for variant in FILES}
     for target in referable(scene):
+        toy = target.name in TOYS
         # People are the real test A and other things its test B: toys and furniture stand in for them.
-        other_test = (job.split == "testA" and not target.toy) or (job.split == "testB" and target.toy)
+        other_test = (job.split == "testA" and not toy) or (job.split == "testB" and toy)
         if target.area < LEAST_SHARE * width * height or other_test:
             continue
-        for variant in FILES:
-            wordings = _sentences(rng, variant, target, scene)
-            if wordings:
-                sentences[variant][target.index] = wordings
+        looks = attributes(target, scene.instances)
+        named = [one for one in looks if one.head.name]
+        for variant, most in MOST_SENTENCES.items():  # RefCOCO+ forbids places, RefCOCOg asks for whole sentences
+            if variant == "refcoco+":
+                expressions = looks
+            else:
+                expressions = (positions if variant == "refcoco" else relations)(target, scene.instances) + named
+            chosen, long = rng.shuffled(expressions)[: rng.count(1, most)], variant == "refcocog"
+            if chosen:
+                wordings = dict.fromkeys(phrase(rng, one, scene.room.kind, long) for one in chosen)
+                sentences[variant][target.index] = list(wordings)
     return {"image": image, "annotations": annotations, "sentences": sentences}
-
-
-def _annotation(scene: Scene, instance: Instance, image_id: int) -> dict[str, Any]:
-    return {
-        "id": image_id * MOST_THINGS + instance.index + 1,
-        "image_id": image_id,
-        "category_id": LABELS[instance.name],
-        "segmentation": polygons(scene.mask(instance)),
-        "bbox": [float(value) for value in instance.box],
-        "area": float(instance.area),
-        "iscrowd": 0,
-    }
-
-
-def _sentences(rng: Rng, variant: str, target: Instance, scene: Scene) -> list[str]:
-    """Different wordings for one thing: RefCOCO+ forbids places, RefCOCOg asks for whole sentences."""
-    expressions = attributes(target, scene.instances)
-    if variant != "refcoco+":
-        told = positions if variant == "refcoco" else relations
-        expressions = told(target, scene.instances) + [one for one in expressions if one.head.name]
-    chosen = rng.shuffled(expressions)[: rng.count(1, MOST_SENTENCES[variant])]
-    return list(dict.fromkeys(phrase(rng, one, scene.room.kind, long=variant == "refcocog") for one in chosen))
 
 
 def finish_refcoco(root: Path, jobs: list[Job], facts: list[dict[str, Any]]) -> None:
@@ -88,23 +81,22 @@ def finish_refcoco(root: Path, jobs: list[Job], facts: list[dict[str, Any]]) -> 
     for variant, file in FILES.items():
         write_text(root / variant / "instances.json", text)
         with atomic_path(root / variant / file) as path:
-            # Equal texts must not be one object, or the pickle would tell which process they came from.
+            # Equal texts must not be one object, or the pickle's bytes would depend on which texts share one.
             refs = json.loads(json.dumps(_refs(variant, jobs, facts)))
-            path.write_bytes(pickle.dumps(refs, protocol=PICKLE_PROTOCOL))
+            path.write_bytes(pickle.dumps(refs, protocol=2))  # as the real files, which Python 2 wrote
 
 
 def _refs(variant: str, jobs: list[Job], facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """References in the schema of the real files."""
     refs: list[dict[str, Any]] = []
     sent_id = 0
     for job, fact in zip(jobs, facts, strict=True):
         annotations, image_id = {entry["id"]: entry for entry in fact["annotations"]}, fact["image"]["id"]
         for index, texts in sorted(fact["sentences"][variant].items()):
             annotation = annotations[image_id * MOST_THINGS + index + 1]
-            ids = list(range(sent_id, sent_id := sent_id + len(texts)))
-            sentences = [
-                {"tokens": text.split(), "raw": text, "sent_id": number, "sent": text}
-                for number, text in zip(ids, texts, strict=True)
+            ids = range(sent_id, sent_id := sent_id + len(texts))
+            said = [
+                {"tokens": text.split(), "raw": text, "sent_id": n, "sent": text}
+                for n, text in zip(ids, texts, strict=True)
             ]
             refs.append(
                 {
@@ -114,8 +106,8 @@ def _refs(variant: str, jobs: list[Job], facts: list[dict[str, Any]]) -> list[di
                     "image_id": image_id,
                     "file_name": f"COCO_train2014_{image_id:012d}_{annotation['id']}.jpg",
                     "split": UMD_SPLITS[job.split] if variant == "refcocog" else job.split,
-                    "sentences": sentences,
-                    "sent_ids": ids,
+                    "sentences": said,
+                    "sent_ids": list(ids),
                 }
             )
     return refs
@@ -123,23 +115,18 @@ def _refs(variant: str, jobs: list[Job], facts: list[dict[str, Any]]) -> list[di
 
 # ------------------------------------------------------------------------------------------------------------- polygons
 def polygons(mask: ndarray) -> list[list[float]]:
-    """Outline a mask so that COCO's rasteriser gives exactly the same mask.
+    """Outline a mask, as [x0, y0, x1, y1, ...] along pixel edges, so that COCO's rasteriser gives exactly the same mask.
 
     A stack of rows, one run of pixels each, becomes one polygon; where runs part or meet a new one begins, so that holes
     need no special case.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        Outlines along pixel edges, [x0, y0, x1, y1, ...] each.
     """
     finished: list[list[tuple[int, Run]]] = []
     stacks: list[list[tuple[int, Run]]] = []
     for y, row in enumerate(mask):
         edges = np.flatnonzero(np.diff(np.concatenate(([0], row.astype(np.int8), [0]))))
         runs: list[Run] = [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
-        links = [[run for run in runs if _touch(stack[-1][1], run)] for stack in stacks]
+        ends = [stack[-1][1] for stack in stacks]
+        links = [[run for run in runs if run[0] < end[1] and end[0] < run[1]] for end in ends]
         parents = {run: sum(run in link for link in links) for run in runs}
         growing = []
         for stack, link in zip(stacks, links, strict=True):
@@ -153,14 +140,9 @@ def polygons(mask: ndarray) -> list[list[float]]:
     return [_outline(stack) for stack in finished + stacks]
 
 
-def _touch(one: Run, two: Run) -> bool:
-    return one[0] < two[1] and two[0] < one[1]
-
-
 def _outline(stack: list[tuple[int, Run]]) -> list[float]:
     """Down the left side, up the right side, without repeated or collinear points."""
-    left = [(run[0], y + step) for y, run in stack for step in (0, 1)]
-    right = [(run[1], y + step) for y, run in stack for step in (0, 1)]
+    left, right = ([(run[side], y + step) for y, run in stack for step in (0, 1)] for side in (0, 1))
     points = left + right[::-1]
     corners = []
     for before, point, after in zip(points[-1:] + points[:-1], points, points[1:] + points[:1], strict=True):

@@ -12,30 +12,20 @@ import numpy as np
 from numpy import ndarray
 
 from vpd.world.classes import LABELS, OTHER
-from vpd.world.light import brightness, highlight
-from vpd.world.paint import paint_floor, paint_opening, paint_solid, paint_wall
-from vpd.world.placement import Thing
+from vpd.world.furniture import Thing
+from vpd.world.paint import brightness, highlight, paint_floor, paint_opening, paint_solid, paint_wall
 from vpd.world.rooms import Camera, Room
 from vpd.world.seeds import Rng
 from vpd.world.shapes import Solid, nonzero, spread
 
-FOCAL = 0.8
-"""Focal length over the longer image side, about NYUv2's 519 of 640."""
-ROOM = 1000
-"""Codes from here on are a label plus this number; smaller ones count things from 0."""
+FOCAL = 0.8  # focal length over the longer image side, about NYUv2's 519 of 640
+ROOM = 1000  # codes from here on are a label plus this number; smaller ones count things from 0
 PLANES = {"floor": (1, 1.0), "ceiling": (1, -1.0), "back": (2, -1.0), "left": (0, 1.0), "right": (0, -1.0)}
 """Surface of the room -> axis and sign of its normal."""
 
 
-def view_tangent(width: int, height: int) -> float:
-    """Tangent of half the horizontal viewing angle."""
-    return width / (2.0 * FOCAL * max(width, height))
-
-
 @dataclass
-class Buffers:
-    """What each ray has met so far."""
-
+class _Buffers:  # what each ray has met so far
     distance: ndarray
     code: ndarray
     paint: ndarray
@@ -48,14 +38,10 @@ class Buffers:
 class Picture:
     """A rendered scene."""
 
-    image: ndarray
-    """(H, W, 3) uint8."""
-    labels: ndarray
-    """(H, W) uint8, 0 = no class."""
-    instances: ndarray
-    """(H, W) int32, the index of the thing, or -1."""
-    depth: ndarray
-    """(H, W) float64, metres along the viewing axis."""
+    image: ndarray  # (H, W, 3) uint8
+    labels: ndarray  # (H, W) uint8, 0 = no class
+    instances: ndarray  # (H, W) int32, the index of the thing, or -1
+    depth: ndarray  # (H, W) float64, metres along the viewing axis
 
 
 def render(room: Room, things: list[Thing], width: int, height: int, rng: Rng) -> Picture:
@@ -68,11 +54,10 @@ def render(room: Room, things: list[Thing], width: int, height: int, rng: Rng) -
     points = spread(room.camera.place, rays) + buffers.distance * rays
     light = brightness(room, things, rays, points, buffers.normal, buffers.code >= ROOM)
     image = _develop(buffers, room, light, rng)
-    chosen = _vote(buffers.code)
-    code = _take(buffers.code, chosen)
+    code, depth = _vote(buffers.code, buffers.distance)
     table = np.array([LABELS.get(thing.model.name, OTHER) for thing in things] or [OTHER], np.uint8)
     labels = np.where(code < ROOM, table[np.minimum(code, len(table) - 1)], code - ROOM).astype(np.uint8)
-    return Picture(image, labels, np.where(code < ROOM, code, -1).astype(np.int32), _take(buffers.distance, chosen))
+    return Picture(image, labels, np.where(code < ROOM, code, -1).astype(np.int32), depth)
 
 
 def _rays(camera: Camera, width: int, height: int) -> ndarray:
@@ -86,8 +71,7 @@ def _rays(camera: Camera, width: int, height: int) -> ndarray:
     return np.stack((right * cos_yaw + away * sin_yaw, y, away * cos_yaw - right * sin_yaw))
 
 
-def _empty_room(room: Room, rays: ndarray) -> Buffers:
-    """Cast all rays against floor, ceiling and walls, and paint what they meet."""
+def _empty_room(room: Room, rays: ndarray) -> _Buffers:
     (dx, dy, dz), (ox, oy, oz), half = rays, room.camera.place, room.width / 2
     to_side = (np.where(dx > 0.0, half, -half) - ox) / nonzero(dx)
     to_level = (np.where(dy > 0.0, room.height, 0.0) - oy) / nonzero(dy)
@@ -103,15 +87,14 @@ def _empty_room(room: Room, rays: ndarray) -> Buffers:
     }
     scalar, vector = distance.shape, rays.shape
     code = np.zeros(scalar, np.int32)
-    buffers = Buffers(distance, code, np.zeros(vector), np.zeros(vector), np.zeros(scalar), np.zeros(scalar))
+    buffers = _Buffers(distance, code, np.zeros(vector), np.zeros(vector), np.zeros(scalar), np.zeros(scalar))
     points = spread(room.camera.place, rays) + distance * rays
     for name, where in surfaces.items():
         _paint_surface(buffers, room, name, where, points[:, where])
     return buffers
 
 
-def _paint_surface(buffers: Buffers, room: Room, name: str, where: ndarray, points: ndarray) -> None:
-    """Paint one of the room's planes and the openings on it."""
+def _paint_surface(buffers: _Buffers, room: Room, name: str, where: ndarray, points: ndarray) -> None:
     (x, y, z), (axis, sign) = points, PLANES[name]
     u, v = (x, z) if axis == 1 else ((x, y) if name == "back" else (z, y))
     if name == "floor":
@@ -154,8 +137,7 @@ def _window_of(solid: Solid, room: Room, shape: tuple[int, ...]) -> tuple[slice,
     return (slice(top, bottom), slice(left, right)) if left < right and top < bottom else None
 
 
-def _draw(buffers: Buffers, room: Room, rays: ndarray, solid: Solid, index: int) -> None:
-    """Draw one solid of thing ``index`` where it is nearer than what is there."""
+def _draw(buffers: _Buffers, room: Room, rays: ndarray, solid: Solid, index: int) -> None:
     window = _window_of(solid, room, rays.shape[1:])
     if window is None:
         return
@@ -174,7 +156,7 @@ def _draw(buffers: Buffers, room: Room, rays: ndarray, solid: Solid, index: int)
     buffers.normal[:, *window][:, nearer] = normals
 
 
-def _develop(buffers: Buffers, room: Room, light: ndarray, rng: Rng) -> ndarray:
+def _develop(buffers: _Buffers, room: Room, light: ndarray, rng: Rng) -> ndarray:
     """Colours times light, averaged over each pixel, with noise, as uint8."""
     height, width = light.shape[0] // 2, light.shape[1] // 2
     noise = rng.bits.integers(-2, 3, (height, width, 4)) + rng.bits.integers(-2, 3, (height, width, 4))
@@ -187,17 +169,12 @@ def _develop(buffers: Buffers, room: Room, light: ndarray, rng: Rng) -> ndarray:
     return np.floor(np.minimum(np.maximum(np.stack(channels, axis=-1), 0.0), 255.0) + 0.5).astype(np.uint8)
 
 
-def _quarters(values: ndarray) -> ndarray:
-    """(4, H, W): the four rays of each pixel."""
-    return np.stack((values[::2, ::2], values[::2, 1::2], values[1::2, ::2], values[1::2, 1::2]))
-
-
-def _vote(code: ndarray) -> ndarray:
-    """Which of each pixel's four rays speaks for it: the first of the most frequent code."""
+def _vote(code: ndarray, *values: ndarray) -> list[ndarray]:
+    """Each pixel's values of one of its four rays: the first of those with the most frequent code."""
     four = _quarters(code)
-    return np.argmax((four[:, None] == four[None]).sum(axis=1), axis=0)
+    chosen = np.argmax((four[:, None] == four[None]).sum(axis=1), axis=0)
+    return [np.take_along_axis(_quarters(one), chosen[None], axis=0)[0] for one in (code, *values)]
 
 
-def _take(values: ndarray, chosen: ndarray) -> ndarray:
-    """The chosen ray's value in each pixel."""
-    return np.take_along_axis(_quarters(values), chosen[None], axis=0)[0]
+def _quarters(values: ndarray) -> ndarray:
+    return np.stack((values[::2, ::2], values[::2, 1::2], values[1::2, ::2], values[1::2, 1::2]))

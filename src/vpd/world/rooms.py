@@ -24,38 +24,22 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "bathroom": Kind(
-        ("white", "blue", "green"), ("tiled",), ("tiles",),
-        (("bathtub", 0.9), ("cabinet", 0.6), ("plant", 0.5), ("chair", 0.2)), (2, 3), rug=0.6, window=0.4,
-    ),
-    "bedroom": Kind(
-        ("pink", "blue", "beige", "white", "yellow"), ("wooden", "carpeted"), ("plain", "stripes"),
-        (("bed", 1.0), ("cabinet", 0.5), ("lamp", 0.7), ("chair", 0.3), ("plant", 0.2)), (1, 3), rug=0.5, window=0.7,
-    ),
-    "dining_room": Kind(
-        ("beige", "green", "yellow", "white"), ("wooden",), ("plain", "panels"),
-        (("table", 1.0), ("chair", 1.0), ("chair", 0.9), ("plant", 0.5), ("cabinet", 0.4)), (1, 2), rug=0.5, window=0.7,
-    ),
-    "kitchen": Kind(
-        ("white", "yellow", "green", "beige"), ("tiled",), ("plain", "dado"),
-        (("cabinet", 1.0), ("cabinet", 0.7), ("table", 0.7), ("chair", 0.7), ("plant", 0.2)), (1, 3), window=0.7,
-    ),
-    "living_room": Kind(
-        ("beige", "white", "gray", "green", "blue"), ("wooden", "carpeted"), ("plain", "panels", "stripes"),
-        (("sofa", 1.0), ("lamp", 0.7), ("plant", 0.6), ("table", 0.5), ("chair", 0.2)), (1, 3), rug=0.8, window=0.7,
-    ),
-    "office": Kind(
-        ("white", "gray", "blue"), ("carpeted", "tiled"), ("plain",),
-        (("table", 1.0), ("chair", 1.0), ("cabinet", 0.7), ("lamp", 0.4), ("plant", 0.5)), (1, 3), window=0.6, door=0.7,
-    ),
-    "office_kitchen": Kind(
-        ("white", "gray", "blue"), ("tiled",), ("dado",),
-        (("cabinet", 1.0), ("table", 0.8), ("chair", 0.8), ("chair", 0.4), ("plant", 0.5)), (1, 3), window=0.4, door=0.8,
-    ),
-    "study": Kind(
-        ("green", "beige", "gray"), ("wooden", "carpeted"), ("panels", "plain"),
-        (("table", 0.9), ("lamp", 0.8), ("cabinet", 0.8), ("chair", 0.7), ("sofa", 0.2)), (1, 3), rug=0.6, window=0.5,
-    ),
+    "bathroom": Kind(("white", "blue", "green"), ("tiled",), ("tiles",),
+        (("bathtub", 0.9), ("cabinet", 0.6), ("plant", 0.5), ("chair", 0.2)), (2, 3), rug=0.6, window=0.4),
+    "bedroom": Kind(("pink", "blue", "beige", "white", "yellow"), ("wooden", "carpeted"), ("plain", "stripes"),
+        (("bed", 1.0), ("cabinet", 0.5), ("lamp", 0.7), ("chair", 0.3), ("plant", 0.2)), (1, 3), rug=0.5, window=0.7),
+    "dining_room": Kind(("beige", "green", "yellow", "white"), ("wooden",), ("plain", "panels"),
+        (("table", 1.0), ("chair", 1.0), ("chair", 0.9), ("plant", 0.5), ("cabinet", 0.4)), (1, 2), rug=0.5, window=0.7),
+    "kitchen": Kind(("white", "yellow", "green", "beige"), ("tiled",), ("plain", "dado"),
+        (("cabinet", 1.0), ("cabinet", 0.7), ("table", 0.7), ("chair", 0.7), ("plant", 0.2)), (1, 3), window=0.7),
+    "living_room": Kind(("beige", "white", "gray", "green", "blue"), ("wooden", "carpeted"), ("plain", "panels", "stripes"),
+        (("sofa", 1.0), ("lamp", 0.7), ("plant", 0.6), ("table", 0.5), ("chair", 0.2)), (1, 3), rug=0.8, window=0.7),
+    "office": Kind(("white", "gray", "blue"), ("carpeted", "tiled"), ("plain",),
+        (("table", 1.0), ("chair", 1.0), ("cabinet", 0.7), ("lamp", 0.4), ("plant", 0.5)), (1, 3), window=0.6, door=0.7),
+    "office_kitchen": Kind(("white", "gray", "blue"), ("tiled",), ("dado",),
+        (("cabinet", 1.0), ("table", 0.8), ("chair", 0.8), ("chair", 0.4), ("plant", 0.5)), (1, 3), window=0.4, door=0.8),
+    "study": Kind(("green", "beige", "gray"), ("wooden", "carpeted"), ("panels", "plain"),
+        (("table", 0.9), ("lamp", 0.8), ("cabinet", 0.8), ("chair", 0.7), ("sofa", 0.2)), (1, 3), rug=0.6, window=0.5),
 }  # fmt: skip
 """Named after scene classes of NYUv2."""
 
@@ -66,8 +50,7 @@ class Opening:
 
     name: str
     surface: str
-    rectangle: tuple[float, float, float, float]
-    """From and to along the surface's first axis, then its second; walls run (along, up), the floor (x, z)."""
+    rectangle: tuple[float, float, float, float]  # from and to, (along, up) a wall or (x, z) on the floor
     colour: Colour
     accent: Colour
     pattern: str = "plain"
@@ -102,7 +85,7 @@ class Room:
     camera: Camera
 
 
-def angle(half_tangent: float) -> tuple[float, float]:
+def _angle(half_tangent: float) -> tuple[float, float]:
     """Cosine and sine of the angle whose half has this tangent, without trigonometric functions."""
     square = half_tangent * half_tangent
     return (1.0 - square) / (1.0 + square), 2.0 * half_tangent / (1.0 + square)
@@ -115,22 +98,13 @@ def draw_room(rng: Rng, kind: str) -> Room:
     floor, wall = rng.pick(style.floors), rng.pick(style.walls)
     warm = rng.between(-0.06, 0.06)
     eye = (rng.between(-0.12, 0.12) * width, rng.between(1.35, 1.65), 0.1)
-    return Room(
-        kind=kind,
-        width=width,
-        height=height,
-        depth=depth,
-        floor=floor,
-        floor_colour=rng.pick(FLOOR_COLOURS[floor]),
-        wall=wall,
-        wall_colour=WALL_COLOURS[wall],
-        wallpaper=rng.pick(style.wallpaper),
-        openings=tuple(_openings(rng, style, width, height, depth)),
-        lamp=(rng.between(-0.3, 0.3) * width, height - 0.25, rng.between(0.25, 0.6) * depth),
-        tint=(1.0 + warm, 1.0, 1.0 - warm),
-        exposure=rng.between(0.88, 1.12),
-        camera=Camera(eye, angle(rng.between(-0.13, 0.13)), angle(rng.between(0.07, 0.14))),
-    )
+    floor_colour, wallpaper = rng.pick(FLOOR_COLOURS[floor]), rng.pick(style.wallpaper)
+    openings = tuple(_openings(rng, style, width, height, depth))
+    lamp = (rng.between(-0.3, 0.3) * width, height - 0.25, rng.between(0.25, 0.6) * depth)
+    exposure = rng.between(0.88, 1.12)
+    camera = Camera(eye, _angle(rng.between(-0.13, 0.13)), _angle(rng.between(0.07, 0.14)))
+    surfaces = (floor, floor_colour, wall, WALL_COLOURS[wall], wallpaper)
+    return Room(kind, width, height, depth, *surfaces, openings, lamp, (1.0 + warm, 1.0, 1.0 - warm), exposure, camera)
 
 
 def _openings(rng: Rng, style: Kind, width: float, height: float, depth: float) -> list[Opening]:
@@ -153,7 +127,12 @@ def _openings(rng: Rng, style: Kind, width: float, height: float, depth: float) 
         rectangle = (*span, low, low + rng.between(0.4, 0.7))
         openings.append(Opening("picture", wall, rectangle, COLOURS[colour], COLOURS[accent]))
     if rng.chance(style.rug):
-        openings.append(_rug(rng, width, depth))
+        across, along = rng.between(1.5, min(2.4, width - 0.8)), rng.between(1.0, 1.6)
+        x, z = rng.between(-0.2, 0.2) * width, rng.between(1.9, max(1.9, depth - along / 2 - 0.4))
+        paint = COLOURS[rng.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
+        rectangle = (x - across / 2, x + across / 2, z - along / 2, z + along / 2)
+        pattern, edge = rng.pick(("border", "striped", "oval")), rng.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25)))
+        openings.append(Opening("rug", "floor", rectangle, paint, edge, pattern))
     return openings
 
 
@@ -162,12 +141,3 @@ def _span(rng: Rng, surface: str, size: float, width: float, depth: float) -> tu
     low, high = (-width / 2 + 0.25, width / 2 - 0.25) if surface == "back" else (1.6, depth - 0.25)
     start = rng.between(low, max(low, high - size))
     return start, start + size
-
-
-def _rug(rng: Rng, width: float, depth: float) -> Opening:
-    across, along = rng.between(1.5, min(2.4, width - 0.8)), rng.between(1.0, 1.6)
-    x, z = rng.between(-0.2, 0.2) * width, rng.between(1.9, max(1.9, depth - along / 2 - 0.4))
-    colour = COLOURS[rng.pick(("red", "blue", "green", "purple", "gray", "orange", "brown"))]
-    rectangle = (x - across / 2, x + across / 2, z - along / 2, z + along / 2)
-    pattern, accent = rng.pick(("border", "striped", "oval")), rng.pick(((0.93, 0.9, 0.82), (0.2, 0.2, 0.25)))
-    return Opening("rug", "floor", rectangle, colour, accent, pattern)

@@ -16,32 +16,21 @@ Item = TypeVar("Item")
 CONTENT, NOISE, LANGUAGE, AROUND = range(4)
 """Streams of one seed: what is in the scene, camera noise, words, and what a dataset does around the scene. Each has its own
 generator, so that one more random number for a caption does not change the picture."""
-STREAMS = 4
 
-FORMAT_NUMBERS = {"captions": 0, "objects": 0, "ade20k": 1, "nyuv2": 2, "refcoco": 3}
-"""``objects`` annotates the very scenes of ``captions``; all others have scenes of their own."""
-SPLIT_NUMBERS = {
-    "captions": {"train": 0},
-    "objects": {"train": 0},
-    "ade20k": {"training": 0, "validation": 1},
-    "nyuv2": {"train": 0, "test": 1},
-    "refcoco": {"train": 0, "val": 1, "testA": 2, "testB": 3},
-}
-MOST = 1 << 24
-"""More images than any split has."""
+SPLITS = {
+    "captions": ("train",), "ade20k": ("training", "validation"), "nyuv2": ("train", "test"),
+    "refcoco": ("train", "val", "testA", "testB"), "objects": ("train",),
+}  # fmt: skip
+"""By format; their positions are part of a scene's seed, but ``objects`` annotates the very scenes of ``captions``."""
+MOST = 1 << 24  # more images than any split has
 
 
 class Rng:
-    """Random numbers that are the same bits on every machine; they are scaled here, by operations that no compiler fuses.
-
-    Args:
-        seed: of the scene.
-        stream: ``CONTENT``, ``NOISE``, ``LANGUAGE`` or ``AROUND``.
-    """
+    """Random numbers that are the same bits on every machine; they are scaled here, by operations that no compiler fuses."""
 
     def __init__(self, seed: int, stream: int) -> None:
-        assert 0 <= stream < STREAMS
-        self.bits = np.random.Generator(np.random.PCG64(seed * STREAMS + stream))
+        assert stream in range(4)
+        self.bits = np.random.Generator(np.random.PCG64(seed * 4 + stream))
 
     def between(self, low: float, high: float) -> float:
         """A number in [low, high)."""
@@ -71,25 +60,18 @@ class Job:
 
     format: str
     split: str
-    index: int
-    """Position in the split."""
-    number: int
-    """Position in the whole dataset."""
+    index: int  # in the split
+    number: int  # in the whole dataset
     seed: int
-    size: tuple[int, int]
-    """Width and height in pixels."""
+    size: tuple[int, int]  # width and height
     root: Path
 
 
 def scene_seed(spec: DatasetSpec, split: str, index: int) -> int:
-    """Return the seed of image ``index`` of a split.
-
-    No two images of any datasets share one, except that objects are the scenes of captions: a test scene that had been
-    trained on would be remembered instead of recognised. More images of one split leave all others as they are.
-    """
+    """Return a seed that only the image ``index`` of this split has, since a trained-on scene would be remembered."""
     assert 0 <= index < MOST
-    group = (spec.seed * 8 + FORMAT_NUMBERS[spec.format]) * 8 + SPLIT_NUMBERS[spec.format][split]
-    return group * MOST + index
+    number = list(SPLITS).index(spec.format) % (len(SPLITS) - 1)
+    return ((spec.seed * 8 + number) * 8 + SPLITS[spec.format].index(split)) * MOST + index
 
 
 def list_jobs(spec: DatasetSpec, root: Path) -> list[Job]:
@@ -99,10 +81,9 @@ def list_jobs(spec: DatasetSpec, root: Path) -> list[Job]:
     if spec.seed < 0:
         raise UserError(f"dataset seed {spec.seed} is negative; use 0 or more")
     for split in spec.images:
-        pick(split, SPLIT_NUMBERS[spec.format], "split", f"images of format {spec.format}")
-    jobs: list[Job] = []
-    for split in SPLIT_NUMBERS[spec.format]:
-        for index in range(spec.images.get(split, 0)):
-            seed = scene_seed(spec, split, index)
-            jobs.append(Job(spec.format, split, index, len(jobs), seed, spec.size, root))
-    return jobs
+        pick(split, dict.fromkeys(SPLITS[spec.format]), "split", f"images of format {spec.format}")
+    images = [(split, index) for split in SPLITS[spec.format] for index in range(spec.images.get(split, 0))]
+    return [
+        Job(spec.format, split, index, number, scene_seed(spec, split, index), spec.size, root)
+        for number, (split, index) in enumerate(images)
+    ]

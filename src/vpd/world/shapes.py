@@ -32,12 +32,11 @@ def nonzero(values: ndarray) -> ndarray:
     return np.where(np.abs(values) < TINY, TINY, values)
 
 
-def unit(vectors: ndarray) -> ndarray:
-    """The vectors scaled to length one."""
+def _unit(vectors: ndarray) -> ndarray:
     return vectors / nonzero(np.sqrt(dot(vectors, vectors)))
 
 
-def roots(a: ndarray, b: ndarray, c: ndarray | float) -> tuple[ndarray, ndarray, ndarray]:
+def _roots(a: ndarray, b: ndarray, c: ndarray | float) -> tuple[ndarray, ndarray, ndarray]:
     """Both roots of a t^2 + 2 b t + c, smaller first, and where they exist."""
     square = b * b - a * c
     exists = square > 0.0
@@ -113,13 +112,13 @@ class Ellipsoid(Solid):
         """Quadratic in the space where the ellipsoid is the unit sphere."""
         half = spread(self.half, rays)
         ray, start = rays / half, (spread(origin, rays) - spread(self.centre, rays)) / half
-        first, _, exists = roots(dot(ray, ray), dot(start, ray), dot(start, start) - 1.0)
+        first, _, exists = _roots(dot(ray, ray), dot(start, ray), dot(start, start) - 1.0)
         return np.where(exists & (first > NEAR), first, np.inf)
 
     def normal(self, points: ndarray) -> ndarray:
         """Gradient of the quadratic form."""
         half = spread(self.half, points)
-        return unit((points - spread(self.centre, points)) / (half * half))
+        return _unit((points - spread(self.centre, points)) / (half * half))
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Frustum(Solid):
         radius, grow = base + slope * oy, slope * dy
         a = dx * dx + dz * dz - grow * grow
         b = ox * dx + oz * dz - radius * grow
-        first, second, exists = roots(a, b, ox * ox + oz * oz - radius * radius)
+        first, second, exists = _roots(a, b, ox * ox + oz * oz - radius * radius)
         best = np.full(dx.shape, np.inf)
         for root in (second, first):
             height = oy + root * dy
@@ -155,5 +154,5 @@ class Frustum(Solid):
     def normal(self, points: ndarray) -> ndarray:
         """Up on the top, sloping outwards on the side."""
         (base, slope), (x, _, z), (px, py, pz) = self._radius(), self.centre, points
-        side = unit(np.stack((px - x, -slope * (base + slope * py), pz - z)))
+        side = _unit(np.stack((px - x, -slope * (base + slope * py), pz - z)))
         return np.where(py > self.high[1] - 1e-6, spread((0.0, 1.0, 0.0), points), side)
