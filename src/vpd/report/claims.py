@@ -61,21 +61,15 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     squares = sum(statistics.variance(values) * (len(values) - 1) for values in (a, b))
     if squares == 0:  # t is undefined without spread, and scipy returns NaN
         return Difference(mean, seeds, (mean, mean))
-    with (
-        warnings.catch_warnings()
-    ):  # scipy warns of lost precision if the seeds of one side are all equal, as they may be
+    with warnings.catch_warnings():
+        # scipy warns of lost precision if the seeds of one side are all equal, as they may be
         warnings.simplefilter("ignore", RuntimeWarning)
         low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
     return Difference(mean, seeds, (float(low), float(high)), mean / math.sqrt(squares / (sum(seeds) - 2)))
 
 
 def rise(steps: Sequence[float], values: Sequence[Sequence[float]]) -> Difference:
-    """Mean least-squares slope per doubling of ``steps``, with Student's t interval.
-
-    Args:
-        steps: x of every curve, positive.
-        values: one curve per seed.
-    """
+    """Mean least-squares slope per doubling of the positive ``steps``, one curve per seed, with Student's t interval."""
     x = [math.log2(step) for step in steps]
     slopes = [statistics.linear_regression(x, curve).slope for curve in values]
     mean, seeds = statistics.fmean(slopes), (len(slopes), len(slopes))
@@ -160,12 +154,9 @@ def not_measured(*cells: Cell) -> Line | None:
 def judged(label: str, change: Difference, sign: int, decimals: int, paper: float | None = None) -> Line:
     """Judge a difference by its interval; one seed has none, shows the direction and decides nothing."""
     verdict = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[change.significant * sign]
-    remark = ""
-    if change.interval is None:
-        ahead = change.mean * sign
-        direction = f"the direction is {'as claimed' if ahead > 0 else 'the opposite'}" if ahead else "no difference"
-        remark = f"; {direction}"
-    return Line(label, verdict, change, paper, decimals, remark, sign)
+    ahead = change.mean * sign
+    direction = f"the direction is {'as claimed' if ahead > 0 else 'the opposite'}" if ahead else "no difference"
+    return Line(label, verdict, change, paper, decimals, "" if change.interval else f"; {direction}", sign)
 
 
 def conclude(verdicts: Iterable[str]) -> str:
@@ -203,9 +194,9 @@ def table_finding(claim: Claim, name: str, source: ReportedTable, cells: Sequenc
 
     lines = []
     for column in claim.columns:
-        decimals, prefix = source.decimals(column), f"{heading(column)}: " if len(claim.columns) > 1 else ""
+        prefix = f"{heading(column)}: " if len(claim.columns) > 1 else ""
         for better, worse in claim.pairs:
-            line = compare(cell(better, column), cell(worse, column), decimals)
+            line = compare(cell(better, column), cell(worse, column), source.decimals(column))
             lines.append(replace(line, label=prefix + line.label))
     place = f"{ordinal(name)}, {', '.join(map(heading, claim.columns))}"
     return Finding(claim.title, place, conclude(line.verdict for line in lines), tuple(lines))
@@ -244,18 +235,17 @@ def slope(points: Points, decimals: int) -> Line:
 def answers(questions: Iterable[QuestionSpec], cells: Iterable[Cell]) -> list[Finding]:
     """Answer every question: ``a is ahead``, ``no difference seen``, ``one seed, cannot tell`` or ``not run``."""
     by_place = {(cell.row, cell.column): cell for cell in cells if cell.table == BEYOND}
-    return [answer(q, by_place[q.first, q.metric], by_place[q.second, q.metric]) for q in questions]
-
-
-def answer(question: QuestionSpec, first: Cell, second: Cell) -> Finding:
-    """Compare both sides by a two-sided interval."""
-    milestone, _, metric = question.metric.partition(".")
-    line = compare(first, second, QUESTION_DECIMALS.get(metric, 1))
-    if line.difference:
-        named = {SUPPORTED: f"{first.row} is ahead", CONTRADICTED: f"{second.row} is ahead"}
-        verdict = named.get(line.verdict, NO_DIFFERENCE) if line.difference.interval else ONE_SEED
-        line = replace(line, verdict=verdict, remark="")
-    return Finding(question.title, f"{heading(metric)}, {milestone}", line.verdict, (line,))
+    answered = []
+    for question in questions:
+        first, second = (by_place[name, question.metric] for name in (question.first, question.second))
+        milestone, _, metric = question.metric.partition(".")
+        line = compare(first, second, QUESTION_DECIMALS.get(metric, 1))
+        if line.difference:
+            named = {SUPPORTED: f"{first.row} is ahead", CONTRADICTED: f"{second.row} is ahead"}
+            verdict = named.get(line.verdict, NO_DIFFERENCE) if line.difference.interval else ONE_SEED
+            line = replace(line, verdict=verdict, remark="")
+        answered.append(Finding(question.title, f"{heading(metric)}, {milestone}", line.verdict, (line,)))
+    return answered
 
 
 def claims_csv(sections: Mapping[str, Iterable[Finding]]) -> str:

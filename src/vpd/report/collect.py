@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, FiniteFloat, ValidationError
@@ -15,7 +14,7 @@ from vpd.config.reported import load_reported
 from vpd.config.table_checks import matched_row
 from vpd.config.tables import RELEASED
 from vpd.planning.costs import read_entries
-from vpd.report.cells import csv_text, number
+from vpd.report.cells import csv_text, number, read_csv
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -95,18 +94,6 @@ def read_curves(path: Path, columns: Iterable[str]) -> pd.DataFrame | None:
     return read_csv(path, columns, "run the stage that makes it again") if path.is_file() else None
 
 
-def read_csv(path: Path, columns: Iterable[str], cure: str, dtype: dict[str, type] | None = None) -> pd.DataFrame:
-    """Read a CSV file; UserError with ``cure`` if it is damaged or lacks one of ``columns``."""
-    try:
-        frame = pd.read_csv(path, dtype=dtype)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file ({error}); {cure}") from None
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise UserError(f"{path} has no column '{missing[0]}' (columns: {', '.join(frame.columns)}); {cure}")
-    return frame
-
-
 def read_timings(folder: Path) -> pd.DataFrame:
     """Read the wall time of every job: columns stage, name, seconds, peak_mb; empty if nothing was timed."""
     lines = []
@@ -127,38 +114,27 @@ class _Entry(BaseModel):
     figures: dict[str, float]
 
 
-@dataclass(frozen=True)
-class RowCost:
-    """Cost of one experiment of one table row."""
-
-    table: str
-    row: str
-    experiment: str
-    seeds: int
-    seconds: float | None = None
-    """Wall time of training per seed; None if training was not timed here."""
-    peak_mb: float | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
 def read_costs(path: Path | None) -> Costs:
     """Read figures by experiment from a file of ``vpd cost --out``; empty without a path."""
     return {name: entry.figures for name, entry in read_entries(path, _Entry).items()} if path else {}
 
 
-def row_costs(params: Params, timings: pd.DataFrame, costs: Costs) -> list[RowCost]:
-    """List every experiment once: in the first table or figure that shows it, then those that none shows."""
+def row_costs(params: Params, timings: pd.DataFrame, costs: Costs) -> list[dict[str, Any]]:
+    """List every experiment once, in the first table or figure that shows it, then those that none shows.
+
+    Returns:
+        ``COST_COLUMNS`` by name; times of training, sizes and multiply-adds are None where they are not known.
+    """
     trained = timings[timings["stage"] == "train"].set_index("name")[["seconds", "peak_mb"]].to_dict("index")
-    rows, listed = [], set()
-    for table, row, experiment in _rows(params):
-        if experiment not in listed:
-            listed.add(experiment)
-            seeds = len(params.resolve(experiment).seeds)
-            job = trained.get(experiment, {})
-            seconds = job["seconds"] / seeds if job else None
-            peak = None if pd.isna(job.get("peak_mb")) else float(job["peak_mb"])
-            rows.append(RowCost(table, row, experiment, seeds, seconds, peak, costs.get(experiment, {})))
-    return rows
+    rows: dict[str, dict[str, Any]] = {}
+    for table, label, experiment in _rows(params):
+        if experiment not in rows:
+            seeds, job = len(params.resolve(experiment).seeds), trained.get(experiment, {})
+            row = {"table": table, "row": label, "experiment": experiment, "seeds": seeds}
+            row["seconds_per_seed"] = job["seconds"] / seeds if job else None
+            row["peak_mb"] = None if pd.isna(job.get("peak_mb")) else float(job["peak_mb"])
+            rows[experiment] = row | {name: costs.get(experiment, {}).get(name) for name in FIGURES}
+    return list(rows.values())
 
 
 def _rows(params: Params) -> Iterator[tuple[str, str, str]]:
@@ -175,10 +151,7 @@ def _rows(params: Params) -> Iterator[tuple[str, str, str]]:
         yield "beyond the paper", experiment, experiment
 
 
-def costs_csv(rows: Iterable[RowCost]) -> str:
+def costs_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Format the costs as CSV; unknown values are empty."""
-    lines = []
-    for row in rows:
-        numbers = (row.seconds, row.peak_mb, *(row.figures.get(name) for name in FIGURES))
-        lines.append((row.table, row.row, row.experiment, row.seeds, *map(number, numbers)))
-    return csv_text(COST_COLUMNS, lines)
+    texts, numeric = COST_COLUMNS[:4], COST_COLUMNS[4:]
+    return csv_text(COST_COLUMNS, ([*(row[c] for c in texts), *(number(row[c]) for c in numeric)] for row in rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,86 +17,46 @@ COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
     "commit",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """One seed of one experiment; empty digests are not recorded."""
-
-    key: str
-    """scale/protocol/experiment/seed, which is also the run's key in MLflow."""
-    seed: int
-    code: str = ""
-    data: str = ""
-    checkpoint: str = ""
-    weights: str = ""
-    """Digest of the final weights."""
-    commit: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One experiment: what it is, and its runs."""
-
-    experiment: str
-    task: str
-    dataset: str
-    checkpoint: str
-    schedule: str
-    spec: str
-    """Digest of the resolved spec that was evaluated; empty if nothing was."""
-    runs: tuple[Run, ...]
-
-    def recorded(self, kind: str) -> list[str]:
-        """Distinct digests of ``code``, ``data`` or ``checkpoint``, or commits, over the runs."""
-        return sorted({getattr(run, kind) for run in self.runs} - {""})
-
-
-def sources(params: Params, results: Path) -> list[Source]:
-    """Read every experiment of the matrix with its runs."""
-    return [_source(params, name, results / "metrics" / f"{name}.json") for name in params.experiments]
-
-
-def _source(params: Params, name: str, path: Path) -> Source:
-    metrics, spec = read_json(path) if path.is_file() else {}, params.resolve(name)
-    runs = []
-    for seed in sorted({result["seed"] for result in metrics.get("results", [])}):
-        record = metrics.get("runs", {}).get(f"seed{seed}", {})
-        digests = made_from(record)
-        parts = {kind: digests.get(kind, "") for kind in ("code", "data", "checkpoint", "commit")}
-        weights = record.get("files", {}).get("final.safetensors", "")
-        runs.append(Run(f"{spec.scale}/{spec.protocol}/{name}/seed{seed}", seed, weights=weights, **parts))
-    dataset = spec.variant or spec.dataset
-    settings = made_from(metrics).get("settings", "")
-    return Source(name, spec.task, dataset, spec.checkpoint, spec.schedule, settings, tuple(runs))
-
-
-def made_from(record: Mapping[str, Any]) -> dict[str, str]:
-    """Digests by role of a metrics file or of one of its runs; a role that is not recorded is absent.
-
-    Results recorded before vpd had fingerprints name the digests beside the metrics, and the settings ``spec``.
-    """
-    fingerprint = record.get("fingerprint")
-    if fingerprint is None:
-        roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint", "commit": "commit"}
-        return {role: str(record[key]) for role, key in roles.items() if key in record}
-    return {"settings": fingerprint["settings"], "code": fingerprint["code"], **fingerprint.get("inputs", {})}
-
-
-def provenance_csv(experiments: Iterable[Source]) -> str:
-    """Format one line per run as CSV."""
-    rows = []
-    for item in experiments:
-        for run in item.runs:
-            digests = (item.spec, run.code, run.data, run.checkpoint, run.weights, run.commit)
-            rows.append((run.key, item.experiment, run.seed, item.checkpoint, item.dataset, *digests))
-    return csv_text(COLUMNS, rows)
-
-
-DIFFUSION = "text-to-image diffusion"
+"""Of provenance.csv."""
 NETWORKS = (
     "checkpoint", "source", "objective", "images_seen", "parameters", "loss_first", "loss_last", "measures", "used_by",
 )  # fmt: skip
+"""Columns of backbones.csv."""
+
+
+def provenance_csv(runs: Iterable[Mapping[str, Any]]) -> str:
+    """Format one line per run as CSV."""
+    return csv_text(COLUMNS, (run.values() for run in runs))
+
+
+def runs_of(params: Params, name: str, metrics: Path) -> list[dict[str, Any]]:
+    """Describe every run of an experiment, one per seed, by ``COLUMNS``; digests that are not recorded are empty.
+
+    ``run`` is scale/protocol/experiment/seed, which is also the run's key in MLflow; ``weights`` the digest of the final
+    weights; ``spec`` the digest of the resolved spec that was evaluated.
+    """
+    content, spec = read_json(metrics) if metrics.is_file() else {}, params.resolve(name)
+    runs = []
+    for seed in sorted({result["seed"] for result in content.get("results", [])}):
+        record = content.get("runs", {}).get(f"seed{seed}", {})
+        made = _made_from(record)
+        key, dataset = f"{spec.scale}/{spec.protocol}/{name}/seed{seed}", spec.variant or spec.dataset
+        about = (key, name, seed, spec.checkpoint, dataset, _made_from(content).get("settings", ""))
+        digests = [made.get(role, "") for role in ("code", "data", "checkpoint")]
+        weights = record.get("files", {}).get("final.safetensors", "")
+        runs.append(dict(zip(COLUMNS, (*about, *digests, weights, made.get("commit", "")), strict=True)))
+    return runs
+
+
+def _made_from(record: Mapping[str, Any]) -> dict[str, str]:
+    """Digests by role of a metrics file or of one of its runs.
+
+    Results recorded before vpd had fingerprints name the digests beside the metrics, and the settings ``spec``.
+    """
+    if fingerprint := record.get("fingerprint"):
+        return {"settings": fingerprint["settings"], "code": fingerprint["code"], **fingerprint.get("inputs", {})}
+    roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint", "commit": "commit"}
+    return {role: str(record[key]) for role, key in roles.items() if key in record}
 
 
 class _Loss(BaseModel):
@@ -161,17 +120,17 @@ def backbones(params: Params, folder: Path) -> list[Backbone]:
     used: dict[str, list[str]] = {}
     for name in params.experiments:
         used.setdefault(params.resolve(name).checkpoint, []).append(name)
-    return [_backbone(params, name, names, folder / f"{name}.json") for name, names in used.items()]
-
-
-def _backbone(params: Params, name: str, used_by: list[str], path: Path) -> Backbone:
-    recorded = read_json(path) if path.is_file() else {}
-    manifest = _diffusion(params, name) if name in params.checkpoints else recorded
-    try:
-        return Backbone.model_validate({**manifest, "name": name, "used_by": used_by})
-    except ValidationError as error:
-        key = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a backbone's manifest ({key}); make the backbone again") from None
+    networks = []
+    for name, experiments in used.items():
+        path = folder / f"{name}.json"
+        recorded = read_json(path) if path.is_file() else {}
+        manifest = _diffusion(params, name) if name in params.checkpoints else recorded
+        try:
+            networks.append(Backbone.model_validate({**manifest, "name": name, "used_by": experiments}))
+        except ValidationError as error:
+            key = ".".join(map(str, error.errors()[0]["loc"]))
+            raise UserError(f"{path} is not a backbone's manifest ({key}); make the backbone again") from None
+    return networks
 
 
 def _diffusion(params: Params, name: str) -> dict[str, Any]:
@@ -180,7 +139,7 @@ def _diffusion(params: Params, name: str) -> dict[str, Any]:
     steps = params.pretraining.milestones.get(name)
     seen = steps * denoiser.batch_size if steps is not None and denoiser is not None else None
     about = {"source": spec.source, "repo": spec.repo, "revision": spec.revision}
-    return {"objective": DIFFUSION, "images_seen": seen, **about}
+    return {"objective": "text-to-image diffusion", "images_seen": seen, **about}
 
 
 def backbones_csv(networks: Iterable[Backbone]) -> str:

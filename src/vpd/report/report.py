@@ -15,15 +15,13 @@ from vpd.config.table_checks import matched_row
 from vpd.config.tables import FigureSpec
 from vpd.report.cells import Cell
 from vpd.report.claims import Finding, Points, answers, findings
-from vpd.report.collect import RowCost, collect, read_costs, read_curves, read_timings, row_costs
-from vpd.report.curves import Curve
+from vpd.report.collect import collect, read_costs, read_curves, read_timings, row_costs
+from vpd.report.figures import Curve
 from vpd.report.judge import all_cells, table_names
-from vpd.report.provenance import Backbone, Source, backbones, sources
+from vpd.report.provenance import Backbone, backbones, runs_of
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError, pick
 from vpd.utils.files import read_json
-
-HISTORY = ("seed", "step", "loss")
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,13 @@ class Report:
     answers: Sequence[Finding]
     """To the questions beyond the paper."""
     timings: pd.DataFrame
-    row_costs: Sequence[RowCost]
+    row_costs: Sequence[Mapping[str, Any]]
     histories: Mapping[str, pd.DataFrame]
     """Training history of every experiment that has one."""
     pretraining_losses: pd.DataFrame | None
     backbones: Sequence[Backbone]
-    sources: Sequence[Source]
+    runs: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Provenance of the runs of each experiment of the matrix."""
     released: Mapping[str, Mapping[str, Any]]
     """Facts about released weights and public models, as the released stage recorded them."""
 
@@ -91,7 +90,9 @@ def read_report(
     for name, figure in params.figures.items():
         if steps := pretraining_steps(params, name, figure):
             points[name] = [(steps[cell.row], cell) for cell in cells if cell.table == name and cell.row in steps]
-    histories = {name: read_curves(results / "history" / f"{name}.csv", HISTORY) for name in params.experiments}
+    histories = {
+        name: read_curves(results / "history" / f"{name}.csv", ("seed", "step", "loss")) for name in params.experiments
+    }
     index = results / "released" / "index.json"
     facts = read_json(index) if index.is_file() else {}
     return Report(
@@ -112,7 +113,7 @@ def read_report(
         histories={name: history for name, history in histories.items() if history is not None},
         pretraining_losses=read_curves(pretraining / "history.csv", ("phase", "step", "loss")),
         backbones=backbones(params, results / "backbones"),
-        sources=sources(params, results),
+        runs={name: runs_of(params, name, results / "metrics" / f"{name}.json") for name in params.experiments},
         released={**facts.get("released", {}), **facts.get("public", {})},
     )
 
@@ -146,22 +147,18 @@ def dots(report: Report, table: str) -> dict[str, list[Cell]]:
 
 def learning_curves(report: Report, table: str) -> tuple[list[Curve], str]:
     """Learning curves of a table's trained rows in the paper's order, and the metric of its first column."""
-    spec, source = report.params.tables[table], report.reported[table]
-    metric = next(iter(spec.columns.values())).partition(".")[2]
-    rows = {matched_row(row, source, f"tables.{table}"): row for row in spec.rows}
+    table_spec, source, frame = report.params.tables[table], report.reported[table], report.frame
+    metric = next(iter(table_spec.columns.values())).partition(".")[2]
+    rows = {matched_row(row, source, f"tables.{table}"): row for row in table_spec.rows}
     curves = []
     for index, row in sorted(rows.items()):
         printed = source.rows[index]
-        label, schedule = str(printed.get("method", row.label)), printed.get("schedule")
+        schedule = f", {printed['schedule']}" if printed.get("schedule") else ""
         for experiment in dict.fromkeys(row.trained.values()):
-            curves.append(_curve(report, label, f", {schedule}" if schedule else "", experiment, metric))
+            spec = report.params.resolve(experiment)
+            scores = frame[(frame["experiment"] == experiment) & (frame["metric"] == metric)]
+            scores = scores[scores["milestone"].isin(spec.training.milestones)][["seed", "step", "value"]]
+            label, panel = str(printed.get("method", row.label)), (spec.variant or spec.dataset) + schedule
+            history = report.histories.get(experiment)
+            curves.append(Curve(label, panel, spec.model.kind == "vpd", history, scores if len(scores) else None))
     return curves, metric
-
-
-def _curve(report: Report, label: str, schedule: str, experiment: str, metric: str) -> Curve:
-    spec, frame = report.params.resolve(experiment), report.frame
-    scores = frame[(frame["experiment"] == experiment) & (frame["metric"] == metric)]
-    scores = scores[scores["milestone"].isin(spec.training.milestones)][["seed", "step", "value"]]
-    panel = (spec.variant or spec.dataset) + schedule
-    history = report.histories.get(experiment)
-    return Curve(label, panel, spec.model.kind == "vpd", history, scores if len(scores) else None)

@@ -20,8 +20,17 @@ from vpd.config.tables import FigureSpec
 from vpd.report.cells import cells_csv
 from vpd.report.claims import Line, claims_csv
 from vpd.report.collect import costs_csv
-from vpd.report.curves import learning_figure, pretraining_figure, training_figure
-from vpd.report.figures import dots_figure, empty_figure, save, styled, trend_figure
+from vpd.report.figures import (
+    BLUE,
+    GREEN,
+    dots_figure,
+    empty_figure,
+    learning_figure,
+    loss_figure,
+    save,
+    styled,
+    trend_figure,
+)
 from vpd.report.provenance import backbones_csv, provenance_csv
 from vpd.report.report import Report, dots, learning_curves, read_report
 from vpd.report.sections import build_view
@@ -65,23 +74,23 @@ def write_report(
         UserError: no metrics exist at all, or a file is damaged.
     """
     report = read_report(params, results, pretraining, previews, out, costs, costs_scale)
-    tables = table_texts(report)  # a damaged input raises here, before anything old is removed
+    tables = _table_texts(report)  # a damaged input raises here, before anything old is removed
     for name in PAGES:
         (out / name).unlink(missing_ok=True)
     with atomic_folder(out / "tables") as folder:
         for name, content in tables.items():
             write_text(folder / name, content)
     with atomic_folder(out / "figures") as folder, styled():
-        write_figures(report, folder)
-        copy_pictures(report, folder)
+        _write_figures(report, folder)
+        _copy_pictures(report, folder)
     view = build_view(report)
     for name, template in PAGES.items():
-        write_text(out / name, environment().get_template(template).render(view=view))
+        write_text(out / name, _environment().get_template(template).render(view=view))
 
 
-def table_texts(report: Report) -> dict[str, str]:
+def _table_texts(report: Report) -> dict[str, str]:
     """Format every table of the paper as markdown and CSV, and the tables beside them, by file name."""
-    macros, texts = environment().get_template("macros.md").module, {}
+    macros, texts = _environment().get_template("macros.md").module, {}
     for name, caption in report.captions.items():
         source, rows = report.reported[name], by_row(report.cells, name)
         texts[f"{name}.md"] = macros.paper_table(table_view(name, caption, source, rows))  # type: ignore[attr-defined]
@@ -90,24 +99,25 @@ def table_texts(report: Report) -> dict[str, str]:
     texts["claims.csv"] = claims_csv({"paper": report.claims, "beyond the paper": report.answers})
     texts["costs.csv"] = costs_csv(report.row_costs)
     texts["backbones.csv"] = backbones_csv(report.backbones)
-    texts["provenance.csv"] = provenance_csv(report.sources)
+    texts["provenance.csv"] = provenance_csv(run for runs in report.runs.values() for run in runs)
     return texts
 
 
-def write_figures(report: Report, folder: Path) -> None:
+def _write_figures(report: Report, folder: Path) -> None:
     """Draw every figure as SVG and PNG."""
     for name, figure in report.params.figures.items():
         if figure.drawn:
-            save(draw(report, name, figure), folder, name)
+            save(_draw(report, name, figure), folder, name)
     for task, names in report.tasks.items():
         histories = {name: report.histories[name] for name in names if name in report.histories}
-        save(training_figure(histories), folder, f"training-{task}")
+        save(loss_figure(histories, "training step", BLUE, share=True), folder, f"training-{task}")
     if report.params.pretraining.milestones:
-        save(pretraining_figure(report.pretraining_losses), folder, "pretraining-loss")
+        losses = report.pretraining_losses
+        phases = {} if losses is None else dict(iter(losses.assign(seed=0).groupby("phase", sort=False)))
+        save(loss_figure(phases, "step", GREEN, share=False), folder, "pretraining-loss")
 
 
-def draw(report: Report, name: str, figure: FigureSpec) -> Figure:
-    """Draw one figure of params.yaml."""
+def _draw(report: Report, name: str, figure: FigureSpec) -> Figure:
     if figure.points:
         return trend_figure(report.points[name], report.params.comparable)
     if figure.curves:
@@ -116,7 +126,7 @@ def draw(report: Report, name: str, figure: FigureSpec) -> Figure:
     return dots_figure(dots(report, table), report.reported[table], report.params.comparable)
 
 
-def copy_pictures(report: Report, folder: Path) -> None:
+def _copy_pictures(report: Report, folder: Path) -> None:
     """Copy pictures that other stages drew outside the results, so that the report carries them."""
     pictures = {f"data-{name}.png": path for name, path in report.previews.items()}
     if report.params.pretraining.milestones:
@@ -125,13 +135,13 @@ def copy_pictures(report: Report, folder: Path) -> None:
         if path.is_file():
             shutil.copyfile(path, folder / name)
         else:
-            empty_figure("not run yet").savefig(folder / name, metadata={"Software": None})
+            empty_figure().savefig(folder / name, metadata={"Software": None})
 
 
 @cache
-def environment() -> Environment:
+def _environment() -> Environment:
     """The templates in ``page/``: html escapes all that it prints, and a misspelt name is an error."""
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: not (name or "").endswith(".md"),
         undefined=StrictUndefined,
@@ -139,26 +149,32 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"cell": markdown_cell, "code": markdown_code, "prose": html_prose, "bar": bar, "packed": packed}
-    return made
+    templates.filters |= {
+        "cell": _markdown_cell,
+        "code": _markdown_code,
+        "prose": _html_prose,
+        "bar": _bar,
+        "packed": packed,
+    }
+    return templates
 
 
-def markdown_cell(text: str) -> str:
+def _markdown_cell(text: str) -> str:
     """Escape a text for a cell of a markdown table: no end of the cell or line, and no HTML."""
     return " ".join(text.splitlines()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def markdown_code(text: str) -> str:
+def _markdown_code(text: str) -> str:
     """Format an id as code in a cell of a markdown table, where only ``|`` has a meaning."""
     return f"`{' '.join(text.splitlines())}`".replace("|", "\\|")
 
 
-def html_prose(text: str) -> Markup:
+def _html_prose(text: str) -> Markup:
     """Escape prose and turn its ```code``` into HTML."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def bar(line: Line) -> dict[str, float | None]:
+def _bar(line: Line) -> dict[str, float | None]:
     """Place a comparison on a line from 0 to 100, where 50 is no difference and the right what was claimed.
 
     The paper's difference is placed only if it lies within twice the measured range, which it would squeeze otherwise.
