@@ -14,10 +14,11 @@ from vpd.report.cells import Cell
 from vpd.report.claims import (
     NO_DIFFERENCE,
     ONE_SEED,
+    Finding,
+    Line,
     answers,
     claims_csv,
     compare,
-    conclude,
     difference,
     findings,
     rise,
@@ -123,7 +124,7 @@ def test_a_comparison_reads_as_a_sentence():
     ],
 )
 def test_several_comparisons_make_one_verdict(verdicts, verdict):
-    assert conclude(verdicts) == verdict
+    assert Finding("", "", [Line("", each) for each in verdicts]).verdict == verdict
 
 
 # --------------------------------------------------------------------------------------------------------------- claims
@@ -235,7 +236,7 @@ def around(mean, by=0.1):
 
 
 def verdict(kind, shown):
-    return trend(Claim(title="x", figure="figure3", trend=kind), "figure3", shown, 1).verdict
+    return Finding("", "", trend(kind, shown, 1)).verdict
 
 
 def test_trend_claims_on_a_rising_curve():
@@ -248,7 +249,7 @@ def test_one_falling_step_contradicts_every_step_and_not_the_slope():
     shown = points(zero=around(20), one=around(25), two=around(24), three=around(30))
     assert verdict("steps", shown) == "contradicted"
     assert verdict("slope", shown) == "supported"
-    lines = trend(Claim(title="x", figure="figure3", trend="steps"), "figure3", shown, 1).lines
+    lines = trend("steps", shown, 1)
     assert [line.verdict for line in lines] == ["supported", "contradicted", "supported"]
     assert lines[1].label == "'two' 24.0 ± 0.1 against 'one' 25.0 ± 0.1"
 

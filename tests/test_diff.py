@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vpd.cli import main
-from vpd.report.diff import compare, read_cells
+from vpd.report.cells import compare_cells, read_cells
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "mini"
@@ -34,12 +34,12 @@ def test_a_folder_equals_itself(capsys):
 
 
 def test_differences_are_named_with_their_noise(other, capsys):
-    found = compare(read_cells(RESULTS), read_cells(other))
+    found = compare_cells(read_cells(RESULTS), read_cells(other))
     assert len(found) == 3
     higher = found.loc["table5", "no prompt", "miou_8k"]
     sd = read_cells(RESULTS).loc[("table5", "no prompt", "miou_8k"), "sd"]
     assert higher["difference"] == pytest.approx(1.5)
-    assert higher["noise"] == pytest.approx(sd * 2**0.5)
+    assert higher["seeds' noise"] == pytest.approx(sd * 2**0.5)
     assert found.loc["table5", "no prompt", "miou_4k"]["source"] == "measured -> absent"
     assert found.loc["table4", "BTS, default", "rmse"]["source"] == "quoted -> measured"
     assert main(["diff", str(RESULTS), str(other)]) == 1

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 
 from report_world import extras, report_params, write_results
 from vpd.config.reported import load_reported
-from vpd.report.write import LARGE, WIDEST, data_uri, packed, write_report
+from vpd.report.write import LARGE, WIDEST, data_uri, write_report
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage")
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
@@ -176,4 +176,3 @@ def test_large_pictures_are_packed_and_small_ones_kept(tmp_path):
     with Image.open(tmp_path / "packed.webp") as image:
         assert (kind, image.size) == ("data:image/webp", (WIDEST, 320))
     assert data_uri(large) == data_uri(large)
-    assert packed(small) == {"uri": data_uri(small), "width": 0}

@@ -71,9 +71,8 @@ class Cell:
 
 def number(value: float | None) -> str:
     """Format a number for CSV: shortest text of six rounded decimals; empty for None."""
-    if value is None:
-        return ""
-    return repr(round(float(value), 6) + 0.0).removesuffix(".0")  # + 0.0 turns -0.0 into 0.0
+    # + 0.0 turns -0.0 into 0.0
+    return "" if value is None else repr(round(float(value), 6) + 0.0).removesuffix(".0")
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -22,7 +22,10 @@ from vpd.utils.files import read_json
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
 Costs = Mapping[str, Mapping[str, float]]
 """Experiment -> figures of ``vpd cost``."""
-TIMINGS = ["stage", "name", "seconds", "peak_mb"]
+
+
+class _Entry(BaseModel):
+    figures: dict[str, float]
 
 
 class _Result(BaseModel):
@@ -32,10 +35,7 @@ class _Result(BaseModel):
     metrics: dict[str, FiniteFloat]
 
 
-class Metrics(BaseModel):
-    """A metrics file, as far as the report needs it."""
-
-    experiment: str
+class _Metrics(BaseModel):
     provenance: Literal["measured", "released-weights"] = "measured"
     """``released-weights``: this project evaluated weights that the authors trained."""
     results: list[_Result]
@@ -44,49 +44,32 @@ class Metrics(BaseModel):
 def collect(
     metrics: Path, experiments: Iterable[str], released: Path | None = None, weights: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Read measurements into a tidy frame, one line per seed, milestone and metric.
+    """Read measurements into a tidy frame, one line per seed, milestone and metric; experiments without a file have none.
 
-    Args:
-        metrics: folder with one JSON file per experiment; files of other experiments are ignored.
-        experiments: those of the matrix; one whose file is missing has no lines.
-        released: folder of the released stage.
-        weights: experiments whose released weights were measured; their names end in ``@released`` in the frame.
-
-    Raises:
-        UserError: a file is damaged, or the metrics of all experiments are missing.
+    ``weights`` are experiments whose released weights were measured: they end in ``@released`` in the frame.
     """
     names = list(experiments)
-    lines = [line for name in names for line in _lines(metrics / f"{name}.json")]
+    lines = [line for name in names for line in _lines(metrics / f"{name}.json", name)]
     if not lines:
         raise UserError(f"{metrics} has metrics of none of the {len(names)} experiments; run the evaluate stage first")
     if released:
-        lines += [line for name in weights for line in _lines(released / "metrics" / f"{name}.json", RELEASED)]
+        lines += [line for n in weights for line in _lines(released / "metrics" / f"{n}.json", n + RELEASED)]
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def _lines(path: Path, ending: str = "") -> Iterator[tuple]:
-    if path.is_file():
-        content = _read_metrics(path)
-        for result in sorted(content.results, key=lambda result: (result.seed, result.step, result.milestone)):
-            run = (content.experiment + ending, result.seed, result.milestone, result.step)
-            for name, value in sorted(result.metrics.items()):
-                yield (*run, name, value, content.provenance)
-
-
-def _read_metrics(path: Path) -> Metrics:
-    cure = "delete it and evaluate again"
+def _lines(path: Path, experiment: str) -> Iterator[tuple]:
+    if not path.is_file():
+        return
     try:
-        content = Metrics.model_validate(read_json(path))
+        content = _Metrics.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is not a metrics file ({key}: {first['msg'].lower()}); {cure}") from None
-    if content.experiment != path.stem:
-        raise UserError(f"{path} holds the metrics of experiment '{content.experiment}'; {cure}")
-    runs = [(result.seed, result.milestone) for result in content.results]
-    if len(set(runs)) != len(runs):
-        raise UserError(f"{path} holds a seed and milestone twice; {cure}")
-    return content
+        problem = f"{key}: {first['msg'].lower()}"
+        raise UserError(f"{path} is not a metrics file ({problem}); delete it and evaluate again") from None
+    for result in sorted(content.results, key=lambda result: (result.seed, result.step, result.milestone)):
+        for name, value in sorted(result.metrics.items()):
+            yield experiment, result.seed, result.milestone, result.step, name, value, content.provenance
 
 
 def read_curves(path: Path, columns: Iterable[str]) -> pd.DataFrame | None:
@@ -99,19 +82,13 @@ def read_timings(folder: Path) -> pd.DataFrame:
     lines = []
     for path in sorted(folder.rglob("*.json")):
         job = read_json(path)
-        if not {"stage", "seconds"} <= job.keys():
-            raise UserError(f"{path} has no stage or no seconds; delete it and run the stage that makes it again")
         lines.append((job["stage"], job.get("name", path.stem), float(job["seconds"]), job.get("peak_mb")))
-    return pd.DataFrame(lines, columns=TIMINGS)
+    return pd.DataFrame(lines, columns=["stage", "name", "seconds", "peak_mb"])
 
 
 FIGURES = ("parameters (M)", "trainable (M)", "GMACs", "GMACs, mmcv")
 """Figures of ``vpd cost`` in costs.csv."""
 COST_COLUMNS = ("table", "row", "experiment", "seeds", "seconds_per_seed", "peak_mb", *FIGURES)
-
-
-class _Entry(BaseModel):
-    figures: dict[str, float]
 
 
 def read_costs(path: Path | None) -> Costs:

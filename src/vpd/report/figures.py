@@ -58,33 +58,20 @@ def empty_figure() -> Figure:
     return figure
 
 
-def _grid(
-    count: int, most: int, size: tuple[float, float], margin: tuple[float, float], share: bool = False
-) -> tuple[Figure, list[Axes], int]:
-    """Make ``count`` panels of ``size`` inches, at most ``most`` side by side; also return how many are side by side."""
+def _grid(count: int, most: int, width: float, height: float, share: bool = False) -> tuple[Figure, list[Axes], int]:
+    """Make ``count`` panels, sizes in inches, at most ``most`` side by side; also return how many are side by side."""
     across = min(most, count)
     down = math.ceil(count / across)
-    sizes = (size[0] * across + margin[0], size[1] * down + margin[1])
-    figure = Figure(figsize=sizes, layout="constrained")
+    figure = Figure(figsize=(width * across + 0.4, height * down + 0.5), layout="constrained")
     panels = list(figure.subplots(down, across, sharex=share, sharey=share, squeeze=False).flat)
     for axes in panels[count:]:
         axes.remove()
     return figure, panels[:count], across
 
 
-def _short_steps(axes: Axes) -> None:
-    """Label the x axis with thousands as ``2k`` and millions as ``1.2M``."""
-    axes.xaxis.set_major_formatter(lambda value, _: short(value))
-
-
-LEGEND_WIDTH = 2.0
-"""Inches for one entry of the legend."""
-FRONT_COLORS = (BLUE, ORANGE)
 FRONT, BEHIND = {"linewidth": 2.4, "zorder": 4}, {"linewidth": 1.5, "zorder": 3}
 DASHES = ((0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 SEED: dict[str, Any] = {"s": 16, "alpha": 0.55, "linewidths": 0, "zorder": 3}
-MIDDLE = ("axes fraction", "data")
-"""Coordinates of a text in the middle of a row."""
 PAPER: dict[str, Any] = {"marker": "D", "markersize": 8, "color": "none", "markeredgecolor": INK, "zorder": 5}
 
 
@@ -108,31 +95,15 @@ def trend_figure(points: Points, comparable: bool) -> Figure:
     if comparable and printed:
         axes.plot(*zip(*printed, strict=True), linestyle="", label="paper", **PAPER)
         axes.legend(loc="upper left", frameon=False)
-    _label_points(axes, measured)
+    for index, (steps, cell) in enumerate(measured):  # above and below in turn, so that neighbours do not collide
+        at, offset, side = (steps, cell.mean), (0, -16 if index % 2 else 16), "top" if index % 2 else "bottom"
+        axes.annotate(cell.row, at, offset, textcoords="offset points", ha="center", va=side)
     axes.set_xlabel("pre-training steps of the diffusion model")
     axes.set_ylabel(metric_name(measured[0][1].metric))
     axes.margins(x=0.1, y=0.12)
-    _short_steps(axes)
+    axes.xaxis.set_major_formatter(short)
     axes.grid(axis="x", visible=False)
     return figure
-
-
-def _label_points(axes: Axes, measured: Points) -> None:
-    """Name each point to its lower right, which a rising curve leaves free; in a crowd the first above, others below."""
-    width = max(steps for steps, _ in measured) or 1
-    height = max(cell.mean for _, cell in measured) - min(cell.mean for _, cell in measured) or 1
-
-    def crowded(one: tuple[int, Cell], other: tuple[int, Cell]) -> bool:
-        return abs(one[0] - other[0]) < 0.12 * width and abs(one[1].mean - other[1].mean) < 0.15 * height
-
-    for index, point in enumerate(measured):
-        left = any(crowded(point, other) for other in measured[:index])
-        right = any(crowded(point, other) for other in measured[index + 1 :])
-        offset, places = ((9, -7), ("left", "top"))
-        if right:
-            offset, places = ((0, -16), ("center", "top")) if left else ((0, 16), ("center", "bottom"))
-        at = (point[0], point[1].mean)
-        axes.annotate(point[1].row, at, offset, textcoords="offset points", ha=places[0], va=places[1])
 
 
 def dots_figure(columns: Mapping[str, Sequence[Cell]], source: ReportedTable, comparable: bool) -> Figure:
@@ -159,14 +130,16 @@ def _dots(axes: Axes, cells: Sequence[Cell], below: Transform, decimals: int, co
     best = max((cell.mean * cell.sign for cell in cells if cell.values), default=None)
     for y, cell in enumerate(cells):
         if not cell.values:
-            axes.annotate("not run", (0.5, y), xycoords=MIDDLE, va="center", ha="center", color=MUTED)
+            axes.annotate(
+                "not run", (0.5, y), xycoords=("axes fraction", "data"), va="center", ha="center", color=MUTED
+            )
             continue
         color = ORANGE if cell.mean * cell.sign == best else BLUE
         if cell.sd is not None:
             axes.scatter(cell.values, [y] * len(cell.values), transform=below, color=color, **SEED)
         axes.errorbar(cell.mean, y, xerr=cell.sd, color=color, marker="o", markersize=7, capsize=3, zorder=4)
-        label = f"{cell.mean:.{decimals}f}"
-        axes.annotate(label, (cell.mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
+        text, at = f"{cell.mean:.{decimals}f}", (cell.mean, y)
+        axes.annotate(text, at, (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
         if comparable and cell.paper is not None:
             axes.plot(cell.paper, y, **PAPER)
     axes.grid(axis="y", color=FAINT, visible=True)
@@ -179,22 +152,18 @@ def _smooth(values: pd.Series, share: float = 0.05) -> pd.Series:
     return values.rolling(max(1, int(len(values) * share)), center=True, min_periods=1).mean()
 
 
-def loss_figure(histories: Mapping[str, pd.DataFrame], label: str, color: str, share: bool) -> Figure:
-    """Draw a panel of losses for each experiment or phase: seeds thin, their smoothed mean thick.
+def loss_figure(histories: Mapping[str, pd.DataFrame], label: str, share: bool) -> Figure:
+    """Draw a panel of losses (seed, step, loss) for each experiment or phase: seeds thin, their smoothed mean thick.
 
-    Args:
-        histories: title of the panel -> frame with columns seed, step and loss.
-        label: of the x axis.
-        color: of the lines.
-        share: whether the panels have equal axes, and the range of all of them in grey.
+    ``share`` gives all panels the same axes, with the range of all losses in grey.
     """
     if not histories:
         return empty_figure()
-    smoothing = 0.05 if share else 0.1
+    smoothing, color = (0.05, BLUE) if share else (0.1, GREEN)
     means = {name: _smooth(frame.groupby("step")["loss"].mean(), smoothing) for name, frame in histories.items()}
     every = pd.concat(means, axis=1).sort_index().interpolate(method="index", limit_area="inside")
     losses = pd.concat([frame["loss"] for frame in histories.values()])
-    figure, panels, across = _grid(len(histories), 4, (2.6, 1.9), (0.4, 0.4), share)
+    figure, panels, across = _grid(len(histories), 4, 2.6, 1.9, share)
     for axes, (name, frame) in zip(panels, histories.items(), strict=True):
         if share:
             axes.fill_between(every.index, every.min(axis=1), every.max(axis=1), color=FAINT, linewidth=0, zorder=1)
@@ -212,7 +181,7 @@ def loss_figure(histories: Mapping[str, pd.DataFrame], label: str, color: str, s
 
 def _loss_axes(axes: Axes, losses: pd.Series) -> None:
     """Use a logarithmic axis for ``losses`` if they are positive, with few round ticks."""
-    _short_steps(axes)
+    axes.xaxis.set_major_formatter(short)
     low, high = losses.min(), losses.max()
     if low > 0:
         axes.set_yscale("log")
@@ -247,22 +216,15 @@ class Curve:
 
 def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
     """Draw a panel of losses for each group of rows, and one of ``metric`` for each that was measured more than once."""
-    groups = {
-        name: [curve for curve in curves if curve.panel == name] for name in dict.fromkeys(c.panel for c in curves)
-    }
-    losses = [(name, group) for name, group in groups.items() if any(c.history is not None for c in group)]
-    scores = [
-        (name, group)
-        for name, group in groups.items()
-        if any(curve.scores is not None and curve.scores["step"].nunique() > 1 for curve in group)
-    ]
-    count = len(losses) + len(scores)
-    if not count:
+    losses = list(dict.fromkeys(curve.panel for curve in curves if curve.history is not None))
+    scores = list(dict.fromkeys(c.panel for c in curves if c.scores is not None and c.scores["step"].nunique() > 1))
+    if not (count := len(losses) + len(scores)):
         return empty_figure()
-    figure, panels, across = _grid(count, 3, (3.6 if count >= 3 else 4.4, 2.9), (0.3, 0.7))
+    figure, panels, across = _grid(count, 3, 3.6 if count >= 3 else 4.4, 2.9)
     figure.set_layout_engine("constrained", h_pad=0.1)
     looks = _styles(curves)
-    for index, (axes, (name, group)) in enumerate(zip(panels, losses + scores, strict=True)):
+    for index, (axes, name) in enumerate(zip(panels, losses + scores, strict=True)):
+        group = [curve for curve in curves if curve.panel == name]
         if index < len(losses):
             _draw_losses(axes, group, looks)
         else:
@@ -274,7 +236,7 @@ def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    columns = max(1, int(figure.get_figwidth() / LEGEND_WIDTH))
+    columns = max(1, int(figure.get_figwidth() / 2))  # an entry takes about two inches
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -285,10 +247,9 @@ def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     if len(set(labels.values())) == 1:
         return {label: {"color": CYCLE[i % len(CYCLE)], "linestyle": "-", **BEHIND} for i, label in enumerate(labels)}
     front, others = [name for name in labels if labels[name]], [name for name in labels if not labels[name]]
-    colors = [color for color in CYCLE if color not in FRONT_COLORS]
-    looks = {name: {"color": FRONT_COLORS[i % 2], "linestyle": "-", **FRONT} for i, name in enumerate(front)}
+    looks = {name: {"color": CYCLE[i % 2], "linestyle": "-", **FRONT} for i, name in enumerate(front)}
     for i, name in enumerate(others):
-        looks[name] = {"color": colors[i % len(colors)], "linestyle": DASHES[i % len(DASHES)], **BEHIND}
+        looks[name] = {"color": CYCLE[2 + i % 5], "linestyle": DASHES[i % len(DASHES)], **BEHIND}
     return looks
 
 
@@ -309,5 +270,5 @@ def _draw_scores(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, dict[s
         axes.errorbar(mean.index, mean, yerr=sd, marker="o", capsize=3, label=label, **looks[label])
     axes.set_ylabel(metric_name(metric))
     axes.margins(x=0.15)
-    _short_steps(axes)
+    axes.xaxis.set_major_formatter(short)
     axes.set_xticks(sorted({step for _, scores in measured for step in scores["step"]}))

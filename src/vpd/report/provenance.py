@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from vpd.config.params import Params
 from vpd.report.cells import csv_text, number
@@ -59,64 +57,12 @@ def _made_from(record: Mapping[str, Any]) -> dict[str, str]:
     return {role: str(record[key]) for role, key in roles.items() if key in record}
 
 
-class _Loss(BaseModel):
-    first: float
-    last: float
+def backbones(params: Params, folder: Path) -> list[dict[str, Any]]:
+    """Describe every checkpoint of the matrix by ``NETWORKS``, in the order of first use.
 
-
-class _Phase(BaseModel):
-    loss: _Loss
-    measures: dict[Literal["fresh", "trained"], dict[str, float]]
-
-
-class Backbone(BaseModel):
-    """One checkpoint that experiments start from: its manifest, as far as the report shows it."""
-
-    name: str
-    used_by: tuple[str, ...]
-    source: str = "not here"
-    repo: str | None = None
-    revision: str | None = None
-    objective: str | None = None
-    images_seen: int | None = None
-    parameters: dict[str, object] | int | None = None
-    """By part, or of all together."""
-    phases: dict[str, _Phase] = {}
-    """By objective; that of the image encoder is the first."""
-
-    @property
-    def loss(self) -> tuple[float, float] | None:
-        """First and last loss of the image encoder's own phase."""
-        return next(((phase.loss.first, phase.loss.last) for phase in self.phases.values()), None)
-
-    @property
-    def measures(self) -> dict[str, tuple[float, float]]:
-        """Held-out measures of all phases, each of the trained network and of the same one with fresh weights."""
-        compared: dict[str, tuple[float, float]] = {}
-        for phase in self.phases.values():
-            fresh, trained = (phase.measures.get(name, {}) for name in ("fresh", "trained"))
-            shared = [name for name in trained if name in fresh and name != "chance"]  # chance is the same for both
-            compared |= {name.replace("_", " "): (trained[name], fresh[name]) for name in shared}
-        return compared
-
-    @property
-    def size(self) -> int | None:
-        """Parameters of all parts together."""
-        if isinstance(self.parameters, dict):
-            return sum(value for value in self.parameters.values() if isinstance(value, int))
-        return self.parameters
-
-    @property
-    def origin(self) -> str:
-        """Origin of its weights in words."""
-        if self.source == "pretrained":
-            return "pre-trained here"
-        revision = f" at {self.revision[:12]}" if self.revision else ""
-        return f"{self.repo}{revision}" if self.repo else self.source
-
-
-def backbones(params: Params, folder: Path) -> list[Backbone]:
-    """Read every checkpoint of the matrix, in the order of first use; ``folder`` has copies of their manifests."""
+    ``folder`` has copies of their manifests. ``measures`` are held-out ones, of the trained network and of the same one
+    with fresh weights; what is not known is None.
+    """
     used: dict[str, list[str]] = {}
     for name in params.experiments:
         used.setdefault(params.resolve(name).checkpoint, []).append(name)
@@ -124,29 +70,56 @@ def backbones(params: Params, folder: Path) -> list[Backbone]:
     for name, experiments in used.items():
         path = folder / f"{name}.json"
         recorded = read_json(path) if path.is_file() else {}
-        manifest = _diffusion(params, name) if name in params.checkpoints else recorded
         try:
-            networks.append(Backbone.model_validate({**manifest, "name": name, "used_by": experiments}))
-        except ValidationError as error:
-            key = ".".join(map(str, error.errors()[0]["loc"]))
-            raise UserError(f"{path} is not a backbone's manifest ({key}); make the backbone again") from None
+            networks.append(_network(name, _diffusion(params, name) if name in params.checkpoints else recorded))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a backbone's manifest ({error}); make the backbone again") from None
+        networks[-1]["used_by"] = experiments
     return networks
+
+
+def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    phases = list(manifest.get("phases", {}).values())  # that of the image encoder is the first
+    measures: dict[str, tuple[float, float]] = {}
+    for phase in phases:
+        trained, fresh = (phase["measures"].get(state, {}) for state in ("trained", "fresh"))
+        shared = [key for key in trained if key in fresh and key != "chance"]  # chance is the same for both
+        measures |= {key.replace("_", " "): (trained[key], fresh[key]) for key in shared}
+    parameters, source = manifest.get("parameters"), manifest.get("source", "not here")
+    if isinstance(parameters, dict):
+        parameters = sum(count for count in parameters.values() if isinstance(count, int))
+    if source != "pretrained" and manifest.get("repo"):
+        source = f"{manifest['repo']} at {manifest['revision'][:12]}" if manifest.get("revision") else manifest["repo"]
+    return {
+        "checkpoint": name,
+        "source": "pre-trained here" if source == "pretrained" else source,
+        "objective": manifest.get("objective"),
+        "images_seen": manifest.get("images_seen"),
+        "parameters": parameters,
+        "loss_first": phases[0]["loss"]["first"] if phases else None,
+        "loss_last": phases[0]["loss"]["last"] if phases else None,
+        "measures": measures,
+    }
 
 
 def _diffusion(params: Params, name: str) -> dict[str, Any]:
     """Describe a Stable Diffusion checkpoint from the parameters: its milestone, or its repository."""
-    spec, denoiser = params.checkpoint(name), params.pretraining.denoiser
-    steps = params.pretraining.milestones.get(name)
+    spec, denoiser, steps = (
+        params.checkpoint(name),
+        params.pretraining.denoiser,
+        params.pretraining.milestones.get(name),
+    )
     seen = steps * denoiser.batch_size if steps is not None and denoiser is not None else None
     about = {"source": spec.source, "repo": spec.repo, "revision": spec.revision}
     return {"objective": "text-to-image diffusion", "images_seen": seen, **about}
 
 
-def backbones_csv(networks: Iterable[Backbone]) -> str:
+def backbones_csv(networks: Iterable[Mapping[str, Any]]) -> str:
     """Format the checkpoints as CSV; unknown values are empty."""
     rows = []
     for item in networks:
-        texts = (f"{key} {number(trained)} (random {number(fresh)})" for key, (trained, fresh) in item.measures.items())
-        numbers = map(number, (item.images_seen, item.size, *(item.loss or (None, None))))
-        rows.append((item.name, item.origin, item.objective or "", *numbers, "; ".join(texts), " ".join(item.used_by)))
+        measures = [f"{key} {number(own)} (random {number(fresh)})" for key, (own, fresh) in item["measures"].items()]
+        numbers = [number(item[key]) for key in ("images_seen", "parameters", "loss_first", "loss_last")]
+        texts = (item["checkpoint"], item["source"], item["objective"] or "")
+        rows.append((*texts, *numbers, "; ".join(measures), " ".join(item["used_by"])))
     return csv_text(NETWORKS, rows)

@@ -15,7 +15,6 @@ from urllib.parse import quote
 import pandas as pd
 
 from vpd.report.cells import PROVENANCES
-from vpd.report.provenance import Backbone
 from vpd.report.report import Report
 from vpd.report.tables import by_row, table_view
 from vpd.report.wording import duration, heading, ordinal, rounded
@@ -94,7 +93,6 @@ def _sections(report: Report) -> Iterator[View]:
 
 
 def _pictures(report: Report, captions: Mapping[str, str]) -> list[View]:
-    """Describe pictures of the report's own folder by name."""
     return [_picture(report, text, report.out / "figures" / f"{name}.png") for name, text in captions.items()]
 
 
@@ -105,7 +103,6 @@ def _picture(report: Report, caption: str, path: Path, anchor: str = "") -> View
 
 
 def _address(report: Report, path: Path) -> str:
-    """Link to a file, relative to the report."""
     return quote(Path(os.path.relpath(path, report.out)).as_posix(), safe="/+")
 
 
@@ -139,33 +136,30 @@ def _grid(
 def _cost_grid(rows: Iterable[Mapping[str, Any]]) -> View:
     """Tabulate time, memory, size and multiply-adds of every row of the paper's tables."""
     heads = ("table", "row", "experiment", "training, per seed", "peak memory", "parameters (M)", "GMACs")
-    formats = {
-        "seconds_per_seed": duration,
-        "peak_mb": "{:.0f} MB".format,
-        "parameters (M)": lambda size: rounded(size, 1),
-        "GMACs": lambda macs: rounded(macs, 2),
-    }
+    sizes = {"parameters (M)": 1, "GMACs": 2}
     lines = []
     for row in rows:
-        numbers = ["" if row[name] is None else text(row[name]) for name, text in formats.items()]
+        numbers = ["" if row["seconds_per_seed"] is None else duration(row["seconds_per_seed"])]
+        numbers.append("" if row["peak_mb"] is None else f"{row['peak_mb']:.0f} MB")
+        numbers += ["" if row[name] is None else rounded(row[name], decimals) for name, decimals in sizes.items()]
         experiment = _entry(row["experiment"], code=True, anchor=f"run-{row['experiment']}")
         lines.append((row["table"], row["row"], experiment, *numbers))
     return _grid(heads, lines, range(3, 7))
 
 
-def _backbone_grid(networks: Iterable[Backbone]) -> View:
+def _backbone_grid(networks: Iterable[Mapping[str, Any]]) -> View:
     """Tabulate objective, images, size and proof of learning of every pre-trained network."""
     heads = ("checkpoint", "weights", "objective", "images seen", "parameters", "loss, first to last")
     lines = []
     for item in networks:
         texts = (
-            item.objective or "",
-            "" if item.images_seen is None else f"{item.images_seen:,}",
-            "" if item.size is None else f"{item.size / 1e6:.3g} M",
-            "{:.3g} → {:.3g}".format(*item.loss) if item.loss else "",
-            ", ".join(f"{key} {own:.3g} against {fresh:.3g}" for key, (own, fresh) in item.measures.items()),
+            item["objective"] or "",
+            "" if item["images_seen"] is None else f"{item['images_seen']:,}",
+            "" if item["parameters"] is None else f"{item['parameters'] / 1e6:.3g} M",
+            "" if item["loss_first"] is None else f"{item['loss_first']:.3g} → {item['loss_last']:.3g}",
+            ", ".join(f"{key} {own:.3g} against {fresh:.3g}" for key, (own, fresh) in item["measures"].items()),
         )
-        lines.append((_entry(item.name, code=True), item.origin, *texts))
+        lines.append((_entry(item["checkpoint"], code=True), item["source"], *texts))
     return _grid((*heads, "trained against random"), lines, (3, 4, 5))
 
 
@@ -197,14 +191,12 @@ def _agreement(fact: Mapping[str, Any]) -> Iterator[str]:
 
 def _stage_grid(timings: pd.DataFrame) -> View:
     """Tabulate wall time by stage, with the total; without rows if nothing was timed."""
-    order = {stage: index for index, stage in enumerate(STAGES)}
-    stages = sorted(set(timings["stage"]), key=lambda stage: (order.get(stage, len(order)), stage))
-    groups = [(stage, timings[timings["stage"] == stage]) for stage in stages]
+    stages = dict(iter(timings.groupby("stage")))
+    order = [*(stage for stage in STAGES if stage in stages), *(stage for stage in stages if stage not in STAGES)]
     lines = []
-    for stage, jobs in [*groups, ("all", timings)] if groups else []:
+    for stage, jobs in [*((stage, stages[stage]) for stage in order), ("all", timings)] if stages else []:
         longest, memory = jobs.nlargest(1, "seconds").iloc[0], pd.to_numeric(jobs["peak_mb"]).max()
-        job = f"{duration(longest['seconds'])} ({longest['name']})"
-        peak = "" if pd.isna(memory) else f"{memory:.0f} MB"
+        job, peak = f"{duration(longest['seconds'])} ({longest['name']})", "" if pd.isna(memory) else f"{memory:.0f} MB"
         lines.append((stage, str(len(jobs)), duration(jobs["seconds"].sum()), job, peak))
     return _grid(("stage", "jobs", "total", "longest job", "peak memory"), lines, range(1, 5), total=True)
 

@@ -42,18 +42,14 @@ def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> di
     lines = []
     for label, cells in rows.items():
         texts = [_cell(cells.get(c), source.decimals(c), marks, *best[c]) for c in source.columns]
-        verdicts = [_plain(c.verdict) for c in cells.values() if c.provenance not in ("quoted", "counted")]
+        judged = [c for c in cells.values() if c.provenance not in ("quoted", "counted")]
+        verdicts = [c.verdict.removesuffix(PROTOCOL_OURS) for c in judged]  # the origin says whose protocol it was
         own = any(cell.provenance != "quoted" for cell in cells.values())
         line = {"label": label, "own": own, "cells": texts, "origin": origin(cells)}
         lines.append(line | {"verdicts": list(dict.fromkeys(verdicts))})
     notes = [(marks[reason], reason, ", ".join(labels)) for reason, labels in reasons.items()]
     heads = [heading(column) for column in source.columns]
     return {"name": name, "caption": caption, "heads": heads, "rows": lines, "notes": notes}
-
-
-def _plain(verdict: str) -> str:
-    """A verdict without whose protocol it was, which a table says once per row."""
-    return verdict.removesuffix(PROTOCOL_OURS)
 
 
 def origin(row: Mapping[str, Cell]) -> str:
@@ -92,7 +88,7 @@ def _cell(
         "difference": "" if cell.difference is None else signed(cell.difference, decimals),
         "others": [(rounded(value, decimals), source) for source, value in cell.reruns if cell.values],
         "run": cell.values and f"{'run' if experiment == cell.experiment else 'released'}-{experiment}",
-        "verdict": _plain(cell.verdict),
+        "verdict": cell.verdict.removesuffix(PROTOCOL_OURS),
         "mark": marks.get(cell.reason, ""),
         "best": bool(cell.seeds) and cell.mean == best,
         "paper_best": cell.paper is not None and cell.paper == paper_best,
