@@ -2,22 +2,19 @@
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from browser_world import chromium
 from report_world import extras, report_params, write_results
 from vpd.config.reported import load_reported
 from vpd.report.write import LARGE, WIDEST, data_uri, write_report
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage")
-QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 CONTRAST = """
 const parse = text => text.match(/[\\d.]+/g).map(Number);
@@ -47,18 +44,8 @@ def page(tmp_path_factory, params) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[webdriver.Chrome]:
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    for name, path in programs.items():
-        if path is None:
-            pytest.fail(f"{name} is not installed; run 'apt-get install -y chromium chromium-driver' (Debian)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs["chromium"]
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, *QUIET, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(programs["chromedriver"]))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -147,11 +134,8 @@ def test_verdicts_are_words_and_not_colour_alone(shown):
     )
     words = {text.partition(" ")[2]: (text.partition(" ")[0], style.split()[1]) for text, style in badges}
     assert words.keys() >= {"miniature", "reproduced", "differs", "inconclusive"}
-    assert (words["reproduced"], words["differs"], words["inconclusive"]) == (
-        ("✓", "good"),
-        ("✗", "bad"),
-        ("?", "open"),
-    )
+    looks = [words[word] for word in ("reproduced", "differs", "inconclusive")]
+    assert looks == [("✓", "good"), ("✗", "bad"), ("?", "open")]
     assert {look for word, look in words.items() if word.endswith("is ahead")} <= {("›", "ahead")}
 
 
@@ -163,7 +147,6 @@ def test_quoted_rows_name_their_reason_below_the_table(shown):
     assert "recurrent language model is not re-implemented" in reason
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
 def test_large_pictures_are_packed_and_small_ones_kept(tmp_path):
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     Image.new("RGB", (40, 20), "red").save(small)
