@@ -20,7 +20,6 @@ REPORTED = load_reported()
 HIGH, LOW, BROAD = (31.0, 31.2, 31.1), (20.0, 20.4, 20.3), (35.0, 24.0, 31.0)
 
 
-# ----------------------------------------------------------------------------------------------------------- statistics
 @pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (8, 4)])
 def test_interval_and_effect_equal_the_formulas(sizes):
     """Welch's interval: Student's quantile at the degrees of freedom of Welch and Satterthwaite."""
@@ -52,7 +51,6 @@ def test_slopes_per_doubling_equal_numpy_and_their_interval_the_formula():
     assert rise([1, 2], [[1.0, 2.0], [1.0, 2.0]]).interval == (1.0, 1.0)
 
 
-# ---------------------------------------------------------------------------------------------------------- comparisons
 @pytest.mark.parametrize(
     ("first", "second", "metric", "claim", "question"),
     [
@@ -117,7 +115,6 @@ def test_several_comparisons_make_one_verdict(verdicts, verdict):
     assert Finding("", "", [Line("", each) for each in verdicts]).verdict == verdict
 
 
-# --------------------------------------------------------------------------------------------------------------- claims
 def cells_of(table, key, column, values):
     """Cells of a table's column from values by ``key`` of the row; rows without values are quoted."""
     cells = []
@@ -161,21 +158,17 @@ def test_an_order_is_a_chain_of_comparisons():
 
 
 def test_every_claim_of_the_paper_holds_for_the_paper_s_own_numbers():
-    for claim in load_claims():
+    claims = load_claims()
+    tables = {claim.table or claim.figure for claim in claims}
+    assert tables == {f"table{number}" for number in range(1, 7)} | {"figure3"}
+    assert len(next(claim for claim in claims if claim.title.startswith("Each component")).pairs) == 3
+    for claim in claims:
         for column in claim.columns:
-            table = REPORTED[claim.table]
-            sign = -1 if column == "rmse" else 1
+            table, sign = REPORTED[claim.table], -1 if column == "rmse" else 1
             for pair in claim.pairs:
                 better, worse = (table.rows[table.matching(match)[0]][column] for match in pair)
                 assert [len(table.matching(match)) for match in pair] == [1, 1], claim.title
                 assert sign * (better - worse) > 0, (claim.title, column)
-
-
-def test_the_issue_s_claims_are_all_there():
-    tables = [claim.table or claim.figure for claim in load_claims()]
-    assert {f"table{number}" for number in range(1, 7)} | {"figure3"} == set(tables)
-    components = next(claim for claim in load_claims() if claim.title.startswith("Each component"))
-    assert len(components.pairs) == 3
 
 
 @pytest.mark.parametrize(
@@ -194,7 +187,6 @@ def test_a_claim_is_of_one_kind(fields):
         Claim.model_validate({"title": "x"} | fields)
 
 
-# --------------------------------------------------------------------------------------------------------------- trends
 def points(*means):
     """Three seeds around each mean at 0, 100, 200, 400 ... steps."""
     steps = [0, *(100 * 2**power for power in range(len(means) - 1))]

@@ -11,9 +11,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from browser_world import chromium
-from report_world import extras, report_params, write_results
+from report_world import report_params, write_world
 from vpd.config.reported import load_reported
-from vpd.report.write import LARGE, WIDEST, data_uri, write_report
+from vpd.report.write import LARGE, WIDEST, data_uri
 
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 CONTRAST = """
@@ -36,10 +36,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, params) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    inputs = write_results(root, params)
-    write_report(params, *inputs, inputs[0], **extras(root, params))
-    return inputs[0] / "report.html"
+    return write_world(tmp_path_factory.mktemp("world"), params)[0] / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +117,12 @@ def test_nothing_overflows_on_a_phone_and_text_has_contrast(shown, page, scheme,
     assert shown.execute_script("return getComputedStyle(document.querySelector('nav')).position") == "sticky"
 
 
-def test_rows_that_are_not_run_can_be_hidden_without_a_script(shown):
+def test_rows_that_are_not_run_name_their_reason_and_can_be_hidden_without_a_script(shown):
+    cell = shown.find_element(By.XPATH, "//section[@id='table3']//tr[th='VLT, default']/td[1]")
+    mark = cell.find_element(By.TAG_NAME, "sup").text
+    notes = shown.find_elements(By.CSS_SELECTOR, "#table3 .notes li")
+    (reason,) = [note.text for note in notes if note.text.split()[0] == mark]
+    assert "recurrent language model is not re-implemented" in reason
     quoted = shown.find_element(By.XPATH, "//tr[th='VLT, default']")
     own = shown.find_element(By.XPATH, "//tr[th='VPD, default']")
     assert quoted.is_displayed()
@@ -137,14 +139,6 @@ def test_verdicts_are_words_and_not_colour_alone(shown):
     looks = [words[word] for word in ("reproduced", "differs", "inconclusive")]
     assert looks == [("✓", "good"), ("✗", "bad"), ("?", "open")]
     assert {look for word, look in words.items() if word.endswith("is ahead")} <= {("›", "ahead")}
-
-
-def test_quoted_rows_name_their_reason_below_the_table(shown):
-    cell = shown.find_element(By.XPATH, "//section[@id='table3']//tr[th='VLT, default']/td[1]")
-    mark = cell.find_element(By.TAG_NAME, "sup").text
-    notes = shown.find_elements(By.CSS_SELECTOR, "#table3 .notes li")
-    (reason,) = [note.text for note in notes if note.text.split()[0] == mark]
-    assert "recurrent language model is not re-implemented" in reason
 
 
 def test_large_pictures_are_packed_and_small_ones_kept(tmp_path):

@@ -95,9 +95,11 @@ def trend_figure(points: Points, comparable: bool) -> Figure:
     if comparable and printed:
         axes.plot(*zip(*printed, strict=True), linestyle="", label="paper", **PAPER)
         axes.legend(loc="upper left", frameon=False)
-    for index, (steps, cell) in enumerate(measured):  # above and below in turn, so that neighbours do not collide
-        at, offset, side = (steps, cell.mean), (0, -16 if index % 2 else 16), "top" if index % 2 else "bottom"
-        axes.annotate(cell.row, at, offset, textcoords="offset points", ha="center", va=side)
+    for index, (steps, cell) in enumerate(
+        measured
+    ):  # the first above; others lower right, which a rising curve leaves free
+        offset, across, down = ((9, -7), "left", "top") if index else ((0, 16), "center", "bottom")
+        axes.annotate(cell.row, (steps, cell.mean), offset, textcoords="offset points", ha=across, va=down)
     axes.set_xlabel("pre-training steps of the diffusion model")
     axes.set_ylabel(metric_name(measured[0][1].metric))
     axes.margins(x=0.1, y=0.12)

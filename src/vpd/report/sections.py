@@ -197,7 +197,7 @@ def _stage_grid(timings: pd.DataFrame) -> View:
     for stage, jobs in [*((stage, stages[stage]) for stage in order), ("all", timings)] if stages else []:
         longest, memory = jobs.nlargest(1, "seconds").iloc[0], pd.to_numeric(jobs["peak_mb"]).max()
         job, peak = f"{duration(longest['seconds'])} ({longest['name']})", "" if pd.isna(memory) else f"{memory:.0f} MB"
-        lines.append((stage, str(len(jobs)), duration(jobs["seconds"].sum()), job, peak))
+        lines.append((str(stage), str(len(jobs)), duration(jobs["seconds"].sum()), job, peak))
     return _grid(("stage", "jobs", "total", "longest job", "peak memory"), lines, range(1, 5), total=True)
 
 

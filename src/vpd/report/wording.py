@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def short(value: float, position: int | None = None) -> str:
+def short(value: float, position: float | None = None) -> str:
     """Format ``800``, ``2k`` or ``1.2M``; matplotlib also passes the position of a tick."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -98,7 +98,8 @@ def _write_figures(report: Report, folder: Path) -> None:
     pictures = {f"data-{name}": path for name, path in report.previews.items()}
     if report.params.pretraining.milestones:
         losses = report.pretraining_losses
-        phases = {} if losses is None else dict(iter(losses.assign(seed=0).groupby("phase", sort=False)))
+        groups = () if losses is None else losses.assign(seed=0).groupby("phase", sort=False)
+        phases = {str(phase): frame for phase, frame in groups}
         save(loss_figure(phases, "step", share=False), folder, "pretraining-loss")
         pictures["pretraining-samples"] = report.pretraining / "samples.png"
     for name, path in pictures.items():
