@@ -15,7 +15,6 @@ COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
     "commit",
 )  # fmt: skip
-"""Of provenance.csv."""
 NETWORKS = (
     "checkpoint", "source", "objective", "images_seen", "parameters", "loss_first", "loss_last", "measures", "used_by",
 )  # fmt: skip

@@ -30,7 +30,6 @@ FILES = {
 }
 """Files of an experiment in the results."""
 CONTENT: View = {"claims": (), "pictures": (), "tables": (), "grid": None, "runs": ()}
-"""Of a section; usually one kind is not empty."""
 DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest", "commit": "commit"}
 """Name on the page -> column of provenance.csv."""
 CAPTIONS = {
