@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,16 @@ from PIL import Image
 from vpd.config.params import Params, load_params
 from vpd.config.tables import FigureSpec, QuestionSpec
 from vpd.report.cells import Cell
+from vpd.report.write import write_report
+from vpd.utils.files import write_json
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
-QUESTIONS = (
-    QuestionSpec(
-        title="Does the scaling of latents matter?",
-        metric="final.miou_ss",
-        first="seg-scaled-latents",
-        second="seg-fast",
-    ),
-    QuestionSpec(title="Is t = 0 or 1 better?", metric="final.miou_ss", first="seg-t0", second="seg-fast"),
+QUESTIONS = tuple(
+    QuestionSpec(title=title, metric="final.miou_ss", first=first, second="seg-fast")
+    for title, first in (
+        ("Does the scaling of latents matter?", "seg-scaled-latents"),
+        ("Is t = 0 or 1 better?", "seg-t0"),
+    )
 )
 METRICS = {
     "segmentation": {"miou_ss": 30.0, "macc_ss": 40.0, "aacc_ss": 70.0, "miou_ms": 31.0},
@@ -30,46 +29,29 @@ METRICS = {
 }
 
 
-def write_metrics(folder, spec, generator, seeds):
+def write_metrics(path, spec, generator, seeds):
     level = generator.normal(0, 1.5)
-    runs = [(seed, name, share) for seed in seeds for name, share in spec.training.milestones.items()]
-    results = [
-        {
-            "seed": seed,
-            "milestone": name,
-            "step": int(200 * share),
-            "metrics": {
-                key: round(value * (1 + 0.05 * level * share + generator.normal(0, 0.02)), 6)
-                for key, value in METRICS[spec.task].items()
-            },
-        }
-        for seed, name, share in runs
-    ]
+    results = []
+    for seed in seeds:
+        for milestone, share in spec.training.milestones.items():
+            factors = {key: 1 + 0.05 * level * share + generator.normal(0, 0.02) for key in METRICS[spec.task]}
+            metrics = {key: round(METRICS[spec.task][key] * factor, 6) for key, factor in factors.items()}
+            results.append({"seed": seed, "milestone": milestone, "step": int(200 * share), "metrics": metrics})
     inputs = {"data": "da7a" * 16, "checkpoint": "cafe" * 16}
     made_from = {"settings": spec.digest(), "code": "c0de" * 4, "inputs": inputs}
-    runs = {
-        f"seed{seed}": {"fingerprint": made_from, "files": {"final.safetensors": f"{seed:x}" * 64}} for seed in seeds
-    }
-    content = {"experiment": spec.name, "fingerprint": made_from, "results": results, "runs": runs}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{spec.name}.json").write_text(json.dumps(content))
+    files = {f"seed{seed}": {"final.safetensors": f"{seed:x}" * 64} for seed in seeds}
+    runs = {seed: {"fingerprint": made_from, "files": digests} for seed, digests in files.items()}
+    write_json(path, {"experiment": spec.name, "fingerprint": made_from, "results": results, "runs": runs})
 
 
 def write_history(path, generator, seeds):
     steps = np.arange(10, 201, 10)
+    losses = [2 * np.exp(-steps / 80) + 0.3 + generator.normal(0, 0.05, 20) for _ in seeds]
     frames = [
-        pd.DataFrame(
-            {
-                "seed": seed,
-                "step": steps,
-                "epoch": 0,
-                "loss": 2 * np.exp(-steps / 80) + 0.3 + generator.normal(0, 0.05, 20),
-            }
-        )
-        for seed in seeds
+        pd.DataFrame({"seed": seed, "step": steps, "loss": loss}) for seed, loss in zip(seeds, losses, strict=True)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat(frames).assign(lr=1e-4, lr_unet=1e-5).to_csv(path, index=False)
+    pd.concat(frames).to_csv(path, index=False)
 
 
 def write_picture(path, generator):
@@ -77,39 +59,11 @@ def write_picture(path, generator):
     Image.fromarray(generator.integers(0, 255, (12, 36, 3), dtype=np.uint8)).save(path)
 
 
-def write_backbones(folder, params):
-    """What the backbone stage leaves in the results of every backbone."""
-    folder.mkdir(parents=True)
-    for name in params.backbones:
-        manifest = {"name": name, "source": "pretrained", "parameters": {"vision": 1_200_000, "language": 300_000}}
-        measures = {"fresh": {"linear_probe": 0.22, "chance": 0.2}, "trained": {"linear_probe": 0.61, "chance": 0.2}}
-        phase = {"loss": {"first": 2.5, "last": 0.75}, "measures": measures}
-        manifest |= {"objective": "masked-image", "images_seen": 6400, "phases": {"masked-image": phase}}
-        (folder / f"{name}.json").write_text(json.dumps(manifest))
-
-
-def write_costs(path, params, counts):
-    """A file as ``vpd cost --out`` writes it; ``counts`` are multiply-adds in mmcv's way by experiment."""
-    entries = {}
-    for name in params.experiments:
-        figures = {
-            "parameters (M)": 902.4,
-            "trainable (M)": 868.2,
-            "GMACs": 971.77,
-            "GMACs, mmcv": counts.get(name, 500.0),
-        }
-        entries[name] = {"resources": {"gpus": 1}, "figures": figures}
-    path.write_text(json.dumps(entries))
-    return path
-
-
 def report_params(scale="mini") -> Params:
     """The project's own matrix, with figures of every kind and questions whether or not params.yaml has them."""
     params = load_params(PARAMS, scale=scale)
     figures = params.figures | {"dots": FigureSpec(table="table2")}
-    figures |= {
-        f"learning-{name}": FigureSpec(curves=name) for name in ("table1", "table2", "table3", "table4", "table5")
-    }
+    figures |= {f"learning-{name}": FigureSpec(curves=name) for name in params.tables if "-" not in name}
     return Params(params.document.model_copy(update={"figures": figures, "questions": QUESTIONS}), params.source)
 
 
@@ -119,32 +73,41 @@ def write_results(root, params, seeds=(0, 1, 2)):
     results = root / "results"
     for name in params.experiments:
         spec = params.resolve(name)
-        write_metrics(results / "metrics", spec, generator, seeds)
+        write_metrics(results / "metrics" / f"{name}.json", spec, generator, seeds)
         write_history(results / "history" / f"{name}.csv", generator, seeds)
         for panel in ("predictions", "attention"):
             write_picture(results / "panels" / name / f"{panel}.png", generator)
-        (results / "specs").mkdir(exist_ok=True)
-        (results / "specs" / f"{name}.json").write_text(params.resolve(name).model_dump_json(indent=1))
+        write_json(results / "specs" / f"{name}.json", spec.model_dump(mode="json"))
         timing = {"stage": "train", "name": name, "seconds": 100.5, "steps": 200, "peak_mb": 800}
-        (results / "timing").mkdir(exist_ok=True)
-        (results / "timing" / f"train-{name}.json").write_text(json.dumps(timing))
-    write_backbones(results / "backbones", params)
+        write_json(results / "timing" / f"train-{name}.json", timing)
+    measures = {"fresh": {"linear_probe": 0.22, "chance": 0.2}, "trained": {"linear_probe": 0.61, "chance": 0.2}}
+    manifest = {"source": "pretrained", "parameters": {"vision": 1_200_000, "language": 300_000}, "images_seen": 6400}
+    manifest |= {"objective": "masked-image"}
+    manifest |= {"phases": {"masked-image": {"loss": {"first": 2.5, "last": 0.75}, "measures": measures}}}
+    for name in params.backbones:
+        write_json(results / "backbones" / f"{name}.json", manifest)
     write_picture(root / "pretraining" / "samples.png", generator)
     steps = np.arange(20, 401, 20)
-    frames = [
-        pd.DataFrame({"phase": phase, "step": steps, "loss": 1 / np.sqrt(steps)}) for phase in ("vae", "clip", "unet")
-    ]
-    pd.concat(frames).to_csv(root / "pretraining" / "history.csv", index=False)
+    phases = [pd.DataFrame({"phase": name, "step": steps, "loss": 1 / np.sqrt(steps)}) for name in ("vae", "unet")]
+    pd.concat(phases).to_csv(root / "pretraining" / "history.csv", index=False)
     previews = {"ade20k": root / "data" / "ade20k.png"}
     write_picture(previews["ade20k"], generator)
     return results, root / "pretraining", previews
 
 
 def extras(root, params):
-    """The optional input of the report: costs of networks of the paper's size."""
-    if not (root / "costs.json").exists():
-        write_costs(root / "costs.json", params, {"seg-full": 890.85, "seg-swin-l": 700.0})
+    """The optional input of the report: a file as ``vpd cost --out`` writes it, of networks of the paper's size."""
+    figures = {"parameters (M)": 902.4, "trainable (M)": 868.2, "GMACs": 971.77}
+    counts = dict.fromkeys(params.experiments, 500.0) | {"seg-full": 890.85, "seg-swin-l": 700.0}
+    write_json(root / "costs.json", {name: {"figures": figures | {"GMACs, mmcv": n}} for name, n in counts.items()})
     return {"costs": root / "costs.json", "costs_scale": "paper"}
+
+
+def write_world(root, params):
+    """The invented results with their report, of networks counted at the paper's size."""
+    inputs = write_results(root, params)
+    write_report(params, *inputs, inputs[0], **extras(root, params))
+    return inputs
 
 
 def measured(row, values, metric="miou_ss", paper=None):

@@ -2,22 +2,19 @@
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from report_world import extras, report_params, write_results
+from browser_world import chromium
+from report_world import report_params, write_world
 from vpd.config.reported import load_reported
-from vpd.report.write import LARGE, WIDEST, data_uri, packed, write_report
+from vpd.report.write import LARGE, WIDEST, data_uri
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage")
-QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 CONTRAST = """
 const parse = text => text.match(/[\\d.]+/g).map(Number);
@@ -39,26 +36,13 @@ def params():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, params) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    inputs = write_results(root, params)
-    write_report(params, *inputs, inputs[0], **extras(root, params))
-    return inputs[0] / "report.html"
+    return write_world(tmp_path_factory.mktemp("world"), params)[0] / "report.html"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[webdriver.Chrome]:
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    for name, path in programs.items():
-        if path is None:
-            pytest.fail(f"{name} is not installed; run 'apt-get install -y chromium chromium-driver' (Debian)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs["chromium"]
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, *QUIET, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(programs["chromedriver"]))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -133,7 +117,12 @@ def test_nothing_overflows_on_a_phone_and_text_has_contrast(shown, page, scheme,
     assert shown.execute_script("return getComputedStyle(document.querySelector('nav')).position") == "sticky"
 
 
-def test_rows_that_are_not_run_can_be_hidden_without_a_script(shown):
+def test_rows_that_are_not_run_name_their_reason_and_can_be_hidden_without_a_script(shown):
+    cell = shown.find_element(By.XPATH, "//section[@id='table3']//tr[th='VLT, default']/td[1]")
+    mark = cell.find_element(By.TAG_NAME, "sup").text
+    notes = shown.find_elements(By.CSS_SELECTOR, "#table3 .notes li")
+    (reason,) = [note.text for note in notes if note.text.split()[0] == mark]
+    assert "recurrent language model is not re-implemented" in reason
     quoted = shown.find_element(By.XPATH, "//tr[th='VLT, default']")
     own = shown.find_element(By.XPATH, "//tr[th='VPD, default']")
     assert quoted.is_displayed()
@@ -147,23 +136,11 @@ def test_verdicts_are_words_and_not_colour_alone(shown):
     )
     words = {text.partition(" ")[2]: (text.partition(" ")[0], style.split()[1]) for text, style in badges}
     assert words.keys() >= {"miniature", "reproduced", "differs", "inconclusive"}
-    assert (words["reproduced"], words["differs"], words["inconclusive"]) == (
-        ("✓", "good"),
-        ("✗", "bad"),
-        ("?", "open"),
-    )
+    looks = [words[word] for word in ("reproduced", "differs", "inconclusive")]
+    assert looks == [("✓", "good"), ("✗", "bad"), ("?", "open")]
     assert {look for word, look in words.items() if word.endswith("is ahead")} <= {("›", "ahead")}
 
 
-def test_quoted_rows_name_their_reason_below_the_table(shown):
-    cell = shown.find_element(By.XPATH, "//section[@id='table3']//tr[th='VLT, default']/td[1]")
-    mark = cell.find_element(By.TAG_NAME, "sup").text
-    notes = shown.find_elements(By.CSS_SELECTOR, "#table3 .notes li")
-    (reason,) = [note.text for note in notes if note.text.split()[0] == mark]
-    assert "recurrent language model is not re-implemented" in reason
-
-
-# ------------------------------------------------------------------------------------------------------------- pictures
 def test_large_pictures_are_packed_and_small_ones_kept(tmp_path):
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     Image.new("RGB", (40, 20), "red").save(small)
@@ -176,4 +153,3 @@ def test_large_pictures_are_packed_and_small_ones_kept(tmp_path):
     with Image.open(tmp_path / "packed.webp") as image:
         assert (kind, image.size) == ("data:image/webp", (WIDEST, 320))
     assert data_uri(large) == data_uri(large)
-    assert packed(small) == {"uri": data_uri(small), "width": 0}

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from browser_world import chromium
 from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_depth, write_results
 from vpd.config.params import Params
 from vpd.tracking import compare_links, sync
 
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=2400,1800",
-]
 PATIENCE = 90
 SAME_LINE = """
 const middle = box => (box.top + box.bottom) / 2, label = arguments[0].getBoundingClientRect(), cells = new Map();
@@ -44,17 +31,8 @@ return [...cells].sort((a, b) => a[0] - b[0]).map(cell => cell[1]);
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    for name, path in programs.items():
-        if path is None:
-            pytest.fail(f"{name} is not installed; run 'apt-get install -y chromium chromium-driver' (Debian)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs["chromium"]
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'browser'}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(programs["chromedriver"]))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path / "browser") as driver:
+        yield driver
 
 
 def wait_for(driver: webdriver.Chrome, condition: Callable[[str], bool]) -> str:

@@ -259,9 +259,9 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from vpd.report.diff import report
+    from vpd.report.cells import diff
 
-    text, count = report(options.first, options.second)
+    text, count = diff(options.first, options.second)
     print(text)
     return 1 if count else 0
 

@@ -1,4 +1,4 @@
-"""Cells: every number of the paper once, beside what was measured for it, and the verdict."""
+"""Cells: every number of the paper once, beside what was measured for it; their CSV file, and what differs between two."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import io
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from vpd.utils.errors import UserError
 
 LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
-COLUMNS = (
-    "table", "row", "column", "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment", "reason",
-)  # fmt: skip
+KEY = ["table", "row", "column"]
+COLUMNS = (*KEY, "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment", "reason")
 PROVENANCES = ("measured", "counted", "released-weights", "quoted", "missing")
 PROTOCOL_OURS = ", protocol: ours"
 """Suffix of verdicts on rows whose protocol nobody published: never a reproduction in the narrow sense."""
@@ -67,9 +71,8 @@ class Cell:
 
 def number(value: float | None) -> str:
     """Format a number for CSV: shortest text of six rounded decimals; empty for None."""
-    if value is None:
-        return ""
-    return repr(round(float(value), 6) + 0.0).removesuffix(".0")  # + 0.0 turns -0.0 into 0.0
+    # + 0.0 turns -0.0 into 0.0
+    return "" if value is None else repr(round(float(value), 6) + 0.0).removesuffix(".0")
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -90,3 +93,50 @@ def cells_csv(cells: Iterable[Cell]) -> str:
         ends = (others, cell.provenance, cell.verdict, cell.experiment, cell.reason)
         rows.append((cell.table, cell.row, cell.column, *numbers, *ends))
     return csv_text(COLUMNS, rows)
+
+
+def read_csv(path: Path, columns: Iterable[str], cure: str) -> pd.DataFrame:
+    """Read a CSV file; UserError with ``cure`` if it is damaged or lacks one of ``columns``."""
+    try:
+        frame = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a CSV file ({error}); {cure}") from None
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise UserError(f"{path} has no column '{missing[0]}' (columns: {', '.join(frame.columns)}); {cure}")
+    return frame
+
+
+def read_cells(path: Path) -> pd.DataFrame:
+    """Read value, standard deviation and provenance by table, row and column: of a results folder or a cells.csv."""
+    path = path / "tables/cells.csv" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a results folder in which the report has been written")
+    columns = [*KEY, "value", "sd", "provenance"]
+    return read_csv(path, columns, "write the report again")[columns].astype(dict.fromkeys(KEY, str)).set_index(KEY)
+
+
+def compare_cells(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Find the cells that differ in value or provenance, with their difference and the noise to expect of the seeds."""
+    both = first.join(second, how="outer", lsuffix="_first", rsuffix="_second", sort=False)
+    cells = both[["value_first", "value_second"]].set_axis(["first", "second"], axis=1)
+    cells["difference"] = (cells["second"] - cells["first"]).round(6)
+    cells["seeds' noise"] = (both["sd_first"] ** 2 + both["sd_second"] ** 2) ** 0.5
+    before, after = (both[f"provenance_{side}"].fillna("absent") for side in ("first", "second"))
+    cells["source"] = before.where(before == after, before + " -> " + after)
+    same = (cells["first"] == cells["second"]) | cells[["first", "second"]].isna().all(axis=1)
+    return cells[~same | (before != after)]
+
+
+def diff(first: Path, second: Path) -> tuple[str, int]:
+    """Describe what differs between two results folders as markdown; also return the number of cells that differ."""
+    one, other = read_cells(first), read_cells(second)
+    cells, total = compare_cells(one, other), len(one.index.union(other.index))
+    if cells.empty:
+        return f"all {total} cells are equal", 0
+    lines = [f"{len(cells)} of {total} cells differ ({first} -> {second})", ""]
+    lines += [f"| {' | '.join([*KEY, *cells.columns])} |", "|---|---|---|---:|---:|---:|---:|---|"]
+    for *texts, source in cells.reset_index().itertuples(index=False):
+        numbers = ["–" if pd.isna(value) else f"{value:.4g}" for value in texts[3:]]
+        lines.append(f"| {' | '.join([*texts[:3], *numbers, source])} |")
+    return "\n".join(lines), len(cells)

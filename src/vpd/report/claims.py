@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from scipy import stats
 
-from vpd.config.reported import Claim, ReportedTable, Row
+from vpd.config.reported import Claim, ReportedTable
 from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell, csv_text, number
 from vpd.report.judge import BEYOND
@@ -29,22 +29,20 @@ COLUMNS = (
     "section", "claim", "place", "verdict", "comparison", "comparison_verdict", "difference", "low", "high", "effect",
     "paper_difference",
 )  # fmt: skip
-LEVEL = 0.95
-"""Of every interval."""
+LEVEL = 0.95  # of every interval
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of ``a`` minus mean of ``b``, with its interval over seeds."""
+    """A difference of means, or a mean slope, with its interval over seeds."""
 
     mean: float
-    seeds: tuple[int, int]
+    seeds: str
+    """Their number: ``3 and 3`` for two independent sets."""
     interval: tuple[float, float] | None = None
     """None if either side has one seed."""
     effect: float | None = None
     """Cohen's d: the difference over the pooled standard deviation; None without spread."""
-    paired: bool = False
-    """Whether it is a mean of one number per seed, so that both counts of ``seeds`` are the same seeds."""
 
     @property
     def significant(self) -> int:
@@ -55,35 +53,29 @@ class Difference:
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Compare two sets of independent seeds by Welch's t interval, which allows unequal spread."""
-    mean, seeds = statistics.fmean(a) - statistics.fmean(b), (len(a), len(b))
-    if min(seeds) < 2:
+    mean, seeds = statistics.fmean(a) - statistics.fmean(b), f"{len(a)} and {len(b)}"
+    if min(len(a), len(b)) < 2:
         return Difference(mean, seeds)
     squares = sum(statistics.variance(values) * (len(values) - 1) for values in (a, b))
     if squares == 0:  # t is undefined without spread, and scipy returns NaN
         return Difference(mean, seeds, (mean, mean))
-    with (
-        warnings.catch_warnings()
-    ):  # scipy warns of lost precision if the seeds of one side are all equal, as they may be
+    with warnings.catch_warnings():
+        # scipy warns of lost precision if the seeds of one side are all equal, as they may be
         warnings.simplefilter("ignore", RuntimeWarning)
         low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
-    return Difference(mean, seeds, (float(low), float(high)), mean / math.sqrt(squares / (sum(seeds) - 2)))
+    return Difference(mean, seeds, (float(low), float(high)), mean / math.sqrt(squares / (len(a) + len(b) - 2)))
 
 
 def rise(steps: Sequence[float], values: Sequence[Sequence[float]]) -> Difference:
-    """Mean least-squares slope per doubling of ``steps``, with Student's t interval.
-
-    Args:
-        steps: x of every curve, positive.
-        values: one curve per seed.
-    """
+    """Mean least-squares slope per doubling of the positive ``steps``, one curve per seed, with Student's t interval."""
     x = [math.log2(step) for step in steps]
     slopes = [statistics.linear_regression(x, curve).slope for curve in values]
-    mean, seeds = statistics.fmean(slopes), (len(slopes), len(slopes))
+    mean, seeds = statistics.fmean(slopes), str(len(slopes))
     sd = statistics.stdev(slopes) if len(slopes) > 1 else 0.0
     if sd == 0:
-        return Difference(mean, seeds, (mean, mean) if len(slopes) > 1 else None, paired=True)
+        return Difference(mean, seeds, (mean, mean) if len(slopes) > 1 else None)
     low, high = stats.ttest_1samp(slopes, 0).confidence_interval(LEVEL)
-    return Difference(mean, seeds, (float(low), float(high)), mean / sd, paired=True)
+    return Difference(mean, seeds, (float(low), float(high)), mean / sd)
 
 
 @dataclass(frozen=True)
@@ -112,8 +104,7 @@ class Line:
             return f"{mean} (one seed, no interval{self.remark})"
         ends = " to ".join(signed(end, decimals) for end in d.interval)
         effect = "no spread" if d.effect is None else f"effect size {signed(d.effect, 1)}"
-        count = d.seeds[0] if d.paired else " and ".join(map(str, d.seeds))
-        return f"{mean} (95 % interval {ends}, {effect}, {count} seeds)"
+        return f"{mean} (95 % interval {ends}, {effect}, {d.seeds} seeds)"
 
     @property
     def paper_text(self) -> str:
@@ -129,12 +120,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim or question with its verdict and the comparisons that it rests on."""
+    """One claim or question with the comparisons that it rests on."""
 
     title: str
     place: str
-    verdict: str
-    lines: tuple[Line, ...]
+    lines: Sequence[Line]
+
+    @property
+    def verdict(self) -> str:
+        """All comparisons must be supported, and one contradicted is enough."""
+        verdicts = {line.verdict for line in self.lines}
+        if CONTRADICTED in verdicts:
+            return CONTRADICTED
+        return verdicts.pop() if len(verdicts) == 1 else INCONCLUSIVE
 
     @property
     def outcomes(self) -> str:
@@ -144,36 +142,25 @@ class Finding:
 
 def compare(first: Cell, second: Cell, decimals: int) -> Line:
     """Test the claim that ``first`` is better than ``second``."""
-    if absent := not_measured(first, second):
+    if absent := _not_measured(first, second):
         return absent
     sides = [f"'{cell.row}' {mean_sd(cell.mean, cell.sd, decimals)}" for cell in (first, second)]
     paper = None if first.paper is None or second.paper is None else first.paper - second.paper
-    return judged(" against ".join(sides), difference(first.values, second.values), first.sign, decimals, paper)
+    return _judged(" against ".join(sides), difference(first.values, second.values), first.sign, decimals, paper)
 
 
-def not_measured(*cells: Cell) -> Line | None:
+def _not_measured(*cells: Cell) -> Line | None:
     """Name the cells without a measurement; None if there are none."""
     names = " and ".join(dict.fromkeys(f"'{cell.row}'" for cell in cells if not cell.values))
     return Line(f"{names} not measured, so there is nothing to compare", NOT_RUN) if names else None
 
 
-def judged(label: str, change: Difference, sign: int, decimals: int, paper: float | None = None) -> Line:
+def _judged(label: str, change: Difference, sign: int, decimals: int, paper: float | None = None) -> Line:
     """Judge a difference by its interval; one seed has none, shows the direction and decides nothing."""
     verdict = {1: SUPPORTED, -1: CONTRADICTED, 0: INCONCLUSIVE}[change.significant * sign]
-    remark = ""
-    if change.interval is None:
-        ahead = change.mean * sign
-        direction = f"the direction is {'as claimed' if ahead > 0 else 'the opposite'}" if ahead else "no difference"
-        remark = f"; {direction}"
-    return Line(label, verdict, change, paper, decimals, remark, sign)
-
-
-def conclude(verdicts: Iterable[str]) -> str:
-    """Verdict on a claim of several comparisons: all must be supported, and one contradicted is enough."""
-    seen = set(verdicts)
-    if CONTRADICTED in seen:
-        return CONTRADICTED
-    return seen.pop() if len(seen) == 1 else INCONCLUSIVE
+    ahead = change.mean * sign
+    direction = f"the direction is {'as claimed' if ahead > 0 else 'the opposite'}" if ahead else "no difference"
+    return Line(label, verdict, change, paper, decimals, "" if change.interval else f"; {direction}", sign)
 
 
 def findings(
@@ -185,77 +172,70 @@ def findings(
         if claim.figure:
             source = reported.get(claim.figure)
             decimals = source.decimals(source.columns[0]) if source else 2
-            tested.append(trend(claim, claim.figure, points.get(claim.figure, ()), decimals))
+            lines = trend(claim.trend, points.get(claim.figure, ()), decimals)
+            tested.append(Finding(claim.title, ordinal(claim.figure), lines))
         elif claim.table:
-            here = [cell for cell in cells if cell.table == claim.table]
-            tested.append(table_finding(claim, claim.table, reported[claim.table], here))
+            place = f"{ordinal(claim.table)}, {', '.join(map(heading, claim.columns))}"
+            tested.append(Finding(claim.title, place, _in_table(claim, claim.table, reported[claim.table], cells)))
     return tested
 
 
-def table_finding(claim: Claim, name: str, source: ReportedTable, cells: Sequence[Cell]) -> Finding:
-    """Test a claim about rows of a table in each of its columns."""
-    labels = list(dict.fromkeys(cell.row for cell in cells))
-    by_place = {(cell.row, cell.column): cell for cell in cells}
-
-    def cell(match: Row, column: str) -> Cell:
-        (index,) = source.matching(match)
-        return by_place.get((labels[index], column), Cell(name, labels[index], column, None))
-
+def _in_table(claim: Claim, name: str, source: ReportedTable, cells: Sequence[Cell]) -> list[Line]:
+    """Compare rows of a table in each column of the claim."""
+    by_place = {(cell.row, cell.column): cell for cell in cells if cell.table == name}
+    labels = list(dict.fromkeys(row for row, _ in by_place))
     lines = []
     for column in claim.columns:
-        decimals, prefix = source.decimals(column), f"{heading(column)}: " if len(claim.columns) > 1 else ""
-        for better, worse in claim.pairs:
-            line = compare(cell(better, column), cell(worse, column), decimals)
+        prefix = f"{heading(column)}: " if len(claim.columns) > 1 else ""
+        for pair in claim.pairs:
+            rows = [labels[source.matching(match)[0]] for match in pair]
+            better, worse = (by_place.get((row, column), Cell(name, row, column, None)) for row in rows)
+            line = compare(better, worse, source.decimals(column))
             lines.append(replace(line, label=prefix + line.label))
-    place = f"{ordinal(name)}, {', '.join(map(heading, claim.columns))}"
-    return Finding(claim.title, place, conclude(line.verdict for line in lines), tuple(lines))
+    return lines
 
 
-def trend(claim: Claim, name: str, points: Points, decimals: int) -> Finding:
-    """Test a claim about the points of figure ``name``, in the order of their pre-training steps."""
+def trend(kind: str | None, points: Points, decimals: int) -> list[Line]:
+    """Test whether the last point beats the untrained or the first trained one, each the one before, or a slope rises."""
     ordered = sorted(points, key=lambda point: point[0])
     every = [cell for _, cell in ordered]
     trained = [(steps, cell) for steps, cell in ordered if steps]
-    if len(trained) < 2 or (claim.trend == "untrained" and len(trained) == len(ordered)):
-        lines = [Line("The figure has too few points to compare", NOT_RUN)]
-    elif claim.trend == "slope":
-        lines = [slope(trained, decimals)]
-    elif claim.trend == "steps":
-        lines = [compare(later, earlier, decimals) for earlier, later in pairwise(every)]
-    else:
-        first = every[0] if claim.trend == "untrained" else trained[0][1]
-        lines = [compare(every[-1], first, decimals)]
-    return Finding(claim.title, ordinal(name), conclude(line.verdict for line in lines), tuple(lines))
+    if len(trained) < 2 or (kind == "untrained" and len(trained) == len(ordered)):
+        return [Line("The figure has too few points to compare", NOT_RUN)]
+    if kind == "slope":
+        return [slope(trained, decimals)]
+    if kind == "steps":
+        return [compare(later, earlier, decimals) for earlier, later in pairwise(every)]
+    return [compare(every[-1], every[0] if kind == "untrained" else trained[0][1], decimals)]
 
 
 def slope(points: Points, decimals: int) -> Line:
     """Test whether the metric improves with every doubling of the steps: one least-squares slope per seed."""
     cells = [cell for _, cell in points]
-    if absent := not_measured(*cells):
+    if absent := _not_measured(*cells):
         return absent
     seeds = [seed for seed in cells[0].seeds if all(seed in cell.seeds for cell in cells)]
     if not seeds:
         return Line("The points have no seed in common", NOT_RUN)
     values = [[cell.values[cell.seeds.index(seed)] for cell in cells] for seed in seeds]
     change = rise([steps for steps, _ in points], values)
-    return judged("Change per doubling of the pre-training steps", change, cells[0].sign, decimals)
+    return _judged("Change per doubling of the pre-training steps", change, cells[0].sign, decimals)
 
 
 def answers(questions: Iterable[QuestionSpec], cells: Iterable[Cell]) -> list[Finding]:
     """Answer every question: ``a is ahead``, ``no difference seen``, ``one seed, cannot tell`` or ``not run``."""
     by_place = {(cell.row, cell.column): cell for cell in cells if cell.table == BEYOND}
-    return [answer(q, by_place[q.first, q.metric], by_place[q.second, q.metric]) for q in questions]
-
-
-def answer(question: QuestionSpec, first: Cell, second: Cell) -> Finding:
-    """Compare both sides by a two-sided interval."""
-    milestone, _, metric = question.metric.partition(".")
-    line = compare(first, second, QUESTION_DECIMALS.get(metric, 1))
-    if line.difference:
-        named = {SUPPORTED: f"{first.row} is ahead", CONTRADICTED: f"{second.row} is ahead"}
-        verdict = named.get(line.verdict, NO_DIFFERENCE) if line.difference.interval else ONE_SEED
-        line = replace(line, verdict=verdict, remark="")
-    return Finding(question.title, f"{heading(metric)}, {milestone}", line.verdict, (line,))
+    answered = []
+    for question in questions:
+        first, second = (by_place[name, question.metric] for name in (question.first, question.second))
+        milestone, _, metric = question.metric.partition(".")
+        line = compare(first, second, QUESTION_DECIMALS.get(metric, 1))
+        if line.difference:
+            named = {SUPPORTED: f"{first.row} is ahead", CONTRADICTED: f"{second.row} is ahead"}
+            verdict = named.get(line.verdict, NO_DIFFERENCE) if line.difference.interval else ONE_SEED
+            line = replace(line, verdict=verdict, remark="")
+        answered.append(Finding(question.title, f"{heading(metric)}, {milestone}", (line,)))
+    return answered
 
 
 def claims_csv(sections: Mapping[str, Iterable[Finding]]) -> str:

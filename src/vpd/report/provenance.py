@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from vpd.config.params import Params
 from vpd.report.cells import csv_text, number
@@ -18,176 +15,110 @@ COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
     "commit",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """One seed of one experiment; empty digests are not recorded."""
-
-    key: str
-    """scale/protocol/experiment/seed, which is also the run's key in MLflow."""
-    seed: int
-    code: str = ""
-    data: str = ""
-    checkpoint: str = ""
-    weights: str = ""
-    """Digest of the final weights."""
-    commit: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One experiment: what it is, and its runs."""
-
-    experiment: str
-    task: str
-    dataset: str
-    checkpoint: str
-    schedule: str
-    spec: str
-    """Digest of the resolved spec that was evaluated; empty if nothing was."""
-    runs: tuple[Run, ...]
-
-    def recorded(self, kind: str) -> list[str]:
-        """Distinct digests of ``code``, ``data`` or ``checkpoint``, or commits, over the runs."""
-        return sorted({getattr(run, kind) for run in self.runs} - {""})
-
-
-def sources(params: Params, results: Path) -> list[Source]:
-    """Read every experiment of the matrix with its runs."""
-    return [_source(params, name, results / "metrics" / f"{name}.json") for name in params.experiments]
-
-
-def _source(params: Params, name: str, path: Path) -> Source:
-    metrics, spec = read_json(path) if path.is_file() else {}, params.resolve(name)
-    runs = []
-    for seed in sorted({result["seed"] for result in metrics.get("results", [])}):
-        record = metrics.get("runs", {}).get(f"seed{seed}", {})
-        digests = made_from(record)
-        parts = {kind: digests.get(kind, "") for kind in ("code", "data", "checkpoint", "commit")}
-        weights = record.get("files", {}).get("final.safetensors", "")
-        runs.append(Run(f"{spec.scale}/{spec.protocol}/{name}/seed{seed}", seed, weights=weights, **parts))
-    dataset = spec.variant or spec.dataset
-    settings = made_from(metrics).get("settings", "")
-    return Source(name, spec.task, dataset, spec.checkpoint, spec.schedule, settings, tuple(runs))
-
-
-def made_from(record: Mapping[str, Any]) -> dict[str, str]:
-    """Digests by role of a metrics file or of one of its runs; a role that is not recorded is absent.
-
-    Results recorded before vpd had fingerprints name the digests beside the metrics, and the settings ``spec``.
-    """
-    fingerprint = record.get("fingerprint")
-    if fingerprint is None:
-        roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint", "commit": "commit"}
-        return {role: str(record[key]) for role, key in roles.items() if key in record}
-    return {"settings": fingerprint["settings"], "code": fingerprint["code"], **fingerprint.get("inputs", {})}
-
-
-def provenance_csv(experiments: Iterable[Source]) -> str:
-    """Format one line per run as CSV."""
-    rows = []
-    for item in experiments:
-        for run in item.runs:
-            digests = (item.spec, run.code, run.data, run.checkpoint, run.weights, run.commit)
-            rows.append((run.key, item.experiment, run.seed, item.checkpoint, item.dataset, *digests))
-    return csv_text(COLUMNS, rows)
-
-
-DIFFUSION = "text-to-image diffusion"
 NETWORKS = (
     "checkpoint", "source", "objective", "images_seen", "parameters", "loss_first", "loss_last", "measures", "used_by",
 )  # fmt: skip
+"""Columns of backbones.csv."""
 
 
-class _Loss(BaseModel):
-    first: float
-    last: float
+def provenance_csv(runs: Iterable[Mapping[str, Any]]) -> str:
+    """Format one line per run as CSV."""
+    return csv_text(COLUMNS, (run.values() for run in runs))
 
 
-class _Phase(BaseModel):
-    loss: _Loss
-    measures: dict[Literal["fresh", "trained"], dict[str, float]]
+def runs_of(params: Params, name: str, metrics: Path) -> list[dict[str, Any]]:
+    """Describe every run of an experiment, one per seed, by ``COLUMNS``; digests that are not recorded are empty.
+
+    ``run`` is scale/protocol/experiment/seed, which is also the run's key in MLflow; ``weights`` the digest of the final
+    weights; ``spec`` the digest of the resolved spec that was evaluated.
+    """
+    content, spec = read_json(metrics) if metrics.is_file() else {}, params.resolve(name)
+    runs = []
+    for seed in sorted({result["seed"] for result in content.get("results", [])}):
+        record = content.get("runs", {}).get(f"seed{seed}", {})
+        made = _made_from(record)
+        key, dataset = f"{spec.scale}/{spec.protocol}/{name}/seed{seed}", spec.variant or spec.dataset
+        about = (key, name, seed, spec.checkpoint, dataset, _made_from(content).get("settings", ""))
+        digests = [made.get(role, "") for role in ("code", "data", "checkpoint")]
+        weights = record.get("files", {}).get("final.safetensors", "")
+        runs.append(dict(zip(COLUMNS, (*about, *digests, weights, made.get("commit", "")), strict=True)))
+    return runs
 
 
-class Backbone(BaseModel):
-    """One checkpoint that experiments start from: its manifest, as far as the report shows it."""
+def _made_from(record: Mapping[str, Any]) -> dict[str, str]:
+    """Digests by role of a metrics file or of one of its runs.
 
-    name: str
-    used_by: tuple[str, ...]
-    source: str = "not here"
-    repo: str | None = None
-    revision: str | None = None
-    objective: str | None = None
-    images_seen: int | None = None
-    parameters: dict[str, object] | int | None = None
-    """By part, or of all together."""
-    phases: dict[str, _Phase] = {}
-    """By objective; that of the image encoder is the first."""
-
-    @property
-    def loss(self) -> tuple[float, float] | None:
-        """First and last loss of the image encoder's own phase."""
-        return next(((phase.loss.first, phase.loss.last) for phase in self.phases.values()), None)
-
-    @property
-    def measures(self) -> dict[str, tuple[float, float]]:
-        """Held-out measures of all phases, each of the trained network and of the same one with fresh weights."""
-        compared: dict[str, tuple[float, float]] = {}
-        for phase in self.phases.values():
-            fresh, trained = (phase.measures.get(name, {}) for name in ("fresh", "trained"))
-            shared = [name for name in trained if name in fresh and name != "chance"]  # chance is the same for both
-            compared |= {name.replace("_", " "): (trained[name], fresh[name]) for name in shared}
-        return compared
-
-    @property
-    def size(self) -> int | None:
-        """Parameters of all parts together."""
-        if isinstance(self.parameters, dict):
-            return sum(value for value in self.parameters.values() if isinstance(value, int))
-        return self.parameters
-
-    @property
-    def origin(self) -> str:
-        """Origin of its weights in words."""
-        if self.source == "pretrained":
-            return "pre-trained here"
-        revision = f" at {self.revision[:12]}" if self.revision else ""
-        return f"{self.repo}{revision}" if self.repo else self.source
+    Results recorded before vpd had fingerprints name the digests beside the metrics, and the settings ``spec``.
+    """
+    if fingerprint := record.get("fingerprint"):
+        return {"settings": fingerprint["settings"], "code": fingerprint["code"], **fingerprint.get("inputs", {})}
+    roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint", "commit": "commit"}
+    return {role: str(record[key]) for role, key in roles.items() if key in record}
 
 
-def backbones(params: Params, folder: Path) -> list[Backbone]:
-    """Read every checkpoint of the matrix, in the order of first use; ``folder`` has copies of their manifests."""
+def backbones(params: Params, folder: Path) -> list[dict[str, Any]]:
+    """Describe every checkpoint of the matrix by ``NETWORKS``, in the order of first use.
+
+    ``folder`` has copies of their manifests. ``measures`` are held-out ones, of the trained network and of the same one
+    with fresh weights; what is not known is None.
+    """
     used: dict[str, list[str]] = {}
     for name in params.experiments:
         used.setdefault(params.resolve(name).checkpoint, []).append(name)
-    return [_backbone(params, name, names, folder / f"{name}.json") for name, names in used.items()]
+    networks = []
+    for name, experiments in used.items():
+        path = folder / f"{name}.json"
+        recorded = read_json(path) if path.is_file() else {}
+        try:
+            networks.append(_network(name, _diffusion(params, name) if name in params.checkpoints else recorded))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a backbone's manifest ({error}); make the backbone again") from None
+        networks[-1]["used_by"] = experiments
+    return networks
 
 
-def _backbone(params: Params, name: str, used_by: list[str], path: Path) -> Backbone:
-    recorded = read_json(path) if path.is_file() else {}
-    manifest = _diffusion(params, name) if name in params.checkpoints else recorded
-    try:
-        return Backbone.model_validate({**manifest, "name": name, "used_by": used_by})
-    except ValidationError as error:
-        key = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a backbone's manifest ({key}); make the backbone again") from None
+def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    phases = list(manifest.get("phases", {}).values())  # that of the image encoder is the first
+    measures: dict[str, tuple[float, float]] = {}
+    for phase in phases:
+        trained, fresh = (phase["measures"].get(state, {}) for state in ("trained", "fresh"))
+        shared = [key for key in trained if key in fresh and key != "chance"]  # chance is the same for both
+        measures |= {key.replace("_", " "): (trained[key], fresh[key]) for key in shared}
+    parameters, source = manifest.get("parameters"), manifest.get("source", "not here")
+    if isinstance(parameters, dict):
+        parameters = sum(count for count in parameters.values() if isinstance(count, int))
+    if source != "pretrained" and manifest.get("repo"):
+        source = f"{manifest['repo']} at {manifest['revision'][:12]}" if manifest.get("revision") else manifest["repo"]
+    return {
+        "checkpoint": name,
+        "source": "pre-trained here" if source == "pretrained" else source,
+        "objective": manifest.get("objective"),
+        "images_seen": manifest.get("images_seen"),
+        "parameters": parameters,
+        "loss_first": phases[0]["loss"]["first"] if phases else None,
+        "loss_last": phases[0]["loss"]["last"] if phases else None,
+        "measures": measures,
+    }
 
 
 def _diffusion(params: Params, name: str) -> dict[str, Any]:
     """Describe a Stable Diffusion checkpoint from the parameters: its milestone, or its repository."""
-    spec, denoiser = params.checkpoint(name), params.pretraining.denoiser
-    steps = params.pretraining.milestones.get(name)
+    spec, denoiser, steps = (
+        params.checkpoint(name),
+        params.pretraining.denoiser,
+        params.pretraining.milestones.get(name),
+    )
     seen = steps * denoiser.batch_size if steps is not None and denoiser is not None else None
     about = {"source": spec.source, "repo": spec.repo, "revision": spec.revision}
-    return {"objective": DIFFUSION, "images_seen": seen, **about}
+    return {"objective": "text-to-image diffusion", "images_seen": seen, **about}
 
 
-def backbones_csv(networks: Iterable[Backbone]) -> str:
+def backbones_csv(networks: Iterable[Mapping[str, Any]]) -> str:
     """Format the checkpoints as CSV; unknown values are empty."""
     rows = []
     for item in networks:
-        texts = (f"{key} {number(trained)} (random {number(fresh)})" for key, (trained, fresh) in item.measures.items())
-        numbers = map(number, (item.images_seen, item.size, *(item.loss or (None, None))))
-        rows.append((item.name, item.origin, item.objective or "", *numbers, "; ".join(texts), " ".join(item.used_by)))
+        measures = [f"{key} {number(own)} (random {number(fresh)})" for key, (own, fresh) in item["measures"].items()]
+        numbers = [number(item[key]) for key in ("images_seen", "parameters", "loss_first", "loss_last")]
+        texts = (item["checkpoint"], item["source"], item["objective"] or "")
+        rows.append((*texts, *numbers, "; ".join(measures), " ".join(item["used_by"])))
     return csv_text(NETWORKS, rows)

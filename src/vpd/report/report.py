@@ -2,59 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from vpd.config.params import Params
-from vpd.config.reported import ReportedTable, load_claims, load_reported
+from vpd.config.reported import load_claims, load_reported
 from vpd.config.table_checks import matched_row
 from vpd.config.tables import FigureSpec
-from vpd.report.cells import Cell
-from vpd.report.claims import Finding, Points, answers, findings
-from vpd.report.collect import RowCost, collect, read_costs, read_curves, read_timings, row_costs
-from vpd.report.curves import Curve
+from vpd.report.claims import Points, answers, findings
+from vpd.report.collect import collect, read_costs, read_curves, read_timings, row_costs
+from vpd.report.figures import Curve
 from vpd.report.judge import all_cells, table_names
-from vpd.report.provenance import Backbone, Source, backbones, sources
+from vpd.report.provenance import backbones, runs_of
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError, pick
 from vpd.utils.files import read_json
 
-HISTORY = ("seed", "step", "loss")
 
-
-@dataclass(frozen=True)
 class Report:
-    """Contents of the report."""
+    """Contents of the report, read and derived once."""
 
-    params: Params
-    results: Path
-    pretraining: Path
-    previews: Mapping[str, Path]
-    out: Path
-    costs_scale: str
-    reported: Mapping[str, ReportedTable]
-    """The paper's numbers."""
-    frame: pd.DataFrame
-    """All measurements of the matrix and of released weights, one per line."""
-    cells: Sequence[Cell]
-    points: Mapping[str, Points]
-    """Points of each trend figure."""
-    claims: Sequence[Finding]
-    answers: Sequence[Finding]
-    """To the questions beyond the paper."""
-    timings: pd.DataFrame
-    row_costs: Sequence[RowCost]
-    histories: Mapping[str, pd.DataFrame]
-    """Training history of every experiment that has one."""
-    pretraining_losses: pd.DataFrame | None
-    backbones: Sequence[Backbone]
-    sources: Sequence[Source]
-    released: Mapping[str, Mapping[str, Any]]
-    """Facts about released weights and public models, as the released stage recorded them."""
+    def __init__(
+        self,
+        params: Params,
+        results: Path,
+        pretraining: Path,
+        previews: Mapping[str, Path],
+        out: Path,
+        costs: Path | None,
+        costs_scale: str | None,
+    ) -> None:
+        """Read all inputs, and derive cells and verdicts; for arguments and errors see ``write_report``."""
+        self.params, self.results, self.pretraining, self.previews, self.out = (
+            params,
+            results,
+            pretraining,
+            previews,
+            out,
+        )
+        self.costs_scale = costs_scale or params.scale
+        counted = pick(self.costs_scale, params.document.scales, "scale", f"{params.source}: costs of the report")
+        names = list(params.experiments)
+        self.reported = load_reported()
+        self.frame = collect(results / "metrics", names, results / "released", params.released)
+        figures, self.timings = read_costs(costs), read_timings(results / "timing")
+        self.row_costs = row_costs(params, self.timings, figures)
+        self.cells = all_cells(params, self.reported, self.frame, figures, counted.comparable)
+        self.points: dict[str, Points] = {}
+        """Points of each trend figure."""
+        for name, figure in params.figures.items():
+            if steps := pretraining_steps(params, name, figure):
+                here = [cell for cell in self.cells if cell.table == name and cell.row in steps]
+                self.points[name] = [(steps[cell.row], cell) for cell in here]
+        self.claims = findings(load_claims(), self.reported, self.cells, self.points)
+        self.answers = answers(params.questions, self.cells)
+        histories = {name: read_curves(results / "history" / f"{name}.csv", ("seed", "step", "loss")) for name in names}
+        self.histories = {name: history for name, history in histories.items() if history is not None}
+        self.pretraining_losses = read_curves(pretraining / "history.csv", ("phase", "step", "loss"))
+        self.backbones = backbones(params, results / "backbones")
+        self.runs = {name: runs_of(params, name, results / "metrics" / f"{name}.json") for name in names}
+        index = results / "released" / "index.json"
+        facts = read_json(index) if index.is_file() else {}
+        self.released: dict[str, dict[str, Any]] = {**facts.get("released", {}), **facts.get("public", {})}
+        """Facts about released weights and public models, as the released stage recorded them."""
 
     @property
     def captions(self) -> dict[str, str]:
@@ -66,63 +77,12 @@ class Report:
     @property
     def tasks(self) -> dict[str, list[str]]:
         """Experiments of the matrix by task."""
-        names: dict[str, list[str]] = {}
-        for name, line in self.params.experiments.items():
-            names.setdefault(line.task, []).append(name)
-        return names
-
-
-def read_report(
-    params: Params,
-    results: Path,
-    pretraining: Path,
-    previews: Mapping[str, Path],
-    out: Path,
-    costs: Path | None,
-    costs_scale: str | None,
-) -> Report:
-    """Read all inputs, and derive cells and verdicts; for arguments and errors see ``write_report``."""
-    reported, scale = load_reported(), costs_scale or params.scale
-    counted = pick(scale, params.document.scales, "scale", f"{params.source}: costs of the report")
-    frame = collect(results / "metrics", params.experiments, results / "released", params.released)
-    figures, timings = read_costs(costs), read_timings(results / "timing")
-    cells = all_cells(params, reported, frame, figures, counted.comparable)
-    points = {}
-    for name, figure in params.figures.items():
-        if steps := pretraining_steps(params, name, figure):
-            points[name] = [(steps[cell.row], cell) for cell in cells if cell.table == name and cell.row in steps]
-    histories = {name: read_curves(results / "history" / f"{name}.csv", HISTORY) for name in params.experiments}
-    index = results / "released" / "index.json"
-    facts = read_json(index) if index.is_file() else {}
-    return Report(
-        params=params,
-        results=results,
-        pretraining=pretraining,
-        previews=previews,
-        out=out,
-        costs_scale=scale,
-        reported=reported,
-        frame=frame,
-        cells=cells,
-        points=points,
-        claims=findings(load_claims(), reported, cells, points),
-        answers=answers(params.questions, cells),
-        timings=timings,
-        row_costs=row_costs(params, timings, figures),
-        histories={name: history for name, history in histories.items() if history is not None},
-        pretraining_losses=read_curves(pretraining / "history.csv", ("phase", "step", "loss")),
-        backbones=backbones(params, results / "backbones"),
-        sources=sources(params, results),
-        released={**facts.get("released", {}), **facts.get("public", {})},
-    )
+        tasks = {name: line.task for name, line in self.params.experiments.items()}
+        return {task: [name for name in tasks if tasks[name] == task] for task in dict.fromkeys(tasks.values())}
 
 
 def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str, int]:
-    """Look up the pre-training steps of each point's U-Net: 0 if untrained, else of its milestone or from the figure.
-
-    Raises:
-        UserError: neither the milestones nor the figure know a checkpoint.
-    """
+    """Look up the pre-training steps of each point's U-Net: 0 if untrained, else of its milestone or from the figure."""
     known = {**figure.steps, **params.pretraining.milestones}
     steps = {}
     for point, experiment in figure.points.items():
@@ -137,31 +97,20 @@ def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str
     return steps
 
 
-def dots(report: Report, table: str) -> dict[str, list[Cell]]:
-    """Cells that this project runs, by measured column of a table."""
-    own = [cell for cell in report.cells if cell.table == table and cell.provenance != "quoted"]
-    columns = {name: [cell for cell in own if cell.column == name] for name in report.params.tables[table].columns}
-    return {name: cells for name, cells in columns.items() if cells}
-
-
 def learning_curves(report: Report, table: str) -> tuple[list[Curve], str]:
     """Learning curves of a table's trained rows in the paper's order, and the metric of its first column."""
-    spec, source = report.params.tables[table], report.reported[table]
-    metric = next(iter(spec.columns.values())).partition(".")[2]
-    rows = {matched_row(row, source, f"tables.{table}"): row for row in spec.rows}
+    table_spec, source, frame = report.params.tables[table], report.reported[table], report.frame
+    metric = next(iter(table_spec.columns.values())).partition(".")[2]
+    rows = {matched_row(row, source, f"tables.{table}"): row for row in table_spec.rows}
     curves = []
     for index, row in sorted(rows.items()):
         printed = source.rows[index]
-        label, schedule = str(printed.get("method", row.label)), printed.get("schedule")
+        schedule = f", {printed['schedule']}" if printed.get("schedule") else ""
         for experiment in dict.fromkeys(row.trained.values()):
-            curves.append(_curve(report, label, f", {schedule}" if schedule else "", experiment, metric))
+            spec = report.params.resolve(experiment)
+            scores = frame[(frame["experiment"] == experiment) & (frame["metric"] == metric)]
+            scores = scores[scores["milestone"].isin(spec.training.milestones)][["seed", "step", "value"]]
+            label, panel = str(printed.get("method", row.label)), (spec.variant or spec.dataset) + schedule
+            history = report.histories.get(experiment)
+            curves.append(Curve(label, panel, spec.model.kind == "vpd", history, scores if len(scores) else None))
     return curves, metric
-
-
-def _curve(report: Report, label: str, schedule: str, experiment: str, metric: str) -> Curve:
-    spec, frame = report.params.resolve(experiment), report.frame
-    scores = frame[(frame["experiment"] == experiment) & (frame["metric"] == metric)]
-    scores = scores[scores["milestone"].isin(spec.training.milestones)][["seed", "step", "value"]]
-    panel = (spec.variant or spec.dataset) + schedule
-    history = report.histories.get(experiment)
-    return Curve(label, panel, spec.model.kind == "vpd", history, scores if len(scores) else None)

@@ -1,10 +1,13 @@
-"""Builds the view: the sections of the report in order, from what was read."""
+"""Builds the view: the sections of the report in order, as plain dicts that the templates in ``page/`` lay out.
+
+Captions are prose, which may hold ``code``; all other texts are plain, and the templates escape them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,13 +15,11 @@ from urllib.parse import quote
 import pandas as pd
 
 from vpd.report.cells import PROVENANCES
-from vpd.report.collect import RowCost
-from vpd.report.provenance import Backbone, Source
 from vpd.report.report import Report
 from vpd.report.tables import by_row, table_view
-from vpd.report.view import Entry, Grid, Picture, RunView, Section, View, entries
 from vpd.report.wording import duration, heading, ordinal, rounded
 
+View = dict[str, Any]
 STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate", "released")
 FILES = {
     "spec": "specs/{}.json",
@@ -28,6 +29,9 @@ FILES = {
     "attention": "panels/{}/attention.png",
 }
 """Files of an experiment in the results."""
+CONTENT: View = {"claims": (), "pictures": (), "tables": (), "grid": None, "runs": ()}
+DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest", "commit": "commit"}
+"""Name on the page -> column of provenance.csv."""
 CAPTIONS = {
     "points": "VPD against the pre-training steps of its diffusion model; mean, standard deviation and seeds",
     "table": "mean, standard deviation and seeds of its rows; the best mean in orange",
@@ -45,68 +49,63 @@ def build_view(report: Report) -> View:
     params = report.params
     provenances = Counter(cell.provenance for cell in report.cells)
     verdicts = Counter(cell.verdict for cell in report.cells if cell.values)
-    return View(
-        scale=params.scale,
-        protocol=", ".join(sorted({params.resolve(name).protocol for name in params.experiments})),
-        comparable=params.comparable,
-        costs_scale=report.costs_scale,
-        origins=[(name, provenances[name]) for name in PROVENANCES if name in provenances],
-        verdicts=sorted(verdicts.items()),
-        sections=[section for section in sections(report) if not section.empty or section.name == "time"],
-    )
+    return {
+        "scale": params.scale,
+        "protocol": ", ".join(sorted({params.resolve(name).protocol for name in params.experiments})),
+        "comparable": params.comparable,
+        "costs_scale": report.costs_scale,
+        "origins": [(name, provenances[name]) for name in PROVENANCES if name in provenances],
+        "verdicts": sorted(verdicts.items()),
+        "sections": [section for section in _sections(report) if any(section[kind] for kind in CONTENT)],
+    }
 
 
-def sections(report: Report) -> Iterator[Section]:
-    """List all sections in order."""
-    yield Section("claims", "What the paper claims", claims=report.claims)
-    yield Section("beyond", "Beyond the paper", claims=report.answers)
-    yield Section("figures", "Figures", pictures=drawn(report))
+def _section(name: str, title: str, **content: Any) -> View:
+    return {"name": name, "title": title, **CONTENT, **content}
+
+
+def _sections(report: Report) -> Iterator[View]:
+    yield _section("claims", "What the paper claims", claims=report.claims)
+    yield _section("beyond", "Beyond the paper", claims=report.answers)
+    drawn = {}
+    for name, figure in report.params.figures.items():
+        if kind := next((kind for kind in CAPTIONS if getattr(figure, kind)), None):
+            drawn[name] = f"{ordinal(figure.table or figure.curves or name)}: {CAPTIONS[kind]}"
+    yield _section("figures", "Figures", pictures=_pictures(report, drawn))
     captions = report.captions.items()
     tables = [table_view(name, text, report.reported[name], by_row(report.cells, name)) for name, text in captions]
-    yield Section("tables", "The paper's tables", tables=tables)
-    yield Section(
-        "released", "Weights that others released", grid=released_grid(report.params.released, report.released)
-    )
-    yield from panels(report)
-    yield Section("costs", "What every row costs", grid=cost_grid(report.row_costs))
-    yield Section("backbones", "What each pre-trained network saw", grid=backbone_grid(report.backbones))
+    yield _section("tables", "The paper's tables", tables=tables)
+    released = _released_grid(report.params.released, report.released)
+    yield _section("released", "Weights that others released", grid=released)
+    yield from _panels(report)
+    yield _section("costs", "What every row costs", grid=_cost_grid(report.row_costs))
+    yield _section("backbones", "What each pre-trained network saw", grid=_backbone_grid(report.backbones))
     training = {f"training-{task}": TRAINING.format(task) for task in report.tasks}
-    yield Section("training", "Training", pictures=pictures(report, training))
+    yield _section("training", "Training", pictures=_pictures(report, training))
     if report.params.pretraining.milestones:
-        yield Section("pretraining", "The small Stable Diffusion", pictures=pictures(report, PRETRAINING))
+        yield _section("pretraining", "The small Stable Diffusion", pictures=_pictures(report, PRETRAINING))
     samples = {f"data-{name}": f"Samples of `{name}`" for name in report.previews}
-    yield Section("data", "The data", pictures=pictures(report, samples))
-    yield Section("time", "Time by stage", grid=stage_grid(report.timings))
-    runs = [run_view(report, source) for source in report.sources]
-    yield Section("runs", "Where the numbers come from", runs=runs)
+    yield _section("data", "The data", pictures=_pictures(report, samples))
+    yield _section("time", "Time by stage", grid=_stage_grid(report.timings))
+    runs = [_run(report, name) for name in report.params.experiments]
+    yield _section("runs", "Where the numbers come from", runs=runs)
 
 
-def pictures(report: Report, captions: Mapping[str, str]) -> list[Picture]:
-    """Describe pictures of the report's own folder by name."""
-    return [picture(report, text, report.out / "figures" / f"{name}.png") for name, text in captions.items()]
+def _pictures(report: Report, captions: Mapping[str, str]) -> list[View]:
+    return [_picture(report, text, report.out / "figures" / f"{name}.png") for name, text in captions.items()]
 
 
-def picture(report: Report, caption: str, path: Path, anchor: str = "") -> Picture:
+def _picture(report: Report, caption: str, path: Path, anchor: str = "") -> View:
     """Describe a picture, with the addresses of the files that exist."""
-    png, svg = (address(report, file) if file.is_file() else "" for file in (path, path.with_suffix(".svg")))
-    return Picture(caption, path, png, svg, anchor)
+    png, svg = (_address(report, file) if file.is_file() else "" for file in (path, path.with_suffix(".svg")))
+    return {"caption": caption, "path": path, "address": png, "vector": svg, "anchor": anchor}
 
 
-def address(report: Report, path: Path) -> str:
-    """Link to a file, relative to the report."""
+def _address(report: Report, path: Path) -> str:
     return quote(Path(os.path.relpath(path, report.out)).as_posix(), safe="/+")
 
 
-def drawn(report: Report) -> list[Picture]:
-    """Describe the figures of params.yaml that the report draws itself."""
-    captions = {}
-    for name, figure in report.params.figures.items():
-        if kind := next((kind for kind in CAPTIONS if getattr(figure, kind)), None):
-            captions[name] = f"{ordinal(figure.table or figure.curves or name)}: {CAPTIONS[kind]}"
-    return pictures(report, captions)
-
-
-def panels(report: Report) -> Iterator[Section]:
+def _panels(report: Report) -> Iterator[View]:
     """List the figures whose panels the evaluation drew, a section each."""
     for name, figure in report.params.figures.items():
         if not figure.drawn:
@@ -114,56 +113,68 @@ def panels(report: Report) -> Iterator[Section]:
             text = "cross-attention maps by word over the image" if figure.panel else "image, ground truth, prediction"
             runs, title = (figure.panel,) if figure.panel else figure.panels, ordinal(name)
             paths = {run: report.results / FILES[file].format(run) for run in runs}
-            drawings = [picture(report, f"{title}, `{run}`: {text}", path, f"run-{run}") for run, path in paths.items()]
-            yield Section(name, title, pictures=drawings)
+            pictures = [
+                _picture(report, f"{title}, `{run}`: {text}", path, f"run-{run}") for run, path in paths.items()
+            ]
+            yield _section(name, title, pictures=pictures)
 
 
-def cost_grid(rows: Iterable[RowCost]) -> Grid:
+def _entry(text: str, code: bool = False, anchor: str = "", title: str = "") -> View:
+    """One cell of a grid: an id (``code``), what it leads to in the page, and its full text if it is shortened."""
+    return {"text": text or "–", "code": code, "anchor": anchor, "title": title}
+
+
+def _grid(
+    heads: Iterable[str], lines: Iterable[Iterable[View | str]], numeric: Iterable[int] = (), **more: Any
+) -> View:
+    """A plain table: ``numeric`` columns are aligned to the right; ``total`` marks the last row, ``ids`` name all."""
+    rows = [[_entry(cell) if isinstance(cell, str) else cell for cell in line] for line in lines]
+    return {"heads": heads, "rows": rows, "numeric": numeric, "total": False, "ids": ()} | more
+
+
+def _cost_grid(rows: Iterable[Mapping[str, Any]]) -> View:
     """Tabulate time, memory, size and multiply-adds of every row of the paper's tables."""
     heads = ("table", "row", "experiment", "training, per seed", "peak memory", "parameters (M)", "GMACs")
+    sizes = {"parameters (M)": 1, "GMACs": 2}
     lines = []
     for row in rows:
-        size, macs = row.figures.get("parameters (M)"), row.figures.get("GMACs")
-        numbers = (
-            "" if row.seconds is None else duration(row.seconds),
-            "" if row.peak_mb is None else f"{row.peak_mb:.0f} MB",
-            "" if size is None else rounded(size, 1),
-            "" if macs is None else rounded(macs, 2),
-        )
-        experiment = Entry(row.experiment, code=True, anchor=f"run-{row.experiment}")
-        lines.append(entries(row.table, row.row, experiment, *numbers))
-    return Grid(heads, lines, numeric=range(3, 7))
+        numbers = ["" if row["seconds_per_seed"] is None else duration(row["seconds_per_seed"])]
+        numbers.append("" if row["peak_mb"] is None else f"{row['peak_mb']:.0f} MB")
+        numbers += ["" if row[name] is None else rounded(row[name], decimals) for name, decimals in sizes.items()]
+        experiment = _entry(row["experiment"], code=True, anchor=f"run-{row['experiment']}")
+        lines.append((row["table"], row["row"], experiment, *numbers))
+    return _grid(heads, lines, range(3, 7))
 
 
-def backbone_grid(networks: Iterable[Backbone]) -> Grid:
+def _backbone_grid(networks: Iterable[Mapping[str, Any]]) -> View:
     """Tabulate objective, images, size and proof of learning of every pre-trained network."""
     heads = ("checkpoint", "weights", "objective", "images seen", "parameters", "loss, first to last")
     lines = []
     for item in networks:
         texts = (
-            item.objective or "",
-            "" if item.images_seen is None else f"{item.images_seen:,}",
-            "" if item.size is None else f"{item.size / 1e6:.3g} M",
-            "{:.3g} → {:.3g}".format(*item.loss) if item.loss else "",
-            ", ".join(f"{key} {own:.3g} against {fresh:.3g}" for key, (own, fresh) in item.measures.items()),
+            item["objective"] or "",
+            "" if item["images_seen"] is None else f"{item['images_seen']:,}",
+            "" if item["parameters"] is None else f"{item['parameters'] / 1e6:.3g} M",
+            "" if item["loss_first"] is None else f"{item['loss_first']:.3g} → {item['loss_last']:.3g}",
+            ", ".join(f"{key} {own:.3g} against {fresh:.3g}" for key, (own, fresh) in item["measures"].items()),
         )
-        lines.append(entries(Entry(item.name, code=True), item.origin, *texts))
-    return Grid((*heads, "trained against random"), lines, numeric=(3, 4, 5))
+        lines.append((_entry(item["checkpoint"], code=True), item["source"], *texts))
+    return _grid((*heads, "trained against random"), lines, (3, 4, 5))
 
 
-def released_grid(names: Iterable[str], facts: Mapping[str, Mapping[str, Any]]) -> Grid | None:
+def _released_grid(names: Iterable[str], facts: Mapping[str, Mapping[str, Any]]) -> View | None:
     """Tabulate weights of others: file, digest and agreement with ours, or why they were not measured."""
-    lines = []
+    lines: list[tuple[View | str, ...]] = []
     for name in names:
-        fact, code = facts.get(name, {"missing": "not run"}), Entry(name, code=True)
+        fact, code = facts.get(name, {"missing": "not run"}), _entry(name, code=True)
         if "missing" in fact:
-            lines.append(entries(code, f"not measured: {fact['missing']}", "", ""))
+            lines.append((code, f"not measured: {fact['missing']}", "", ""))
         else:
             file = f"{fact['file']} of {fact['repo']} at {fact['revision'][:12]}" if "repo" in fact else fact["file"]
-            digest = Entry(fact["sha256"][:16], code=True, title=fact["sha256"])
-            lines.append(entries(code, file, digest, "; ".join(_agreement(fact))))
+            digest = _entry(fact["sha256"][:16], code=True, title=fact["sha256"])
+            lines.append((code, file, digest, "; ".join(_agreement(fact))))
     ids = [f"released-{name}" for name in names]
-    return Grid(("weights", "file", "SHA-256", "agreement with ours"), lines, ids=ids) if lines else None
+    return _grid(("weights", "file", "SHA-256", "agreement with ours"), lines, ids=ids) if lines else None
 
 
 def _agreement(fact: Mapping[str, Any]) -> Iterator[str]:
@@ -177,33 +188,37 @@ def _agreement(fact: Mapping[str, Any]) -> Iterator[str]:
         yield f"class embeddings: mean cosine with ours {embeddings['mean']:.4f}, {worst}, {order}"
 
 
-def stage_grid(timings: pd.DataFrame) -> Grid | None:
-    """Tabulate wall time by stage, with the total; None if nothing was timed."""
-    if timings.empty:
-        return None
-    order = {stage: index for index, stage in enumerate(STAGES)}
-    stages = sorted(set(timings["stage"]), key=lambda stage: (order.get(stage, len(order)), stage))
-    groups = [(stage, timings[timings["stage"] == stage]) for stage in stages]
-    lines = [_stage(stage, jobs) for stage, jobs in (*groups, ("all", timings))]
-    return Grid(("stage", "jobs", "total", "longest job", "peak memory"), lines, numeric=range(1, 5), total=True)
+def _stage_grid(timings: pd.DataFrame) -> View:
+    """Tabulate wall time by stage, with the total; without rows if nothing was timed."""
+    stages = dict(iter(timings.groupby("stage")))
+    order = [*(stage for stage in STAGES if stage in stages), *(stage for stage in stages if stage not in STAGES)]
+    lines = []
+    for stage, jobs in [*((stage, stages[stage]) for stage in order), ("all", timings)] if stages else []:
+        longest, memory = jobs.nlargest(1, "seconds").iloc[0], pd.to_numeric(jobs["peak_mb"]).max()
+        job, peak = f"{duration(longest['seconds'])} ({longest['name']})", "" if pd.isna(memory) else f"{memory:.0f} MB"
+        lines.append((str(stage), str(len(jobs)), duration(jobs["seconds"].sum()), job, peak))
+    return _grid(("stage", "jobs", "total", "longest job", "peak memory"), lines, range(1, 5), total=True)
 
 
-def _stage(stage: str, jobs: pd.DataFrame) -> Sequence[Entry]:
-    longest, memory = jobs.nlargest(1, "seconds").iloc[0], pd.to_numeric(jobs["peak_mb"]).max()
-    job = f"{duration(longest['seconds'])} ({longest['name']})"
-    peak = "" if pd.isna(memory) else f"{memory:.0f} MB"
-    return entries(stage, str(len(jobs)), duration(jobs["seconds"].sum()), job, peak)
-
-
-def run_view(report: Report, source: Source) -> RunView:
+def _run(report: Report, name: str) -> View:
     """Collect the provenance of one experiment, with its numbers seed by seed and links to the files behind them."""
-    name = source.experiment
-    filled = dict.fromkeys(ordinal(cell.table) for cell in report.cells if cell.experiment == name)
-    seconds = next((row.seconds for row in report.row_costs if row.experiment == name), None)
+    spec, runs = report.params.resolve(name), report.runs[name]
     frame, metrics = report.frame[report.frame["experiment"] == name], []
     for (milestone, metric), values in frame.groupby(["milestone", "metric"], sort=False):
         numbers = [f"{value:.4g}" for value in values.sort_values("seed")["value"]]
         metrics.append((str(milestone), heading(str(metric)), *numbers))
+    digests = {word: sorted({run[column] for run in runs} - {""}) for word, column in DIGESTS.items()}
+    filled = dict.fromkeys(ordinal(cell.table) for cell in report.cells if cell.experiment == name)
+    seconds = next(row["seconds_per_seed"] for row in report.row_costs if row["experiment"] == name)
     paths = {word: report.results / pattern.format(name) for word, pattern in FILES.items()}
-    files = {word: address(report, path) for word, path in paths.items() if path.is_file()}
-    return RunView(source, ", ".join(filled), "" if seconds is None else duration(seconds), metrics, files)
+    return {
+        "experiment": name,
+        "task": spec.task,
+        "what": f"{spec.task} on {spec.variant or spec.dataset}, {spec.schedule} schedule, from {spec.checkpoint}",
+        "fills": ", ".join(filled),
+        "took": "" if seconds is None else duration(seconds),
+        "runs": runs,
+        "digests": {word: found for word, found in digests.items() if found or word != "commit"},
+        "metrics": metrics,
+        "files": {word: _address(report, path) for word, path in paths.items() if path.is_file()},
+    }

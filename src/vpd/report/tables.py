@@ -9,7 +9,6 @@ from vpd.config.reported import REMARKS, ReportedTable, Scalar
 from vpd.config.tables import RELEASED
 from vpd.report.cells import LOWER_IS_BETTER, PROTOCOL_OURS, Cell, csv_text, number
 from vpd.report.judge import SETTING
-from vpd.report.view import CellView, RowView, TableView
 from vpd.report.wording import heading, rounded, signed
 
 MARKS = "abcdefghijklmnopqrstuvwxyz"
@@ -26,8 +25,13 @@ def by_row(cells: Iterable[Cell], table: str) -> Rows:
     return rows
 
 
-def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> TableView:
-    """Lay out one table."""
+def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> dict[str, Any]:
+    """Lay out one table for the templates.
+
+    Returns:
+        ``rows`` with label, ``own`` (whether this project runs it), cells, origin and distinct verdicts; ``notes`` with
+        letter, reason and rows of quoted numbers.
+    """
     every = [cell for cells in rows.values() for cell in cells.values()]
     reasons: dict[str, dict[str, None]] = {}
     for cell in every:
@@ -35,19 +39,17 @@ def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> Ta
             reasons.setdefault(cell.reason, {})[cell.row] = None
     marks = {reason: MARKS[index % len(MARKS)] for index, reason in enumerate(reasons)}
     best = {column: _best([cell for cell in every if cell.column == column]) for column in source.columns}
-    views = []
+    lines = []
     for label, cells in rows.items():
-        texts = tuple(_cell(cells.get(c), source.decimals(c), marks, best[c]) for c in source.columns)
-        verdicts = (_plain(c.verdict) for c in cells.values() if c.provenance not in ("quoted", "counted"))
+        texts = [_cell(cells.get(c), source.decimals(c), marks, *best[c]) for c in source.columns]
+        judged = [c for c in cells.values() if c.provenance not in ("quoted", "counted")]
+        verdicts = [c.verdict.removesuffix(PROTOCOL_OURS) for c in judged]  # the origin says whose protocol it was
         own = any(cell.provenance != "quoted" for cell in cells.values())
-        views.append(RowView(label, own, texts, origin(cells), tuple(dict.fromkeys(verdicts))))
-    notes = tuple((marks[reason], reason, ", ".join(labels)) for reason, labels in reasons.items())
-    return TableView(name, caption, tuple(map(heading, source.columns)), tuple(views), notes)
-
-
-def _plain(verdict: str) -> str:
-    """A verdict without whose protocol it was, which a table says once per row."""
-    return verdict.removesuffix(PROTOCOL_OURS)
+        line = {"label": label, "own": own, "cells": texts, "origin": origin(cells)}
+        lines.append(line | {"verdicts": list(dict.fromkeys(verdicts))})
+    notes = [(marks[reason], reason, ", ".join(labels)) for reason, labels in reasons.items()]
+    heads = [heading(column) for column in source.columns]
+    return {"name": name, "caption": caption, "heads": heads, "rows": lines, "notes": notes}
 
 
 def origin(row: Mapping[str, Cell]) -> str:
@@ -72,27 +74,26 @@ def _best(cells: Sequence[Cell]) -> tuple[float | None, float | None]:
 
 
 def _cell(
-    cell: Cell | None, decimals: int, marks: Mapping[str, str], best: tuple[float | None, float | None]
-) -> CellView:
+    cell: Cell | None, decimals: int, marks: Mapping[str, str], best: float | None, paper_best: float | None
+) -> dict[str, Any] | None:
+    """Texts of one number; None where neither the paper nor this project has one."""
     if cell is None:
-        return CellView()
+        return None
+    quoted, experiment = cell.provenance == "quoted" and not cell.values, cell.experiment.removesuffix(RELEASED)
     paper = "" if cell.paper is None else f"{cell.paper:.{decimals}f}"
-    shared: dict[str, Any] = {"paper_best": cell.paper is not None and cell.paper == best[1]}
-    shared |= {"mark": marks.get(cell.reason, ""), "verdict": _plain(cell.verdict)}
-    if not cell.values:
-        quoted = cell.provenance == "quoted"
-        return CellView(paper, quoted=True, **shared) if quoted else CellView("not run", paper=paper, **shared)
-    name = cell.experiment.removesuffix(RELEASED)
-    return CellView(
-        rounded(cell.mean, decimals),
-        "" if cell.sd is None else f"{cell.sd:.{decimals}f}",
-        paper,
-        "" if cell.difference is None else signed(cell.difference, decimals),
-        tuple((rounded(value, decimals), source) for source, value in cell.reruns),
-        f"run-{name}" if name == cell.experiment else f"released-{name}",
-        best=bool(cell.seeds) and cell.mean == best[0],
-        **shared,
-    )
+    return {
+        "value": rounded(cell.mean, decimals) if cell.values else paper if quoted else "not run",
+        "sd": "" if cell.sd is None else f"{cell.sd:.{decimals}f}",
+        "paper": paper,
+        "difference": "" if cell.difference is None else signed(cell.difference, decimals),
+        "others": [(rounded(value, decimals), source) for source, value in cell.reruns if cell.values],
+        "run": cell.values and f"{'run' if experiment == cell.experiment else 'released'}-{experiment}",
+        "verdict": cell.verdict.removesuffix(PROTOCOL_OURS),
+        "mark": marks.get(cell.reason, ""),
+        "best": bool(cell.seeds) and cell.mean == best,
+        "paper_best": cell.paper is not None and cell.paper == paper_best,
+        "quoted": quoted,
+    }
 
 
 def table_csv(source: ReportedTable, rows: Rows) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 WORDS = {
     "miou": "mIoU", "oiou": "oIoU", "4k": "4K", "8k": "8K", "iters": "iterations", "gflops": "GFLOPs",
     "rmse": "RMSE ↓", "rel": "REL ↓", "log10": "log10 ↓", "refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg",
@@ -9,12 +11,9 @@ WORDS = {
     **{f"delta{power}": f"δ{power}" for power in (1, 2, 3)},
 }  # fmt: skip
 METRICS = {
-    "miou_ss": "mIoU, single scale (%)",
-    "miou_ms": "mIoU, multi-scale (%)",
-    "oiou": "overall IoU (%)",
-    "miou": "mean IoU (%)",
-    "rmse": "RMSE (m)",
-}
+    "miou_ss": "mIoU, single scale (%)", "miou_ms": "mIoU, multi-scale (%)", "oiou": "overall IoU (%)",
+    "miou": "mean IoU (%)", "rmse": "RMSE (m)",
+}  # fmt: skip
 
 
 def heading(column: str) -> str:
@@ -29,11 +28,8 @@ def metric_name(metric: str) -> str:
 
 def ordinal(name: str) -> str:
     """Title of a table or figure: ``table3-released`` -> ``Table 3 (released)``; other names as words."""
-    first, _, rest = name.partition("-")
-    for kind in ("table", "figure"):
-        digits = first.removeprefix(kind)
-        if first.startswith(kind) and digits.isdigit():
-            return f"{kind.capitalize()} {digits}" + (f" ({rest})" if rest else "")
+    if parts := re.fullmatch(r"(table|figure)(\d+)(?:-(.+))?", name):
+        return f"{parts[1].capitalize()} {parts[2]}" + (f" ({parts[3]})" if parts[3] else "")
     return name.replace("-", " ")
 
 
@@ -64,8 +60,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def short(value: float) -> str:
-    """Format ``800``, ``2k`` or ``1.2M``."""
+def short(value: float, position: float | None = None) -> str:
+    """Format ``800``, ``2k`` or ``1.2M``; matplotlib also passes the position of a tick."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

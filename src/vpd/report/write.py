@@ -20,24 +20,17 @@ from vpd.config.tables import FigureSpec
 from vpd.report.cells import cells_csv
 from vpd.report.claims import Line, claims_csv
 from vpd.report.collect import costs_csv
-from vpd.report.curves import learning_figure, pretraining_figure, training_figure
-from vpd.report.figures import dots_figure, empty_figure, save, styled, trend_figure
+from vpd.report.figures import dots_figure, empty_figure, learning_figure, loss_figure, save, styled, trend_figure
 from vpd.report.provenance import backbones_csv, provenance_csv
-from vpd.report.report import Report, dots, learning_curves, read_report
+from vpd.report.report import Report, learning_curves
 from vpd.report.sections import build_view
 from vpd.report.tables import by_row, table_csv, table_view
 from vpd.utils.files import atomic_folder, write_text
 
-TEMPLATES = Path(__file__).parent / "page"
-PAGES = {"report.html": "report.html", "REPORT.md": "report.md"}
-"""Page -> template; REPORT.md, which the orchestrators wait for, is written last."""
-LARGE = 120_000
-"""Bytes from which a picture of pixels is packed again."""
-WIDEST = 1600
-"""Pixels; wider pictures are scaled down."""
-SCREEN_DPI, FILE_DPI = 96, 150
-"""Pixels per inch of a browser, and of the figures' PNG files."""
-TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+PAGES = ("report.html", "REPORT.md")
+"""Also the names of their templates; REPORT.md, which the orchestrators wait for, is written last."""
+LARGE, WIDEST = 120_000, 1600
+"""Bytes from which a picture of pixels is packed again, and pixels to which a wider one is scaled down."""
 
 
 def write_report(
@@ -64,108 +57,107 @@ def write_report(
     Raises:
         UserError: no metrics exist at all, or a file is damaged.
     """
-    report = read_report(params, results, pretraining, previews, out, costs, costs_scale)
-    tables = table_texts(report)  # a damaged input raises here, before anything old is removed
+    report = Report(params, results, pretraining, previews, out, costs, costs_scale)
+    tables = _table_texts(report)  # a damaged input raises here, before anything old is removed
     for name in PAGES:
         (out / name).unlink(missing_ok=True)
     with atomic_folder(out / "tables") as folder:
         for name, content in tables.items():
             write_text(folder / name, content)
     with atomic_folder(out / "figures") as folder, styled():
-        write_figures(report, folder)
-        copy_pictures(report, folder)
+        _write_figures(report, folder)
     view = build_view(report)
-    for name, template in PAGES.items():
-        write_text(out / name, environment().get_template(template).render(view=view))
+    for name in PAGES:
+        write_text(out / name, _environment().get_template(name).render(view=view))
 
 
-def table_texts(report: Report) -> dict[str, str]:
+def _table_texts(report: Report) -> dict[str, str]:
     """Format every table of the paper as markdown and CSV, and the tables beside them, by file name."""
-    macros, texts = environment().get_template("macros.md").module, {}
+    macros, texts = _environment().get_template("macros.md").module, {}
     for name, caption in report.captions.items():
         source, rows = report.reported[name], by_row(report.cells, name)
         texts[f"{name}.md"] = macros.paper_table(table_view(name, caption, source, rows))  # type: ignore[attr-defined]
         texts[f"{name}.csv"] = table_csv(source, rows)
-    texts["cells.csv"] = cells_csv(report.cells)
-    texts["claims.csv"] = claims_csv({"paper": report.claims, "beyond the paper": report.answers})
-    texts["costs.csv"] = costs_csv(report.row_costs)
-    texts["backbones.csv"] = backbones_csv(report.backbones)
-    texts["provenance.csv"] = provenance_csv(report.sources)
-    return texts
+    return texts | {
+        "cells.csv": cells_csv(report.cells),
+        "claims.csv": claims_csv({"paper": report.claims, "beyond the paper": report.answers}),
+        "costs.csv": costs_csv(report.row_costs),
+        "backbones.csv": backbones_csv(report.backbones),
+        "provenance.csv": provenance_csv(run for runs in report.runs.values() for run in runs),
+    }
 
 
-def write_figures(report: Report, folder: Path) -> None:
-    """Draw every figure as SVG and PNG."""
+def _write_figures(report: Report, folder: Path) -> None:
+    """Draw every figure as SVG and PNG, and copy pictures of other stages, so that the report carries them."""
     for name, figure in report.params.figures.items():
         if figure.drawn:
-            save(draw(report, name, figure), folder, name)
+            save(_draw(report, name, figure), folder, name)
     for task, names in report.tasks.items():
         histories = {name: report.histories[name] for name in names if name in report.histories}
-        save(training_figure(histories), folder, f"training-{task}")
+        save(loss_figure(histories, "training step", share=True), folder, f"training-{task}")
+    pictures = {f"data-{name}": path for name, path in report.previews.items()}
     if report.params.pretraining.milestones:
-        save(pretraining_figure(report.pretraining_losses), folder, "pretraining-loss")
+        losses = report.pretraining_losses
+        groups = () if losses is None else losses.assign(seed=0).groupby("phase", sort=False)
+        phases = {str(phase): frame for phase, frame in groups}
+        save(loss_figure(phases, "step", share=False), folder, "pretraining-loss")
+        pictures["pretraining-samples"] = report.pretraining / "samples.png"
+    for name, path in pictures.items():
+        if path.is_file():
+            shutil.copyfile(path, folder / f"{name}.png")
+        else:
+            empty_figure().savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
-def draw(report: Report, name: str, figure: FigureSpec) -> Figure:
-    """Draw one figure of params.yaml."""
+def _draw(report: Report, name: str, figure: FigureSpec) -> Figure:
     if figure.points:
         return trend_figure(report.points[name], report.params.comparable)
     if figure.curves:
         return learning_figure(*learning_curves(report, figure.curves))
     table = figure.table or ""
-    return dots_figure(dots(report, table), report.reported[table], report.params.comparable)
-
-
-def copy_pictures(report: Report, folder: Path) -> None:
-    """Copy pictures that other stages drew outside the results, so that the report carries them."""
-    pictures = {f"data-{name}.png": path for name, path in report.previews.items()}
-    if report.params.pretraining.milestones:
-        pictures["pretraining-samples.png"] = report.pretraining / "samples.png"
-    for name, path in pictures.items():
-        if path.is_file():
-            shutil.copyfile(path, folder / name)
-        else:
-            empty_figure("not run yet").savefig(folder / name, metadata={"Software": None})
+    own = [cell for cell in report.cells if cell.table == table and cell.provenance != "quoted"]
+    columns = {name: [cell for cell in own if cell.column == name] for name in report.params.tables[table].columns}
+    columns = {name: cells for name, cells in columns.items() if cells}
+    return dots_figure(columns, report.reported[table], report.params.comparable)
 
 
 @cache
-def environment() -> Environment:
+def _environment() -> Environment:
     """The templates in ``page/``: html escapes all that it prints, and a misspelt name is an error."""
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=lambda name: not (name or "").endswith(".md"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"cell": markdown_cell, "code": markdown_code, "prose": html_prose, "bar": bar, "packed": packed}
-    return made
+    filters = {"cell": _markdown_cell, "code": _markdown_code, "prose": _html_prose, "bar": _bar, "data_uri": data_uri}
+    templates.filters |= filters
+    return templates
 
 
-def markdown_cell(text: str) -> str:
+def _markdown_cell(text: str) -> str:
     """Escape a text for a cell of a markdown table: no end of the cell or line, and no HTML."""
     return " ".join(text.splitlines()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def markdown_code(text: str) -> str:
+def _markdown_code(text: str) -> str:
     """Format an id as code in a cell of a markdown table, where only ``|`` has a meaning."""
     return f"`{' '.join(text.splitlines())}`".replace("|", "\\|")
 
 
-def html_prose(text: str) -> Markup:
+def _html_prose(text: str) -> Markup:
     """Escape prose and turn its ```code``` into HTML."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def bar(line: Line) -> dict[str, float | None]:
+def _bar(line: Line) -> dict[str, float | None]:
     """Place a comparison on a line from 0 to 100, where 50 is no difference and the right what was claimed.
 
     The paper's difference is placed only if it lies within twice the measured range, which it would squeeze otherwise.
     """
-    if line.difference is None:
-        return {}
-    values = (line.difference.mean, *(line.difference.interval or ()))
+    values = (line.difference.mean, *(line.difference.interval or ())) if line.difference else (0.0,)
     widest = max(map(abs, values))
     near = line.paper is not None and abs(line.paper) <= 2 * widest
     scale = line.sign * 46 / (max(widest, abs(line.paper or 0.0) if near else 0.0) or 1.0)
@@ -174,28 +166,14 @@ def bar(line: Line) -> dict[str, float | None]:
     return {"at": at, "low": low, "high": high, "paper": round(50 + scale * (line.paper or 0.0), 2) if near else None}
 
 
-def packed(png: Path) -> dict[str, str | int]:
-    """Pack a picture into the page: ``uri``, and ``width`` in pixels of the screen, 0 for its own size.
-
-    A drawn figure is its SVG, or its PNG at the same size if that is smaller.
-    """
-    vector = png.with_suffix(".svg")
-    if not vector.is_file():
-        return {"uri": data_uri(png), "width": 0}
-    with Image.open(png) as image:
-        width = round(image.width * SCREEN_DPI / FILE_DPI)
-    return {"uri": min((data_uri(path) for path in (vector, png)), key=len), "width": width}
-
-
-def data_uri(path: Path) -> str:
-    """Encode a PNG or SVG file; a large PNG becomes WebP, at most ``WIDEST`` pixels wide."""
-    content, kind = path.read_bytes(), TYPES[path.suffix]
-    if kind == "image/png" and len(content) > LARGE:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-        if image.width > WIDEST:
-            image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
+def data_uri(png: Path) -> str:
+    """Pack a picture into the page: its SVG if there is one; a large PNG becomes WebP, at most ``WIDEST`` pixels wide."""
+    if (vector := png.with_suffix(".svg")).is_file():
+        return f"data:image/svg+xml;base64,{base64.b64encode(vector.read_bytes()).decode('ascii')}"
+    content, kind = png.read_bytes(), "png"
+    if len(content) > LARGE:
+        image, buffer = Image.open(io.BytesIO(content)).convert("RGB"), io.BytesIO()
+        image.thumbnail((WIDEST, image.height), Image.Resampling.LANCZOS)
         image.save(buffer, "webp", quality=82, method=4)
-        content, kind = buffer.getvalue(), "image/webp"
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+        content, kind = buffer.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
