@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vpd.config.params import load_params
-from vpd.planning.networks import CLASSES, LAYOUTS, build, make_batch
+from vpd.planning.networks import CLASSES, FORMATS, build, make_batch
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
@@ -44,13 +44,13 @@ def test_one_step_at_true_size(name, checkpointing):
     spec = load_params("params.yaml", "paper").resolve(name)
     training = spec.training.model_copy(update={"gradient_checkpointing": checkpointing})
     spec = spec.model_copy(update={"training": training})
-    model = build(spec, sd1_configs(), CLASSES[LAYOUTS[spec.task]]).train()
+    model = build(spec, sd1_configs(), CLASSES[FORMATS[spec.task]]).train()
     sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
     assert sizes | {"text": 0} == {"vae": ENCODER, "unet": UNET, "adapter": ADAPTER, "head": HEADS[name], "text": 0}
 
     shapes = []
     model.head.register_forward_pre_hook(lambda _, inputs: shapes.extend(x.shape for x in inputs[0].maps))
-    batch = make_batch(spec, 1, CLASSES[LAYOUTS[spec.task]])
+    batch = make_batch(spec, 1, CLASSES[FORMATS[spec.task]])
     prediction = model(batch)
     assert prediction.shape == OUTPUTS[name]
     assert shapes == [(1, channels, side, side) for channels, side in FEATURES[name]]

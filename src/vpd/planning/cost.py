@@ -1,4 +1,7 @@
-"""What experiments cost before they run: size, multiply-adds, memory and GPU-hours, for tables and schedulers."""
+"""What experiments cost before they run: size, multiply-adds, memory and GPU-hours, for tables and schedulers.
+
+GPU-hours are scaled from the times that the authors report for their own runs.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vpd.config.schema import (
-    BackboneSpec,
-    DatasetSpec,
-    DepthSpec,
-    ReferringSpec,
-    SegmentationSpec,
-    Spec,
-    VPDModel,
-)
+from vpd.config.schema import BackboneSpec, DepthSpec, ReferringSpec, SegmentationSpec, Spec, VPDModel
+from vpd.datasets.transforms import resized_size
+from vpd.evaluation.inference import views
+from vpd.evaluation.windows import window_starts
 from vpd.planning.costs import GIB, figures
 from vpd.planning.counting import FLOAT, Part, count, text_parameters
-from vpd.planning.hours import forward_passes, gpu_hours, training_images, training_macs
-from vpd.planning.networks import CLASSES, LAYOUTS, Parts, crop, read_parts
+from vpd.planning.networks import CLASSES, FORMATS, Parts, crop, read_parts
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.utils.digests import digest
 from vpd.utils.errors import UserError
@@ -38,6 +35,8 @@ ENCODER_MAPS = 4
 """Maps that the VAE encoder holds at once at its finest level: a block's input, its norm, a convolution's two ends."""
 CHECKPOINTED = 1 / 3
 """Share of the activations that gradient checkpointing keeps; 0.14 to 0.40 when measured on the paper's networks."""
+RECOMPUTED = ("unet", "backbone")
+"""Parts that gradient checkpointing computes twice."""
 MARGIN = 1.2
 """Reserved over expected host memory and time."""
 STARTING = 30
@@ -46,8 +45,20 @@ HOST, WORKER = 3072, 1024
 """MiB for a process with its two caches of 1 GiB, and for each of its loader processes."""
 NO_COST = {"unet", "backbone", "timestep", "latent_scale"}
 """Model settings that change numbers, not costs."""
-ARCHITECTURE = {"vision", "language", "vocabulary"}
-"""Settings of a backbone that decide its cost."""
+SAMPLES = {"ade20k": 20210, "nyuv2": 24231, "refcoco": 42404, "refcoco+": 42278, "refcocog": 42226}
+"""Training samples of the real datasets: images, and in the RefCOCO family (UMD split of RefCOCOg) objects."""
+EVALUATED = {"ade20k": 2000, "nyuv2": 654, "refcoco": 10834, "refcoco+": 10758, "refcocog": 4896}
+"""Images, and in the RefCOCO family sentences, of the splits that the tables show."""
+TYPICAL = (512, 683)
+"""Height and width of a validation image of ADE20K, most of which have sides of 3 to 4."""
+REFERENCES = {
+    "segmentation": (26.0, 80_000 * 16, 1798.66e9),
+    "referring": (83.0, 40 * SAMPLES["refcoco"], 1920.82e9),
+    "depth": (12.0, 25 * SAMPLES["nyuv2"], 1958.64e9),
+}
+"""The authors' own runs on 8 V100 with 32 GB in single precision (issue 29 of their repository): hours, training images
+seen, and the multiply-adds of one training image in our network with that experiment's settings."""
+GPUS = 8
 _counted: dict[str, tuple[dict[str, Part], int]] = {}
 
 
@@ -75,28 +86,29 @@ class Cost:
 
     @property
     def training_macs(self) -> int:
-        """Multiply-adds of the forward and the backward pass."""
-        return training_macs(self.parts, self.spec.training.gradient_checkpointing)
+        """Multiply-adds of a step: forward, backward (twice that, of trained parts), and what checkpointing repeats."""
+        backward = 2 * sum(part.macs for part in self.parts.values() if part.trainable)
+        repeated = sum(part.macs for name, part in self.parts.items() if name in RECOMPUTED)
+        return self.total.macs + backward + (repeated if self.spec.training.gradient_checkpointing else 0)
 
     @property
     def gpu_hours(self) -> float:
         """V100-hours of training."""
-        return gpu_hours(self.spec.task, self.images, self.training_macs)
+        return self._hours(self.images, self.training_macs)
 
     @property
     def evaluation_hours(self) -> float:
         """V100-hours of the evaluation of all milestones."""
-        return gpu_hours(self.spec.task, self.evaluation_images, self.total.macs)
+        return self._hours(self.evaluation_images, self.total.macs)
 
-    @property
-    def weights(self) -> int:
-        """Bytes of all weights, which stay in single precision."""
-        return FLOAT * (self.total.parameters + self.text_parameters)
+    def _hours(self, images: int, macs: int) -> float:
+        hours, reference_images, reference_macs = REFERENCES[self.spec.task]
+        return hours * GPUS * (images / reference_images) * (macs / reference_macs)
 
     @property
     def state(self) -> int:
-        """Bytes of the weights and, for trained ones, their gradients and AdamW's two moments."""
-        return self.weights + 3 * FLOAT * self.total.trainable
+        """Bytes of the weights, in single precision, and for trained ones of their gradients and AdamW's two moments."""
+        return FLOAT * (self.total.parameters + self.text_parameters + 3 * self.total.trainable)
 
     def step_bytes(self, processes: int = 1) -> int:
         """Estimate the memory of a training step in each of ``processes`` that share the effective batch.
@@ -116,9 +128,10 @@ class Cost:
 
     def evaluation_bytes(self) -> int:
         """Estimate the memory of a GPU in an evaluation: weights, and per image at most what checkpointing would keep."""
-        per_image = int(CHECKPOINTED * self.total.activations) + self.encoder
         assert isinstance(self.spec, SegmentationSpec | ReferringSpec | DepthSpec)
-        return self.weights + self.spec.evaluation.batch_size * per_image + RESERVED
+        weights = FLOAT * (self.total.parameters + self.text_parameters)
+        per_image = int(CHECKPOINTED * self.total.activations) + self.encoder
+        return weights + self.spec.evaluation.batch_size * per_image + RESERVED
 
 
 def cost(
@@ -144,25 +157,50 @@ def cost(
     parts = parts or sd1_configs()
     if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
         raise UserError(f"{spec.name} uses checkpoint {spec.checkpoint}; give its parts, or its backbone, to count it")
-    counted, text = _count(spec, parts, CLASSES[LAYOUTS[spec.task]] if classes is None else classes)
+    counted, text = _count(spec, parts, CLASSES[FORMATS[spec.task]] if classes is None else classes)
     encoder = 0
     if isinstance(parts, dict) and isinstance(spec.model, VPDModel):
         encoder = ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * (spec.model.canvas or crop(spec)) ** 2
     inputs = forward_passes(spec, evaluated) * len(spec.training.milestones)
-    return Cost(spec, counted, text, encoder, training_images(spec, samples), inputs)
+    return Cost(spec, counted, text, encoder, _training_images(spec, samples), inputs)
 
 
 def _count(spec: Spec, parts: Parts, classes: int) -> tuple[dict[str, Part], int]:
     """Count a network once for all specs whose differences do not change its cost."""
     model = spec.model.model_dump(mode="json", exclude=NO_COST)
-    own = parts.model_dump(include=ARCHITECTURE) if isinstance(parts, BackboneSpec) else parts
+    backbone = {"vision", "language", "vocabulary"}
+    own = parts.model_dump(include=backbone) if isinstance(parts, BackboneSpec) else parts
     key = digest([spec.task, model, crop(spec), own, classes])
     if key not in _counted:
         _counted[key] = count(spec, parts, classes), text_parameters(spec, parts)
     return _counted[key]
 
 
-# ---------------------------------------------------------------------------------------------------------------- reserves
+def _training_images(spec: Spec, samples: int | None) -> int:
+    training = spec.training
+    if training.steps:
+        return training.steps * training.batch_size
+    samples = samples or SAMPLES[spec.variant or FORMATS[spec.task]]
+    return (training.epochs or 0) * (samples - samples % training.batch_size * training.drop_last)
+
+
+def forward_passes(spec: Spec, samples: int | None = None) -> int:
+    """Count the network inputs of one evaluation: windows, scales and mirror images (G7, G8, D11).
+
+    ``samples`` are those of the real split unless given.
+    """
+    samples = samples or EVALUATED[spec.variant or FORMATS[spec.task]]
+    if isinstance(spec, DepthSpec):
+        return samples * spec.evaluation.windows * (1 + spec.evaluation.flip)
+    if not isinstance(spec, SegmentationSpec):
+        return samples
+    settings, windows = spec.evaluation, 0
+    for ratio, _ in views(settings):
+        size = resized_size(*TYPICAL, settings.short_side, settings.long_side, ratio)
+        windows += math.prod(len(window_starts(side, settings.crop, settings.stride)) for side in size)
+    return samples * windows
+
+
 def resources(cost: Cost, gpus: int = 1) -> dict[str, int]:
     """Return what a job that trains all seeds should reserve: gpus, gpu_mem_mb (each), mem_mb, runtime (minutes), cpus."""
     return _reserved(cost, gpus, cost.gpu_bytes(gpus), gpus * cost.state, cost.gpu_hours)
@@ -184,7 +222,6 @@ def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: flo
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- the matrix
 def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[str] | None = None) -> dict[str, Cost]:
     """Count the experiments ``names``, or the whole matrix.
 
@@ -203,9 +240,12 @@ def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[s
 
 def _cost(params: Params, spec: Spec, checkpoints: Path | None) -> Cost:
     dataset = params.dataset(spec.dataset)
-    synthetic = dataset.source == "drawn" and dataset.layout == "ade20k"
-    classes = len(SYNTHETIC_CLASSES) if synthetic else CLASSES[dataset.layout]
-    samples, evaluated = _drawn(dataset, "training", "train"), _drawn(dataset, "validation", "test", "val")
+    synthetic = dataset.source == "synthetic" and dataset.format == "ade20k"
+    classes = len(SYNTHETIC_CLASSES) if synthetic else CLASSES[dataset.format]
+    samples, evaluated = (
+        next((dataset.images[split] for split in splits if split in dataset.images), None)
+        for splits in (("training", "train"), ("validation", "test", "val"))
+    )
     return cost(spec, _parts(params, spec, checkpoints), classes, samples, evaluated)
 
 
@@ -220,21 +260,16 @@ def _parts(params: Params, spec: Spec, checkpoints: Path | None) -> Parts | None
     return read_parts(checkpoints / spec.checkpoint) if checkpoints else None
 
 
-def _drawn(dataset: DatasetSpec, *splits: str) -> int | None:
-    """Size of the first of ``splits`` that a synthetic dataset has; None for a real dataset."""
-    return next((dataset.draw[split] for split in splits if split in dataset.draw), None)
-
-
 def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:
     """Write ``{experiment: {resources, hours, trainable, figures}}`` as JSON; resources and hours by stage."""
-    write_json(path, {name: _entry(cost, params.resources(name).gpus) for name, cost in costs.items()})
-
-
-def _entry(cost: Cost, gpus: int) -> dict[str, Any]:
-    seeds = len(cost.spec.seeds)
-    return {
-        "resources": {"train": resources(cost, gpus), "evaluate": evaluation_resources(cost)},
-        "hours": {"train": round(cost.gpu_hours * seeds, 3), "evaluate": round(cost.evaluation_hours * seeds, 3)},
-        "trainable": cost.total.trainable,
-        "figures": figures(cost),
-    }
+    entries: dict[str, dict[str, object]] = {}
+    for name, found in costs.items():
+        train, evaluate = resources(found, params.resources(name).gpus), evaluation_resources(found)
+        hours = [round(one_seed * len(found.spec.seeds), 3) for one_seed in (found.gpu_hours, found.evaluation_hours)]
+        entries[name] = {
+            "resources": {"train": train, "evaluate": evaluate},
+            "hours": dict(zip(("train", "evaluate"), hours, strict=True)),
+            "trainable": found.total.trainable,
+            "figures": figures(found),
+        }
+    write_json(path, entries)

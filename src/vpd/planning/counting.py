@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -46,23 +46,11 @@ class Part:
     """Bytes of the inputs and outputs of its trained layers: about what autograd keeps for the backward pass."""
 
     def __add__(self, other: Part) -> Part:
-        return Part(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def __sub__(self, other: Part) -> Part:
-        return Part(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Part(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
-    """Count a network part by part.
-
-    Args:
-        spec: the experiment.
-        parts: configurations (VPD) or a backbone (baselines, LAVT).
-        classes: number of the dataset's classes.
-
-    Returns:
-        The parts by name (``PARTS``). A head's own ``neck`` is counted as neck, not as head.
-    """
+    """Count a network by part (``PARTS``); the arguments are those of ``networks.build``."""
     counter = FlopCounterMode(display=False)
     with torch.device("meta"):
         model = build(spec, parts, classes).eval()
@@ -73,15 +61,14 @@ def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
     def part(name: str) -> Part:
         macs = _within(flops, f"{type(model).__name__}.{name}") // 2
         module = model.get_submodule(name)
-        return Part(
-            size(module), size(module, trainable=True), macs, _total(mmcv, name), FLOAT * _total(activations, name)
-        )
+        sizes = _size(module), _size(module, trainable=True)
+        return Part(*sizes, macs, _total(mmcv, name), FLOAT * _total(activations, name))
 
-    counted = {name: part(name) for name, module in model.named_children() if name in PARTS and _has_work(name, module)}
-    if hasattr(model.head, "neck"):
-        neck = part("head.neck")
-        counted["neck"] = counted["neck"] + neck if "neck" in counted else neck
-        counted["head"] -= neck
+    counted = {name: part(name) for name, _ in model.named_children() if name in PARTS}
+    if hasattr(model.head, "neck"):  # a head's own neck counts as neck
+        neck, none = part("head.neck"), Part(0, 0, 0, 0, 0)
+        counted["neck"] = counted.get("neck", none) + neck
+        counted["head"] = Part(*(a - b for a, b in zip(astuple(counted["head"]), astuple(neck), strict=True)))
     return {name: counted[name] for name in PARTS if name in counted}
 
 
@@ -91,16 +78,11 @@ def text_parameters(spec: Spec, parts: Parts) -> int:
         return 0
     assert isinstance(parts, dict)
     with torch.device("meta"):
-        return size(CLIPTextModel(CLIPTextConfig.from_dict(parts["text_encoder"])))
+        return _size(CLIPTextModel(CLIPTextConfig.from_dict(parts["text_encoder"])))
 
 
-def size(module: nn.Module, trainable: bool = False) -> int:
-    """Parameters of a module, or only its trainable ones."""
+def _size(module: nn.Module, trainable: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
-
-
-def _has_work(name: str, module: nn.Module) -> bool:
-    return not (name == "neck" and isinstance(module, nn.Identity))
 
 
 def _within(flops: dict[str, int], name: str) -> int:
@@ -114,7 +96,6 @@ def _total(counts: Counter[str], part: str) -> int:
     return sum(count for name, count in counts.items() if name.startswith(f"{part}."))
 
 
-# ------------------------------------------------------------------------------------------------------------- by module
 def _convolution(module: Any, given: Tensor, result: Tensor) -> int:
     # A transposed convolution multiplies at every pixel of its input, a plain one at every pixel of its output.
     pixels = (given if isinstance(module, nn.ConvTranspose2d) else result)[:, 0].numel()
@@ -122,22 +103,13 @@ def _convolution(module: Any, given: Tensor, result: Tensor) -> int:
     return module.weight.numel() * pixels + biases
 
 
-def _linear(module: nn.Module, given: Tensor, result: Tensor) -> int:
-    return given.numel() * result.shape[-1]  # without the biases
-
-
-def _norm(module: nn.Module, given: Tensor, result: Tensor) -> int:
-    return given.numel() * 2
-
-
 RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     nn.Conv2d: _convolution,
     nn.ConvTranspose2d: _convolution,
-    nn.Linear: _linear,
-    nn.BatchNorm2d: _norm,
-    nn.GroupNorm: _norm,
-    nn.LayerNorm: _norm,
-    LayerNorm: _norm,
+    nn.Linear: lambda module, given, result: given.numel() * result.shape[-1],  # without the biases
+    **dict.fromkeys(
+        (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, LayerNorm), lambda module, given, result: given.numel() * 2
+    ),
     nn.ReLU: lambda module, given, result: result.numel(),
     nn.AdaptiveAvgPool2d: lambda module, given, result: given.numel(),
 }
@@ -148,7 +120,9 @@ def _by_module(model: nn.Module) -> Iterator[tuple[Counter[str], Counter[str]]]:
     """Count, while the block runs, mmcv's multiply-adds and the numbers in and out of trained layers, by module."""
     macs: Counter[str] = Counter()
     activations: Counter[str] = Counter()
-    unseen = _residual_norms(model)
+    unet = getattr(model, "unet", nn.Identity())
+    residual = [block for block in unet.modules() if isinstance(block, ResnetBlock2D)]
+    unseen = {norm for block in residual for norm in (block.norm1, block.norm2)}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
@@ -164,8 +138,3 @@ def _by_module(model: nn.Module) -> Iterator[tuple[Counter[str], Counter[str]]]:
     yield macs, activations
     for handle in handles:
         handle.remove()
-
-
-def _residual_norms(model: nn.Module) -> set[nn.Module]:
-    unet = getattr(model, "unet", nn.Identity())
-    return {norm for block in unet.modules() if isinstance(block, ResnetBlock2D) for norm in (block.norm1, block.norm2)}

@@ -16,20 +16,16 @@ Configs = dict[str, dict[str, Any]]
 Parts = Configs | BackboneSpec
 """What a network is made of: the configurations of a Stable Diffusion checkpoint, or a backbone."""
 CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
-"""Classes of the real datasets by layout: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
-LAYOUTS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
+"""Classes of the real datasets by format: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
+FORMATS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
 
 
 def read_parts(checkpoint: Path) -> Configs:
-    """Read the networks' configurations from a diffusers pipeline folder.
-
-    Raises:
-        UserError: a configuration is missing or damaged.
-    """
+    """Read the networks' configurations from a diffusers pipeline folder; UserError if one is missing or damaged."""
     return {part: read_json(checkpoint / part / "config.json") for part in ("unet", "vae", "text_encoder")}
 
 
-class GivenTokens(nn.Module):
+class _GivenTokens(nn.Module):
     """Fixed random token states in place of the frozen text encoder, which the paper's figures leave out."""
 
     states: Tensor
@@ -39,11 +35,9 @@ class GivenTokens(nn.Module):
         self.register_buffer("states", torch.randn(length, width))
 
     def forward(self, sentences: list[str]) -> Tensor:
-        """States (sentences, length, width)."""
         return self.states.expand(len(sentences), -1, -1)
 
     def pooled(self, sentences: list[str]) -> Tensor:
-        """States (sentences, width)."""
         return self.states[-1].expand(len(sentences), -1)
 
 
@@ -77,7 +71,7 @@ def _build_vpd(spec: Spec, configs: Configs, classes: int) -> nn.Module:
     vae: Any = AutoencoderKL.from_config(configs["vae"])
     prompt, width = vpd_model(spec).prompt, unet.config.cross_attention_dim
     if prompt.strategy in FROM_IMAGES:
-        return compose(spec, unet, vae, classes, text=GivenTokens(prompt.length, width))
+        return compose(spec, unet, vae, classes, text=_GivenTokens(prompt.length, width))
     rows = {"empty": 1, "empty-sequence": prompt.length}.get(prompt.strategy, classes)
     return compose(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width))
 
@@ -97,10 +91,8 @@ def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
     from vpd.models.lavt import compose_lavt
 
     assert parts.language is not None
-    options: dict[str, Any] = dict(parts.language.options)
-    if parts.vocabulary is not None:
-        options["vocab_size"] = parts.vocabulary
-    bert = BertModel(BertConfig(**options), add_pooling_layer=False)
+    vocabulary = {} if parts.vocabulary is None else {"vocab_size": parts.vocabulary}
+    bert = BertModel(BertConfig(**{**parts.language.options, **vocabulary}), add_pooling_layer=False)
     return compose_lavt(spec, backbone, bert, _full_sentences)
 
 
@@ -116,12 +108,8 @@ def make_batch(spec: Spec, images: int, classes: int) -> dict[str, Any]:
     """Make a training batch with random contents on torch's default device."""
     side = crop(spec)
     batch: dict[str, Any] = {"image": torch.rand(images, 3, side, side) * 2 - 1}
-    match spec:
-        case SegmentationSpec():
-            return batch | {"label": torch.randint(0, classes, (images, side, side))}
-        case ReferringSpec():
-            return batch | {"label": torch.randint(0, 2, (images, side, side)), "text": [""] * images}
-        case DepthSpec():
-            depth = torch.rand(images, side, side) * (spec.data.max_depth - 0.1) + 0.1
-            return batch | {"depth": depth, "class_id": torch.randint(0, classes, (images,))}
-    raise ValueError(f"no batch for task {spec.task}")
+    if isinstance(spec, DepthSpec):
+        depth = torch.rand(images, side, side) * (spec.data.max_depth - 0.1) + 0.1
+        return batch | {"depth": depth, "class_id": torch.randint(0, classes, (images,))}
+    values = 2 if isinstance(spec, ReferringSpec) else classes
+    return batch | {"label": torch.randint(0, values, (images, side, side)), "text": [""] * images}
