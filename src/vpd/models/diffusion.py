@@ -21,10 +21,8 @@ from vpd.utils.errors import UserError
 class FrozenEncoder(nn.Module):
     """The VAE's encoder without its decoder, never trained.
 
-    Args:
-        vae: diffusers' autoencoder.
-        scale: factor of the latents; the released code has 1.0 where Stable Diffusion has 0.18215 (S2).
-        posterior: whether the latent is the posterior's ``mode`` or a ``sample`` (S2).
+    ``scale`` is the factor of the latents, 1.0 in the released code where Stable Diffusion has 0.18215; ``posterior`` says
+    whether the latent is the posterior's ``mode`` or a ``sample`` (S2).
     """
 
     def __init__(self, vae: Any, scale: float, posterior: str = "mode") -> None:
@@ -40,15 +38,9 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, keys: list[str] | None = None, cache: LatentCache | None = None) -> Tensor:
-        """Encode images.
+        """Encode images (batch, 3, H, W) in [-1, 1] to latents (batch, channels, H / factor, W / factor).
 
-        Args:
-            images: (batch, 3, H, W) in [-1, 1].
-            keys: names of images that always look the same; those are encoded one at a time and looked up in ``cache``.
-            cache: where their latents are stored; samples never are.
-
-        Returns:
-            Latents (batch, latent channels, H / factor, W / factor).
+        Images with ``keys`` always look the same: they are encoded one at a time and stored in ``cache``; samples never are.
         """
         if keys is None or cache is None or self.posterior == "sample":
             return self._encode(images)
@@ -68,12 +60,7 @@ class FrozenEncoder(nn.Module):
 class FeatureUNet(nn.Module):
     """Stable Diffusion's U-Net without its output layer; parameter names are those of diffusers.
 
-    ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps.
-
-    Args:
-        unet: diffusers' U-Net, whose blocks are taken over.
-        spec: which cross-attention maps are recorded.
-        gradient_checkpointing: recompute activations in the backward pass.
+    ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps, which ``spec`` selects.
     """
 
     def __init__(self, unet: Any, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
@@ -102,25 +89,19 @@ class FeatureUNet(nn.Module):
         """
         recorder = Recorder()
         text = {"encoder_hidden_states": context, "cross_attention_kwargs": {"recorder": recorder}}
-        time = self._time(latents, timestep)
-        hidden, skips = self._down(self.conv_in(latents), time, text)
+        steps = torch.full((len(latents),), timestep, device=latents.device)
+        time = self.time_embedding(self.time_proj(steps).to(latents.dtype))
+        hidden = self.conv_in(latents)
+        skips = [hidden]
+        for block in self.down_blocks:
+            hidden, outputs = block(hidden, time, **(text if _attends(block) else {}))
+            skips += outputs
         hidden = self.mid_block(hidden, time, **text)
         maps: list[Tensor] = []
         for block in self.up_blocks:
             hidden, feature = self._up(block, hidden, skips, time, text)
             maps.insert(0, feature)
         return maps, recorder.collect([feature.shape[-2:] for feature in maps])
-
-    def _time(self, latents: Tensor, timestep: int) -> Tensor:
-        steps = torch.full((len(latents),), timestep, device=latents.device)
-        return self.time_embedding(self.time_proj(steps).to(latents.dtype))
-
-    def _down(self, hidden: Tensor, time: Tensor, text: dict) -> tuple[Tensor, list[Tensor]]:
-        skips = [hidden]
-        for block in self.down_blocks:
-            hidden, outputs = block(hidden, time, **(text if _attends(block) else {}))
-            skips += outputs
-        return hidden, skips
 
     def _up(self, block: Any, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict) -> tuple[Tensor, Tensor]:
         """Run one level, using up its ``skips``; return the input of the next level and this level's feature."""

@@ -112,10 +112,7 @@ class SemanticFPN(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """Pyramid pooling module (Zhao et al. 2017): averages over grids of several sides, beside the map itself.
-
-    A grid finer than the map repeats its pixels.
-    """
+    """Pyramid pooling module (Zhao et al. 2017); a grid finer than the map repeats its pixels."""
 
     def __init__(self, channels: int, width: int, scales: tuple[int, ...]) -> None:
         super().__init__()
@@ -171,15 +168,12 @@ class UPerNet(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------- referring segmentation
-class Fuse(nn.Module):
-    """Upsample the coarse map to the fine one, concatenate, and mix with two convolutions."""
-
+class _Fuse(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.mix = nn.Sequential(conv_norm_relu(inputs, width), conv_norm_relu(width, width))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """Fuse (batch, c, h, w) and (batch, d, H, W) to (batch, width, H, W)."""
         return self.mix(torch.cat([_resized(coarse, fine.shape[-2:], corners=True), fine], dim=1))
 
 
@@ -190,7 +184,7 @@ class SimpleDecoding(nn.Module):
         super().__init__()
         coarse = [channels[-1]] + [spec.channels] * (len(channels) - 2)
         self.fuse = nn.ModuleList(
-            Fuse(c + fine, spec.channels) for c, fine in zip(coarse, channels[-2::-1], strict=True)
+            _Fuse(c + fine, spec.channels) for c, fine in zip(coarse, channels[-2::-1], strict=True)
         )
         self.classify = conv(spec.channels, outputs, 1)
 
@@ -204,11 +198,7 @@ class SimpleDecoding(nn.Module):
 
 # ---------------------------------------------------------------------------------------------------------------- depth
 class DepthDecoder(nn.Module):
-    """VPD's depth head: levels merged at the third one's stride (the grid), learned and bilinear doublings, sigmoid (D10).
-
-    Raises:
-        UserError: the levels are not four, their strides do not fit, or ``norm_groups`` does not divide their channels.
-    """
+    """VPD's depth head: levels merged at the third one's stride (the grid), learned and bilinear doublings, sigmoid (D10)."""
 
     def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()

@@ -21,14 +21,7 @@ LATENT_CACHE_BYTES = 1 << 30
 class VPD(Network):
     """Visual perception with a pre-trained diffusion model.
 
-    Args:
-        spec: settings of the network.
-        vae: the frozen encoder.
-        unet: the denoising network, trained.
-        adapter: refines text tokens (batch, tokens, width).
-        head: decodes the features.
-        text: encoder of prompts that come with the images; only where ``class_embeddings`` are None.
-        class_embeddings: encoded fixed prompts (tokens, width).
+    It has ``text``, the encoder of prompts that come with the images, or ``class_embeddings`` (tokens, width) of fixed ones.
     """
 
     frozen = ("vae.", "text.")
@@ -82,16 +75,7 @@ class VPD(Network):
 
 
 def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
-    """Build VPD from a diffusers pipeline folder.
-
-    Args:
-        spec: the experiment.
-        checkpoint: the folder.
-        classes: names that prompts are made of, in label order.
-
-    Raises:
-        UserError: parts of the checkpoint are missing or do not fit each other or the spec.
-    """
+    """Build VPD from a diffusers pipeline folder; UserError if its parts are missing, or do not fit each other or the spec."""
     # Restoring the random state gives every checkpoint, and the random U-Net, the same initial adapter and head.
     prompt = vpd_model(spec).prompt
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +110,7 @@ def compose(
         class_embeddings: encoded prompts (tokens, width), where they do not.
 
     Raises:
-        UserError: the canvas does not fit the head or its grid, or the head does not fit the levels.
+        UserError: the canvas or the head does not fit.
     """
     model = vpd_model(spec)
     features = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
