@@ -15,7 +15,7 @@ from fixtures.parity.narrow import make_spec, with_training, write_checkpoint
 from vpd.config.params import load_params
 from vpd.planning.cost import all_costs, cost, evaluation_resources, resources, write_costs
 from vpd.planning.costs import GIB, markdown, paper_gflops
-from vpd.planning.counting import count
+from vpd.planning.networks import count
 from vpd.planning.hours import REFERENCES, forward_passes
 from vpd.planning.networks import build, make_batch, read_parts
 from vpd.pretrained.stable_diffusion import sd1_configs

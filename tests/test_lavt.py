@@ -17,7 +17,7 @@ from fixtures.parity.narrow import make_spec, with_training
 from vpd.config.schema import HeadSpec, LavtModel, NetworkSpec, Spec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
 from vpd.models.lavt import build_lavt, compose_lavt, load_language
-from vpd.models.pixel_words import PixelWordAttention
+from vpd.models.lavt import PixelWordAttention
 from vpd.utils.errors import UserError
 
 SWIN = NetworkSpec(

@@ -77,10 +77,9 @@ class CrossAttention:
 
     def _recorded(self, attn: Attention, pixels: Tensor, context: Tensor, level: int, recorder: Recorder) -> Tensor:
         # Fused attention never forms the maps, so the product is written out here; averaged over heads after softmax (S6).
-        query, key, value = _split(attn, attn.to_q(pixels)), _split(attn, attn.to_k(context)), attn.to_v(context)
+        query, key, value = (_split(attn, x) for x in (attn.to_q(pixels), attn.to_k(context), attn.to_v(context)))
         maps = torch.softmax(query @ key.transpose(-1, -2) * attn.scale, dim=-1)
         recorder.add(level, (maps.detach() if self.detached else maps).mean(dim=1))
-        value = _split(attn, value)
         return _merge(attn, maps.to(value.dtype) @ value)
 
 
@@ -132,10 +131,7 @@ def _locate(name: str, levels: int) -> tuple[str, int]:
 def set_processors(unet: nn.Module, spec: AttentionSpec) -> list[int]:
     """Give every attention layer of diffusers' U-Net its processor; return the levels whose maps are recorded.
 
-    Level i has 1 / 2**i of the latent side and is recorded if that is at most ``spec.limit``.
-
-    Raises:
-        UserError: a place that the spec names records nothing.
+    Level i has 1 / 2**i of the latent side and is recorded if that is at most ``spec.limit``; UserError if a place has none.
     """
     blocks: Any = unet
     levels, recorded = len(blocks.up_blocks), set()

@@ -75,17 +75,11 @@ class FeatureUNet(nn.Module):
         self.context_width = unet.config.cross_attention_dim
 
     def forward(self, latents: Tensor, timestep: int, context: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Run one denoising step for its features.
+        """Run one denoising step on latents (batch, 4, h, w) without noise (S1) and text tokens (batch, tokens, width).
 
-        Args:
-            latents: (batch, 4, h, w), without noise.
-            timestep: the step that the U-Net is told (S1).
-            context: text tokens (batch, tokens, width).
-
-        Returns:
-            Feature maps (batch, channels, h, w) and recorded attention (batch, tokens, h, w) or None, per level, fine to
-            coarse. The feature of a level is the output of the last but one block, before the last block and the
-            upsampler; at the finest level that of the last (S4).
+        Returns per level, fine to coarse, a feature map (batch, channels, h, w) and recorded attention (batch, tokens, h, w)
+        or None. The feature of a level is the output of the last but one block, before the last block and the upsampler; at
+        the finest level that of the last (S4).
         """
         recorder = Recorder()
         text = {"encoder_hidden_states": context, "cross_attention_kwargs": {"recorder": recorder}}

@@ -154,11 +154,7 @@ class Lavt(Network):
 
 
 def build_lavt(spec: Spec, checkpoint: Path) -> Lavt:
-    """Build LAVT from a checkpoint folder with vision/ and language/.
-
-    Raises:
-        UserError: a folder is missing or damaged, or the backbone or the task does not fit LAVT.
-    """
+    """Build LAVT from vision/ and language/; UserError if one is missing or damaged, or does not fit."""
     backbone = load_spec_backbone(spec, checkpoint)
     with torch.random.fork_rng(devices=[]):
         bert, tokenizer = load_language(checkpoint)
@@ -166,11 +162,7 @@ def build_lavt(spec: Spec, checkpoint: Path) -> Lavt:
 
 
 def compose_lavt(spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Callable[..., Any]) -> Lavt:
-    """Put LAVT together from its parts, on whatever device they are (``meta`` included).
-
-    Raises:
-        UserError: the task has no expressions, the backbone is no Swin Transformer, or a setting does not fit them.
-    """
+    """Put LAVT together from its parts, on whatever device they are (``meta`` included); UserError if they do not fit."""
     model = spec.model
     assert isinstance(model, LavtModel)
     if spec.task != "referring":

@@ -101,13 +101,7 @@ def compose(
 ) -> VPD:
     """Put VPD together from its parts, on whatever device they are (``meta`` included).
 
-    Args:
-        spec: the experiment.
-        unet: Stable Diffusion's U-Net (diffusers' ``UNet2DConditionModel``).
-        vae: its autoencoder (diffusers' ``AutoencoderKL``).
-        classes: number of the dataset's classes.
-        text: text encoder, where prompts come with the images.
-        class_embeddings: encoded prompts (tokens, width), where they do not.
+    ``unet`` and ``vae`` are diffusers'; either ``text`` or ``class_embeddings`` (tokens, width) is given, as in ``VPD``.
 
     Raises:
         UserError: the canvas or the head does not fit.
@@ -115,7 +109,13 @@ def compose(
     model = vpd_model(spec)
     features = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
     encoder = FrozenEncoder(vae, model.latent_scale, model.posterior)
-    _check_canvas(model, grid_stride(encoder.factor))
+    grid = grid_stride(encoder.factor)
+    if model.canvas is not None and model.head.kind != "depth-decoder":
+        raise UserError(f"model.canvas={model.canvas} works only with head 'depth-decoder'; set it to null")
+    if model.canvas is not None and model.canvas % grid:
+        raise UserError(
+            f"model.canvas={model.canvas} is no multiple of the depth decoder's grid of {grid} pixels; change it"
+        )
     tokens = token_count(model.prompt, classes)
     channels = [c + (tokens if level in features.recorded else 0) for level, c in enumerate(features.channels)]
     return VPD(
@@ -133,14 +133,3 @@ def vpd_model(spec: Spec) -> VPDModel:
     """Return the model settings of a spec of VPD."""
     assert isinstance(spec.model, VPDModel)
     return spec.model
-
-
-def _check_canvas(model: VPDModel, grid: int) -> None:
-    if model.canvas is None:
-        return
-    if model.head.kind != "depth-decoder":
-        raise UserError(f"model.canvas={model.canvas} works only with head 'depth-decoder'; set it to null")
-    if model.canvas % grid:
-        raise UserError(
-            f"model.canvas={model.canvas} is no multiple of the depth decoder's grid of {grid} pixels; change it"
-        )

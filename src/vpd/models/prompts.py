@@ -47,9 +47,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, sentences: list[str]) -> Tensor:
         """Encode sentences to all their tokens (batch, length, width) after the final norm, padding included (R4)."""
-        device = self.model.device
         tokens = [self.cache.get(s, lambda s=s: self._states([s], "max_length")[0]) for s in sentences]
-        return torch.cat([states.to(device) for states in tokens])
+        return torch.cat([states.to(self.model.device) for states in tokens])
 
     def pooled(self, sentences: list[str]) -> Tensor:
         """Encode each sentence to its [EOS] token (sentences, width) after the final norm (S5)."""

@@ -16,8 +16,7 @@ from vpd.datasets.transforms import resized_size
 from vpd.evaluation.inference import views
 from vpd.evaluation.windows import window_starts
 from vpd.planning.costs import GIB, figures
-from vpd.planning.counting import FLOAT, Part, count, text_parameters
-from vpd.planning.networks import CLASSES, FORMATS, Parts, crop, read_parts
+from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, read_parts, text_parameters
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.utils.digests import digest
 from vpd.utils.errors import UserError
@@ -68,10 +67,8 @@ class Cost:
 
     spec: Spec
     parts: dict[str, Part]
-    """By the names in ``counting.PARTS``."""
     text_parameters: int
-    """Of the frozen text encoder where prompts come with the images. The paper's figures leave it out, and so do
-    ``parameters`` and ``macs``; memory includes it."""
+    """Of the frozen text encoder where prompts come with the images; in the memory, but not in the paper's figures."""
     encoder: int
     """Working memory of VPD's frozen encoder for one image."""
     images: int
@@ -111,11 +108,9 @@ class Cost:
         return FLOAT * (self.total.parameters + self.text_parameters + 3 * self.total.trainable)
 
     def step_bytes(self, processes: int = 1) -> int:
-        """Estimate the memory of a training step in each of ``processes`` that share the effective batch.
-
-        Trained layers keep their inputs and outputs. Against the activations of real steps that is 0.84 to 1.33 times as
-        much, and 0.55 to 0.76 for BEiT and Swin V2, which materialise their attention.
-        """
+        """Estimate the memory of a training step in each of ``processes`` that share the effective batch."""
+        # Inputs and outputs of trained layers are 0.84 to 1.33 times the activations of real steps; 0.55 to 0.76 for BEiT
+        # and Swin V2, which materialise their attention.
         training = self.spec.training
         micro_batch = -(-training.batch_size // (training.accumulate * processes))
         share = CHECKPOINTED if training.gradient_checkpointing else 1.0
@@ -143,13 +138,8 @@ def cost(
 ) -> Cost:
     """Count the cost of one run of ``spec`` without computing anything.
 
-    Args:
-        spec: the experiment.
-        parts: VPD's configurations (``read_parts``; Stable Diffusion 1's by default), or a baseline's backbone
-            (``params.backbone(spec.checkpoint)``).
-        classes: number of classes; those of the real dataset by default.
-        samples: training images per epoch; those of the real dataset by default.
-        evaluated: evaluated samples; those of the real split by default.
+    ``parts`` are VPD's configurations (Stable Diffusion 1's by default) or a baseline's backbone; ``classes``, training
+    ``samples`` per epoch and ``evaluated`` samples are those of the real dataset by default.
 
     Raises:
         UserError: ``parts`` are not those of the experiment's kind of network.
@@ -201,14 +191,16 @@ def forward_passes(spec: Spec, samples: int | None = None) -> int:
     return samples * windows
 
 
-def resources(cost: Cost, gpus: int = 1) -> dict[str, int]:
-    """Return what a job that trains all seeds should reserve: gpus, gpu_mem_mb (each), mem_mb, runtime (minutes), cpus."""
-    return _reserved(cost, gpus, cost.gpu_bytes(gpus), gpus * cost.state, cost.gpu_hours)
+def resources(cost: Cost, gpus: int = 1) -> dict[str, dict[str, int]]:
+    """Return what jobs that train all seeds on ``gpus`` GPUs, or evaluate them on one, should reserve.
 
-
-def evaluation_resources(cost: Cost) -> dict[str, int]:
-    """Return what a job that evaluates all seeds on one GPU should reserve; the names are those of ``resources``."""
-    return _reserved(cost, 1, cost.evaluation_bytes(), FLOAT * cost.total.parameters, cost.evaluation_hours)
+    Returns by stage gpus, gpu_mem_mb (each), mem_mb, runtime (minutes) and cpus.
+    """
+    evaluated = cost.evaluation_bytes(), FLOAT * cost.total.parameters, cost.evaluation_hours
+    return {
+        "train": _reserved(cost, gpus, cost.gpu_bytes(gpus), gpus * cost.state, cost.gpu_hours),
+        "evaluate": _reserved(cost, 1, *evaluated),
+    }
 
 
 def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: float) -> dict[str, int]:
@@ -225,11 +217,8 @@ def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: flo
 def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[str] | None = None) -> dict[str, Cost]:
     """Count the experiments ``names``, or the whole matrix.
 
-    Args:
-        params: where experiments, datasets and backbones come from.
-        checkpoints: folder with a diffusers pipeline folder per checkpoint, whose configurations are read; Stable
-            Diffusion 1's are used without it.
-        names: experiments.
+    VPD's configurations are read from a diffusers pipeline folder per checkpoint in ``checkpoints``; without it they are
+    Stable Diffusion 1's.
 
     Raises:
         UserError: an unknown experiment, or the scale pre-trains its own checkpoints and ``checkpoints`` is missing.
@@ -246,29 +235,27 @@ def _cost(params: Params, spec: Spec, checkpoints: Path | None) -> Cost:
         next((dataset.images[split] for split in splits if split in dataset.images), None)
         for splits in (("training", "train"), ("validation", "test", "val"))
     )
-    return cost(spec, _parts(params, spec, checkpoints), classes, samples, evaluated)
-
-
-def _parts(params: Params, spec: Spec, checkpoints: Path | None) -> Parts | None:
+    parts: Parts | None = None
     if spec.model.kind != "vpd":
-        return params.backbone(spec.checkpoint)
-    if checkpoints is None and params.checkpoint(spec.checkpoint).source == "pretrained":
+        parts = params.backbone(spec.checkpoint)
+    elif checkpoints:
+        parts = read_parts(checkpoints / spec.checkpoint)
+    elif params.checkpoint(spec.checkpoint).source == "pretrained":
         raise UserError(
             f"{params.source}: scale {params.scale} pre-trains checkpoint {spec.checkpoint}, so its size is unknown until "
             "then; give the folder of its checkpoints with --checkpoints"
         )
-    return read_parts(checkpoints / spec.checkpoint) if checkpoints else None
+    return cost(spec, parts, classes, samples, evaluated)
 
 
 def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:
     """Write ``{experiment: {resources, hours, trainable, figures}}`` as JSON; resources and hours by stage."""
     entries: dict[str, dict[str, object]] = {}
     for name, found in costs.items():
-        train, evaluate = resources(found, params.resources(name).gpus), evaluation_resources(found)
-        hours = [round(one_seed * len(found.spec.seeds), 3) for one_seed in (found.gpu_hours, found.evaluation_hours)]
+        hours = {"train": found.gpu_hours, "evaluate": found.evaluation_hours}
         entries[name] = {
-            "resources": {"train": train, "evaluate": evaluate},
-            "hours": dict(zip(("train", "evaluate"), hours, strict=True)),
+            "resources": resources(found, params.resources(name).gpus),
+            "hours": {stage: round(one_seed * len(found.spec.seeds), 3) for stage, one_seed in hours.items()},
             "trainable": found.total.trainable,
             "figures": figures(found),
         }

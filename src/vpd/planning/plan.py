@@ -48,11 +48,6 @@ class Job:
     needs: tuple[str, ...] = ()
     """Names of the jobs whose outputs it reads."""
 
-    @property
-    def name(self) -> str:
-        """As DVC calls it: ``train@seg-full``."""
-        return f"{self.stage}@{self.key}" if self.key else self.stage
-
 
 class Computed(BaseModel):
     """An experiment in the file of ``vpd cost --out``."""
@@ -90,7 +85,11 @@ def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, J
     stages = yaml.safe_load(workflow.read_text(encoding="utf-8"))["stages"]
     values = params.document.model_dump(include={"experiments", "backbones"})
     values |= {"scale": params.scale, "protocol": params.protocol}
-    jobs = {job.name: job for stage, body in stages.items() for job in _instances(stage, body, values, workflow)}
+    jobs = {  # by the names that DVC gives: train@seg-full
+        f"{stage}@{job.key}" if job.key else stage: job
+        for stage, body in stages.items()
+        for job in _instances(stage, body, values, workflow)
+    }
     makers = {out: name for name, job in jobs.items() for out in job.outs}
     inside: dict[str, dict[str, None]] = {}
     for out, name in makers.items():
@@ -227,9 +226,8 @@ def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate],
     todo = {name: estimate for name, estimate in needs.items() if not estimate.done}
     if any(estimate.gpus for estimate in todo.values()):
         total = sum((estimate.hours or 0.0) * estimate.gpus for estimate in todo.values())
-        lines.append(
-            f"At least {duration(total / gpus)} on {gpus} GPU{'s' * (gpus != 1)}, if all are busy all the time."
-        )
+        plural = "s" * (gpus != 1)
+        lines.append(f"At least {duration(total / gpus)} on {gpus} GPU{plural}, if all are busy all the time.")
     unknown = [name for name, estimate in todo.items() if estimate.hours is None]
     if unknown:
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""

@@ -83,7 +83,6 @@ def _partition(x: Tensor, window: Size) -> Tensor:
 
 
 def _merge(windows: Tensor, window: Size, size: Size) -> Tensor:
-    """Undo ``_partition`` for a map of ``size``."""
     grid = (size[0] // window[0], size[1] // window[1])
     x = windows.reshape(-1, *grid, *window, windows.shape[-1])
     return x.transpose(2, 3).reshape(-1, *size, windows.shape[-1])

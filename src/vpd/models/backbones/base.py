@@ -19,16 +19,9 @@ Layout = Literal["NCHW", "NHWC", "NLC"]
 class Backbone(nn.Module):
     """A library's image network without its classifier; one subclass per kind of network.
 
-    Args:
-        network: holds all trained tensors under the library's own names.
-        patches: the part of ``network`` that embeds patches, of ``strides[0]`` pixels a side; ``forward`` can hide them.
-        layout: axes of its output.
-        channels: of the native levels, fine to coarse; a plain transformer has one level.
-        strides: input pixels per pixel of each level.
-        mean: of the pixels, 0 to 1, that pre-training subtracted.
-        std: of the pixels that it divided by.
-        multiple: pixels; sides of images are padded to multiples of it; ``strides[0]`` by default.
-        mask_width: channels of the patches; ``channels[0]`` by default.
+    ``channels`` and ``strides`` (in input pixels) are those of the native levels, fine to coarse; a plain transformer has one
+    level. Sides of images are padded to multiples of ``multiple``. ``network`` holds all trained tensors under the library's
+    own names; its part ``patches`` embeds patches of ``strides[0]`` pixels a side in ``mask_width`` channels.
     """
 
     mean: Tensor

@@ -71,12 +71,10 @@ class PlainBackbone(Backbone):
     The map is the last block's patch tokens after the final norm; class, register and distillation tokens are left out.
     """
 
-    layout_of_patches: Layout
-
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, layout: Layout) -> None:
         patches, pixels = network.patch_embed, network.pretrained_cfg
         channels, strides = [network.embed_dim], [patches.patch_size[0]]
-        super().__init__(network, patches, self.layout_of_patches, channels, strides, pixels["mean"], pixels["std"])
+        super().__init__(network, patches, layout, channels, strides, pixels["mean"], pixels["std"])
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         grid = self.patch_grid(images)
@@ -91,22 +89,18 @@ class PlainBackbone(Backbone):
 class ViTBackbone(PlainBackbone):
     """Vision transformer (MAE, DINO, DINOv2, CLIP, ...); its position embedding is resampled to the image's grid."""
 
-    layout_of_patches = "NHWC"
-
     def __init__(self, network: Any) -> None:
         network.attn_pool, network.head = None, nn.Identity()
-        super().__init__(network)
+        super().__init__(network, "NHWC")
 
 
 class BeitBackbone(PlainBackbone):
     """BEiT and BEiT v2; their relative position biases are resampled to the image's grid."""
 
-    layout_of_patches = "NLC"
-
     def __init__(self, network: Any) -> None:
         interpolate_biases(network)
         network.patch_embed.strict_img_size = False
-        super().__init__(network)
+        super().__init__(network, "NLC")
 
     def _tokens(self, images: Tensor, grid: Size) -> Tensor:
         return beit_tokens(self.network, images, grid)
@@ -142,7 +136,6 @@ def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> 
 
 
 def _family(architecture: str) -> str:
-    """Return the module of timm that an architecture is of; UserError if timm or ``FAMILIES`` lacks it."""
     if not is_model(architecture):
         known = [name for module in FAMILIES for name in list_models(module=module)]
         raise UserError(f"timm has no architecture '{architecture}'; {nearest(architecture, known)}")
