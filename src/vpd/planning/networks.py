@@ -1,11 +1,11 @@
 """Networks and batches with random contents, on any device, and their parameters and multiply-adds.
 
-They are counted on the meta device: shapes without contents, a second each. Two conventions. True multiply-adds are half of what torch's counter gives: convolutions and all matrix products, those of
-attention included; norms, activations and biases not. The paper's GFLOPs (Table 1) are multiply-adds as mmcv 1.7's
-``get_model_complexity_info`` counts them, by type of module: ``RULES`` below. That counter sees modules only, so the matrix
-products of attention, bare functions and SiLU cost nothing. Subclasses do not count either, which leaves out the norms of the
-U-Net's residual blocks (LDM's own class there) and the head's upsampling (mmseg's own class). timm's LayerNorm counts
-nevertheless: it stands where Swin and ViT have torch's own.
+They are counted on the meta device: shapes without contents, a second each. True multiply-adds are half of what torch's
+counter gives: convolutions and all matrix products, those of attention included; norms, activations and biases not. The
+paper's GFLOPs (Table 1) are multiply-adds as mmcv 1.7's ``get_model_complexity_info`` counts them, by type of module:
+``RULES`` below. That counter sees modules only, so the matrix products of attention, bare functions and SiLU cost nothing.
+Subclasses do not count either, which leaves out the norms of the U-Net's residual blocks (LDM's own class there) and the
+head's upsampling (mmseg's own class). timm's LayerNorm counts nevertheless: it stands where Swin and ViT have torch's own.
 """
 
 from __future__ import annotations
