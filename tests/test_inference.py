@@ -196,20 +196,6 @@ def test_results_do_not_depend_on_the_batch_size(batch_size):
         assert (one["ms"] == other["ms"]).float().mean() > 0.999
 
 
-def test_batches_are_full_and_each_window_is_asked_once():
-    sizes, keys = [], []
-
-    def predict(batch: dict) -> Tensor:
-        assert batch["image"].shape[1:] == (3, 32, 32)
-        sizes.append(len(batch["image"]))
-        keys.extend(batch["key"])
-        return batch["image"]
-
-    labels(predict, [noise(32, 60), noise(40, 33), noise(33, 100)], batch_size=7)
-    assert set(sizes[:-1]) == {7}
-    assert len(keys) == len(set(keys))
-
-
 def test_samples_come_back_once_and_in_order_while_the_stream_runs():
     """Results appear before the last sample was read: memory does not grow with the split."""
     read = []

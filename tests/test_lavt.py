@@ -16,7 +16,7 @@ from transformers import BatchEncoding, BertConfig, BertModel, BertTokenizer
 from fixtures.parity.narrow import make_spec, with_training
 from vpd.config.schema import HeadSpec, LavtModel, NetworkSpec, Spec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
-from vpd.models.lavt import PixelWordAttention, build_lavt, compose_lavt, load_language
+from vpd.models.lavt import Lavt, PixelWordAttention, build_lavt, load_language
 from vpd.utils.errors import UserError
 
 SWIN = NetworkSpec(
@@ -226,7 +226,7 @@ def test_new_weights_come_from_the_seed_whatever_the_backbone(checkpoint):
     assert "backbone.network.patch_embed.proj.weight" not in equal
     backbone, (bert, tokenizer) = load_backbone(checkpoint), load_language(checkpoint)
     torch.manual_seed(4)
-    composed = compose_lavt(lavt_spec(), backbone, bert, tokenizer).trained_state()
+    composed = Lavt(lavt_spec(), backbone, bert, tokenizer).trained_state()
     assert all(torch.equal(stored[name], composed[name]) for name in stored)
     vision = load_file(checkpoint / "vision" / "model.safetensors")
     assert all(torch.equal(stored[f"backbone.network.{name}"], tensor) for name, tensor in vision.items())
@@ -246,7 +246,7 @@ def test_lavt_of_true_size_has_the_published_number_of_parameters():
     spec = lavt_spec(length=20, fusion_heads=(1, 1, 1, 1), head=HeadSpec(kind="simple-decoding", channels=512))
     with torch.device("meta"):
         backbone = build_backbone(NetworkSpec(library="timm", architecture=SWIN.architecture))
-        network = compose_lavt(spec, backbone, BertModel(BertConfig()), tokens)
+        network = Lavt(spec, backbone, BertModel(BertConfig()), tokens)
         assert network({"image": torch.zeros(1, 3, 480, 480), "text": ["a"]}).shape == (1, 2, 480, 480)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
     assert sizes == {"backbone": 86_876_536, "language": 108_891_648, "fusion": 9_217_408, "head": 20_651_010}

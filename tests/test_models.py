@@ -9,15 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from fixtures.parity.narrow import (
-    CLASSES,
-    attention,
-    build,
-    make_batch,
-    make_spec,
-    write_factor_4,
-    write_factor_8,
-)
+from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec, write_factor_4, write_factor_8
 from vpd.models import LatentCache
 from vpd.models.diffusion import FeatureUNet
 from vpd.utils.errors import UserError

@@ -36,8 +36,7 @@ def _two_threads():
 
 @pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize(
-    ("name", "checkpointing"),
-    [("seg-full", False), ("seg-full", True), ("refcoco-full", False), ("depth-full", False)],
+    ("name", "checkpointing"), [("seg-full", False), ("seg-full", True), ("refcoco-full", False), ("depth-full", False)]
 )
 def test_one_step_at_true_size(name, checkpointing):
     spec = load_params("params.yaml", "paper").resolve(name)

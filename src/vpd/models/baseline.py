@@ -96,13 +96,18 @@ def _level(channels: int, base: int, target: int, width: int) -> nn.Sequential:
 
 
 class Baseline(Network):
-    """A backbone's maps, through a neck to a head."""
+    """A backbone's maps, through a neck (one level: a pyramid; several: a norm each) to a head."""
 
-    def __init__(
-        self, spec: BackboneModel, *, backbone: Backbone, neck: LevelNorms | SimplePyramid, head: nn.Module
-    ) -> None:
+    def __init__(self, spec: Spec, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        self.spec, self.backbone, self.neck, self.head = spec, backbone, neck, head
+        assert isinstance(spec.model, BackboneModel)
+        self.backbone, channels, strides = backbone, backbone.channels, backbone.strides
+        self.neck: LevelNorms | SimplePyramid
+        if len(strides) == 1:
+            self.neck = SimplePyramid(channels[0], strides[0], spec.model.pyramid_channels)
+        else:
+            self.neck = LevelNorms(channels, strides)
+        self.head = build_head(spec, self.neck.channels, self.neck.strides, classes)
 
     def features(self, batch: Batch) -> Features:
         """Compute the features of a batch behind the neck, fine to coarse; there is no attention to text."""
@@ -113,7 +118,7 @@ class Baseline(Network):
 
 def build_baseline(spec: Spec, checkpoint: Path, classes: list[str]) -> Baseline:
     """Build a baseline from a backbone's folder; UserError if that is missing or damaged, or does not fit the head."""
-    return compose_baseline(spec, load_spec_backbone(spec, checkpoint), len(classes))
+    return Baseline(spec, load_spec_backbone(spec, checkpoint), len(classes))
 
 
 def load_spec_backbone(spec: Spec, checkpoint: Path) -> Backbone:
@@ -123,18 +128,3 @@ def load_spec_backbone(spec: Spec, checkpoint: Path) -> Backbone:
     options: dict[str, Any] = {"gradient_checkpointing": spec.training.gradient_checkpointing}
     with torch.random.fork_rng(devices=[]):
         return load_backbone(checkpoint, model.backbone, drop_path=model.drop_path, **options)
-
-
-def compose_baseline(spec: Spec, backbone: Backbone, classes: int) -> Baseline:
-    """Put neck and head onto a backbone, on whatever device it is (``meta`` included).
-
-    A backbone's single level gets a pyramid, several levels get a norm each.
-    """
-    assert isinstance(spec.model, BackboneModel)
-    neck: LevelNorms | SimplePyramid
-    if len(backbone.strides) == 1:
-        neck = SimplePyramid(backbone.channels[0], backbone.strides[0], spec.model.pyramid_channels)
-    else:
-        neck = LevelNorms(backbone.channels, backbone.strides)
-    head = build_head(spec, neck.channels, neck.strides, classes)
-    return Baseline(spec.model, backbone=backbone, neck=neck, head=head)

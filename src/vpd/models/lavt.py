@@ -128,13 +128,29 @@ class Words(nn.Module):
 
 
 class Lavt(Network):
-    """Stages of a Swin Transformer with word fusion between them, BERT, and a decoder head; all of it is trained."""
+    """Stages of a Swin Transformer with word fusion between them, BERT, and a decoder head; all of it is trained.
 
-    def __init__(
-        self, spec: LavtModel, *, backbone: SwinBackbone, language: Words, fusion: WordFusion, head: nn.Module
-    ) -> None:
+    Raises:
+        UserError: the task has no expressions, the backbone is no Swin Transformer, or a setting does not fit them.
+    """
+
+    def __init__(self, spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Callable[..., Any]) -> None:
         super().__init__()
-        self.spec, self.backbone, self.language, self.fusion, self.head = spec, backbone, language, fusion, head
+        model = spec.model
+        assert isinstance(model, LavtModel)
+        if spec.task != "referring":
+            raise UserError(
+                f"method '{spec.method}' needs expressions, which task '{spec.task}' lacks; choose another method"
+            )
+        if not isinstance(backbone, SwinBackbone):
+            raise UserError(
+                f"method '{spec.method}' needs a Swin Transformer, but checkpoint '{spec.checkpoint}' is a "
+                f"{type(backbone.network).__name__}; choose another checkpoint"
+            )
+        channels, width = backbone.channels, bert.config.hidden_size
+        self.backbone, self.language = backbone, Words(bert, tokenizer, model.length)
+        self.fusion = WordFusion(channels, width, model.fusion_heads, model.fusion_dropout)
+        self.head = build_head(spec, channels, backbone.strides, classes=2)
 
     def features(self, batch: Batch) -> Features:
         """Fuse the stages' pixels with words, fine to coarse; attention to words is not recorded."""
@@ -158,30 +174,7 @@ def build_lavt(spec: Spec, checkpoint: Path) -> Lavt:
     backbone = load_spec_backbone(spec, checkpoint)
     with torch.random.fork_rng(devices=[]):
         bert, tokenizer = load_language(checkpoint)
-    return compose_lavt(spec, backbone, bert, tokenizer)
-
-
-def compose_lavt(spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Callable[..., Any]) -> Lavt:
-    """Put LAVT together from its parts, on whatever device they are (``meta`` included); UserError if they do not fit."""
-    model = spec.model
-    assert isinstance(model, LavtModel)
-    if spec.task != "referring":
-        raise UserError(
-            f"method '{spec.method}' needs expressions, which task '{spec.task}' lacks; choose another method"
-        )
-    if not isinstance(backbone, SwinBackbone):
-        raise UserError(
-            f"method '{spec.method}' needs a Swin Transformer, but checkpoint '{spec.checkpoint}' is a "
-            f"{type(backbone.network).__name__}; choose another checkpoint"
-        )
-    channels, width = backbone.channels, bert.config.hidden_size
-    return Lavt(
-        model,
-        backbone=backbone,
-        language=Words(bert, tokenizer, model.length),
-        fusion=WordFusion(channels, width, model.fusion_heads, model.fusion_dropout),
-        head=build_head(spec, channels, backbone.strides, classes=2),
-    )
+    return Lavt(spec, backbone, bert, tokenizer)
 
 
 def load_language(checkpoint: Path) -> tuple[BertModel, PreTrainedTokenizerBase]:

@@ -68,8 +68,8 @@ def markdown(costs: Mapping[str, Cost], paper: Mapping[str, float]) -> str:
     """Format costs by experiment as a table beside the paper's GFLOPs (``paper_gflops``)."""
     rows: list[list[str]] = []
     for name, cost in costs.items():
-        numbers = [(column, str(value)) for column, value in figures(cost).items()]
-        numbers.insert(4, ("GFLOPs, paper", str(paper.get(name, "–"))))
-        rows = rows or [["experiment", *dict(numbers)], ["---"] + ["---:"] * len(numbers)]
-        rows.append([name, *dict(numbers).values()])
+        columns = [("experiment", name), *((column, str(value)) for column, value in figures(cost).items())]
+        columns.insert(5, ("GFLOPs, paper", str(paper.get(name, "–"))))
+        rows = rows or [[column for column, _ in columns], ["---"] + ["---:"] * (len(columns) - 1)]
+        rows.append([value for _, value in columns])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{NOTE}\n"

@@ -36,9 +36,9 @@ from vpd.config.schema import (
     VPDModel,
 )
 from vpd.models.backbones import build_backbone
-from vpd.models.baseline import compose_baseline
-from vpd.models.lavt import compose_lavt
-from vpd.models.network import compose
+from vpd.models.baseline import Baseline
+from vpd.models.lavt import Lavt
+from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES
 from vpd.utils.files import read_json
 
@@ -61,36 +61,27 @@ def read_parts(checkpoint: Path) -> Configs:
 
 
 class _GivenTokens(nn.Module):
-    """Fixed random token states in place of the frozen text encoder, which the paper's figures leave out."""
-
-    states: Tensor
+    """Random token states in place of the frozen text encoder, which the paper's figures leave out."""
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("states", torch.randn(length, width))
+        self.register_buffer("states", torch.randn(1, length, width))
 
     def forward(self, sentences: list[str]) -> Tensor:
-        return self.states.expand(len(sentences), -1, -1)
+        return self.get_buffer("states").expand(len(sentences), -1, -1)
 
     def pooled(self, sentences: list[str]) -> Tensor:
-        return self.states[-1].expand(len(sentences), -1)
+        return self.forward(sentences)[:, -1]
 
 
 def _full_sentences(sentences: list[str], *, max_length: int, **_options: object) -> Any:
     """Stand in for BERT's tokenizer: every sentence has ``max_length`` equal tokens."""
-    size = (len(sentences), max_length)
-    tokens = {"input_ids": torch.zeros(size, dtype=torch.long), "attention_mask": torch.ones(size, dtype=torch.long)}
-    return BatchEncoding(tokens)
+    ids = torch.zeros(len(sentences), max_length, dtype=torch.long)
+    return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def build(spec: Spec, parts: Parts, classes: int) -> nn.Module:
-    """Build the network of an experiment with random weights on torch's default device (``meta`` included).
-
-    Args:
-        spec: the experiment.
-        parts: configurations (VPD) or a backbone (baselines, LAVT).
-        classes: number of the dataset's classes.
-    """
+    """Build the network of an experiment with random weights on torch's default device (``meta`` included)."""
     return _build_vpd(spec, parts, classes) if isinstance(parts, dict) else _build_baseline(spec, parts, classes)
 
 
@@ -100,9 +91,9 @@ def _build_vpd(spec: Spec, configs: Configs, classes: int) -> nn.Module:
     assert isinstance(spec.model, VPDModel)
     prompt, width = spec.model.prompt, unet.config.cross_attention_dim
     if prompt.strategy in FROM_IMAGES:
-        return compose(spec, unet, vae, classes, text=_GivenTokens(prompt.length, width))
+        return VPD(spec, unet, vae, classes, text=_GivenTokens(prompt.length, width))
     rows = {"empty": 1, "empty-sequence": prompt.length}.get(prompt.strategy, classes)
-    return compose(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width))
+    return VPD(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width))
 
 
 def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
@@ -110,19 +101,17 @@ def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
     assert isinstance(model, BackboneModel | LavtModel)
     backbone = build_backbone(parts.vision, drop_path=model.drop_path, gradient_checkpointing=checkpointing)
     if isinstance(model, BackboneModel):
-        return compose_baseline(spec, backbone, classes)
+        return Baseline(spec, backbone, classes)
     assert parts.language is not None
     vocabulary = {} if parts.vocabulary is None else {"vocab_size": parts.vocabulary}
     bert = BertModel(BertConfig(**{**parts.language.options, **vocabulary}), add_pooling_layer=False)
-    return compose_lavt(spec, backbone, bert, _full_sentences)
+    return Lavt(spec, backbone, bert, _full_sentences)
 
 
 def crop(spec: Spec) -> int:
     """Side of the square training images in pixels."""
-    if isinstance(spec, ReferringSpec):
-        return spec.data.size
-    assert isinstance(spec, SegmentationSpec | DepthSpec)
-    return spec.data.crop
+    assert isinstance(spec, SegmentationSpec | DepthSpec | ReferringSpec)
+    return spec.data.size if isinstance(spec, ReferringSpec) else spec.data.crop
 
 
 def make_batch(spec: Spec, images: int, classes: int) -> dict[str, Any]:

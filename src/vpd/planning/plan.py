@@ -38,15 +38,13 @@ PLACEHOLDER = re.compile(r"\$\{([\w.-]+)\}")
 
 @dataclass(frozen=True)
 class Job:
-    """One stage of dvc.yaml for one item."""
+    """One stage of dvc.yaml for one item ``key``, if it has items; ``needs``: names of the jobs whose outputs it reads."""
 
     stage: str
     key: str
-    """Experiment, dataset or checkpoint; empty for a stage without items."""
     outs: tuple[str, ...]
     deps: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    """Names of the jobs whose outputs it reads."""
 
 
 class Computed(BaseModel):
@@ -59,10 +57,9 @@ class Computed(BaseModel):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one job takes."""
+    """What one job takes; ``done`` if its outputs and those of all that it needs are current."""
 
     done: bool
-    """Whether its outputs and those of all that it needs exist and were made with the present settings."""
     hours: float | None
     """Wall time with all its seeds on as many GPUs as it may use; None if unknown."""
     gpus: int = 0
@@ -91,15 +88,12 @@ def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, J
         for job in _instances(stage, body, values, workflow)
     }
     makers = {out: name for name, job in jobs.items() for out in job.outs}
-    inside: dict[str, dict[str, None]] = {}
-    for out, name in makers.items():
-        for folder in PurePosixPath(out).parents:
-            inside.setdefault(str(folder), {})[name] = None
 
     def needs(path: str) -> Iterable[str]:
         """Jobs that make the path or a folder around it, else those that make something inside it."""
         around = [str(folder) for folder in (PurePosixPath(path), *PurePosixPath(path).parents)]
-        return [makers[folder] for folder in around if folder in makers] or inside.get(path, ())
+        inside = (name for out, name in makers.items() if out.startswith(f"{path}/"))
+        return [makers[folder] for folder in around if folder in makers] or inside
 
     graph = {name: tuple(dict.fromkeys(n for path in job.deps for n in needs(path))) for name, job in jobs.items()}
     return {name: replace(jobs[name], needs=graph[name]) for name in TopologicalSorter(graph).static_order()}
