@@ -200,10 +200,8 @@ def test_hidden_patches_do_not_show(name):
 @torch.no_grad()
 def test_padding_is_the_mean_colour_below_and_on_the_right(name):
     backbone = evaluated(name)
-    height, width = 64 - 3, 96 - 5
-    if backbone.multiple == 14:
-        height, width = 70 - 3, 98 - 5
     unit = backbone.multiple
+    height, width = (70 - 3, 98 - 5) if unit == 14 else (64 - 3, 96 - 5)
     picture = images(height, width)
     mean = (backbone.mean * 2 - 1).expand(2, 3, -(-height // unit) * unit, -(-width // unit) * unit).clone()
     mean[:, :, :height, :width] = picture

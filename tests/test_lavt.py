@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BatchEncoding, BertConfig, BertModel, BertTokenizer
 
-from fixtures.parity.narrow import make_spec, with_training
+from fixtures.parity.narrow import make_spec
 from vpd.config.schema import HeadSpec, LavtModel, NetworkSpec, Spec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
 from vpd.models.lavt import Lavt, PixelWordAttention, build_lavt, load_language
@@ -146,14 +146,6 @@ def test_every_word_has_influence_on_every_level(checkpoint):
     assert found.attention == [None] * 4
 
 
-def test_the_order_of_a_batch_does_not_matter(checkpoint):
-    network, batch, order = build(checkpoint), make_batch(TEXTS), [2, 0, 1]
-    mixed = {"image": batch["image"][order], "text": [TEXTS[i] for i in order]}
-    close(network(mixed), network(batch)[order])
-    for i, text in enumerate(TEXTS):
-        close(network({"image": batch["image"][i : i + 1], "text": [text]}), network(batch)[i : i + 1])
-
-
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (33, 20), (96, 64)])
 def test_logits_have_the_size_of_the_image(checkpoint, size):
     network, batch = build(checkpoint), make_batch(TEXTS, size)
@@ -200,17 +192,6 @@ def test_gradients_reach_every_parameter(checkpoint):
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any() or name.endswith("key.bias"), name
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"backbone", "language", "fusion", "head"}
-
-
-def test_gradient_checkpointing_changes_no_gradient(checkpoint):
-    found = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        network = build_lavt(with_training(lavt_spec(), gradient_checkpointing=checkpointing), checkpoint).eval()
-        assert network.backbone.network.layers[0].grad_checkpointing == checkpointing
-        network(make_batch(TEXTS)).square().mean().backward()
-        found.append([p.grad for p in network.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------- weights and sizes
@@ -290,16 +271,12 @@ def test_text_encoders_that_are_missing_or_damaged_are_named(tmp_path, checkpoin
     tensors = load_file(weights)
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(
-        UserError, match=r"lacks 1 tensors of its BERT, first 'encoder\.layer\.1\.output\.dense\.weight'"
-    ):
+    with pytest.raises(UserError, match=r"lacks 1 tensors of its BERT, first 'encoder\.layer\.1\.output\.dense"):
         build(folder)
-    weights.write_bytes(b"no tensors")
-    with pytest.raises(UserError, match=r"language is incomplete or damaged"):
-        build(folder)
-    weights.unlink()
-    with pytest.raises(UserError, match=r"language is incomplete or damaged"):
-        build(folder)
+    for damage in (lambda: weights.write_bytes(b"no tensors"), weights.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"language is incomplete or damaged"):
+            build(folder)
     shutil.rmtree(folder / "language")
     with pytest.raises(UserError, match="has no folder language/"):
         build(folder)

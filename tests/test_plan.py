@@ -182,9 +182,7 @@ def test_the_documentations_total_is_that_of_the_costs():
     assert f"needs {total:,.0f} of them" in page
 
 
-@pytest.mark.parametrize("arguments", [["--gpus", "0"], ["--gpus", "some"]])
-def test_numbers_of_machines_are_checked(arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", *arguments])
-    assert ended.value.code == 2
+def test_numbers_of_machines_are_checked(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--gpus", "0"])
     assert "not a whole number of 1 or more" in capsys.readouterr().err

@@ -27,18 +27,11 @@ IDLE = {"seg-full": 0, "refcoco-full": 0, "depth-full": 64}
 """Tensors whose gradient is exactly zero: with one text token, norm2 and the query and key of all 16 cross-attentions."""
 
 
-@pytest.fixture
-def _two_threads():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
-@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize(
     ("name", "checkpointing"), [("seg-full", False), ("seg-full", True), ("refcoco-full", False), ("depth-full", False)]
 )
 def test_one_step_at_true_size(name, checkpointing):
+    torch.set_num_threads(2)
     spec = load_params("params.yaml", "paper").resolve(name)
     training = spec.training.model_copy(update={"gradient_checkpointing": checkpointing})
     spec = spec.model_copy(update={"training": training})

@@ -1,7 +1,4 @@
-"""What experiments cost before they run: size, multiply-adds, memory and GPU-hours, for tables and schedulers.
-
-GPU-hours are scaled from the times that the authors report for their own runs.
-"""
+"""What experiments cost before they run: size, multiply-adds, memory and GPU-hours, for tables and schedulers."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from vpd.evaluation.windows import window_starts
 from vpd.planning.costs import GIB, figures
 from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, read_parts, text_parameters
 from vpd.pretrained.stable_diffusion import sd1_configs
-from vpd.utils.digests import digest
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 from vpd.utils.progress import track
@@ -42,8 +38,6 @@ STARTING = 30
 """Minutes for imports, prompts and saving, whatever the training."""
 HOST, WORKER = 3072, 1024
 """MiB for a process with its two caches of 1 GiB, and for each of its loader processes."""
-NO_COST = {"unet", "backbone", "timestep", "latent_scale"}
-"""Model settings that change numbers, not costs."""
 SAMPLES = {"ade20k": 20210, "nyuv2": 24231, "refcoco": 42404, "refcoco+": 42278, "refcocog": 42226}
 """Training samples of the real datasets: images, and in the RefCOCO family (UMD split of RefCOCOg) objects."""
 EVALUATED = {"ade20k": 2000, "nyuv2": 654, "refcoco": 10834, "refcoco+": 10758, "refcocog": 4896}
@@ -55,10 +49,9 @@ REFERENCES = {
     "referring": (83.0, 40 * SAMPLES["refcoco"], 1920.82e9),
     "depth": (12.0, 25 * SAMPLES["nyuv2"], 1958.64e9),
 }
-"""The authors' own runs on 8 V100 with 32 GB in single precision (issue 29 of their repository): hours, training images
-seen, and the multiply-adds of one training image in our network with that experiment's settings."""
+"""The authors' own runs on 8 V100 with 32 GB in single precision (issue 29 of their repository), from which hours are
+scaled: hours, training images seen, and the multiply-adds of one training image in our network with their settings."""
 GPUS = 8
-_counted: dict[str, tuple[dict[str, Part], int]] = {}
 
 
 @dataclass(frozen=True)
@@ -147,23 +140,12 @@ def cost(
     parts = parts or sd1_configs()
     if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
         raise UserError(f"{spec.name} uses checkpoint {spec.checkpoint}; give its parts, or its backbone, to count it")
-    counted, text = _count(spec, parts, CLASSES[FORMATS[spec.task]] if classes is None else classes)
+    counted = count(spec, parts, CLASSES[FORMATS[spec.task]] if classes is None else classes)
     encoder = 0
     if isinstance(parts, dict) and isinstance(spec.model, VPDModel):
         encoder = ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * (spec.model.canvas or crop(spec)) ** 2
     inputs = forward_passes(spec, evaluated) * len(spec.training.milestones)
-    return Cost(spec, counted, text, encoder, _training_images(spec, samples), inputs)
-
-
-def _count(spec: Spec, parts: Parts, classes: int) -> tuple[dict[str, Part], int]:
-    """Count a network once for all specs whose differences do not change its cost."""
-    model = spec.model.model_dump(mode="json", exclude=NO_COST)
-    backbone = {"vision", "language", "vocabulary"}
-    own = parts.model_dump(include=backbone) if isinstance(parts, BackboneSpec) else parts
-    key = digest([spec.task, model, crop(spec), own, classes])
-    if key not in _counted:
-        _counted[key] = count(spec, parts, classes), text_parameters(spec, parts)
-    return _counted[key]
+    return Cost(spec, counted, text_parameters(spec, parts), encoder, _training_images(spec, samples), inputs)
 
 
 def _training_images(spec: Spec, samples: int | None) -> int:
