@@ -123,7 +123,6 @@ def _paper_scale(commands: Commands) -> None:
 
     command = _command(commands, "cost", _cost, "parameters, multiply-adds, memory and GPU-hours, before anything runs")
     command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="experiments (default: the whole matrix)")
-    command.add_argument("--checkpoints", type=Path, help="folder of the scale's checkpoints, if it pre-trains its own")
     command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
     _params(command)
 
@@ -293,7 +292,7 @@ def _cost(options: argparse.Namespace) -> None:
     from vpd.planning.costs import markdown, paper_gflops
 
     params, _ = _load(options)
-    costs = all_costs(params, options.checkpoints, options.names or None)
+    costs = all_costs(params, options.names or None)
     if options.out:
         write_costs(params, costs, options.out)
     print(markdown(costs, paper_gflops(params)))

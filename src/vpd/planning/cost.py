@@ -13,12 +13,11 @@ from vpd.datasets.transforms import resized_size
 from vpd.evaluation.inference import views
 from vpd.evaluation.windows import window_starts
 from vpd.planning.costs import GIB, figures
-from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, read_parts, text_parameters
+from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, text_parameters
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 from vpd.utils.progress import track
-from vpd.world.classes import CLASSES as SYNTHETIC_CLASSES
 
 if TYPE_CHECKING:
     from vpd.config.params import Params
@@ -122,17 +121,10 @@ class Cost:
         return weights + self.spec.evaluation.batch_size * per_image + RESERVED
 
 
-def cost(
-    spec: Spec,
-    parts: Parts | None = None,
-    classes: int | None = None,
-    samples: int | None = None,
-    evaluated: int | None = None,
-) -> Cost:
-    """Count the cost of one run of ``spec`` without computing anything.
+def cost(spec: Spec, parts: Parts | None = None) -> Cost:
+    """Count the cost of one run of ``spec`` on the real dataset without computing anything.
 
-    ``parts`` are VPD's configurations (Stable Diffusion 1's by default) or a baseline's backbone; ``classes``, training
-    ``samples`` per epoch and ``evaluated`` samples are those of the real dataset by default.
+    ``parts`` are VPD's configurations (Stable Diffusion 1's by default) or a baseline's backbone.
 
     Raises:
         UserError: ``parts`` are not those of the experiment's kind of network.
@@ -140,28 +132,20 @@ def cost(
     parts = parts or sd1_configs()
     if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
         raise UserError(f"{spec.name} uses checkpoint {spec.checkpoint}; give its parts, or its backbone, to count it")
-    counted = count(spec, parts, CLASSES[FORMATS[spec.task]] if classes is None else classes)
+    counted = count(spec, parts, CLASSES[FORMATS[spec.task]])
     encoder = 0
     if isinstance(parts, dict) and isinstance(spec.model, VPDModel):
         encoder = ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * (spec.model.canvas or crop(spec)) ** 2
-    inputs = forward_passes(spec, evaluated) * len(spec.training.milestones)
-    return Cost(spec, counted, text_parameters(spec, parts), encoder, _training_images(spec, samples), inputs)
+    training, samples = spec.training, SAMPLES[spec.variant or FORMATS[spec.task]]
+    per_epoch = samples - samples % training.batch_size * training.drop_last
+    images = training.steps * training.batch_size if training.steps else (training.epochs or 0) * per_epoch
+    inputs = forward_passes(spec) * len(training.milestones)
+    return Cost(spec, counted, text_parameters(spec, parts), encoder, images, inputs)
 
 
-def _training_images(spec: Spec, samples: int | None) -> int:
-    training = spec.training
-    if training.steps:
-        return training.steps * training.batch_size
-    samples = samples or SAMPLES[spec.variant or FORMATS[spec.task]]
-    return (training.epochs or 0) * (samples - samples % training.batch_size * training.drop_last)
-
-
-def forward_passes(spec: Spec, samples: int | None = None) -> int:
-    """Count the network inputs of one evaluation: windows, scales and mirror images (G7, G8, D11).
-
-    ``samples`` are those of the real split unless given.
-    """
-    samples = samples or EVALUATED[spec.variant or FORMATS[spec.task]]
+def forward_passes(spec: Spec) -> int:
+    """Count the network inputs of one evaluation: windows, scales and mirror images (G7, G8, D11)."""
+    samples = EVALUATED[spec.variant or FORMATS[spec.task]]
     if isinstance(spec, DepthSpec):
         return samples * spec.evaluation.windows * (1 + spec.evaluation.flip)
     if not isinstance(spec, SegmentationSpec):
@@ -196,38 +180,23 @@ def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: flo
     }
 
 
-def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[str] | None = None) -> dict[str, Cost]:
-    """Count the experiments ``names``, or the whole matrix.
-
-    VPD's configurations are read from a diffusers pipeline folder per checkpoint in ``checkpoints``; without it they are
-    Stable Diffusion 1's.
+def all_costs(params: Params, names: Sequence[str] | None = None) -> dict[str, Cost]:
+    """Count the experiments ``names``, or the whole matrix, on the real datasets.
 
     Raises:
-        UserError: an unknown experiment, or the scale pre-trains its own checkpoints and ``checkpoints`` is missing.
+        UserError: an unknown experiment, or the scale generates its data.
     """
     specs = [params.resolve(name) for name in names or params.experiments]
-    return {spec.name: _cost(params, spec, checkpoints) for spec in track(specs, len(specs), "costs", "experiment")}
-
-
-def _cost(params: Params, spec: Spec, checkpoints: Path | None) -> Cost:
-    dataset = params.dataset(spec.dataset)
-    synthetic = dataset.source == "synthetic" and dataset.format == "ade20k"
-    classes = len(SYNTHETIC_CLASSES) if synthetic else CLASSES[dataset.format]
-    samples, evaluated = (
-        next((dataset.images[split] for split in splits if split in dataset.images), None)
-        for splits in (("training", "train"), ("validation", "test", "val"))
-    )
-    parts: Parts | None = None
-    if spec.model.kind != "vpd":
-        parts = params.backbone(spec.checkpoint)
-    elif checkpoints:
-        parts = read_parts(checkpoints / spec.checkpoint)
-    elif params.checkpoint(spec.checkpoint).source == "pretrained":
-        raise UserError(
-            f"{params.source}: scale {params.scale} pre-trains checkpoint {spec.checkpoint}, so its size is unknown until "
-            "then; give the folder of its checkpoints with --checkpoints"
-        )
-    return cost(spec, parts, classes, samples, evaluated)
+    for spec in specs:
+        if params.dataset(spec.dataset).source == "synthetic":
+            raise UserError(
+                f"{params.source}: scale {params.scale} generates its data and pre-trains its own checkpoints, whose sizes "
+                "vpd cost does not know; use --scale paper"
+            )
+    return {
+        spec.name: cost(spec, None if spec.model.kind == "vpd" else params.backbone(spec.checkpoint))
+        for spec in track(specs, len(specs), "costs", "experiment")
+    }
 
 
 def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:

@@ -218,8 +218,8 @@ def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate],
     rows += [_row(stage, [needs[name] for name, job in jobs.items() if job.stage == stage]) for stage in stages]
     lines = [title, "", *_table([*rows, _row("all", list(needs.values()))]), ""]
     todo = {name: estimate for name, estimate in needs.items() if not estimate.done}
-    if any(estimate.gpus for estimate in todo.values()):
-        total = sum((estimate.hours or 0.0) * estimate.gpus for estimate in todo.values())
+    total = sum((estimate.hours or 0.0) * estimate.gpus for estimate in todo.values())
+    if total:
         plural = "s" * (gpus != 1)
         lines.append(f"At least {duration(total / gpus)} on {gpus} GPU{plural}, if all are busy all the time.")
     unknown = [name for name, estimate in todo.items() if estimate.hours is None]
