@@ -11,8 +11,7 @@ head's upsampling (mmseg's own class). timm's LayerNorm counts nevertheless: it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,8 @@ def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
     counter = FlopCounterMode(display=False)
     with torch.device("meta"):
         model = build(spec, parts, classes).eval()
-        with torch.no_grad(), counter, _by_module(model) as (mmcv, activations):
+        mmcv, activations = _by_module(model)
+        with torch.no_grad(), counter:
             model(make_batch(spec, 1, classes))
     flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
 
@@ -208,9 +208,8 @@ RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
 }
 
 
-@contextmanager
-def _by_module(model: nn.Module) -> Iterator[tuple[Counter[str], Counter[str]]]:
-    """Count, while the block runs, mmcv's multiply-adds and the numbers in and out of trained layers, by module."""
+def _by_module(model: nn.Module) -> tuple[Counter[str], Counter[str]]:
+    """Count from now on mmcv's multiply-adds and the numbers in and out of trained layers, by module."""
     macs: Counter[str] = Counter()
     activations: Counter[str] = Counter()
     unet = getattr(model, "unet", nn.Identity())
@@ -226,8 +225,7 @@ def _by_module(model: nn.Module) -> Iterator[tuple[Counter[str], Counter[str]]]:
 
         return add
 
-    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
-    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
-    yield macs, activations
-    for handle in handles:
-        handle.remove()
+    for name, module in model.named_modules():
+        if not any(module.children()):
+            module.register_forward_hook(hook(name))
+    return macs, activations
