@@ -27,7 +27,7 @@ from vpd.config.params import load_params
 from vpd.config.schema import Spec
 from vpd.planning.cost import cost
 from vpd.planning.costs import GIB
-from vpd.planning.networks import CLASSES, LAYOUTS, build, make_batch, read_parts
+from vpd.planning.networks import CLASSES, FORMATS, build, make_batch, read_parts
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.loader import Plan
 from vpd.training.loop import gradient, on_device, start_accelerator
@@ -48,7 +48,7 @@ def run(spec: Spec, parts: dict, batch_size: int, steps: int, threads: int) -> t
     torch.set_num_threads(threads)
     seed_all(0)
     accelerator = start_accelerator(spec.training.precision)
-    classes = CLASSES[LAYOUTS[spec.task]]
+    classes = CLASSES[FORMATS[spec.task]]
     model = on_device(build(spec, parts, classes), accelerator).train()
     optimizer = build_optimizer(model, spec.training.optimizer)
     parallel, optimizer = accelerator.prepare(model, optimizer)

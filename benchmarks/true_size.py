@@ -21,7 +21,7 @@ import torch
 from vpd.config.params import load_params
 from vpd.config.schema import Spec
 from vpd.planning.costs import GIB
-from vpd.planning.networks import CLASSES, LAYOUTS, build, make_batch, read_parts
+from vpd.planning.networks import CLASSES, FORMATS, build, make_batch, read_parts
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
@@ -80,7 +80,7 @@ def step(spec: Spec, parts: dict[str, dict], threads: int) -> tuple[dict, dict[s
     """Seconds (wall, processor) and peak GiB by phase, and the loss, of one evaluation pass and one training step."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    classes, clock = CLASSES[LAYOUTS[spec.task]], Clock()
+    classes, clock = CLASSES[FORMATS[spec.task]], Clock()
     with clock.phase("build"):
         model = build(spec, parts, classes)
     batch = make_batch(spec, 1, classes)

@@ -16,7 +16,7 @@ from fixtures.parity.narrow import (
     write_factor_4,
     write_factor_8,
 )
-from vpd.models.attention import CrossAttention, set_processors
+from vpd.models.attention import CrossAttention
 from vpd.models.diffusion import FeatureUNet
 from vpd.utils.errors import UserError
 
@@ -124,10 +124,3 @@ def test_gradient_checkpointing_changes_nothing(wide, gradient):
         results.append([output.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
     for found, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
-
-
-def test_set_processors_leaves_no_attention_layer_out(wide):
-    unet = UNet2DConditionModel.from_pretrained(wide / "unet")
-    set_processors(unet, attention())
-    kinds = {type(p).__name__ for p in unet.attn_processors.values()}
-    assert kinds == {"SelfAttention", "CrossAttention"}

@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BatchEncoding, BertConfig, BertModel, BertTokenizer
 
-from fixtures.parity.narrow import make_spec, with_training
+from fixtures.parity.narrow import make_spec
 from vpd.config.schema import HeadSpec, LavtModel, NetworkSpec, Spec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
-from vpd.models.lavt import build_lavt, compose_lavt, load_language
-from vpd.models.pixel_words import PixelWordAttention
+from vpd.models.lavt import Lavt, PixelWordAttention, build_lavt, load_language
 from vpd.utils.errors import UserError
 
 SWIN = NetworkSpec(
@@ -120,23 +119,6 @@ def test_a_pixel_gathers_the_word_it_asks_for():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_biases_that_are_left_out_would_cancel():
-    """The paper's projections have them; they cannot change what a pixel gathers."""
-    pwam, x, (words, mask) = PixelWordAttention(16, 12, 2), torch.randn(2, 3, 5, 16), words_and_mask()
-    expected = pwam(x, words, mask)
-    for name in ("query", "key", "gathered"):
-        layer = getattr(pwam, name)
-        layer.bias = nn.Parameter(torch.randn(16))
-    close(pwam(x, words, mask), expected)
-
-
-def test_words_behind_the_mask_have_no_influence():
-    pwam, x, (words, mask) = PixelWordAttention(16, 12, 2), torch.randn(2, 3, 5, 16), words_and_mask()
-    others = torch.where(mask[..., None], words, 100 * torch.randn_like(words))
-    assert torch.equal(pwam(x, words, mask), pwam(x, others, mask))
-    close(pwam(x[1:], words[1:, :3], mask[1:, :3]), pwam(x, words, mask)[1:])
-
-
 # ---------------------------------------------------------------------------------------------------------- the network
 def test_padding_of_expressions_has_no_influence(checkpoint):
     """Nor has the length that other expressions of a batch are padded to."""
@@ -162,14 +144,6 @@ def test_every_word_has_influence_on_every_level(checkpoint):
             assert (one - other).abs().max() > 1e-3
     assert found.strides == [4, 8, 16, 32]
     assert found.attention == [None] * 4
-
-
-def test_the_order_of_a_batch_does_not_matter(checkpoint):
-    network, batch, order = build(checkpoint), make_batch(TEXTS), [2, 0, 1]
-    mixed = {"image": batch["image"][order], "text": [TEXTS[i] for i in order]}
-    close(network(mixed), network(batch)[order])
-    for i, text in enumerate(TEXTS):
-        close(network({"image": batch["image"][i : i + 1], "text": [text]}), network(batch)[i : i + 1])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (33, 20), (96, 64)])
@@ -209,14 +183,6 @@ def test_a_gate_adds_its_share_of_the_fused_map(checkpoint):
     assert fusion(3, torch.randn(2, 2, 2, 256), words, mask)[0].shape == (2, 256, 2, 2)
 
 
-def test_gates_begin_all_but_closed(checkpoint):
-    torch.manual_seed(0)
-    network = build_lavt(lavt_spec(), checkpoint)
-    for gate, channels in zip(network.fusion.gates, (32, 64, 128), strict=True):
-        share = gate(torch.randn(1000, channels))
-        assert 0 < share.abs().max() < 0.2
-
-
 def test_gradients_reach_every_parameter(checkpoint):
     """A key's bias adds the same to all logits of a softmax, in BERT too: only rounding moves it."""
     network = build(checkpoint).train()
@@ -226,40 +192,6 @@ def test_gradients_reach_every_parameter(checkpoint):
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any() or name.endswith("key.bias"), name
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"backbone", "language", "fusion", "head"}
-
-
-def test_gradient_checkpointing_changes_no_gradient(checkpoint):
-    found = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        network = build_lavt(with_training(lavt_spec(), gradient_checkpointing=checkpointing), checkpoint).eval()
-        assert network.backbone.network.layers[0].grad_checkpointing == checkpointing
-        network(make_batch(TEXTS)).square().mean().backward()
-        found.append([p.grad for p in network.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-
-
-def test_expressions_decide_between_masks_after_some_training(checkpoint):
-    """The same image with two expressions and opposite masks: nothing but words can tell them apart."""
-    network = build(checkpoint).train()
-    image = make_batch(["", ""])["image"][:1].expand(2, -1, -1, -1)
-    batch = {"image": image, "text": ["left ball", "right ball"]}
-    masks = torch.zeros(2, 64, 64, dtype=torch.long)
-    masks[0, :, :32] = masks[1, :, 32:] = 1
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    for _ in range(40):
-        optimizer.zero_grad()
-        F.cross_entropy(network(batch), masks).backward()
-        optimizer.step()
-    assert (network(batch).argmax(1) == masks).float().mean() > 0.9
-
-
-def test_bfloat16_autocast_is_close_to_float32(checkpoint):
-    network, batch = build(checkpoint), make_batch(TEXTS)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = network(batch)
-    expected = network(batch)
-    assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 # ---------------------------------------------------------------------------------------------------- weights and sizes
@@ -275,7 +207,7 @@ def test_new_weights_come_from_the_seed_whatever_the_backbone(checkpoint):
     assert "backbone.network.patch_embed.proj.weight" not in equal
     backbone, (bert, tokenizer) = load_backbone(checkpoint), load_language(checkpoint)
     torch.manual_seed(4)
-    composed = compose_lavt(lavt_spec(), backbone, bert, tokenizer).trained_state()
+    composed = Lavt(lavt_spec(), backbone, bert, tokenizer).trained_state()
     assert all(torch.equal(stored[name], composed[name]) for name in stored)
     vision = load_file(checkpoint / "vision" / "model.safetensors")
     assert all(torch.equal(stored[f"backbone.network.{name}"], tensor) for name, tensor in vision.items())
@@ -283,19 +215,6 @@ def test_new_weights_come_from_the_seed_whatever_the_backbone(checkpoint):
     kept = {name: tensor for name, tensor in bert.items() if not name.startswith("pooler.")}
     assert kept.keys() == {n.removeprefix("language.bert.") for n in stored if n.startswith("language.")}
     assert all(torch.equal(stored[f"language.bert.{name}"], tensor) for name, tensor in kept.items())
-
-
-def test_trained_weights_are_all_that_a_prediction_needs(checkpoint):
-    one, other, batch = build(checkpoint, seed=1), build(checkpoint, seed=2, backbone="random"), make_batch(TEXTS)
-    one.train()(batch)  # Moves the head's running statistics.
-    one.eval()
-    state = one.trained_state()
-    assert not torch.equal(one(batch), other(batch))
-    other.load_trained_state(state)
-    assert torch.equal(one(batch), other(batch))
-    del state["language.bert.embeddings.word_embeddings.weight"]
-    with pytest.raises(UserError, match=r"1 missing, first 'language\.bert\.embeddings\.word_embeddings\.weight'"):
-        other.load_trained_state(state)
 
 
 def test_lavt_of_true_size_has_the_published_number_of_parameters():
@@ -308,7 +227,7 @@ def test_lavt_of_true_size_has_the_published_number_of_parameters():
     spec = lavt_spec(length=20, fusion_heads=(1, 1, 1, 1), head=HeadSpec(kind="simple-decoding", channels=512))
     with torch.device("meta"):
         backbone = build_backbone(NetworkSpec(library="timm", architecture=SWIN.architecture))
-        network = compose_lavt(spec, backbone, BertModel(BertConfig()), tokens)
+        network = Lavt(spec, backbone, BertModel(BertConfig()), tokens)
         assert network({"image": torch.zeros(1, 3, 480, 480), "text": ["a"]}).shape == (1, 2, 480, 480)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
     assert sizes == {"backbone": 86_876_536, "language": 108_891_648, "fusion": 9_217_408, "head": 20_651_010}
@@ -352,16 +271,12 @@ def test_text_encoders_that_are_missing_or_damaged_are_named(tmp_path, checkpoin
     tensors = load_file(weights)
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(
-        UserError, match=r"lacks 1 tensors of its BERT, first 'encoder\.layer\.1\.output\.dense\.weight'"
-    ):
+    with pytest.raises(UserError, match=r"lacks 1 tensors of its BERT, first 'encoder\.layer\.1\.output\.dense"):
         build(folder)
-    weights.write_bytes(b"no tensors")
-    with pytest.raises(UserError, match=r"language is incomplete or damaged"):
-        build(folder)
-    weights.unlink()
-    with pytest.raises(UserError, match=r"language is incomplete or damaged"):
-        build(folder)
+    for damage in (lambda: weights.write_bytes(b"no tensors"), weights.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"language is incomplete or damaged"):
+            build(folder)
     shutil.rmtree(folder / "language")
     with pytest.raises(UserError, match="has no folder language/"):
         build(folder)

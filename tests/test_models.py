@@ -9,15 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from fixtures.parity.narrow import (
-    CLASSES,
-    attention,
-    build,
-    make_batch,
-    make_spec,
-    write_factor_4,
-    write_factor_8,
-)
+from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec, write_factor_4, write_factor_8
 from vpd.models import LatentCache
 from vpd.models.diffusion import FeatureUNet
 from vpd.utils.errors import UserError
@@ -72,19 +64,6 @@ def test_features_are_those_of_diffusers_forward(request, folder, side):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_timestep_and_latent_scale_matter(checkpoint):
-    """S1 and S2: settings of the spec, not constants."""
-    reference, later, scaled = (
-        build(make_spec("segmentation", **change), checkpoint)
-        for change in ({}, {"timestep": 100}, {"latent_scale": 0.18215})
-    )
-    batch = make_batch()
-    torch.testing.assert_close(scaled.vae(batch["image"]), 0.18215 * reference.vae(batch["image"]))
-    for model in (later, scaled):
-        found, expected = model.features(batch).maps[0], reference.features(batch).maps[0]
-        assert (found - expected).norm() > 1e-3 * expected.norm()
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_every_trained_tensor_gets_a_gradient_and_no_frozen_one(checkpoint, task):
     model = build(make_spec(task), checkpoint).train()
@@ -92,7 +71,7 @@ def test_every_trained_tensor_gets_a_gradient_and_no_frozen_one(checkpoint, task
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if not name.startswith(("vae.", "text."))}
     assert {name.split(".")[0] for name in trained} == {"unet", "adapter", "head"}
-    assert not any(module.training for module in model.vae.modules())
+    assert not any(module.training for part in (model.vae, model.text) if part for module in part.modules())
     assert not any("decoder" in name or "conv_out" in name for name in trained)
 
 
@@ -154,9 +133,4 @@ def test_latents_are_encoded_alone_once_and_within_bounds(checkpoint):
     flipped = {"image": batch["image"].flip(0)}
     model.latents = LatentCache(max_bytes=2 * latent)
     assert torch.equal(model(flipped | {"key": ["b", "a"]}).flip(0), first)
-
-
-def test_a_key_with_another_image_size_is_another_latent(checkpoint):
-    model = build(make_spec("segmentation"), checkpoint)
-    model(make_batch() | {"key": ["a", "b"]})
-    assert model(make_batch(48, 48) | {"key": ["a", "b"]}).shape == (2, 3, 12, 12)
+    assert model(make_batch(48, 48) | {"key": ["a", "b"]}).shape == (2, 3, 12, 12)  # another size is another latent

@@ -123,7 +123,6 @@ def _paper_scale(commands: Commands) -> None:
 
     command = _command(commands, "cost", _cost, "parameters, multiply-adds, memory and GPU-hours, before anything runs")
     command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="experiments (default: the whole matrix)")
-    command.add_argument("--checkpoints", type=Path, help="folder of the scale's checkpoints, if it pre-trains its own")
     command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
     _params(command)
 
@@ -289,10 +288,11 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _cost(options: argparse.Namespace) -> None:
-    from vpd.planning.cost import all_costs, markdown, paper_gflops, write_costs
+    from vpd.planning.cost import all_costs, write_costs
+    from vpd.planning.costs import markdown, paper_gflops
 
     params, _ = _load(options)
-    costs = all_costs(params, options.checkpoints, options.names or None)
+    costs = all_costs(params, options.names or None)
     if options.out:
         write_costs(params, costs, options.out)
     print(markdown(costs, paper_gflops(params)))
@@ -300,8 +300,7 @@ def _cost(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from vpd.planning.costs import read_entries
-    from vpd.planning.graph import ancestors, read_graph
-    from vpd.planning.plan import Computed, annotated, describe, estimates, listing, select
+    from vpd.planning.plan import Computed, ancestors, annotated, describe, estimates, listing, read_graph, select
     from vpd.stages.keys import is_current
 
     params, paths = _load(options)
@@ -315,7 +314,7 @@ def _plan(options: argparse.Namespace) -> None:
             print(annotated(line.rstrip("\n"), needs), flush=True)
         return
     if options.jobs:
-        print(listing(jobs, needs), end="\n\n")
+        print(listing(needs), end="\n\n")
     title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"
     print(describe(title, jobs, needs, options.gpus))
 

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from vpd.config.schema import AttentionSpec
 from vpd.utils.errors import UserError
 
-PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
-
 
 class Recorder:
     """Collects the cross-attention maps of one forward pass."""
@@ -33,14 +31,7 @@ class Recorder:
             self._maps.setdefault(level, []).append(maps)
 
     def collect(self, sizes: list[torch.Size]) -> list[Tensor | None]:
-        """End the pass.
-
-        Args:
-            sizes: height and width of each level.
-
-        Returns:
-            Per level the mean over its layers (batch, tokens, h, w), or None where nothing was recorded.
-        """
+        """End the pass; return per level of ``sizes`` the mean over its layers (batch, tokens, h, w), or None."""
         self._open = False
         layers = [self._maps.pop(level, None) for level in range(len(sizes))]
         return [
@@ -61,11 +52,9 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """Attention of pixels to the text.
+    """Attention of pixels to the text, recorded for ``level`` of the feature maps; None records nothing.
 
-    Args:
-        level: level of the feature maps to which the maps belong; None records nothing.
-        detached: recorded maps carry no gradient, as in the released code (S14).
+    Maps that are ``detached`` carry no gradient, as in the released code (S14).
     """
 
     def __init__(self, level: int | None, detached: bool) -> None:
@@ -88,10 +77,9 @@ class CrossAttention:
 
     def _recorded(self, attn: Attention, pixels: Tensor, context: Tensor, level: int, recorder: Recorder) -> Tensor:
         # Fused attention never forms the maps, so the product is written out here; averaged over heads after softmax (S6).
-        query, key, value = _split(attn, attn.to_q(pixels)), _split(attn, attn.to_k(context)), attn.to_v(context)
+        query, key, value = (_split(attn, x) for x in (attn.to_q(pixels), attn.to_k(context), attn.to_v(context)))
         maps = torch.softmax(query @ key.transpose(-1, -2) * attn.scale, dim=-1)
         recorder.add(level, (maps.detach() if self.detached else maps).mean(dim=1))
-        value = _split(attn, value)
         return _merge(attn, maps.to(value.dtype) @ value)
 
 
@@ -134,25 +122,16 @@ def _merge(attn: Attention, x: Tensor) -> Tensor:
 
 def _locate(name: str, levels: int) -> tuple[str, int]:
     """Return place (down, mid, up) and level (0 = finest) of a U-Net module; the middle block is at the coarsest (S7)."""
-    block, index = name.split(".")[:2]
-    place = PLACES[block]
+    place, index = name.split("_", 1)[0], name.split(".")[1]
     if place == "mid":
         return place, levels - 1
     return place, int(index) if place == "down" else levels - 1 - int(index)
 
 
 def set_processors(unet: nn.Module, spec: AttentionSpec) -> list[int]:
-    """Give every attention layer of a U-Net its processor.
+    """Give every attention layer of diffusers' U-Net its processor; return the levels whose maps are recorded.
 
-    Args:
-        unet: diffusers' U-Net, which is changed.
-        spec: where maps are recorded: level i has 1 / 2**i of the latent side and counts if that is at most ``limit``.
-
-    Returns:
-        The levels whose maps are recorded.
-
-    Raises:
-        UserError: a place that the spec names records nothing.
+    Level i has 1 / 2**i of the latent side and is recorded if that is at most ``spec.limit``; UserError if a place has none.
     """
     blocks: Any = unet
     levels, recorded = len(blocks.up_blocks), set()

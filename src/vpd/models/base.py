@@ -14,7 +14,8 @@ from vpd.utils.errors import UserError
 Size = tuple[int, int]
 """Height and width."""
 Batch = dict[str, Any]
-"""``image`` (batch, 3, H, W) in [-1, 1]; ``text`` or ``class_id`` (batch,) where the network is told what to look for."""
+"""``image`` (batch, 3, H, W) in [-1, 1]; ``text`` or ``class_id`` (batch,) where the network is told what to look for;
+``key`` names images that are never augmented."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,7 @@ class Network(nn.Module):
     head: nn.Module
 
     def forward(self, batch: Batch) -> Tensor:
-        """Predict from a batch.
-
-        Args:
-            batch: ``image`` (batch, 3, H, W) in [-1, 1], and ``text`` or ``class_id`` where the network needs it;
-                ``key`` names images that are never augmented.
-
-        Returns:
-            Logits (batch, classes, h, w) at the head's own size, or metres (batch, 1, H, W).
-        """
+        """Predict logits (batch, classes, h, w) at the head's own size, or metres (batch, 1, H, W)."""
         height, width = batch["image"].shape[-2:]
         return self.head(self.features(batch), (height, width))
 
@@ -60,13 +53,8 @@ class Network(nn.Module):
         return copied(self._trained())
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Load what ``trained_state`` gave.
-
-        Raises:
-            UserError: a tensor is missing, unexpected or of another shape; nothing is loaded then.
-        """
-        trained = self._trained()
-        check_fit(trained, state, "the weights do not fit this model", "use weights trained with this spec")
+        """Load what ``trained_state`` gave, or nothing and raise UserError if a tensor's name or shape does not fit."""
+        check_fit(self._trained(), state, "the weights do not fit this model", "use weights trained with this spec")
         with torch.no_grad():
             self.load_state_dict(state, strict=False)
 

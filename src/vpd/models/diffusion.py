@@ -21,10 +21,8 @@ from vpd.utils.errors import UserError
 class FrozenEncoder(nn.Module):
     """The VAE's encoder without its decoder, never trained.
 
-    Args:
-        vae: diffusers' autoencoder.
-        scale: factor of the latents; the released code has 1.0 where Stable Diffusion has 0.18215 (S2).
-        posterior: whether the latent is the posterior's ``mode`` or a ``sample`` (S2).
+    ``scale`` is the factor of the latents, 1.0 in the released code where Stable Diffusion has 0.18215; ``posterior`` says
+    whether the latent is the posterior's ``mode`` or a ``sample`` (S2).
     """
 
     def __init__(self, vae: Any, scale: float, posterior: str = "mode") -> None:
@@ -40,15 +38,9 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, keys: list[str] | None = None, cache: LatentCache | None = None) -> Tensor:
-        """Encode images.
+        """Encode images (batch, 3, H, W) in [-1, 1] to latents (batch, channels, H / factor, W / factor).
 
-        Args:
-            images: (batch, 3, H, W) in [-1, 1].
-            keys: names of images that always look the same; those are encoded one at a time and looked up in ``cache``.
-            cache: where their latents are stored; samples never are.
-
-        Returns:
-            Latents (batch, latent channels, H / factor, W / factor).
+        Images with ``keys`` always look the same: they are encoded one at a time and stored in ``cache``; samples never are.
         """
         if keys is None or cache is None or self.posterior == "sample":
             return self._encode(images)
@@ -68,12 +60,7 @@ class FrozenEncoder(nn.Module):
 class FeatureUNet(nn.Module):
     """Stable Diffusion's U-Net without its output layer; parameter names are those of diffusers.
 
-    ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps.
-
-    Args:
-        unet: diffusers' U-Net, whose blocks are taken over.
-        spec: which cross-attention maps are recorded.
-        gradient_checkpointing: recompute activations in the backward pass.
+    ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps, which ``spec`` selects.
     """
 
     def __init__(self, unet: Any, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
@@ -88,39 +75,27 @@ class FeatureUNet(nn.Module):
         self.context_width = unet.config.cross_attention_dim
 
     def forward(self, latents: Tensor, timestep: int, context: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Run one denoising step for its features.
+        """Run one denoising step on latents (batch, 4, h, w) without noise (S1) and text tokens (batch, tokens, width).
 
-        Args:
-            latents: (batch, 4, h, w), without noise.
-            timestep: the step that the U-Net is told (S1).
-            context: text tokens (batch, tokens, width).
-
-        Returns:
-            Feature maps (batch, channels, h, w) and recorded attention (batch, tokens, h, w) or None, per level, fine to
-            coarse. The feature of a level is the output of the last but one block, before the last block and the
-            upsampler; at the finest level that of the last (S4).
+        Returns per level, fine to coarse, a feature map (batch, channels, h, w) and recorded attention (batch, tokens, h, w)
+        or None. The feature of a level is the output of the last but one block, before the last block and the upsampler; at
+        the finest level that of the last (S4).
         """
         recorder = Recorder()
         text = {"encoder_hidden_states": context, "cross_attention_kwargs": {"recorder": recorder}}
-        time = self._time(latents, timestep)
-        hidden, skips = self._down(self.conv_in(latents), time, text)
+        steps = torch.full((len(latents),), timestep, device=latents.device)
+        time = self.time_embedding(self.time_proj(steps).to(latents.dtype))
+        hidden = self.conv_in(latents)
+        skips = [hidden]
+        for block in self.down_blocks:
+            hidden, outputs = block(hidden, time, **(text if _attends(block) else {}))
+            skips += outputs
         hidden = self.mid_block(hidden, time, **text)
         maps: list[Tensor] = []
         for block in self.up_blocks:
             hidden, feature = self._up(block, hidden, skips, time, text)
             maps.insert(0, feature)
         return maps, recorder.collect([feature.shape[-2:] for feature in maps])
-
-    def _time(self, latents: Tensor, timestep: int) -> Tensor:
-        steps = torch.full((len(latents),), timestep, device=latents.device)
-        return self.time_embedding(self.time_proj(steps).to(latents.dtype))
-
-    def _down(self, hidden: Tensor, time: Tensor, text: dict) -> tuple[Tensor, list[Tensor]]:
-        skips = [hidden]
-        for block in self.down_blocks:
-            hidden, outputs = block(hidden, time, **(text if _attends(block) else {}))
-            skips += outputs
-        return hidden, skips
 
     def _up(self, block: Any, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict) -> tuple[Tensor, Tensor]:
         """Run one level, using up its ``skips``; return the input of the next level and this level's feature."""

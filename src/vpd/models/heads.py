@@ -14,17 +14,7 @@ from vpd.utils.errors import UserError
 
 
 def build_head(spec: Spec, channels: list[int], strides: list[int], classes: int) -> nn.Module:
-    """Build an experiment's head with fresh weights from torch's global seed.
-
-    Args:
-        spec: the experiment.
-        channels: of the maps that the head reads, fine to coarse.
-        strides: input pixels per pixel of each map.
-        classes: number of the dataset's classes.
-
-    Raises:
-        UserError: the head does not fit these levels.
-    """
+    """Build an experiment's head with fresh weights from torch's global seed; UserError if the levels do not fit it."""
     outputs = {"segmentation": classes, "referring": 2, "depth": 1}[spec.task]
     return HEADS[spec.model.head.kind](spec.model.head, channels, strides, outputs)
 
@@ -36,8 +26,8 @@ def conv(inputs: int, outputs: int, side: int, stride: int = 1, bias: bool = Tru
 
 def conv_norm_relu(inputs: int, outputs: int, side: int = 3) -> nn.Sequential:
     """Make a convolution without bias, batch norm and ReLU."""
-    layers = {"conv": conv(inputs, outputs, side, bias=False), "bn": nn.BatchNorm2d(outputs), "relu": nn.ReLU()}
-    return nn.Sequential(OrderedDict(layers))
+    layers = OrderedDict(conv=conv(inputs, outputs, side, bias=False), bn=nn.BatchNorm2d(outputs), relu=nn.ReLU())
+    return nn.Sequential(layers)
 
 
 def _resized(x: Tensor, size: Size | torch.Size, corners: bool = False) -> Tensor:
@@ -60,7 +50,6 @@ def _initialise(part: nn.Module, rule: str = "kaiming", std: float = 0.01) -> No
             nn.init.zeros_(layer.bias)
 
 
-# ------------------------------------------------------------------------------------------------ semantic segmentation
 class FPN(nn.Module):
     """Feature pyramid neck: 1x1 laterals, nearest top-down sums, 3x3 outputs; no norm, no activation."""
 
@@ -104,18 +93,14 @@ class SemanticFPN(nn.Module):
 
     def forward(self, features: Features, size: Size) -> Tensor:
         """Return logits (batch, classes, h, w) at the finest level's size, whatever the image ``size``."""
-        scaled = [head(x) for head, x in zip(self.scale_heads, self.neck(features.maps), strict=True)]
-        total = scaled[0]
-        for x in scaled[1:]:
+        total, *coarser = (head(x) for head, x in zip(self.scale_heads, self.neck(features.maps), strict=True))
+        for x in coarser:
             total = total + _resized(x, total.shape[-2:])
         return self.conv_seg(self.dropout(total))
 
 
 class PyramidPooling(nn.Module):
-    """Pyramid pooling module (Zhao et al. 2017): averages over grids of several sides, beside the map itself.
-
-    A grid finer than the map repeats its pixels.
-    """
+    """Pyramid pooling module (Zhao et al. 2017); a grid finer than the map repeats its pixels."""
 
     def __init__(self, channels: int, width: int, scales: tuple[int, ...]) -> None:
         super().__init__()
@@ -139,10 +124,7 @@ class PyramidPooling(nn.Module):
 
 
 class UPerNet(nn.Module):
-    """UPerNet (Xiao et al. 2018): pyramid pooling on the coarsest level, a feature pyramid, fusion at the finest level.
-
-    As the public recipes of Swin and ConvNeXt set it up, but without their auxiliary head.
-    """
+    """UPerNet (Xiao et al. 2018) as in the public recipes of Swin and ConvNeXt, but without their auxiliary head."""
 
     def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
@@ -170,16 +152,12 @@ class UPerNet(nn.Module):
         return self.conv_seg(self.dropout(fused))
 
 
-# ----------------------------------------------------------------------------------------------- referring segmentation
-class Fuse(nn.Module):
-    """Upsample the coarse map to the fine one, concatenate, and mix with two convolutions."""
-
+class _Fuse(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.mix = nn.Sequential(conv_norm_relu(inputs, width), conv_norm_relu(width, width))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """Fuse (batch, c, h, w) and (batch, d, H, W) to (batch, width, H, W)."""
         return self.mix(torch.cat([_resized(coarse, fine.shape[-2:], corners=True), fine], dim=1))
 
 
@@ -190,7 +168,7 @@ class SimpleDecoding(nn.Module):
         super().__init__()
         coarse = [channels[-1]] + [spec.channels] * (len(channels) - 2)
         self.fuse = nn.ModuleList(
-            Fuse(c + fine, spec.channels) for c, fine in zip(coarse, channels[-2::-1], strict=True)
+            _Fuse(c + fine, spec.channels) for c, fine in zip(coarse, channels[-2::-1], strict=True)
         )
         self.classify = conv(spec.channels, outputs, 1)
 
@@ -202,13 +180,8 @@ class SimpleDecoding(nn.Module):
         return _resized(self.classify(x), size, corners=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------- depth
 class DepthDecoder(nn.Module):
-    """VPD's depth head: levels merged at the third one's stride (the grid), learned and bilinear doublings, sigmoid (D10).
-
-    Raises:
-        UserError: the levels are not four, their strides do not fit, or ``norm_groups`` does not divide their channels.
-    """
+    """VPD's depth head: levels merged at the third one's stride (the grid), learned and bilinear doublings, sigmoid (D10)."""
 
     def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
@@ -217,9 +190,8 @@ class DepthDecoder(nn.Module):
         groups, width = spec.norm_groups, spec.final_channels
         self.grid, self.max_depth = strides[2], spec.max_depth
         self.doublings = (self.grid // 8).bit_length() - 1
-        self.layer1 = nn.Sequential(
-            conv(first, first, 3, 2), nn.GroupNorm(groups, first), nn.ReLU(), conv(first, first, 3, 2)
-        )
+        halving, norm = conv(first, first, 3, 2), nn.GroupNorm(groups, first)
+        self.layer1 = nn.Sequential(halving, norm, nn.ReLU(), conv(first, first, 3, 2))
         self.layer2 = nn.Sequential(conv(second, second, 3, 2))
         merge = conv(first + second + third + fourth, spec.channels, 1)
         self.out_layer = nn.Sequential(merge, nn.GroupNorm(groups, spec.channels), nn.ReLU())

@@ -1,4 +1,8 @@
-"""LAVT (Yang et al. 2022): a Swin Transformer that takes an expression's words in at every stage."""
+"""LAVT (Yang et al. 2022): a Swin Transformer that takes an expression's words in at every stage.
+
+Pixel maps are channels-last, as Swin's are. Where paper and released network differ, this is the network of the published
+figures: GELU for ReLU in two projections, and a LayerNorm on what the head gets.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
@@ -18,23 +23,91 @@ from vpd.models.backbones.from_timm import SwinBackbone
 from vpd.models.base import Batch, Features, Network
 from vpd.models.baseline import load_spec_backbone
 from vpd.models.heads import build_head
-from vpd.models.pixel_words import WordFusion
 from vpd.utils.errors import UserError
 
 LANGUAGE = "language"
+GATE_STD = 0.02
+"""Standard deviation of a gate's first weights, which all but close it."""
+
+
+class PixelWordAttention(nn.Module):
+    """Pixel-word attention module (PWAM, section 3.2): every pixel gathers the words that concern it.
+
+    Pixels are queries, words are keys and values; the gathered words multiply the projected pixels. Queries and gathered
+    words are normalised per image and channel over the pixels.
+    """
+
+    def __init__(self, channels: int, word_channels: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        # A bias would cancel: in the softmax over words (key) or in the norm that follows (query, gathered).
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key = nn.Linear(word_channels, channels, bias=False)
+        self.value = nn.Linear(word_channels, channels)
+        self.gathered = nn.Linear(channels, channels, bias=False)
+        self.visual = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Dropout(dropout))
+        self.mixed = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """Fuse pixels (batch, h, w, channels) with words (batch, length, word channels); ``mask``: false on padding."""
+        pixels = x.flatten(1, 2)
+        gathered = _instance_norm(self.gathered(self._attend(pixels, words, mask)))
+        return self.mixed(self.visual(pixels) * gathered).unflatten(1, x.shape[1:3])
+
+    def _attend(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        parts = [_instance_norm(self.query(pixels)), self.key(words), self.value(words)]
+        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        words_of = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
+        return words_of.transpose(1, 2).flatten(2)
+
+
+class LanguageGate(nn.Sequential):
+    """Language gate (section 3.3): per pixel and channel a factor in (-1, 1) of the words that the next stage sees."""
+
+    def __init__(self, channels: int) -> None:
+        first, second = (nn.Linear(channels, channels, bias=False) for _ in range(2))
+        super().__init__(first, nn.ReLU(), second, nn.Tanh())
+        for layer in (first, second):
+            nn.init.trunc_normal_(layer.weight, std=GATE_STD)
+
+
+class WordFusion(nn.Module):
+    """Fusion behind each stage of the backbone; the last one has no gate, since no stage follows it."""
+
+    def __init__(self, channels: list[int], word_channels: int, heads: tuple[int, ...], dropout: float) -> None:
+        super().__init__()
+        _check_heads(channels, heads)
+        self.attention = nn.ModuleList(
+            PixelWordAttention(c, word_channels, h, dropout) for c, h in zip(channels, heads, strict=True)
+        )
+        self.gates = nn.ModuleList(LanguageGate(c) for c in channels[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
+
+    def forward(self, level: int, x: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse the output (batch, h, w, channels) of the stage ``level`` with words (batch, length, word channels).
+
+        Returns the head's map (batch, channels, h, w) and the next stage's input (batch, h, w, channels).
+        """
+        fused = self.attention[level](x, words, mask)
+        if level < len(self.gates):
+            x = x + self.gates[level](fused) * fused
+        return self.norms[level](fused).permute(0, 3, 1, 2).contiguous(), x
+
+
+def _instance_norm(x: Tensor) -> Tensor:
+    return F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def _check_heads(channels: list[int], heads: tuple[int, ...]) -> None:
+    if len(heads) != len(channels):
+        raise UserError(f"model.fusion_heads has {len(heads)} numbers for {len(channels)} stages; give one per stage")
+    for c, h in zip(channels, heads, strict=True):
+        if c % h:
+            raise UserError(f"model.fusion_heads has {h}, which does not divide a stage's {c} channels; use a divisor")
 
 
 class Words(nn.Module):
-    """BERT without its pooler, which only sees [CLS].
-
-    Args:
-        bert: the text encoder, trained with the rest of the network.
-        tokenizer: its tokenizer.
-        length: tokens that expressions are cut or padded to, [CLS] and [SEP] included.
-
-    Raises:
-        UserError: BERT takes fewer tokens.
-    """
+    """BERT without its pooler, which only sees [CLS]; expressions are cut or padded to ``length`` tokens."""
 
     def __init__(self, bert: BertModel, tokenizer: Callable[..., Any], length: int) -> None:
         super().__init__()
@@ -55,18 +128,39 @@ class Words(nn.Module):
 
 
 class Lavt(Network):
-    """Stages of a Swin Transformer with word fusion between them, BERT, and a decoder head; all of it is trained."""
+    """Stages of a Swin Transformer with word fusion between them, BERT, and a decoder head; all of it is trained.
 
-    def __init__(
-        self, spec: LavtModel, *, backbone: SwinBackbone, language: Words, fusion: WordFusion, head: nn.Module
-    ) -> None:
+    Raises:
+        UserError: the task has no expressions, the backbone is no Swin Transformer, or a setting does not fit them.
+    """
+
+    def __init__(self, spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Callable[..., Any]) -> None:
         super().__init__()
-        self.spec, self.backbone, self.language, self.fusion, self.head = spec, backbone, language, fusion, head
+        model = spec.model
+        assert isinstance(model, LavtModel)
+        if spec.task != "referring":
+            raise UserError(
+                f"method '{spec.method}' needs expressions, which task '{spec.task}' lacks; choose another method"
+            )
+        if not isinstance(backbone, SwinBackbone):
+            raise UserError(
+                f"method '{spec.method}' needs a Swin Transformer, but checkpoint '{spec.checkpoint}' is a "
+                f"{type(backbone.network).__name__}; choose another checkpoint"
+            )
+        channels, width = backbone.channels, bert.config.hidden_size
+        self.backbone, self.language = backbone, Words(bert, tokenizer, model.length)
+        self.fusion = WordFusion(channels, width, model.fusion_heads, model.fusion_dropout)
+        self.head = build_head(spec, channels, backbone.strides, classes=2)
 
     def features(self, batch: Batch) -> Features:
         """Fuse the stages' pixels with words, fine to coarse; attention to words is not recorded."""
         images, network = batch["image"], self.backbone.network
-        self._check_size(images)
+        height, width = images.shape[-2:]
+        if max(height, width) <= self.backbone.strides[-1]:
+            raise UserError(
+                f"an image of {height}x{width} pixels is a single pixel at LAVT's coarsest stage, which cannot be "
+                f"normalised; make a side longer than {self.backbone.strides[-1]} (data.size, evaluation.size)"
+            )
         words, mask = self.language(batch["text"])
         x, maps = network.patch_embed(self.backbone.prepare(images)), []
         for level, stage in enumerate(network.layers):
@@ -74,66 +168,17 @@ class Lavt(Network):
             maps.append(fused)
         return Features(maps, list(self.backbone.strides), [None] * len(maps))
 
-    def _check_size(self, images: Tensor) -> None:
-        height, width = images.shape[-2:]
-        if max(height, width) <= self.backbone.strides[-1]:
-            raise UserError(
-                f"an image of {height}x{width} pixels is a single pixel at LAVT's coarsest stage, which cannot be "
-                f"normalised; make a side longer than {self.backbone.strides[-1]} (data.size, evaluation.size)"
-            )
-
 
 def build_lavt(spec: Spec, checkpoint: Path) -> Lavt:
-    """Build LAVT from a checkpoint folder with vision/ and language/.
-
-    Raises:
-        UserError: a folder is missing or damaged, or the backbone or the task does not fit LAVT.
-    """
+    """Build LAVT from vision/ and language/; UserError if one is missing or damaged, or does not fit."""
     backbone = load_spec_backbone(spec, checkpoint)
     with torch.random.fork_rng(devices=[]):
         bert, tokenizer = load_language(checkpoint)
-    return compose_lavt(spec, backbone, bert, tokenizer)
-
-
-def compose_lavt(spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Callable[..., Any]) -> Lavt:
-    """Put LAVT together from its parts, on whatever device they are (``meta`` included).
-
-    Args:
-        spec: the experiment.
-        backbone: a Swin Transformer.
-        bert: the text encoder.
-        tokenizer: of the text encoder.
-
-    Raises:
-        UserError: the task has no expressions, or the backbone is no Swin Transformer.
-    """
-    model = spec.model
-    assert isinstance(model, LavtModel)
-    if spec.task != "referring":
-        raise UserError(
-            f"method '{spec.method}' needs expressions, which task '{spec.task}' lacks; choose another method"
-        )
-    if not isinstance(backbone, SwinBackbone):
-        raise UserError(
-            f"method '{spec.method}' needs a Swin Transformer, but checkpoint '{spec.checkpoint}' is a "
-            f"{type(backbone.network).__name__}; choose another checkpoint"
-        )
-    channels, width = backbone.channels, bert.config.hidden_size
-    return Lavt(
-        model,
-        backbone=backbone,
-        language=Words(bert, tokenizer, model.length),
-        fusion=WordFusion(channels, width, model.fusion_heads, model.fusion_dropout),
-        head=build_head(spec, channels, backbone.strides, classes=2),
-    )
+    return Lavt(spec, backbone, bert, tokenizer)
 
 
 def load_language(checkpoint: Path) -> tuple[BertModel, PreTrainedTokenizerBase]:
-    """Load BERT, in single precision, and its tokenizer from a checkpoint's folder language/.
-
-    Raises:
-        UserError: the folder is missing, incomplete or damaged.
-    """
+    """Load BERT, in single precision, and its tokenizer; UserError if language/ is missing, incomplete or damaged."""
     folder = Path(checkpoint) / LANGUAGE
     if not folder.is_dir():
         raise UserError(f"{checkpoint} has no folder {LANGUAGE}/; choose a checkpoint with a text encoder")
@@ -144,13 +189,10 @@ def load_language(checkpoint: Path) -> tuple[BertModel, PreTrainedTokenizerBase]
         loaded: Any = BertModel.from_pretrained(folder, add_pooling_layer=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{folder} is incomplete or damaged ({reason}); make or download this backbone again"
-        ) from error
+        raise UserError(f"{folder} is incomplete or damaged ({reason}); make or download it again") from error
     bert, missing = loaded[0], loaded[1]["missing_keys"]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} tensors of its BERT, first '{min(missing)}'; "
-            "make or download this backbone again"
+            f"{folder} lacks {len(missing)} tensors of its BERT, first '{min(missing)}'; make or download it again"
         )
     return bert.float(), tokenizer

@@ -89,10 +89,10 @@ class Monocular(nn.Module):
 
     def estimate(self, image: Tensor) -> Tensor:
         """Estimate metres (H, W) of one image (3, H, W), averaged over its mirror image where the protocol says so."""
-        images = image[None]
-        if not self.protocol.flip:
-            return self({"image": images})[0, 0]
-        return (self({"image": images}) + self({"image": images.flip(-1)}).flip(-1))[0, 0] / 2
+        depth = self({"image": image[None]})
+        if self.protocol.flip:
+            depth = (depth + self({"image": image[None].flip(-1)}).flip(-1)) / 2
+        return depth[0, 0]
 
 
 def _multiple(side: float) -> int:

@@ -22,13 +22,15 @@ class VPD(Network):
     """Visual perception with a pre-trained diffusion model.
 
     Args:
-        spec: settings of the network.
-        vae: the frozen encoder.
-        unet: the denoising network, trained.
-        adapter: refines text tokens (batch, tokens, width).
-        head: decodes the features.
-        text: encoder of prompts that come with the images; only where ``class_embeddings`` are None.
-        class_embeddings: encoded fixed prompts (tokens, width).
+        spec: the experiment.
+        unet: Stable Diffusion's U-Net (diffusers' ``UNet2DConditionModel``), on any device (``meta`` included).
+        vae: its autoencoder (diffusers' ``AutoencoderKL``).
+        classes: number of the dataset's classes.
+        text: text encoder, where prompts come with the images.
+        class_embeddings: encoded prompts (tokens, width), where they do not.
+
+    Raises:
+        UserError: the canvas does not fit the head or its grid, or the head does not fit the levels.
     """
 
     frozen = ("vae.", "text.")
@@ -36,18 +38,30 @@ class VPD(Network):
 
     def __init__(
         self,
-        spec: VPDModel,
+        spec: Spec,
+        unet: Any,
+        vae: Any,
+        classes: int,
         *,
-        vae: FrozenEncoder,
-        unet: FeatureUNet,
-        adapter: nn.Module,
-        head: nn.Module,
         text: nn.Module | None = None,
         class_embeddings: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.spec = spec
-        self.vae, self.unet, self.adapter, self.head, self.text = vae, unet, adapter, head, text
+        self.spec = model = vpd_model(spec)
+        self.vae = FrozenEncoder(vae, model.latent_scale, model.posterior)
+        self.unet = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
+        grid = grid_stride(self.vae.factor)
+        if model.canvas is not None and model.head.kind != "depth-decoder":
+            raise UserError(f"model.canvas={model.canvas} works only with head 'depth-decoder'; set it to null")
+        if model.canvas is not None and model.canvas % grid:
+            raise UserError(
+                f"model.canvas={model.canvas} is no multiple of the depth decoder's grid of {grid} pixels; change it"
+            )
+        self.adapter = TextAdapter(self.unet.context_width, model.adapter) if model.adapter.enabled else nn.Identity()
+        tokens = token_count(model.prompt, classes)
+        channels = [c + tokens * (level in self.unet.recorded) for level, c in enumerate(self.unet.channels)]
+        self.strides = [self.vae.factor * 2**level for level in range(len(channels))]
+        self.head, self.text = build_head(spec, channels, self.strides, classes), text
         self.register_buffer("class_embeddings", class_embeddings)
         self.latents = LatentCache(LATENT_CACHE_BYTES)
 
@@ -59,7 +73,7 @@ class VPD(Network):
             x if tokens is None else torch.cat([x, tokens.to(x.dtype)], dim=1)
             for x, tokens in zip(maps, attention, strict=True)
         ]
-        return Features(joined, [self.vae.factor * 2**level for level in range(len(maps))], attention)
+        return Features(joined, self.strides, attention)
 
     def context(self, batch: Batch) -> Tensor:
         """Return the adapted text tokens (batch, tokens, width)."""
@@ -82,16 +96,7 @@ class VPD(Network):
 
 
 def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
-    """Build VPD from a diffusers pipeline folder.
-
-    Args:
-        spec: the experiment.
-        checkpoint: the folder.
-        classes: names that prompts are made of, in label order.
-
-    Raises:
-        UserError: parts of the checkpoint are missing or do not fit each other or the spec.
-    """
+    """Build VPD from a diffusers pipeline folder; UserError if its parts are missing, or do not fit each other or the spec."""
     # Restoring the random state gives every checkpoint, and the random U-Net, the same initial adapter and head.
     prompt = vpd_model(spec).prompt
     with torch.random.fork_rng(devices=[]):
@@ -103,60 +108,10 @@ def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
                 "channels; use parts of one Stable Diffusion checkpoint"
             )
         fixed = None if prompt.strategy in FROM_IMAGES else encode_prompts(prompt, text, classes)
-    return compose(spec, unet, vae, len(classes), text=text if fixed is None else None, class_embeddings=fixed)
-
-
-def compose(
-    spec: Spec,
-    unet: Any,
-    vae: Any,
-    classes: int,
-    *,
-    text: nn.Module | None = None,
-    class_embeddings: Tensor | None = None,
-) -> VPD:
-    """Put VPD together from its parts, on whatever device they are (``meta`` included).
-
-    Args:
-        spec: the experiment.
-        unet: Stable Diffusion's U-Net (diffusers' ``UNet2DConditionModel``).
-        vae: its autoencoder (diffusers' ``AutoencoderKL``).
-        classes: number of the dataset's classes.
-        text: text encoder, where prompts come with the images.
-        class_embeddings: encoded prompts (tokens, width), where they do not.
-
-    Raises:
-        UserError: the canvas does not fit the head or its grid, or the head does not fit the levels.
-    """
-    model = vpd_model(spec)
-    features = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
-    encoder = FrozenEncoder(vae, model.latent_scale, model.posterior)
-    _check_canvas(model, grid_stride(encoder.factor))
-    tokens = token_count(model.prompt, classes)
-    channels = [c + (tokens if level in features.recorded else 0) for level, c in enumerate(features.channels)]
-    return VPD(
-        model,
-        vae=encoder,
-        unet=features,
-        text=text,
-        class_embeddings=class_embeddings,
-        adapter=TextAdapter(features.context_width, model.adapter) if model.adapter.enabled else nn.Identity(),
-        head=build_head(spec, channels, [encoder.factor * 2**level for level in range(len(channels))], classes),
-    )
+    return VPD(spec, unet, vae, len(classes), text=text if fixed is None else None, class_embeddings=fixed)
 
 
 def vpd_model(spec: Spec) -> VPDModel:
     """Return the model settings of a spec of VPD."""
     assert isinstance(spec.model, VPDModel)
     return spec.model
-
-
-def _check_canvas(model: VPDModel, grid: int) -> None:
-    if model.canvas is None:
-        return
-    if model.head.kind != "depth-decoder":
-        raise UserError(f"model.canvas={model.canvas} works only with head 'depth-decoder'; set it to null")
-    if model.canvas % grid:
-        raise UserError(
-            f"model.canvas={model.canvas} is no multiple of the depth decoder's grid of {grid} pixels; change it"
-        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,7 @@ SENTENCES_WORTH_A_BAR = 500
 
 
 class TextEncoder(nn.Module):
-    """A checkpoint's frozen CLIP text model and tokenizer.
-
-    Args:
-        checkpoint: a diffusers pipeline folder.
-        length: tokens that sentences are cut or padded to.
-
-    Raises:
-        UserError: a folder is missing, or the text model takes fewer tokens.
-    """
+    """The frozen CLIP text model and tokenizer of a diffusers pipeline folder; sentences have ``length`` tokens."""
 
     def __init__(self, checkpoint: Path, length: int) -> None:
         super().__init__()
@@ -56,12 +47,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, sentences: list[str]) -> Tensor:
         """Encode sentences to all their tokens (batch, length, width) after the final norm, padding included (R4)."""
-        device = self.model.device
-        tokens = [self.cache.get(s, partial(self._tokens, s)) for s in sentences]
-        return torch.cat([states.to(device) for states in tokens])
-
-    def _tokens(self, sentence: str) -> Tensor:
-        return self._states([sentence], "max_length")[0]
+        tokens = [self.cache.get(s, lambda s=s: self._states([s], "max_length")[0]) for s in sentences]
+        return torch.cat([states.to(self.model.device) for states in tokens])
 
     def pooled(self, sentences: list[str]) -> Tensor:
         """Encode each sentence to its [EOS] token (sentences, width) after the final norm (S5)."""
@@ -89,32 +76,15 @@ class TextAdapter(nn.Module):
         return context + self.gamma * self.fc(context)
 
 
-@cache
-def imagenet_templates() -> tuple[str, ...]:
+def imagenet_templates() -> list[str]:
     """Return the 80 prompts that CLIP's authors average for ImageNet (D5)."""
-    text = resources.files("vpd.models").joinpath("templates.txt").read_text(encoding="utf-8")
-    return tuple(text.splitlines())
-
-
-TEMPLATES: dict[str, Callable[[], tuple[str, ...]]] = {
-    "single": lambda: ("a photo of a {}",),
-    "imagenet-80": imagenet_templates,
-}
+    return resources.files("vpd.models").joinpath("templates.txt").read_text(encoding="utf-8").splitlines()
 
 
 def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> Tensor:
-    """Encode the prompts that are the same for every image.
+    """Encode the prompts that are the same for every image; UserError if they need classes and there are none.
 
-    Args:
-        spec: strategy and templates.
-        text: the encoder.
-        classes: class names in label order.
-
-    Returns:
-        (tokens, width): the empty prompt's token or tokens (S8), or one token per class, the mean over templates (S5, G3).
-
-    Raises:
-        UserError: the strategy needs classes and there are none.
+    Returns (tokens, width): the empty prompt's token or tokens (S8), or one token per class, the mean over templates (S5, G3).
     """
     if spec.strategy == "empty":
         return text.pooled([""])
@@ -124,7 +94,7 @@ def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> T
         raise UserError(
             f"model.prompt.strategy is '{spec.strategy}', but the dataset has no classes; use 'empty' or 'expression'"
         )
-    templates = TEMPLATES[spec.templates]()
+    templates = imagenet_templates() if spec.templates == "imagenet-80" else ["a photo of a {}"]
     names: Iterable[str] = [name.replace("_", " ") for name in classes]
     if len(classes) * len(templates) > SENTENCES_WORTH_A_BAR:
         names = track(names, len(classes), "encode prompts", "class")
@@ -136,17 +106,10 @@ FROM_IMAGES = ("expression", "expression-pooled")
 
 
 def context_of(strategy: str, batch: Batch, text: Any, embeddings: Tensor | None) -> Tensor:
-    """Return the text tokens that each image of a batch attends to.
+    """Return the text tokens (batch, tokens, width) that each image attends to.
 
-    Args:
-        strategy: of the prompts (``PromptSpec.strategy``).
-        batch: ``text`` or ``class_id`` where the strategy needs them.
-        text: encoder, for the strategies ``FROM_IMAGES``.
-        embeddings: encoded prompts (tokens, width), for all others.
-
-    Returns:
-        (batch, tokens, width): the expression's tokens (R4) or its [EOS] token, the token of the image's scene class (D4;
-        their mean where ``class_id`` is -1), or all tokens for every image.
+    They are the expression's tokens (R4) or its [EOS] token, which ``text`` encodes; or of ``embeddings`` (tokens, width)
+    the token of the image's scene class (D4; their mean where ``class_id`` is -1), or all tokens for every image.
     """
     if text is not None:
         return text(batch["text"]) if strategy == "expression" else text.pooled(batch["text"])[:, None]

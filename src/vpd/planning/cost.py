@@ -6,27 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vpd.config.schema import (
-    BackboneSpec,
-    DatasetSpec,
-    DepthSpec,
-    ReferringSpec,
-    SegmentationSpec,
-    Spec,
-    VPDModel,
-)
+from vpd.config.schema import BackboneSpec, DepthSpec, ReferringSpec, SegmentationSpec, Spec, VPDModel
+from vpd.datasets.transforms import resized_size
+from vpd.evaluation.inference import views
+from vpd.evaluation.windows import window_starts
 from vpd.planning.costs import GIB, figures
-from vpd.planning.counting import FLOAT, Part, count, text_parameters
-from vpd.planning.hours import forward_passes, gpu_hours, training_images, training_macs
-from vpd.planning.networks import CLASSES, LAYOUTS, Parts, crop, read_parts
+from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, text_parameters
 from vpd.pretrained.stable_diffusion import sd1_configs
-from vpd.utils.digests import digest
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 from vpd.utils.progress import track
-from vpd.world.classes import CLASSES as SYNTHETIC_CLASSES
 
 if TYPE_CHECKING:
     from vpd.config.params import Params
@@ -38,17 +29,28 @@ ENCODER_MAPS = 4
 """Maps that the VAE encoder holds at once at its finest level: a block's input, its norm, a convolution's two ends."""
 CHECKPOINTED = 1 / 3
 """Share of the activations that gradient checkpointing keeps; 0.14 to 0.40 when measured on the paper's networks."""
+RECOMPUTED = ("unet", "backbone")
+"""Parts that gradient checkpointing computes twice."""
 MARGIN = 1.2
 """Reserved over expected host memory and time."""
 STARTING = 30
 """Minutes for imports, prompts and saving, whatever the training."""
 HOST, WORKER = 3072, 1024
 """MiB for a process with its two caches of 1 GiB, and for each of its loader processes."""
-NO_COST = {"unet", "backbone", "timestep", "latent_scale"}
-"""Model settings that change numbers, not costs."""
-ARCHITECTURE = {"vision", "language", "vocabulary"}
-"""Settings of a backbone that decide its cost."""
-_counted: dict[str, tuple[dict[str, Part], int]] = {}
+SAMPLES = {"ade20k": 20210, "nyuv2": 24231, "refcoco": 42404, "refcoco+": 42278, "refcocog": 42226}
+"""Training samples of the real datasets: images, and in the RefCOCO family (UMD split of RefCOCOg) objects."""
+EVALUATED = {"ade20k": 2000, "nyuv2": 654, "refcoco": 10834, "refcoco+": 10758, "refcocog": 4896}
+"""Images, and in the RefCOCO family sentences, of the splits that the tables show."""
+TYPICAL = (512, 683)
+"""Height and width of a validation image of ADE20K, most of which have sides of 3 to 4."""
+REFERENCES = {
+    "segmentation": (26.0, 80_000 * 16, 1798.66e9),
+    "referring": (83.0, 40 * SAMPLES["refcoco"], 1920.82e9),
+    "depth": (12.0, 25 * SAMPLES["nyuv2"], 1958.64e9),
+}
+"""The authors' own runs on 8 V100 with 32 GB in single precision (issue 29 of their repository), from which hours are
+scaled: hours, training images seen, and the multiply-adds of one training image in our network with their settings."""
+GPUS = 8
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,8 @@ class Cost:
 
     spec: Spec
     parts: dict[str, Part]
-    """By the names in ``counting.PARTS``."""
     text_parameters: int
-    """Of the frozen text encoder where prompts come with the images. The paper's figures leave it out, and so do
-    ``parameters`` and ``macs``; memory includes it."""
+    """Of the frozen text encoder where prompts come with the images; in the memory, but not in the paper's figures."""
     encoder: int
     """Working memory of VPD's frozen encoder for one image."""
     images: int
@@ -75,35 +75,34 @@ class Cost:
 
     @property
     def training_macs(self) -> int:
-        """Multiply-adds of the forward and the backward pass."""
-        return training_macs(self.parts, self.spec.training.gradient_checkpointing)
+        """Multiply-adds of a step: forward, backward (twice that, of trained parts), and what checkpointing repeats."""
+        backward = 2 * sum(part.macs for part in self.parts.values() if part.trainable)
+        repeated = sum(part.macs for name, part in self.parts.items() if name in RECOMPUTED)
+        return self.total.macs + backward + (repeated if self.spec.training.gradient_checkpointing else 0)
 
     @property
     def gpu_hours(self) -> float:
         """V100-hours of training."""
-        return gpu_hours(self.spec.task, self.images, self.training_macs)
+        return self._hours(self.images, self.training_macs)
 
     @property
     def evaluation_hours(self) -> float:
         """V100-hours of the evaluation of all milestones."""
-        return gpu_hours(self.spec.task, self.evaluation_images, self.total.macs)
+        return self._hours(self.evaluation_images, self.total.macs)
 
-    @property
-    def weights(self) -> int:
-        """Bytes of all weights, which stay in single precision."""
-        return FLOAT * (self.total.parameters + self.text_parameters)
+    def _hours(self, images: int, macs: int) -> float:
+        hours, reference_images, reference_macs = REFERENCES[self.spec.task]
+        return hours * GPUS * (images / reference_images) * (macs / reference_macs)
 
     @property
     def state(self) -> int:
-        """Bytes of the weights and, for trained ones, their gradients and AdamW's two moments."""
-        return self.weights + 3 * FLOAT * self.total.trainable
+        """Bytes of the weights, in single precision, and for trained ones of their gradients and AdamW's two moments."""
+        return FLOAT * (self.total.parameters + self.text_parameters + 3 * self.total.trainable)
 
     def step_bytes(self, processes: int = 1) -> int:
-        """Estimate the memory of a training step in each of ``processes`` that share the effective batch.
-
-        Trained layers keep their inputs and outputs. Against the activations of real steps that is 0.84 to 1.33 times as
-        much, and 0.55 to 0.76 for BEiT and Swin V2, which materialise their attention.
-        """
+        """Estimate the memory of a training step in each of ``processes`` that share the effective batch."""
+        # Inputs and outputs of trained layers are 0.84 to 1.33 times the activations of real steps; 0.55 to 0.76 for BEiT
+        # and Swin V2, which materialise their attention.
         training = self.spec.training
         micro_batch = -(-training.batch_size // (training.accumulate * processes))
         share = CHECKPOINTED if training.gradient_checkpointing else 1.0
@@ -116,27 +115,16 @@ class Cost:
 
     def evaluation_bytes(self) -> int:
         """Estimate the memory of a GPU in an evaluation: weights, and per image at most what checkpointing would keep."""
-        per_image = int(CHECKPOINTED * self.total.activations) + self.encoder
         assert isinstance(self.spec, SegmentationSpec | ReferringSpec | DepthSpec)
-        return self.weights + self.spec.evaluation.batch_size * per_image + RESERVED
+        weights = FLOAT * (self.total.parameters + self.text_parameters)
+        per_image = int(CHECKPOINTED * self.total.activations) + self.encoder
+        return weights + self.spec.evaluation.batch_size * per_image + RESERVED
 
 
-def cost(
-    spec: Spec,
-    parts: Parts | None = None,
-    classes: int | None = None,
-    samples: int | None = None,
-    evaluated: int | None = None,
-) -> Cost:
-    """Count the cost of one run of ``spec`` without computing anything.
+def cost(spec: Spec, parts: Parts | None = None) -> Cost:
+    """Count the cost of one run of ``spec`` on the real dataset without computing anything.
 
-    Args:
-        spec: the experiment.
-        parts: VPD's configurations (``read_parts``; Stable Diffusion 1's by default), or a baseline's backbone
-            (``params.backbone(spec.checkpoint)``).
-        classes: number of classes; those of the real dataset by default.
-        samples: training images per epoch; those of the real dataset by default.
-        evaluated: evaluated samples; those of the real split by default.
+    ``parts`` are VPD's configurations (Stable Diffusion 1's by default) or a baseline's backbone.
 
     Raises:
         UserError: ``parts`` are not those of the experiment's kind of network.
@@ -144,33 +132,41 @@ def cost(
     parts = parts or sd1_configs()
     if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
         raise UserError(f"{spec.name} uses checkpoint {spec.checkpoint}; give its parts, or its backbone, to count it")
-    counted, text = _count(spec, parts, CLASSES[LAYOUTS[spec.task]] if classes is None else classes)
+    counted = count(spec, parts, CLASSES[FORMATS[spec.task]])
     encoder = 0
     if isinstance(parts, dict) and isinstance(spec.model, VPDModel):
         encoder = ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * (spec.model.canvas or crop(spec)) ** 2
-    inputs = forward_passes(spec, evaluated) * len(spec.training.milestones)
-    return Cost(spec, counted, text, encoder, training_images(spec, samples), inputs)
+    training, samples = spec.training, SAMPLES[spec.variant or FORMATS[spec.task]]
+    per_epoch = samples - samples % training.batch_size * training.drop_last
+    images = training.steps * training.batch_size if training.steps else (training.epochs or 0) * per_epoch
+    inputs = forward_passes(spec) * len(training.milestones)
+    return Cost(spec, counted, text_parameters(spec, parts), encoder, images, inputs)
 
 
-def _count(spec: Spec, parts: Parts, classes: int) -> tuple[dict[str, Part], int]:
-    """Count a network once for all specs whose differences do not change its cost."""
-    model = spec.model.model_dump(mode="json", exclude=NO_COST)
-    own = parts.model_dump(include=ARCHITECTURE) if isinstance(parts, BackboneSpec) else parts
-    key = digest([spec.task, model, crop(spec), own, classes])
-    if key not in _counted:
-        _counted[key] = count(spec, parts, classes), text_parameters(spec, parts)
-    return _counted[key]
+def forward_passes(spec: Spec) -> int:
+    """Count the network inputs of one evaluation: windows, scales and mirror images (G7, G8, D11)."""
+    samples = EVALUATED[spec.variant or FORMATS[spec.task]]
+    if isinstance(spec, DepthSpec):
+        return samples * spec.evaluation.windows * (1 + spec.evaluation.flip)
+    if not isinstance(spec, SegmentationSpec):
+        return samples
+    settings, windows = spec.evaluation, 0
+    for ratio, _ in views(settings):
+        size = resized_size(*TYPICAL, settings.short_side, settings.long_side, ratio)
+        windows += math.prod(len(window_starts(side, settings.crop, settings.stride)) for side in size)
+    return samples * windows
 
 
-# ---------------------------------------------------------------------------------------------------------------- reserves
-def resources(cost: Cost, gpus: int = 1) -> dict[str, int]:
-    """Return what a job that trains all seeds should reserve: gpus, gpu_mem_mb (each), mem_mb, runtime (minutes), cpus."""
-    return _reserved(cost, gpus, cost.gpu_bytes(gpus), gpus * cost.state, cost.gpu_hours)
+def resources(cost: Cost, gpus: int = 1) -> dict[str, dict[str, int]]:
+    """Return what jobs that train all seeds on ``gpus`` GPUs, or evaluate them on one, should reserve.
 
-
-def evaluation_resources(cost: Cost) -> dict[str, int]:
-    """Return what a job that evaluates all seeds on one GPU should reserve; the names are those of ``resources``."""
-    return _reserved(cost, 1, cost.evaluation_bytes(), FLOAT * cost.total.parameters, cost.evaluation_hours)
+    Returns by stage gpus, gpu_mem_mb (each), mem_mb, runtime (minutes) and cpus.
+    """
+    evaluated = cost.evaluation_bytes(), FLOAT * cost.total.parameters, cost.evaluation_hours
+    return {
+        "train": _reserved(cost, gpus, cost.gpu_bytes(gpus), gpus * cost.state, cost.gpu_hours),
+        "evaluate": _reserved(cost, 1, *evaluated),
+    }
 
 
 def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: float) -> dict[str, int]:
@@ -184,57 +180,34 @@ def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: flo
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- the matrix
-def all_costs(params: Params, checkpoints: Path | None = None, names: Sequence[str] | None = None) -> dict[str, Cost]:
-    """Count the experiments ``names``, or the whole matrix.
-
-    Args:
-        params: where experiments, datasets and backbones come from.
-        checkpoints: folder with a diffusers pipeline folder per checkpoint, whose configurations are read; Stable
-            Diffusion 1's are used without it.
-        names: experiments.
+def all_costs(params: Params, names: Sequence[str] | None = None) -> dict[str, Cost]:
+    """Count the experiments ``names``, or the whole matrix, on the real datasets.
 
     Raises:
-        UserError: an unknown experiment, or the scale pre-trains its own checkpoints and ``checkpoints`` is missing.
+        UserError: an unknown experiment, or the scale generates its data.
     """
     specs = [params.resolve(name) for name in names or params.experiments]
-    return {spec.name: _cost(params, spec, checkpoints) for spec in track(specs, len(specs), "costs", "experiment")}
-
-
-def _cost(params: Params, spec: Spec, checkpoints: Path | None) -> Cost:
-    dataset = params.dataset(spec.dataset)
-    synthetic = dataset.source == "drawn" and dataset.layout == "ade20k"
-    classes = len(SYNTHETIC_CLASSES) if synthetic else CLASSES[dataset.layout]
-    samples, evaluated = _drawn(dataset, "training", "train"), _drawn(dataset, "validation", "test", "val")
-    return cost(spec, _parts(params, spec, checkpoints), classes, samples, evaluated)
-
-
-def _parts(params: Params, spec: Spec, checkpoints: Path | None) -> Parts | None:
-    if spec.model.kind != "vpd":
-        return params.backbone(spec.checkpoint)
-    if checkpoints is None and params.checkpoint(spec.checkpoint).source == "pretrained":
-        raise UserError(
-            f"{params.source}: scale {params.scale} pre-trains checkpoint {spec.checkpoint}, so its size is unknown until "
-            "then; give the folder of its checkpoints with --checkpoints"
-        )
-    return read_parts(checkpoints / spec.checkpoint) if checkpoints else None
-
-
-def _drawn(dataset: DatasetSpec, *splits: str) -> int | None:
-    """Size of the first of ``splits`` that a synthetic dataset has; None for a real dataset."""
-    return next((dataset.draw[split] for split in splits if split in dataset.draw), None)
+    for spec in specs:
+        if params.dataset(spec.dataset).source == "synthetic":
+            raise UserError(
+                f"{params.source}: scale {params.scale} generates its data and pre-trains its own checkpoints, whose sizes "
+                "vpd cost does not know; use --scale paper"
+            )
+    return {
+        spec.name: cost(spec, None if spec.model.kind == "vpd" else params.backbone(spec.checkpoint))
+        for spec in track(specs, len(specs), "costs", "experiment")
+    }
 
 
 def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:
     """Write ``{experiment: {resources, hours, trainable, figures}}`` as JSON; resources and hours by stage."""
-    write_json(path, {name: _entry(cost, params.resources(name).gpus) for name, cost in costs.items()})
-
-
-def _entry(cost: Cost, gpus: int) -> dict[str, Any]:
-    seeds = len(cost.spec.seeds)
-    return {
-        "resources": {"train": resources(cost, gpus), "evaluate": evaluation_resources(cost)},
-        "hours": {"train": round(cost.gpu_hours * seeds, 3), "evaluate": round(cost.evaluation_hours * seeds, 3)},
-        "trainable": cost.total.trainable,
-        "figures": figures(cost),
-    }
+    entries: dict[str, dict[str, object]] = {}
+    for name, found in costs.items():
+        hours = {"train": found.gpu_hours, "evaluate": found.evaluation_hours}
+        entries[name] = {
+            "resources": resources(found, params.resources(name).gpus),
+            "hours": {stage: round(one_seed * len(found.spec.seeds), 3) for stage, one_seed in hours.items()},
+            "trainable": found.total.trainable,
+            "figures": figures(found),
+        }
+    write_json(path, entries)

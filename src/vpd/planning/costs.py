@@ -26,14 +26,7 @@ GIB = 1 << 30
 
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
-    """Read a file of ``vpd cost --out``.
-
-    Args:
-        path: the file.
-        entry: model of the fields that the caller needs of each experiment; others are ignored.
-
-    Returns:
-        The entries by experiment.
+    """Read a file of ``vpd cost --out``: by experiment, the fields that the model ``entry`` has.
 
     Raises:
         UserError: the file is missing or damaged, or a field is missing or of another type; names the first one.
@@ -75,10 +68,8 @@ def markdown(costs: Mapping[str, Cost], paper: Mapping[str, float]) -> str:
     """Format costs by experiment as a table beside the paper's GFLOPs (``paper_gflops``)."""
     rows: list[list[str]] = []
     for name, cost in costs.items():
-        numbers: dict[str, str] = {column: str(value) for column, value in figures(cost).items()}
-        columns = list(numbers)
-        columns.insert(columns.index("GMACs, mmcv") + 1, "GFLOPs, paper")
-        numbers["GFLOPs, paper"] = str(paper.get(name, "–"))
-        rows = rows or [["experiment", *columns], ["---"] + ["---:"] * len(columns)]
-        rows.append([name, *(numbers[column] for column in columns)])
+        columns = [("experiment", name), *((column, str(value)) for column, value in figures(cost).items())]
+        columns.insert(5, ("GFLOPs, paper", str(paper.get(name, "–"))))
+        rows = rows or [[column for column, _ in columns], ["---"] + ["---:"] * (len(columns) - 1)]
+        rows.append([value for _, value in columns])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{NOTE}\n"

@@ -1,22 +1,29 @@
-"""``vpd plan``: what a run takes before it is paid for, by stage and job: hours, GPUs, memory, disk, and what is done."""
+"""``vpd plan``: the workflow's jobs, what each waits for and takes (hours, GPUs, memory, disk), and what is done.
+
+The graph is read from dvc.yaml. DVC's own index gives the same one (a test compares them), but takes seconds and only
+knows the scale in params.yaml.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from graphlib import TopologicalSorter
+from operator import getitem
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import BaseModel
 
 from vpd.utils.disk import amount
-from vpd.utils.errors import pick
+from vpd.utils.errors import UserError, pick
 from vpd.utils.files import read_json
 
 if TYPE_CHECKING:
     from vpd.config.params import Params
-    from vpd.planning.graph import Job
 
 FLOAT = 4
 SD1_BYTES = 4_265_000_000
@@ -26,6 +33,18 @@ DATA_CORES = 2
 MEBIBYTE = 1 << 20
 NAMED = 8
 """Jobs that a sentence names before it says how many more there are."""
+PLACEHOLDER = re.compile(r"\$\{([\w.-]+)\}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of dvc.yaml for one item ``key``, if it has items; ``needs``: names of the jobs whose outputs it reads."""
+
+    stage: str
+    key: str
+    outs: tuple[str, ...]
+    deps: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 class Computed(BaseModel):
@@ -38,10 +57,9 @@ class Computed(BaseModel):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one job takes."""
+    """What one job takes; ``done`` if its outputs and those of all that it needs are current."""
 
     done: bool
-    """Whether its outputs and those of all that it needs exist and were made with the present settings."""
     hours: float | None
     """Wall time with all its seeds on as many GPUs as it may use; None if unknown."""
     gpus: int = 0
@@ -50,6 +68,68 @@ class Estimate:
     cores: int = 1
     written: int = 0
     """Bytes that stay, as far as they are known."""
+
+
+# ------------------------------------------------------------------------------------------------------------------- graph
+def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, Job]:
+    """Read every job by name, each after those that it needs.
+
+    Raises:
+        UserError: the file is missing, or a placeholder in it names nothing.
+    """
+    if not workflow.is_file():
+        raise UserError(f"{workflow} does not exist; run vpd plan in the project's folder")
+    stages = yaml.safe_load(workflow.read_text(encoding="utf-8"))["stages"]
+    values = params.document.model_dump(include={"experiments", "backbones"})
+    values |= {"scale": params.scale, "protocol": params.protocol}
+    jobs = {  # by the names that DVC gives: train@seg-full
+        f"{stage}@{job.key}" if job.key else stage: job
+        for stage, body in stages.items()
+        for job in _instances(stage, body, values, workflow)
+    }
+    makers = {out: name for name, job in jobs.items() for out in job.outs}
+
+    def needs(path: str) -> Iterable[str]:
+        """Jobs that make the path or a folder around it, else those that make something inside it."""
+        around = [str(folder) for folder in (PurePosixPath(path), *PurePosixPath(path).parents)]
+        inside = (name for out, name in makers.items() if out.startswith(f"{path}/"))
+        return [makers[folder] for folder in around if folder in makers] or inside
+
+    graph = {name: tuple(dict.fromkeys(n for path in job.deps for n in needs(path))) for name, job in jobs.items()}
+    return {name: replace(jobs[name], needs=graph[name]) for name in TopologicalSorter(graph).static_order()}
+
+
+def _instances(stage: str, body: dict[str, Any], values: dict[str, Any], workflow: Path) -> Iterator[Job]:
+    """Yield the jobs of one stage: one, or one per item of its foreach (a list, or a section of params.yaml)."""
+    over, inner = body.get("foreach", [""]), body.get("do", body)
+    items = _look_up(over[2:-1], values, workflow) if isinstance(over, str) else over
+    for key, item in items.items() if isinstance(items, Mapping) else ((item, item) for item in items):
+        known = {**values, "key": key, "item": item}
+
+        def paths(*sections: str, known: dict[str, Any] = known) -> tuple[str, ...]:
+            entries = [entry for section in sections for entry in inner.get(section, [])]
+            templates = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+            return tuple(PLACEHOLDER.sub(lambda m: str(_look_up(m[1], known, workflow)), path) for path in templates)
+
+        yield Job(stage, str(key), paths("outs", "metrics"), paths("deps"))
+
+
+def _look_up(dotted: str, values: dict[str, Any], workflow: Path) -> Any:
+    try:
+        return reduce(getitem, dotted.split("."), values)
+    except (KeyError, TypeError):
+        raise UserError(f"{workflow}: ${{{dotted}}} names nothing in params.yaml; correct it") from None
+
+
+def ancestors(jobs: Mapping[str, Job], names: Iterable[str]) -> dict[str, Job]:
+    """Return the jobs ``names`` and all that they wait for, in the order of ``jobs``."""
+    wanted, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting.extend(jobs[name].needs)
+    return {name: job for name, job in jobs.items() if name in wanted}
 
 
 def select(params: Params, words: Sequence[str]) -> list[str]:
@@ -94,7 +174,9 @@ def estimates(
 
 
 def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: Path, done: bool) -> Estimate:
-    recorded = _recorded(job, root)
+    timings = [root / out for out in job.outs if "timing" in Path(out).parts]
+    seconds = next((read_json(file).get("seconds") for file in timings if file.is_file()), None)
+    recorded = None if seconds is None else seconds / 3600
     if job.stage not in ("train", "evaluate"):
         cores = {"pretrain": params.pretraining.threads, "data": DATA_CORES}.get(job.stage, 1)
         return Estimate(done, recorded, cores=cores, written=_written(params, job, computed))
@@ -111,13 +193,6 @@ def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: 
         cores=needs["cpus"],
         written=FLOAT * cost.trainable * runs if job.stage == "train" else 0,
     )
-
-
-def _recorded(job: Job, root: Path) -> float | None:
-    """Return the hours that the job took when it last ran here."""
-    files = [root / out for out in job.outs if "timing" in Path(out).parts]
-    seconds = [read_json(file).get("seconds") for file in files if file.is_file()]
-    return seconds[0] / 3600 if seconds and seconds[0] is not None else None
 
 
 def _written(params: Params, job: Job, computed: Mapping[str, Computed]) -> int:
@@ -143,11 +218,10 @@ def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate],
     rows += [_row(stage, [needs[name] for name, job in jobs.items() if job.stage == stage]) for stage in stages]
     lines = [title, "", *_table([*rows, _row("all", list(needs.values()))]), ""]
     todo = {name: estimate for name, estimate in needs.items() if not estimate.done}
-    if any(estimate.gpus for estimate in todo.values()):
-        total = sum((estimate.hours or 0.0) * estimate.gpus for estimate in todo.values())
-        lines.append(
-            f"At least {duration(total / gpus)} on {gpus} GPU{'s' * (gpus != 1)}, if all are busy all the time."
-        )
+    total = sum((estimate.hours or 0.0) * estimate.gpus for estimate in todo.values())
+    if total:
+        plural = "s" * (gpus != 1)
+        lines.append(f"At least {duration(total / gpus)} on {gpus} GPU{plural}, if all are busy all the time.")
     unknown = [name for name, estimate in todo.items() if estimate.hours is None]
     if unknown:
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
@@ -155,11 +229,10 @@ def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate],
     return "\n".join(lines)
 
 
-def listing(jobs: Mapping[str, Job], needs: Mapping[str, Estimate]) -> str:
+def listing(needs: Mapping[str, Estimate]) -> str:
     """Format every job with its state and needs, one per line; a dash for what is unknown or not needed."""
     rows: list[tuple[str, ...]] = [("job", "state", "time", "GPUs", "GPU memory", "memory", "cores")]
-    for name in jobs:
-        job = needs[name]
+    for name, job in needs.items():
         memory = (amount(size * MEBIBYTE) if size else "-" for size in (job.gpu_mem_mb, job.mem_mb))
         time, state = "-" if job.hours is None else duration(job.hours), "done" if job.done else "to do"
         rows.append((name, state, time, str(job.gpus or "-"), *memory, str(job.cores)))
@@ -196,11 +269,5 @@ def _row(stage: str, group: list[Estimate]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]

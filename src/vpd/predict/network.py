@@ -109,11 +109,11 @@ def _checked_names(names: list[str] | None, count: int) -> list[str]:
 def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
     assert isinstance(spec.model, VPDModel)
     from vpd.models.diffusion import load_unet, load_vae
-    from vpd.models.network import compose
+    from vpd.models.network import VPD
     from vpd.models.prompts import FROM_IMAGES, TextEncoder
 
     prompts = weights.get(EMBEDDINGS)
-    model = compose(
+    model = VPD(
         spec,
         load_unet(checkpoint, spec.model.unet),
         load_vae(checkpoint),

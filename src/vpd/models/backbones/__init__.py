@@ -1,12 +1,24 @@
-"""Image encoders other than Stable Diffusion's: one interface over timm and transformers, for images of any size."""
+"""Image encoders other than Stable Diffusion's: one interface over timm and transformers, for images of any size.
+
+On disk, vision/network.json says what a backbone is and vision/model.safetensors holds its weights.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone
-from vpd.models.backbones.storage import load_backbone, save_backbone
+from vpd.models.base import check_fit, copied
+from vpd.utils.errors import UserError, pick
+from vpd.utils.files import atomic_folder, read_json, write_json
 
 __all__ = ["Backbone", "build_backbone", "load_backbone", "save_backbone"]
+VISION, NETWORK, WEIGHTS = "vision", "network.json", "model.safetensors"
 
 
 def build_backbone(spec: NetworkSpec, *, drop_path: float = 0.0, gradient_checkpointing: bool = False) -> Backbone:
@@ -25,3 +37,50 @@ def build_backbone(spec: NetworkSpec, *, drop_path: float = 0.0, gradient_checkp
     else:
         from vpd.models.backbones.from_transformers import build
     return build(spec, drop_path, gradient_checkpointing)
+
+
+def save_backbone(backbone: Backbone, spec: NetworkSpec, folder: Path) -> None:
+    """Write architecture and weights of a backbone to ``folder``/vision, completely or not at all."""
+    with atomic_folder(Path(folder) / VISION) as out:
+        save_file(copied(backbone.network.state_dict()), out / WEIGHTS)
+        write_json(out / NETWORK, spec.model_dump(mode="json"))
+
+
+def load_backbone(
+    folder: Path, weights: str = "pretrained", *, drop_path: float = 0.0, gradient_checkpointing: bool = False
+) -> Backbone:
+    """Load the backbone of a checkpoint folder, built as by ``build_backbone``.
+
+    ``weights`` are the stored ones (``pretrained``), or fresh ones from torch's global seed (``random``).
+
+    Raises:
+        UserError: the folder holds no backbone, or its weights are damaged or do not fit the architecture.
+    """
+    stored, vision = pick(weights, {"pretrained": True, "random": False}, "choice of weights"), Path(folder) / VISION
+    spec = _read_network(vision / NETWORK)
+    backbone = build_backbone(spec, drop_path=drop_path, gradient_checkpointing=gradient_checkpointing)
+    if stored:
+        _load_weights(backbone, vision / WEIGHTS)
+    return backbone
+
+
+def _read_network(path: Path) -> NetworkSpec:
+    try:
+        return NetworkSpec.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{path} describes no network ({'.'.join(map(str, first['loc']))}: {first['msg']}); make the checkpoint again"
+        ) from None
+
+
+def _load_weights(backbone: Backbone, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make or download this backbone first")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); make or download this backbone again") from None
+    complaint = f"{path} does not fit its network.json"
+    check_fit(backbone.network.state_dict(), state, complaint, "make the checkpoint again")
+    backbone.network.load_state_dict(state)

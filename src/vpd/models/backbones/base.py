@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,17 +19,9 @@ Layout = Literal["NCHW", "NHWC", "NLC"]
 class Backbone(nn.Module):
     """A library's image network without its classifier; one subclass per kind of network.
 
-    Args:
-        network: holds all trained tensors under the library's own names.
-        patches: the part of ``network`` that embeds patches.
-        layout: axes of its output.
-        channels: of the native levels, fine to coarse; a plain transformer has one level.
-        strides: input pixels per pixel of each level.
-        multiple: pixels; sides of images are padded to multiples of it.
-        mask_stride: side in pixels of the patches that ``forward`` can hide.
-        mask_width: channels of their embedding.
-        mean: of the pixels, 0 to 1, that pre-training subtracted.
-        std: of the pixels that it divided by.
+    ``channels`` and ``strides`` (in input pixels) are those of the native levels, fine to coarse; a plain transformer has one
+    level. Sides of images are padded to multiples of ``multiple``. ``network`` holds all trained tensors under the library's
+    own names; its part ``patches`` embeds patches of ``strides[0]`` pixels a side in ``mask_width`` channels.
     """
 
     mean: Tensor
@@ -40,21 +32,18 @@ class Backbone(nn.Module):
         network: nn.Module,
         patches: nn.Module,
         layout: Layout,
-        *,
         channels: list[int],
         strides: list[int],
-        multiple: int,
-        mask_stride: int,
-        mask_width: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
+        multiple: int | None = None,
+        mask_width: int | None = None,
     ) -> None:
         super().__init__()
         self.network: Any = network
-        self.layout, self.multiple = layout, multiple
+        self.layout, self.channels, self.strides = layout, channels, strides
         self.patches_name = next(name for name, module in network.named_modules() if module is patches)
-        self.channels, self.strides = channels, strides
-        self.mask_stride, self.mask_width = mask_stride, mask_width
+        self.multiple, self.mask_stride, self.mask_width = multiple or strides[0], strides[0], mask_width or channels[0]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 

@@ -16,9 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vpd.config.schema import NetworkSpec
+from vpd.models.backbones.any_size import beit_tokens, interpolate_biases, shift_after_padding
 from vpd.models.backbones.base import Backbone, Layout, to_map
-from vpd.models.backbones.beit import beit_tokens, interpolate_biases
-from vpd.models.backbones.swin import shift_after_padding
 from vpd.models.base import Size
 from vpd.utils.errors import UserError, nearest
 
@@ -35,8 +34,7 @@ class SwinBackbone(Backbone):
     def __init__(self, network: Any) -> None:
         network.norm, network.head = nn.Identity(), nn.Identity()
         shift_after_padding(network)
-        stride = network.feature_info[0]["reduction"]
-        super().__init__(network, network.patch_embed, "NHWC", **_levels(network), multiple=stride)
+        super().__init__(network, network.patch_embed, "NHWC", *_levels(network))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         x, maps = self.network.patch_embed(images), []
@@ -51,8 +49,8 @@ class ConvNeXtBackbone(Backbone):
 
     def __init__(self, network: Any) -> None:
         network.norm_pre, network.head = nn.Identity(), nn.Identity()
-        multiple = network.feature_info[-1]["reduction"]
-        super().__init__(network, network.stem, "NCHW", **_levels(network), multiple=multiple)
+        coarsest = network.feature_info[-1]["reduction"]
+        super().__init__(network, network.stem, "NCHW", *_levels(network), multiple=coarsest)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         x, maps = self.network.stem(images), []
@@ -62,16 +60,9 @@ class ConvNeXtBackbone(Backbone):
         return maps
 
 
-def _levels(network: Any) -> dict[str, Any]:
-    levels = network.feature_info
-    return {
-        "channels": [level["num_chs"] for level in levels],
-        "strides": [level["reduction"] for level in levels],
-        "mask_stride": levels[0]["reduction"],
-        "mask_width": levels[0]["num_chs"],
-        "mean": network.pretrained_cfg["mean"],
-        "std": network.pretrained_cfg["std"],
-    }
+def _levels(network: Any) -> tuple[list[int], list[int], tuple[float, ...], tuple[float, ...]]:
+    channels, strides = ([level[key] for level in network.feature_info] for key in ("num_chs", "reduction"))
+    return channels, strides, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
 
 
 class PlainBackbone(Backbone):
@@ -80,22 +71,10 @@ class PlainBackbone(Backbone):
     The map is the last block's patch tokens after the final norm; class, register and distillation tokens are left out.
     """
 
-    layout_of_patches: Layout
-
-    def __init__(self, network: Any) -> None:
-        patch = network.patch_embed.patch_size[0]
-        super().__init__(
-            network,
-            network.patch_embed,
-            self.layout_of_patches,
-            channels=[network.embed_dim],
-            strides=[patch],
-            multiple=patch,
-            mask_stride=patch,
-            mask_width=network.embed_dim,
-            mean=network.pretrained_cfg["mean"],
-            std=network.pretrained_cfg["std"],
-        )
+    def __init__(self, network: Any, layout: Layout) -> None:
+        patches, pixels = network.patch_embed, network.pretrained_cfg
+        channels, strides = [network.embed_dim], [patches.patch_size[0]]
+        super().__init__(network, patches, layout, channels, strides, pixels["mean"], pixels["std"])
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         grid = self.patch_grid(images)
@@ -104,31 +83,24 @@ class PlainBackbone(Backbone):
         return [to_map(tokens[:, self.network.num_prefix_tokens :], grid)]
 
     def _tokens(self, images: Tensor, grid: Size) -> Tensor:
-        raise NotImplementedError
+        return self.network.forward_features(images)
 
 
 class ViTBackbone(PlainBackbone):
     """Vision transformer (MAE, DINO, DINOv2, CLIP, ...); its position embedding is resampled to the image's grid."""
 
-    layout_of_patches = "NHWC"
-
     def __init__(self, network: Any) -> None:
         network.attn_pool, network.head = None, nn.Identity()
-        super().__init__(network)
-
-    def _tokens(self, images: Tensor, grid: Size) -> Tensor:
-        return self.network.forward_features(images)
+        super().__init__(network, "NHWC")
 
 
 class BeitBackbone(PlainBackbone):
     """BEiT and BEiT v2; their relative position biases are resampled to the image's grid."""
 
-    layout_of_patches = "NLC"
-
     def __init__(self, network: Any) -> None:
         interpolate_biases(network)
         network.patch_embed.strict_img_size = False
-        super().__init__(network)
+        super().__init__(network, "NLC")
 
     def _tokens(self, images: Tensor, grid: Size) -> Tensor:
         return beit_tokens(self.network, images, grid)
@@ -159,13 +131,11 @@ def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> 
             f"timm cannot build '{spec.architecture}' with options {spec.options}: {str(error) or type(error).__name__}; "
             f"correct the options"
         ) from error
-    if gradient_checkpointing:
-        network.set_grad_checkpointing(True)
+    network.set_grad_checkpointing(gradient_checkpointing)
     return backbone_class(network)
 
 
 def _family(architecture: str) -> str:
-    """Return the module of timm that an architecture is of; UserError if timm or ``FAMILIES`` lacks it."""
     if not is_model(architecture):
         known = [name for module in FAMILIES for name in list_models(module=module)]
         raise UserError(f"timm has no architecture '{architecture}'; {nearest(architecture, known)}")

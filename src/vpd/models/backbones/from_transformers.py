@@ -9,18 +9,12 @@ from huggingface_hub.errors import StrictDataclassError
 from timm.layers import DropPath
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel, BlipVisionConfig, BlipVisionModel
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone, to_map
-from vpd.models.base import Size
 from vpd.utils.errors import UserError, nearest, pick
 
 FRESH_STD = 0.02
@@ -36,27 +30,24 @@ class SamBackbone(Backbone):
             network,
             network.patch_embed.projection,
             "NCHW",
-            channels=[config.output_channels],
-            **_patches(config),
-            mean=tuple(IMAGENET_DEFAULT_MEAN),
-            std=tuple(IMAGENET_DEFAULT_STD),
+            [config.output_channels],
+            [config.patch_size],
+            IMAGENET_DEFAULT_MEAN,
+            IMAGENET_DEFAULT_STD,
+            mask_width=config.hidden_size,
         )
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         # The encoder's own forward refuses any size but the native one.
-        x = self.network.patch_embed.projection(images).permute(0, 2, 3, 1)
-        if self.network.pos_embed is not None:
-            x = x + self._positions(self.patch_grid(images))
+        x, positions = self.network.patch_embed.projection(images).permute(0, 2, 3, 1), self.network.pos_embed
+        if positions is not None:
+            grid = self.patch_grid(images)
+            if positions.shape[1:3] != grid:
+                positions = F.interpolate(positions.permute(0, 3, 1, 2), grid, mode="bicubic").permute(0, 2, 3, 1)
+            x = x + positions
         for layer in self.network.layers:
             x = layer(x)
         return [self.network.neck(x)]
-
-    def _positions(self, grid: Size) -> Tensor:
-        positions = self.network.pos_embed
-        if positions.shape[1:3] == grid:
-            return positions
-        positions = F.interpolate(positions.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
-        return positions.permute(0, 2, 3, 1)
 
 
 class BlipBackbone(Backbone):
@@ -64,15 +55,8 @@ class BlipBackbone(Backbone):
 
     def __init__(self, network: Any) -> None:
         config = network.config
-        super().__init__(
-            network,
-            network.embeddings.patch_embedding,
-            "NCHW",
-            channels=[config.hidden_size],
-            **_patches(config),
-            mean=tuple(OPENAI_CLIP_MEAN),
-            std=tuple(OPENAI_CLIP_STD),
-        )
+        patches, channels, strides = network.embeddings.patch_embedding, [config.hidden_size], [config.patch_size]
+        super().__init__(network, patches, "NCHW", channels, strides, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         tokens = self.network(pixel_values=images, interpolate_pos_encoding=True).last_hidden_state
@@ -86,11 +70,10 @@ ARCHITECTURES: dict[str, tuple[Any, Any, type[Backbone]]] = {
 }
 
 
-class BlockDrop(DropPath):
+class _BlockDrop(DropPath):
     """Stochastic depth of a whole block: in training it is skipped at random, image by image."""
 
     def hook(self, _block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Forward hook of the block."""
         # Without a drop the sum would only round differently.
         return inputs[0] + self(output - inputs[0]) if self.training and self.drop_prob else output
 
@@ -115,16 +98,7 @@ def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> 
     if drop_path > 0.0:
         layers = network.layers if spec.architecture == "sam" else network.encoder.layers
         rates = [drop_path * block / max(1, len(layers) - 1) for block in range(len(layers))]
-        backbone.drop_paths = nn.ModuleList(BlockDrop(rate) for rate in rates)
+        backbone.drop_paths = nn.ModuleList(_BlockDrop(rate) for rate in rates)
         for layer, drop in zip(layers, backbone.drop_paths, strict=True):
             layer.register_forward_hook(drop.hook)
     return backbone
-
-
-def _patches(config: Any) -> dict[str, Any]:
-    return {
-        "strides": [config.patch_size],
-        "multiple": config.patch_size,
-        "mask_stride": config.patch_size,
-        "mask_width": config.hidden_size,
-    }
