@@ -20,11 +20,18 @@ from torch import Tensor, nn
 from torchmetrics import JaccardIndex
 
 from evaluation_fakes import CLASSES, Drawings, Experiment, SmallModel, made_from, make_spec
-from vpd.evaluation.depth import DepthScores, depth_errors, evaluate_depth, scored_pixels
-from vpd.evaluation.referring import ReferringScores, evaluate_referring
 from vpd.evaluation.results import check_run
 from vpd.evaluation.run import load_samples
-from vpd.evaluation.segmentation import SegmentationScores, evaluate_segmentation
+from vpd.evaluation.scores import (
+    DepthScores,
+    ReferringScores,
+    SegmentationScores,
+    depth_errors,
+    evaluate_depth,
+    evaluate_referring,
+    evaluate_segmentation,
+    scored_pixels,
+)
 from vpd.training.runs import gather
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError

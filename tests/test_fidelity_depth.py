@@ -11,8 +11,8 @@ from fixtures.parity.narrow import build, make_batch
 from vpd.datasets import build_dataset, nyuv2
 from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_depth, cut_depth
-from vpd.evaluation.depth import evaluate_depth, scored_pixels
 from vpd.evaluation.inference import estimate_depth
+from vpd.evaluation.scores import evaluate_depth, scored_pixels
 from vpd.utils.errors import UserError
 
 

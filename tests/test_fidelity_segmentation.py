@@ -17,8 +17,8 @@ from vpd.datasets import build_dataset, nyuv2, refcoco
 from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
-from vpd.evaluation.referring import evaluate_referring
 from vpd.evaluation.results import best_of
+from vpd.evaluation.scores import evaluate_referring
 from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
 from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError

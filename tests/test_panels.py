@@ -17,8 +17,8 @@ from vpd.evaluation.attention import (
     records_attention,
     sentence_words,
 )
-from vpd.evaluation.drawing import palette, pixels, spread
-from vpd.evaluation.panels import coloured, draw_panels, legend_classes, masked
+from vpd.evaluation.drawing import palette, pixels
+from vpd.evaluation.panels import coloured, draw_panels, legend_classes, masked, spread
 from vpd.evaluation.run import predictor
 from vpd.pretraining.clip import train_tokenizer
 

@@ -11,8 +11,7 @@ import pandas as pd
 
 from vpd.config.params import Params
 from vpd.config.reported import ReportedTable, load_claims, load_reported
-from vpd.config.table_checks import matched_row
-from vpd.config.tables import FigureSpec
+from vpd.config.tables import FigureSpec, matched_row
 from vpd.report.cells import Cell
 from vpd.report.claims import Finding, Points, answers, findings
 from vpd.report.collect import RowCost, collect, read_costs, read_curves, read_timings, row_costs
