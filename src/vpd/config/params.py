@@ -233,9 +233,9 @@ class Params:
 
     def _check_names(self, task: Task) -> None:
         """Refuse methods, schedules and variants that only the scale or the protocol knows: they would have no effect."""
-        base = self.document.tasks[task]
-        variants = {line.variant for line in self.experiments.values() if line.task == task and line.variant}
-        scaled = self.block.tasks.get(task, TaskLayer())
+        base, scaled = self.document.tasks[task], self.block.tasks.get(task, TaskLayer())
+        protocol = self.document.protocols[self.protocol].get(task, ProtocolLayer())
+        variants = [line.variant for line in self.experiments.values() if line.task == task and line.variant]
         where = self._at(f"tasks.{task}")
         for schedule in scaled.schedules:
             pick(schedule, base.schedules, "schedule", f"{where}.schedules")
@@ -243,7 +243,7 @@ class Params:
             pick(method, base.methods, "method", f"{where}.methods")
             for variant in layer.variants:
                 pick(variant, dict.fromkeys(variants), "variant", f"{where}.methods.{method}.variants")
-        for method in self.document.protocols[self.protocol].get(task, ProtocolLayer()).methods:
+        for method in protocol.methods:
             pick(method, base.methods, "method", f"{self.source}: protocols.{self.protocol}.{task}.methods")
 
     def origins(self, name: str) -> list[str]:

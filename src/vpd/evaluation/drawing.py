@@ -31,12 +31,7 @@ Shape = tuple[int, int]
 class FigureGrid:
     """A figure with rows of cells, all ``cell`` inches high and as wide as their pictures' shapes ask for.
 
-    Args:
-        rows: shapes of each row's pictures.
-        title: written above all rows.
-        above: inches kept free above each row.
-        right: inches kept free to the right of ``right_edge``, where the widest row ends.
-        cell: inches.
+    ``above`` are the inches kept free above each row, ``right`` those beyond ``right_edge``, where the widest row ends.
     """
 
     def __init__(

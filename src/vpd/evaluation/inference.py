@@ -7,6 +7,7 @@ inputs of a protocol have one size, so windows, mirrored copies, scales and samp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -92,19 +93,14 @@ def _segmentation(sample: dict, settings: SegmentationEvaluation) -> Work[dict[s
             for corner in window.corners:
                 key = f"{sample['id']}/{ratio}/{corner[0]},{corner[1]}/{'mirrored' if mirrored else 'plain'}"
                 inputs = {"image": window.window(corner), "id": sample["id"], "key": key}
-                yield inputs, sink(window, corner, ratio, mirrored)
+                yield inputs, partial(take, window, corner, ratio, mirrored)
 
-    def sink(window: SlidingWindow, corner: tuple[int, int], ratio: float, mirrored: bool) -> Sink:
-        def take(output: Tensor) -> None:
-            window.add(corner, output)
-            if not window.missing:
-                add_view(window.mean(), ratio, mirrored)
-
-        return take
-
-    def add_view(logits: Tensor, ratio: float, mirrored: bool) -> None:
+    def take(window: SlidingWindow, corner: tuple[int, int], ratio: float, mirrored: bool, output: Tensor) -> None:
         nonlocal total
-        probabilities = resize(logits, *sample["image"].shape[-2:]).softmax(0)
+        window.add(corner, output)
+        if window.missing:
+            return
+        probabilities = resize(window.mean(), *sample["image"].shape[-2:]).softmax(0)
         if (ratio, mirrored) == (1.0, False):
             labels["ss"] = probabilities.argmax(0).cpu()
         if settings.multi_scale and ratio in settings.ratios:
@@ -140,10 +136,8 @@ def estimate_depth(
 def _depth(sample: dict, settings: DepthEvaluation) -> Work[Tensor]:
     (height, width), side = sample["image"].shape[-2:], settings.window
     if height != side or width < height:
-        raise UserError(
-            f"sample {sample['id']} is {width}x{height} pixels, but evaluation.window is {side}; "
-            f"set it to the height of the images, which must not be more than their width"
-        )
+        cure = "set it to the height of the images, which must not be more than their width"
+        raise UserError(f"sample {sample['id']} is {width}x{height} pixels, but evaluation.window is {side}; {cure}")
     total, count = torch.zeros(height, width), torch.zeros(width)
 
     def requests() -> Iterator[Request]:
@@ -153,14 +147,11 @@ def _depth(sample: dict, settings: DepthEvaluation) -> Work[Tensor]:
                 key = f"{sample['id']}/{start}/{'mirrored' if mirrored else 'plain'}"
                 image = window.flip(-1) if mirrored else window
                 inputs = {"image": image, "class_id": sample["class_id"], "id": sample["id"], "key": key}
-                yield inputs, sink(slice(start, start + side), mirrored)
+                yield inputs, partial(take, slice(start, start + side), mirrored)
 
-    def sink(columns: slice, mirrored: bool) -> Sink:
-        def take(output: Tensor) -> None:
-            metres = output[0].cpu()
-            total[:, columns] += metres.flip(-1) if mirrored else metres
-            count[columns] += 1
-
-        return take
+    def take(columns: slice, mirrored: bool, output: Tensor) -> None:
+        metres = output[0].cpu()
+        total[:, columns] += metres.flip(-1) if mirrored else metres
+        count[columns] += 1
 
     return sample, requests(), lambda: total / count
