@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vpd.config.params import load_params, merge
 from vpd.config.schema import TASKS, Spec
 from vpd.evaluation.run import all_pairs, conclude, measure
 from vpd.training.runs import gather, publish
@@ -16,98 +18,45 @@ from vpd.utils.files import locked
 from vpd.utils.fingerprint import Fingerprint, fingerprint
 
 CLASSES = ["wall", "floor", "ball", "box", "lamp"]
+COLOURS = torch.tensor([[200, 190, 180], [120, 80, 40], [220, 30, 30], [30, 60, 220], [250, 240, 90]])
+"""Of the classes."""
 SHAPES = {"segmentation": (40, 56), "referring": (32, 32), "depth": (32, 48)}
-MODEL = {
-    "unet": "pretrained",
-    "timestep": 1,
-    "latent_scale": 1.0,
-    "attention": {"places": ["down", "up"], "limit": 0.5, "gradient": "detached"},
-    "adapter": {"enabled": True, "gamma": 1e-4},
-    "head": {"kind": "semantic-fpn", "channels": 8},
-}
-TRAINING = {
-    "steps": 10,
-    "batch_size": 2,
-    "optimizer": {"lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.0},
-    "schedule": {"kind": "constant"},
-    "loss": {"kind": "cross-entropy"},
-    "milestones": {"half": 0.5, "final": 1.0},
-    "log_every": 1,
-    "save_every": 1,
-}
-TASK = {
-    "segmentation": {
-        "data": {
-            "short_side": 32,
-            "long_side": 128,
-            "ratio_range": [0.5, 2.0],
-            "crop": 32,
-            "max_class_share": 0.75,
-            "flip": 0.5,
-            "photometric": True,
-        },
-        "evaluation": {
-            "short_side": 32,
-            "long_side": 128,
-            "crop": 32,
-            "stride": 21,
-            "ratios": [1.0, 1.25],
-            "multi_scale": True,
-            "batch_size": 4,
-            "panels": 2,
-        },
-    },
-    "referring": {
-        "data": {"size": 32},
-        "evaluation": {"size": 32, "thresholds": [0.5, 0.6, 0.7, 0.8, 0.9], "batch_size": 4, "panels": 2},
-    },
-    "depth": {
-        "data": {
-            "crop": 32,
-            "flip": 0.5,
-            "photometric": 0.5,
-            "cutdepth": 0.25,
-            "cutdepth_width": 0.75,
-            "cutdepth_values": "ramp",
-            "min_depth": 1e-3,
-            "max_depth": 10.0,
-        },
-        "evaluation": {
-            "window": 32,
-            "windows": 2,
-            "flip": True,
-            "crop": [2, 30, 3, 45],
-            "min_depth": 1e-3,
-            "max_depth": 10.0,
-            "batch_size": 4,
-            "panels": 2,
-        },
-    },
-}
+EXPERIMENTS = {"segmentation": "seg-fast", "referring": "refcoco-fast", "depth": "depth-fast"}
 STRATEGY = {"segmentation": "class-names", "referring": "expression", "depth": "scene"}
+ATTENTION = {"places": ["down", "up"], "limit": 0.5, "gradient": "detached"}
+SIZES = {"short_side": 32, "long_side": 128, "crop": 32, "stride": 21, "ratios": [1.0, 1.25], "multi_scale": True}
+LIMITS = {"crop": [2, 30, 3, 45], "min_depth": 1e-3, "max_depth": 10.0}
+EVALUATION = {
+    "segmentation": SIZES,
+    "referring": {"size": 32, "thresholds": [0.5, 0.6, 0.7, 0.8, 0.9]},
+    "depth": {"window": 32, "windows": 2, "flip": True, **LIMITS},
+}
+
+
+@cache
+def _smoke(task: str) -> dict:
+    return load_params(Path(__file__).parents[1] / "params.yaml", "smoke").resolve(EXPERIMENTS[task]).model_dump()
 
 
 def make_spec(task: str, evaluation: dict | None = None, **changes) -> Spec:
-    """A small spec of ``task``; ``evaluation`` and ``changes`` replace settings."""
-    settings = TASK[task]
+    """A small spec of ``task``, from the smoke scale; ``evaluation`` and ``changes`` replace settings."""
     prompt = {"strategy": STRATEGY[task], "templates": "single", "length": 12}
     value = {
         "name": f"{task}-small",
-        "scale": "smoke",
-        "protocol": "official",
-        "schedule": "fast",
-        "task": task,
-        "method": "vpd",
         "dataset": "drawn",
-        "checkpoint": "sd-1-5",
         "seeds": [0, 1],
-        "model": {"kind": "vpd", **MODEL, "prompt": prompt},
-        "training": TRAINING,
-        "data": settings["data"],
-        "evaluation": {**settings["evaluation"], **(evaluation or {})},
-        **changes,
+        "model": {"attention": ATTENTION, "prompt": prompt},
+        "training": {"workers": 0, "threads": None},
+        "evaluation": {**EVALUATION[task], "batch_size": 4, "panels": 2, "best": False, **(evaluation or {})},
     }
-    return TASKS[task].model_validate(value)
+    merged = merge(_smoke(task), value, changes)
+    merged["training"]["milestones"] = {"half": 0.5, "final": 1.0}
+    return TASKS[task].model_validate(merged)
+
+
+def silent(spec: Spec) -> Spec:
+    """The spec without recorded attention."""
+    return spec.model_validate(merge(spec.model_dump(), {"model": {"attention": {"places": []}}}))
 
 
 class Drawings:
@@ -131,8 +80,7 @@ class Drawings:
 
     def sample(self, index: int, epoch: int = 0) -> dict:
         labels = self.labels(index)
-        colours = torch.tensor([[200, 190, 180], [120, 80, 40], [220, 30, 30], [30, 60, 220], [250, 240, 90]])
-        image = colours[labels].permute(2, 0, 1).to(torch.uint8)
+        image = COLOURS[labels].permute(2, 0, 1).to(torch.uint8)
         sample = {"id": f"drawing-{index}", "image": image}
         if self.task == "segmentation":
             labels[0] = 255
@@ -200,19 +148,16 @@ class Experiment:
     """Runs (written if they are not there), places and a way to evaluate one small experiment without attention."""
 
     def __init__(self, folder: Path, task: str = "referring") -> None:
-        spec = make_spec(task)
-        silent = spec.model.attention.model_copy(update={"places": ()})
-        self.spec = spec.model_copy(update={"model": spec.model.model_copy(update={"attention": silent})})
-        self.folder, self.model, self.data = folder, SmallModel(task), Drawings(task)
-        if not (folder / "runs").exists():
-            write_runs(self.spec, folder / "runs")
+        self.spec, self.folder, self.runs = silent(make_spec(task)), folder, folder / "runs"
+        self.model, self.data = SmallModel(task), Drawings(task)
+        if not self.runs.exists():
+            write_runs(self.spec, self.runs)
 
     def evaluate(self, name: str = "out") -> bytes:
         out = self.folder / name
-        runs = self.folder / "runs"
-        key = fingerprint(self.spec.model_dump(mode="json"), [], {"runs": runs})
+        key = fingerprint(self.spec.model_dump(mode="json"), [], {"runs": self.runs})
         state = self.folder / "state" / key.key
         with locked(state):
-            measure(self.spec, self.model, self.data, all_pairs(self.spec), runs, state)
-            conclude(self.spec, self.model, self.data, runs, out / "metrics.json", out / "panels", state, key)
+            measure(self.spec, self.model, self.data, all_pairs(self.spec), self.runs, state)
+            conclude(self.spec, self.model, self.data, self.runs, out / "metrics.json", out / "panels", state, key)
         return (out / "metrics.json").read_bytes()

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fixtures.parity import narrow
@@ -62,3 +63,8 @@ def checkpoint_of_factor_8(folder: Path, seed: int = 1) -> Path:
     """A narrow Stable Diffusion folder whose VAE halves three times and whose text model takes 77 tokens."""
     torch.manual_seed(seed)
     return narrow.write_checkpoint(folder, vae=(8, 8, 16, 16), length=77)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    """A generator of random numbers."""
+    return np.random.default_rng(seed)

@@ -11,12 +11,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from pydantic import BaseModel
 
 import vpd
 from vpd.config.document import Document
 from vpd.config.params import load_params
 from vpd.config.schema import TASKS
+from vpd.utils.validation import _models_in
 
 ROOT = Path(__file__).parent.parent
 FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))
@@ -48,18 +48,11 @@ def code(text):
     return re.findall(r"`([^`\n]+)`", text)
 
 
-def models_in(annotation):
-    """The model classes inside an annotation such as ``tuple[LearningRateRule, ...]`` or ``TextSpec | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in typing.get_args(annotation) for model in models_in(inner)]
-
-
 def fields(model, prefix=""):
     """Dotted keys of a model and of all models inside it, with their annotations."""
     for name, field in model.model_fields.items():
         yield prefix + name, field.annotation
-        for inner in models_in(field.annotation):
+        for inner in _models_in(field.annotation):
             yield from fields(inner, f"{prefix}{name}.")
 
 
@@ -92,12 +85,8 @@ def comments_and_docstrings():
     for path in sorted((ROOT / "src" / "vpd").rglob("*.py")):
         source, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
         for node in ast.walk(ast.parse(source)):
-            if (
-                isinstance(node, ast.Expr)
-                and isinstance(node.value, ast.Constant)
-                and isinstance(node.value.value, str)
-            ):
-                yield f"{name}:{node.lineno}", node.value.value
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                yield f"{name}:{node.lineno}", str(node.value.value)
         for number, line in enumerate(source.splitlines(), 1):
             if line.lstrip().startswith("#"):
                 yield f"{name}:{number}", line
@@ -137,10 +126,7 @@ def test_every_id_in_use_is_explained():
     used = [(found, where) for where, text in comments_and_docstrings() for found in ID.findall(text)]
     assert len(used) > 50
     assert [f"{found} in {where}" for found, where in used if found not in rows] == []
-
-
-def test_ids_mentioned_in_the_pages_are_explained():
-    assert set(ID.findall(FIDELITY + PARAMS)) <= set(fidelity_rows())
+    assert set(ID.findall(FIDELITY + PARAMS)) <= set(rows)
 
 
 def test_settings_in_fidelity_exist():
@@ -218,6 +204,8 @@ def test_every_key_of_a_spec_has_a_row(paper_scale):
 
 def test_params_yaml_fits_the_json_schema(document):
     assert [error.message for error in SCHEMA.iter_errors(document)] == []
+    first = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# yaml-language-server: $schema=params.schema.json"
 
 
 @pytest.mark.parametrize(
@@ -240,11 +228,6 @@ def test_json_schema_refuses_what_vpd_refuses(document, key, value):
     assert not SCHEMA.is_valid(document)
 
 
-def test_editors_find_the_json_schema():
-    first = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()[0]
-    assert first == "# yaml-language-server: $schema=params.schema.json"
-
-
 # ------------------------------------------------------------------------------------------------------------ all pages
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
@@ -252,11 +235,8 @@ def test_links_lead_somewhere(page):
     targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     files = {target.partition("#")[0] for target in targets} - {""}
     assert [name for name in files if not ((ROOT / page).parent / name).exists()] == []
-    titles = {
-        re.sub("[^a-z0-9- ]", "", line.lower()).strip().replace(" ", "-")
-        for line in text.splitlines()
-        if line[:1] == "#"
-    }
+    titles = [line.lower() for line in text.splitlines() if line[:1] == "#"]
+    titles = {re.sub("[^a-z0-9- ]", "", title).strip().replace(" ", "-") for title in titles}
     assert {target[1:] for target in targets if target[:1] == "#"} <= titles
 
 
@@ -277,16 +257,12 @@ def test_experiments_named_in_the_pages_exist():
 
 
 # ------------------------------------------------------------------------------------------------------- paper-scale.md
-def test_costs_shown_are_those_that_snakemake_reserves():
+def test_costs_shown_are_those_that_snakemake_reserves_and_known_of_every_experiment(paper_scale):
     costs = json.loads((ROOT / "workflow/costs.json").read_text(encoding="utf-8"))
+    assert costs.keys() == paper_scale["official"].keys()
     text = (ROOT / "docs/paper-scale.md").read_text(encoding="utf-8")
     (shown,) = (table for table in tables(text) if "GPU-hours" in table[0])
     assert len(shown) >= 3
     for row in shown:
         figures = costs[code(row["experiment"])[0]]["figures"]
         assert {name: float(row[name]) for name in figures} == figures
-
-
-def test_costs_are_known_of_every_experiment(paper_scale):
-    costs = json.loads((ROOT / "workflow/costs.json").read_text(encoding="utf-8"))
-    assert costs.keys() == paper_scale["official"].keys()

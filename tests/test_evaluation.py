@@ -19,12 +19,19 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from torchmetrics import JaccardIndex
 
-from evaluation_fakes import CLASSES, Drawings, Experiment, SmallModel, made_from, make_spec
-from vpd.evaluation.depth import DepthScores, depth_errors, evaluate_depth, scored_pixels
-from vpd.evaluation.referring import ReferringScores, evaluate_referring
+from evaluation_fakes import CLASSES, COLOURS, Drawings, Experiment, SmallModel, made_from, make_spec
 from vpd.evaluation.results import check_run
 from vpd.evaluation.run import load_samples
-from vpd.evaluation.segmentation import SegmentationScores, evaluate_segmentation
+from vpd.evaluation.scores import (
+    DepthScores,
+    ReferringScores,
+    SegmentationScores,
+    depth_errors,
+    evaluate_depth,
+    evaluate_referring,
+    evaluate_segmentation,
+    scored_pixels,
+)
 from vpd.training.runs import gather
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
@@ -35,33 +42,21 @@ from vpd.utils.progress import Progress
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def random_labels(count: int = 6, classes: int = 5) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of (truth with some ignored pixels, prediction that is often right)."""
-    pairs = []
-    for _ in range(count):
-        truth = torch.randint(classes, (13, 17))
-        prediction = torch.where(torch.rand(13, 17) < 0.6, truth, torch.randint(classes, (13, 17)))
-        pairs.append((truth.masked_fill(torch.rand(13, 17) < 0.1, 255), prediction))
-    return pairs
-
-
 # --------------------------------------------------------------------------------------------------------- segmentation
-def test_confusion_is_sklearns():
-    pairs, scores = random_labels(), SegmentationScores(5)
-    for truth, prediction in pairs:
-        scores.add(truth, prediction)
-    truth = torch.cat([truth.flatten() for truth, _ in pairs])
-    prediction = torch.cat([prediction.flatten() for _, prediction in pairs])
-    counted = truth != 255
-    assert np.array_equal(scores.confusion, confusion_matrix(truth[counted], prediction[counted], labels=range(5)))
-
-
-def test_miou_is_torchmetrics():
-    pairs, scores = random_labels(), SegmentationScores(5)
+def test_confusion_is_sklearns_and_miou_torchmetrics():
+    """Labels with some ignored pixels, and predictions that are often right."""
     reference = JaccardIndex("multiclass", num_classes=5, average="macro", ignore_index=255)
-    for truth, prediction in pairs:
+    truths, predictions, scores = [], [], SegmentationScores(5)
+    for _ in range(6):
+        truth = torch.randint(5, (13, 17))
+        prediction = torch.where(torch.rand(13, 17) < 0.6, truth, torch.randint(5, (13, 17)))
+        truth = truth.masked_fill(torch.rand(13, 17) < 0.1, 255)
         scores.add(truth, prediction)
         reference.update(prediction, truth)
+        truths.append(truth[truth != 255])
+        predictions.append(prediction[truth != 255])
+    expected = confusion_matrix(torch.cat(truths), torch.cat(predictions), labels=range(5))
+    assert np.array_equal(scores.confusion, expected)
     assert dict(scores.values("ss"))["miou_ss"] == pytest.approx(100 * reference.compute().item(), rel=1e-5)
 
 
@@ -76,12 +71,8 @@ def test_segmentation_scores_by_hand():
 def test_classes_without_pixels_are_nan_and_left_out_but_false_alarms_count_as_zero():
     scores = SegmentationScores(4)
     scores.add(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 1, 2]]))
-    iou = scores.iou().tolist()
-    assert iou[:3] == [1.0, 0.5, 0.0]
-    assert math.isnan(iou[3])
-    recall = scores.recall().tolist()
-    assert recall[:2] == [1.0, 0.5]
-    assert all(map(math.isnan, recall[2:]))
+    assert scores.iou().tolist() == pytest.approx([1.0, 0.5, 0.0, math.nan], nan_ok=True)
+    assert scores.recall().tolist() == pytest.approx([1.0, 0.5, math.nan, math.nan], nan_ok=True)
     assert dict(scores.values("ss")) == pytest.approx({"miou_ss": 50.0, "macc_ss": 75.0, "aacc_ss": 75.0})
 
 
@@ -90,33 +81,21 @@ def test_a_split_without_labels_is_refused():
         dict(SegmentationScores(3).values("ss"))
 
 
-def truth_model(task: str):
-    """A network that knows the drawings: it recognises classes by colour."""
-    colours = torch.tensor([[200, 190, 180], [120, 80, 40], [220, 30, 30], [30, 60, 220], [250, 240, 90]]) / 127.5 - 1
-
-    def predict(batch: dict) -> Tensor:
-        distance = (batch["image"][:, None] - colours.view(1, 5, 3, 1, 1)).square().sum(2)
-        if task == "referring":
-            return torch.stack([distance[:, [0, 1, 3, 4]].amin(1), distance[:, 2]], 1) * -1
-        return -50 * distance
-
-    return predict
+def distances(batch: dict) -> Tensor:
+    """How far each pixel's colour is from that of each class of the drawings."""
+    colours = COLOURS / 127.5 - 1
+    return (batch["image"][:, None] - colours.view(1, 5, 3, 1, 1)).square().sum(2)
 
 
-def test_a_network_that_sees_the_classes_scores_100_percent():
-    drawings, spec = Drawings("segmentation"), make_spec("segmentation", {"short_side": 40, "long_side": 160})
-    samples = (drawings.sample(index) for index in range(5))
-    values = dict(evaluate_segmentation(truth_model("segmentation"), samples, spec, len(CLASSES)))
+@pytest.mark.parametrize(("multi_scale", "names"), [(True, ["miou_ms"]), (False, [])])
+def test_a_network_that_sees_the_classes_scores_100_percent(multi_scale, names):
+    settings = {"short_side": 40, "long_side": 160, "multi_scale": multi_scale}
+    samples = map(Drawings("segmentation").sample, range(5))
+    spec = make_spec("segmentation", settings)
+    values = dict(evaluate_segmentation(lambda batch: -50 * distances(batch), samples, spec, len(CLASSES)))
     assert values["miou_ss"] == pytest.approx(100.0)
     assert values["aacc_ss"] == pytest.approx(100.0)
-    assert list(values) == ["miou_ss", "macc_ss", "aacc_ss", "miou_ms"]
-
-
-def test_single_scale_evaluation_has_no_multi_scale_score():
-    drawings, spec = Drawings("segmentation"), make_spec("segmentation", {"multi_scale": False})
-    samples = (drawings.sample(index) for index in range(2))
-    values = dict(evaluate_segmentation(truth_model("segmentation"), samples, spec, len(CLASSES)))
-    assert list(values) == ["miou_ss", "macc_ss", "aacc_ss"]
+    assert list(values) == ["miou_ss", "macc_ss", "aacc_ss", *names]
 
 
 # ----------------------------------------------------------------------------------------------------------- referring
@@ -142,21 +121,16 @@ def test_overall_iou_is_torchmetrics_and_mean_iou_its_mean_over_sentences():
     assert values["miou"] == pytest.approx(100 * np.mean(each), rel=1e-5)
 
 
-def test_two_empty_masks_count_as_zero():
-    scores = ReferringScores()
-    scores.add(torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool))
-    assert dict(scores.values(THRESHOLDS))["miou"] == 0.0
-
-
 def test_every_sentence_is_scored_once():
-    drawings, spec = Drawings("referring", 7), make_spec("referring")
     asked = []
 
     def predict(batch: dict) -> Tensor:
         asked.extend(batch["id"])
-        return truth_model("referring")(batch)
+        distance = distances(batch)
+        return -torch.stack([distance[:, [0, 1, 3, 4]].amin(1), distance[:, 2]], 1)
 
-    values = dict(evaluate_referring(predict, (drawings.sample(index) for index in range(7)), spec, 0))
+    samples = map(Drawings("referring", 7).sample, range(7))
+    values = dict(evaluate_referring(predict, samples, make_spec("referring"), 0))
     assert asked == [f"drawing-{index}" for index in range(7)]
     assert values["oiou"] == values["miou"] == values["p90"] == 100.0
     assert "oiou_native" not in values
@@ -164,7 +138,6 @@ def test_every_sentence_is_scored_once():
 
 def test_masks_at_the_original_size_are_scored_where_samples_carry_them():
     """The right half of the image at 32x32 and at 50x80: exact at both sizes."""
-    drawings, spec = Drawings("referring", 3), make_spec("referring")
 
     def right_half(height: int, width: int) -> Tensor:
         return (torch.arange(width) >= width // 2).long().expand(height, width)
@@ -173,12 +146,10 @@ def test_masks_at_the_original_size_are_scored_where_samples_carry_them():
         half = right_half(32, 32).float().expand(len(batch["image"]), 1, 32, 32)
         return torch.cat([0.5 - half, half - 0.5], 1)
 
-    samples = [
-        {**drawings.sample(i), "label": right_half(32, 32), "native_label": right_half(50, 80)} for i in range(3)
-    ]
-    values = dict(evaluate_referring(predict, samples, spec, 0))
-    assert values["oiou"] == 100.0
-    assert values["oiou_native"] == 100.0
+    masks = {"label": right_half(32, 32), "native_label": right_half(50, 80)}
+    samples = (Drawings("referring").sample(index) | masks for index in range(3))
+    values = dict(evaluate_referring(predict, samples, make_spec("referring"), 0))
+    assert values["oiou"] == values["oiou_native"] == 100.0
 
 
 # --------------------------------------------------------------------------------------------------------------- depth
@@ -206,8 +177,7 @@ def test_scored_depths_lie_inside_the_crop_and_strictly_between_the_limits():
 
 def test_every_image_counts_the_same_and_predictions_are_clamped():
     """One image with one valid pixel and one with many: a mean of image errors, not of pixels."""
-    settings = make_spec("depth", {"crop": [0, 4, 0, 4], "max_depth": 8.0}).evaluation
-    scores = DepthScores(settings)
+    scores = DepthScores(make_spec("depth", {"crop": [0, 4, 0, 4], "max_depth": 8.0}).evaluation)
     lone = torch.zeros(4, 4)
     lone[0, 0] = 5.0
     scores.add("a", lone, torch.full((4, 4), 99.0))  # clamped to 8: error 3
@@ -215,20 +185,14 @@ def test_every_image_counts_the_same_and_predictions_are_clamped():
     values = dict(scores.values())
     assert values["rmse"] == pytest.approx((3.0 + 1.999) / 2, rel=1e-6)
     assert values["rel"] == pytest.approx((3 / 5 + 1.999 / 2) / 2, rel=1e-6)
-
-
-def test_an_image_without_valid_depth_is_named():
     with pytest.raises(UserError, match="sample bathroom_3 has no depth between"):
-        DepthScores(make_spec("depth").evaluation).add("bathroom_3", torch.zeros(32, 48), torch.ones(32, 48))
+        scores.add("bathroom_3", torch.zeros(4, 4), torch.ones(4, 4))
 
 
 def test_a_network_that_returns_the_depth_has_no_error():
-    drawings, spec = Drawings("depth"), make_spec("depth")
-    samples = []
-    for index in range(3):
-        sample = drawings.sample(index)
-        samples.append({**sample, "depth": sample["image"][0] + 1.5})
-    values = dict(evaluate_depth(lambda batch: batch["image"][:, :1] + 1.5, samples, spec, 0))
+    samples = map(Drawings("depth").sample, range(3))
+    samples = [{**sample, "depth": sample["image"][0] + 1.5} for sample in samples]
+    values = dict(evaluate_depth(lambda batch: batch["image"][:, :1] + 1.5, samples, make_spec("depth"), 0))
     assert values["rmse"] == pytest.approx(0.0, abs=1e-6)
     assert [values[f"delta{power}"] for power in (1, 2, 3)] == [1.0, 1.0, 1.0]
 
@@ -239,22 +203,17 @@ def test_metrics_hold_every_seed_and_milestone(tmp_path, task):
     experiment = Experiment(tmp_path, task)
     value = json.loads(experiment.evaluate())
     runs = {seed: facts["files"] for seed, facts in value.pop("runs").items()}
-    manifests = {
-        f"seed{seed}": experiment.folder / "runs" / f"seed{seed}" / "manifest.json" for seed in experiment.spec.seeds
+    assert runs == {
+        f"seed{seed}": read_json(experiment.runs / f"seed{seed}/manifest.json")["files"]
+        for seed in experiment.spec.seeds
     }
-    assert runs == {seed: json.loads(path.read_text())["files"] for seed, path in manifests.items()}
     assert set(value.pop("fingerprint")) == {"settings", "code", "inputs"}
-    assert {name: value[name] for name in value if name != "results"} == {
-        "experiment": f"{task}-small",
-        "scale": "smoke",
-        "task": task,
-        "dataset": "drawn",
-        "variant": None,
-        "spec": experiment.spec.digest(),
-    }
-    found = [(result["seed"], result["milestone"], result["step"]) for result in value["results"]]
-    assert found == [(0, "half", 5), (0, "final", 10), (1, "half", 5), (1, "final", 10)]
-    numbers = [number for result in value["results"] for number in result["metrics"].values()]
+    results = value.pop("results")
+    own = {"experiment": f"{task}-small", "scale": "smoke", "task": task, "dataset": "drawn"}
+    assert value == {**own, "variant": experiment.spec.variant, "spec": experiment.spec.digest()}
+    keys = [(result["seed"], result["milestone"], result["step"]) for result in results]
+    assert keys == [(0, "half", 5), (0, "final", 10), (1, "half", 5), (1, "final", 10)]
+    numbers = [number for result in results for number in result["metrics"].values()]
     assert all(math.isfinite(number) and number == round(number, 6) for number in numbers)
     assert (tmp_path / "out/panels/predictions.png").exists()
     assert not [path for path in (tmp_path / "state").iterdir() if path.is_dir()]
@@ -262,22 +221,23 @@ def test_metrics_hold_every_seed_and_milestone(tmp_path, task):
 
 def test_each_result_is_that_of_its_own_weights(tmp_path):
     experiment = Experiment(tmp_path, "depth")
-    value = json.loads(experiment.evaluate())
-    for result in value["results"]:
-        path = tmp_path / f"runs/seed{result['seed']}/{result['milestone']}.safetensors"
+    for result in json.loads(experiment.evaluate())["results"]:
         model = SmallModel("depth")
-        model.load_state_dict(load_file(path))
-        samples = (experiment.data.sample(index) for index in range(5))
+        model.load_state_dict(load_file(tmp_path / f"runs/seed{result['seed']}/{result['milestone']}.safetensors"))
         with torch.inference_mode():
-            expected = dict(evaluate_depth(model, samples, experiment.spec, 0))
+            expected = dict(evaluate_depth(model, map(experiment.data.sample, range(5)), experiment.spec, 0))
         assert result["metrics"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_evaluating_twice_gives_the_same_bytes(tmp_path):
+def test_evaluating_twice_gives_the_same_bytes_since_dropout_is_off(tmp_path):
     experiment = Experiment(tmp_path)
+    experiment.model.head.register_forward_hook(
+        lambda module, _, output: nn.functional.dropout(output, 0.5, module.training)
+    )
+    experiment.model.train()
     assert experiment.evaluate("one") == experiment.evaluate("two")
-    panels = [(tmp_path / name / "panels/predictions.png").read_bytes() for name in ("one", "two")]
-    assert panels[0] == panels[1]
+    one, two = ((tmp_path / name / "panels/predictions.png").read_bytes() for name in ("one", "two"))
+    assert one == two
 
 
 def evaluate_slowly(folder: Path) -> None:
@@ -318,11 +278,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped_and_ends_with_the_same_byt
 def test_results_of_other_runs_are_not_taken_up(tmp_path):
     """New weights give another key, so what an interrupted evaluation of the old ones left behind is not used."""
     experiment = Experiment(tmp_path)
-    runs = tmp_path / "runs"
+    runs = experiment.runs
     old = tmp_path / "state" / fingerprint(experiment.spec.model_dump(mode="json"), [], {"runs": runs}).key
     wrong = {"seed": 0, "milestone": "half", "step": 5, "metrics": {"oiou": -1.0, "miou": -1.0}}
     write_json(old / "seed0-half.json", wrong)
-    path = tmp_path / "runs/seed0/half.safetensors"
+    path = runs / "seed0/half.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
     manifest = read_json(path.parent / "manifest.json")
     write_json(path.parent / "manifest.json", {**manifest, "files": {**manifest["files"], path.name: sha256(path)}})
@@ -331,7 +291,7 @@ def test_results_of_other_runs_are_not_taken_up(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes
-def test_a_run_trained_with_another_spec_is_refused(tmp_path):
+def test_a_missing_run_and_one_trained_with_another_spec_are_refused(tmp_path):
     experiment = Experiment(tmp_path)
     expected = made_from(experiment.spec, 0)
     check_run(tmp_path / "runs/seed0", expected, "referring-small")
@@ -339,9 +299,6 @@ def test_a_run_trained_with_another_spec_is_refused(tmp_path):
     message = "seed0 was trained with other settings and data than there are now; run train for referring-small again"
     with pytest.raises(UserError, match=message):
         check_run(tmp_path / "runs/seed0", other, "referring-small")
-
-
-def test_a_missing_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"seed7/fingerprint\.json does not exist"):
         check_run(tmp_path / "seed7", Fingerprint("s", "c"), "referring-small")
 
@@ -368,9 +325,7 @@ def test_predictions_that_are_not_finite_name_the_experiment_and_the_sample(tmp_
 
     def broken(batch: dict) -> Tensor:
         output = forward(batch)
-        for row, name in enumerate(batch["id"]):
-            if name == "drawing-3":
-                output[row, 0, 5, 5] = value
+        output[[name == "drawing-3" for name in batch["id"]], 0, 5, 5] = value
         return output
 
     experiment.model.forward = broken
@@ -385,27 +340,16 @@ def test_an_empty_split_is_refused(tmp_path):
         experiment.evaluate()
 
 
-def test_weights_are_evaluated_in_evaluation_mode(tmp_path):
-    """Dropout that stayed on would change the metrics from one evaluation to the next."""
-    experiment = Experiment(tmp_path)
-    experiment.model.head.register_forward_hook(
-        lambda module, _, output: nn.functional.dropout(output, 0.5, module.training)
-    )
-    experiment.model.train()
-    assert experiment.evaluate("one") == experiment.evaluate("two")
+def refuse(index: int) -> dict:
+    raise UserError(f"image {index} is damaged")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_sample_is_reported_in_one_sentence_from_any_process(tmp_path, workers):
-    experiment = Experiment(tmp_path)
-    experiment.data.sample = refuse
-    progress = Progress(5, "test")
+def test_a_damaged_sample_is_reported_in_one_sentence_from_any_process(workers):
+    drawings = Drawings("referring")
+    drawings.sample = refuse
     with pytest.raises(UserError, match=r"^image 0 is damaged$"):
-        list(load_samples(experiment.data, workers, progress, ""))
-
-
-def refuse(index: int) -> dict:
-    raise UserError(f"image {index} is damaged")
+        list(load_samples(drawings, workers, Progress(5, "test"), ""))
 
 
 def test_samples_and_their_native_labels_do_not_depend_on_the_number_of_workers():

@@ -43,7 +43,9 @@ def test_the_page_adds_one_line_to_each_of_two_sections():
     assert sections[1]["experiments"][experiment]["checkpoint"] == name
 
 
-def test_both_orchestrators_make_its_jobs(project):
+def test_both_orchestrators_make_its_jobs_and_at_paper_scale_its_public_weights_are_fetched(project):
+    spec = load_params(project / "params.yaml", "paper").backbone("dinov2-b")
+    assert (spec.source, spec.repo) == ("hub", "timm/vit_base_patch14_dinov2.lvd142m")
     from test_reproduce import run
 
     jobs = ("vpd backbone dinov2-b --scale smoke", "vpd train seg-fast-dinov2", "vpd evaluate seg-fast-dinov2")
@@ -65,32 +67,19 @@ def test_snakemake_measures_it(project):
     assert network["architecture"] == "vit_base_patch14_dinov2"
 
 
-def test_at_paper_scale_its_public_weights_are_fetched(project):
-    spec = load_params(project / "params.yaml", "paper").backbone("dinov2-b")
-    assert (spec.source, spec.repo) == ("hub", "timm/vit_base_patch14_dinov2.lvd142m")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("architecture: vit_base_patch14_dinov2", "architecture: maxvit_base_tf_224"), r"networks has no beginning of"),
-        (("checkpoint: dinov2-b", "checkpoint: dinov2"), r"unknown checkpoint 'dinov2'.*dinov2-b"),
-        (("checkpoint: dinov2-b", "checkpoint: sd-1-5"), r"method 'upernet' cannot use checkpoint 'sd-1-5'"),
-        (("dinov2-b: {objective: self-distillation", "dinov2-b: {objective: distillation"), r"dinov2-b\.objective"),
-    ],
-    ids=["architecture without a size", "misspelt checkpoint", "other kind of checkpoint", "objective"],
-)  # fmt: skip
-def test_mistakes_are_named(project, tmp_path, change, message):
-    path = tmp_path / "params.yaml"
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("architecture: vit_base_patch14_dinov2", "architecture: maxvit_base_tf_224", r"networks has no beginning of"),
+    ("checkpoint: dinov2-b", "checkpoint: dinov2", r"unknown checkpoint 'dinov2'.*dinov2-b"),
+    ("checkpoint: dinov2-b", "checkpoint: sd-1-5", r"method 'upernet' cannot use checkpoint 'sd-1-5'"),
+    ("dinov2-b: {objective: self-distillation", "dinov2-b: {objective: distillation", r"dinov2-b\.objective"),
+])  # fmt: skip
+def test_mistakes_are_named(project, tmp_path, old, new, message):
     text = (project / "params.yaml").read_text()
-    assert change[0] in text
-    path.write_text(text.replace(*change))
-    done = subprocess.run(
-        ["vpd", "show", "--params", str(path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": f"{ROOT / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"},
-    )
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, new))
+    command = ["vpd", "show", "--params", str(tmp_path / "params.yaml")]
+    env = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr

@@ -219,17 +219,11 @@ def test_the_unet_is_the_standard_file_of_the_experiments_checkpoint(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- attention
 @shows(S6="model.attention.places model.attention.limit")
-@pytest.mark.parametrize(
-    ("name", "changes", "sides"),
-    [
-        ("seg-fast", {}, [32, 16]),
-        ("seg-fast-a64", {}, [64, 32, 16]),
-        ("refcoco-full", {}, [32, 16]),
-        ("seg-fast", {"model.attention.limit": 0.25}, [16]),
-        ("seg-down", {"model.attention.limit": 1.0}, [64, 32, 16]),
-        ("seg-adapter", {}, []),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes", "sides"), [
+    ("seg-fast", {}, [32, 16]), ("seg-fast-a64", {}, [64, 32, 16]), ("refcoco-full", {}, [32, 16]),
+    ("seg-fast", {"model.attention.limit": 0.25}, [16]), ("seg-adapter", {}, []),
+    ("seg-down", {"model.attention.limit": 1.0}, [64, 32, 16]),
+])  # fmt: skip
 def test_maps_of_these_sides_are_recorded_for_512_pixels(checkpoint, name, changes, sides):
     unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet")
     features = FeatureUNet(unet, experiment(name, changes).model.attention)
@@ -328,17 +322,11 @@ def test_the_unet_attends_to_these_tokens_of_clip(checkpoint, case):
 
 
 @shows(S8="model.prompt.strategy", R4="model.prompt.strategy model.prompt.length")
-@pytest.mark.parametrize(
-    ("name", "strategy", "tokens"),
-    [
-        ("seg-empty", "empty", 1),
-        ("seg-empty", "empty-sequence", 77),
-        ("refcoco-full", "expression", 40),
-        ("refcoco-plus-full", "expression", 40),
-        ("refcocog-full", "expression", 77),
-        ("refcocog-full", "expression-pooled", 1),
-    ],
-)
+@pytest.mark.parametrize(("name", "strategy", "tokens"), [
+    ("seg-empty", "empty", 1), ("seg-empty", "empty-sequence", 77), ("refcoco-full", "expression", 40),
+    ("refcoco-plus-full", "expression", 40), ("refcocog-full", "expression", 77),
+    ("refcocog-full", "expression-pooled", 1),
+])  # fmt: skip
 def test_there_is_one_map_per_token(checkpoint, name, strategy, tokens):
     changes = SMALL_HEAD | {"model.attention.places": ["down", "up"], "model.prompt.strategy": strategy}
     features = build(experiment(name, changes), checkpoint).features(make_batch())
@@ -396,7 +384,5 @@ def test_short_images_are_padded_with_mid_grey_to_the_window(crop):
 @shows(S13="model.canvas")
 @pytest.mark.parametrize("size", [(64, 64), (96, 128)])
 def test_without_a_canvas_images_have_any_size(checkpoint, size):
-    assert build_model(experiment("seg-fast"), checkpoint, CLASSES)(make_batch(*size)).shape[-2:] == (
-        size[0] // 8,
-        size[1] // 8,
-    )
+    output = build_model(experiment("seg-fast"), checkpoint, CLASSES)(make_batch(*size))
+    assert output.shape[-2:] == (size[0] // 8, size[1] // 8)

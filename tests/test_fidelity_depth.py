@@ -6,23 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from fidelity_fakes import checkpoint_of_factor_8, experiment, params, shows
+from fidelity_fakes import checkpoint_of_factor_8, experiment, params, rng, shows
 from fixtures.parity.narrow import build, make_batch
 from vpd.datasets import build_dataset, nyuv2
 from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_depth, cut_depth
-from vpd.evaluation.depth import evaluate_depth, scored_pixels
 from vpd.evaluation.inference import estimate_depth
+from vpd.evaluation.scores import evaluate_depth, scored_pixels
 from vpd.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return checkpoint_of_factor_8(tmp_path_factory.mktemp("checkpoint"))
-
-
-def dice(seed=0):
-    return np.random.default_rng(seed)
 
 
 # ------------------------------------------------------------------------------------------------------------- NYUv2: data
@@ -65,7 +61,7 @@ def strips(changes, seeds, depth):
     data = experiment("depth-full", changes | {"data.flip": 0.0, "data.photometric": 0.0, "data.crop": 400}).data
     image = np.zeros((400, 400, 3), np.uint8)
     for seed in range(seeds):
-        yield (augment_depth(image, depth, data, dice(seed))[0][0, :, 0] > -1).sum()
+        yield (augment_depth(image, depth, data, rng(seed))[0][0, :, 0] > -1).sum()
 
 
 @shows(D17="data.cutdepth data.cutdepth_width")
@@ -85,7 +81,7 @@ def test_strips_are_pasted_with_their_probability_and_are_at_most_so_wide(change
 @pytest.mark.parametrize(("values", "expected"), [("wrapped", 2500 % 256), ("ramp", int(2.5 / 10 * 255))])
 def test_a_strip_shows_wrapped_millimetres_or_a_ramp(values, expected):
     data = experiment("depth-full", {"data.cutdepth_values": values}).data
-    image = cut_depth(np.full((4, 400, 3), 255, np.uint8), np.full((4, 400), 2.5, np.float32), data, dice(1))
+    image = cut_depth(np.full((4, 400, 3), 255, np.uint8), np.full((4, 400), 2.5, np.float32), data, rng(1))
     assert set(np.unique(image)) == {expected, 255}
     assert experiment("depth-full").data.cutdepth_values == "wrapped"
 
@@ -98,7 +94,7 @@ def test_depth_images_are_mirrored_and_changed_with_their_probabilities(flip, ph
     depth = np.repeat(np.linspace(1, 9, 480, dtype=np.float32)[None], 480, 0)
     image, found = np.full((480, 480, 3), (40, 100, 160), np.uint8), []
     for seed in range(150):
-        x, moved = augment_depth(image, depth, data, dice(seed))
+        x, moved = augment_depth(image, depth, data, rng(seed))
         found.append((moved[0, 0] > moved[0, -1], not np.allclose(x[0, 0], (image[0, 0] - 127.5) / 127.5, atol=1e-3)))
     mirrored, changed = np.mean(found, axis=0)
     assert mirrored == pytest.approx(flip, abs=0.12)
@@ -124,7 +120,7 @@ def test_crops_lie_top_left_on_the_canvas_and_come_back_in_their_size(checkpoint
     spec = experiment("depth-full", changes | {"model.head.channels": 16, "model.head.final_channels": 2})
     assert (experiment("depth-full").model.canvas, experiment("depth-full").data.crop) == (512, 480)
     frame, depth = np.full((480, 640, 3), 200, np.uint8), np.ones((480, 640), np.float32)
-    image, _ = augment_depth(frame, depth, spec.data, dice())
+    image, _ = augment_depth(frame, depth, spec.data, rng())
     assert image.shape == (crop, crop, 3)
     model, seen = build(spec, checkpoint), []
     model.vae.register_forward_pre_hook(lambda _, given: seen.append(given[0]))

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from evaluation_fakes import Experiment
-from fidelity_fakes import checkpoint_of_factor_8, experiment, params, shows
+from fidelity_fakes import checkpoint_of_factor_8, experiment, params, rng, shows
 from fixtures.parity.narrow import build, make_batch
 from vpd.config.schema import DatasetSpec
 from vpd.datasets import build_dataset, nyuv2, refcoco
 from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
-from vpd.evaluation.referring import evaluate_referring
 from vpd.evaluation.results import best_of
+from vpd.evaluation.scores import evaluate_referring
 from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
 from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
@@ -28,10 +28,6 @@ from vpd.utils.files import read_json
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return checkpoint_of_factor_8(tmp_path_factory.mktemp("checkpoint"))
-
-
-def dice(seed=0):
-    return np.random.default_rng(seed)
 
 
 # ------------------------------------------------------------------------------------------------ ADE20K: data and tests
@@ -103,21 +99,15 @@ def augmented(changes, image=None, labels=None, seed=0):
     data = experiment("seg-full", {f"data.{key}": value for key, value in plain.items()}).data
     image = np.full((64, 96, 3), 120, np.uint8) if image is None else image
     return augment_segmentation(
-        image, np.ones(image.shape[:2], np.uint8) if labels is None else labels, data, dice(seed)
+        image, np.ones(image.shape[:2], np.uint8) if labels is None else labels, data, rng(seed)
     )
 
 
 @shows(G9="data.short_side data.long_side data.ratio_range data.crop")
-@pytest.mark.parametrize(
-    ("changes", "size"),
-    [
-        ({}, (512, 512)),
-        ({"short_side": 256}, (256, 384)),
-        ({"long_side": 384}, (256, 384)),
-        ({"ratio_range": [0.5, 0.5]}, (256, 384)),
-        ({"crop": 128}, (128, 128)),
-    ],
-)
+@pytest.mark.parametrize(("changes", "size"), [
+    ({}, (512, 512)), ({"short_side": 256}, (256, 384)), ({"long_side": 384}, (256, 384)),
+    ({"ratio_range": [0.5, 0.5]}, (256, 384)), ({"crop": 128}, (128, 128)),
+])  # fmt: skip
 def test_images_are_resized_and_cropped_to_these_pixels(changes, size):
     image, labels = augmented(changes)
     side = changes.get("crop", 512)
@@ -131,8 +121,7 @@ def test_images_are_resized_and_cropped_to_these_pixels(changes, size):
 def test_images_are_scaled_by_any_ratio_of_the_range():
     heights = [(augmented({"ratio_range": [0.5, 1.0]}, seed=seed)[1] == 1).any(1).sum() for seed in range(40)]
     assert 256 <= min(heights) < 300 < 460 < max(heights) <= 512
-    ratios = experiment("seg-full").data.ratio_range
-    assert ratios == (0.5, 2.0)
+    assert experiment("seg-full").data.ratio_range == (0.5, 2.0)
 
 
 @shows(G9="data.flip data.photometric")
@@ -235,23 +224,15 @@ def referring(tmp_path_factory):
     return root / "refcoco"
 
 
-@shows(R2="data.size", R7="data.size")
+@shows(R2="data.size evaluation.size", R7="data.size evaluation.size")
 @pytest.mark.parametrize("side", [512, 96])
-def test_training_images_and_masks_have_the_size_of_the_data(referring, side):
-    spec = experiment("refcoco-full", {"data.size": side})
-    sample = build_dataset(spec, referring, "train").sample(0)
-    assert (sample["image"].shape, sample["label"].shape) == ((3, side, side), (side, side))
-    assert experiment("refcoco-full").data.size == 512
-
-
-@shows(R2="evaluation.size", R7="evaluation.size")
-@pytest.mark.parametrize("side", [512, 96])
-def test_validation_images_and_masks_have_the_size_of_the_evaluation(referring, side):
-    spec = experiment("refcoco-full", {"evaluation.size": side})
-    dataset = build_dataset(spec, referring, "val")
-    sample = dataset.sample(0)
-    assert (sample["image"].shape, sample["label"].shape) == ((3, side, side), (side, side))
+def test_images_and_masks_have_the_size_of_the_data_or_of_the_evaluation(referring, side):
+    for key, split in (("data.size", "train"), ("evaluation.size", "val")):
+        dataset = build_dataset(experiment("refcoco-full", {key: side}), referring, split)
+        sample = dataset.sample(0)
+        assert (sample["image"].shape, sample["label"].shape) == ((3, side, side), (side, side))
     assert dataset.native_label(0).shape == (64, 80)
+    assert experiment("refcoco-full").data.size == 512
 
 
 @shows(R12="sentences")

@@ -24,8 +24,8 @@ from vpd.datasets import build_dataset
 from vpd.datasets.nyuv2 import SCENES
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import estimate_depth, refer, segment
-from vpd.evaluation.referring import native_mask
 from vpd.evaluation.run import predictor
+from vpd.evaluation.scores import native_mask
 from vpd.models import build_model
 from vpd.models.network import VPD
 from vpd.predict import class_names, predict

@@ -10,8 +10,7 @@ import pytest
 from report_world import PARAMS, extras, measured, report_params, write_results, write_world
 from vpd.config.params import Params, load_params
 from vpd.config.reported import load_claims, load_reported, load_reruns
-from vpd.config.table_checks import band, check_layout
-from vpd.config.tables import FigureSpec, QuestionSpec, TableRow, TableSpec
+from vpd.config.tables import FigureSpec, QuestionSpec, TableRow, TableSpec, band, check_layout
 from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_costs, read_curves
 from vpd.report.figures import Curve, learning_figure, styled, trend_figure

@@ -46,27 +46,18 @@ def test_number_is_the_paper_s(table, match, column, value):
     assert source.rows[index][column] == value
 
 
-@pytest.mark.parametrize("name", load_reported())
-def test_rows_have_their_own_labels(name):
-    source = load_reported()[name]
-    labels = [source.label(index) for index in range(len(source.rows))]
-    assert len(set(labels)) == len(labels)
+def test_rows_have_their_own_labels():
+    for source in load_reported().values():
+        labels = [source.label(index) for index in range(len(source.rows))]
+        assert len(set(labels)) == len(labels)
 
 
 def test_shape_of_the_paper():
     shape = {name: (len(table.rows), len(table.columns)) for name, table in load_reported().items()}
     assert shape == {
-        "table1": (6, 5),
-        "table2": (7, 4),
-        "table3": (9, 3),
-        "table1-released": (1, 2),
-        "table3-released": (3, 7),
-        "table4-released": (1, 1),
-        "table4": (13, 6),
-        "table5": (7, 2),
-        "table6": (3, 1),
-        "figure3": (1, 1),
-    }
+        "table1": (6, 5), "table2": (7, 4), "table3": (9, 3), "table4": (13, 6), "table5": (7, 2), "table6": (3, 1),
+        "figure3": (1, 1), "table1-released": (1, 2), "table3-released": (3, 7), "table4-released": (1, 1),
+    }  # fmt: skip
 
 
 def test_numbers_that_the_paper_prints_twice_agree():
@@ -78,13 +69,6 @@ def test_numbers_that_the_paper_prints_twice_agree():
     assert (full["miou_4k"], full["miou_8k"]) == (a32["miou_ss_4k"], a32["miou_ss_8k"])
     assert tables["figure3"].rows[0]["miou_8k"] == full["miou_8k"]
     assert depth["rmse"] == extractor["rmse"]
-
-
-def test_released_weights_are_a_little_ahead_of_the_paper():
-    tables = load_reported()
-    for row in tables["table3-released"].rows:
-        index = tables["table3"].matching({"method": "VPD", "schedule": "default"})[0]
-        assert 0 < row["oiou"] - tables["table3"].rows[index][row["dataset"]] < 1.5
 
 
 def test_decimals_follow_the_print():

@@ -6,16 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from vpd.config.experiment import Task
+from vpd.config.experiment import Named, Task
 from vpd.config.schema import (
     CheckpointSpec,
     DatasetSpec,
-    LanguageSpec,
-    NetworkSpec,
-    Objective,
     ObjectiveSpec,
+    Pretrained,
     PretrainingSpec,
     ReleasedSpec,
+    Small,
 )
 from vpd.config.tables import FigureSpec, QuestionSpec, TableSpec
 from vpd.utils.validation import Frozen
@@ -63,33 +62,19 @@ class ProtocolLayer(Layer):
     """Method -> its own settings."""
 
 
-class Experiment(Layer):
+class Experiment(Layer, Named):
     """One line of the matrix: what it uses, and what it changes."""
 
     task: Task
     """Which task, and so which layers."""
-    method: str
-    """Which network: `vpd`, or a baseline of the task's `methods`."""
-    dataset: str
-    """One of the scale's `datasets`."""
-    variant: str | None = None
-    """Set of expressions of a RefCOCO dataset: `refcoco`, `refcoco+` or `refcocog`."""
-    checkpoint: str
-    """One of the scale's `checkpoints`; for a baseline one of `backbones`."""
-    schedule: str
-    """One of the task's `schedules`."""
     seeds: str
     """One of the scale's lists of `seeds`: `claims` for experiments that are compared with each other, `single` for others."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- scale
-class Backbone(Frozen):
+class Backbone(Pretrained):
     """One line of the top-level `backbones`: an architecture, its pre-training objective and its public weights."""
 
-    objective: Objective
-    """How it was pre-trained, and how a small one is pre-trained here."""
-    vision: NetworkSpec
-    language: LanguageSpec | None = None
     repo: str
     """Hub repository of the public weights."""
     revision: str = "main"
@@ -98,7 +83,7 @@ class Backbone(Frozen):
     """Repositories with the same files, tried in order if `repo` is gone."""
 
 
-class Backbones(Frozen):
+class Backbones(Small):
     """What a scale does with backbones: fetch their public weights, or pre-train small ones on synthetic scenes."""
 
     source: Literal["pretrained", "hub"]
@@ -107,12 +92,6 @@ class Backbones(Frozen):
     """Dataset of captioned images that all of them see."""
     objects: str
     """Dataset of the same images' classes and masks, for objectives that learn from labels."""
-    seed: int = 0
-    """Of everything random in the pre-training."""
-    threads: PositiveInt = 1
-    """CPU threads; another number changes the last bits."""
-    vocabulary: PositiveInt | None = None
-    """Tokens of the text models' vocabulary."""
     networks: dict[str, dict[str, Any]] = {}
     """Beginning of an architecture's name -> options that give its size; the longest beginning counts."""
     objectives: dict[str, ObjectiveSpec] = {}

@@ -33,8 +33,8 @@ class PromptSpec(Frozen):
     """How the conditioning text is made."""
 
     strategy: Literal["empty", "empty-sequence", "class-names", "scene", "expression", "expression-pooled"]
-    """One token of the empty prompt or all of them (S8), one token per class (G3), one token of the image's scene (D4), all
-    tokens of the image's expression (R4) or only its [EOS] (S5)."""
+    """One token of the empty prompt or all of them (S8), one per class (G3), one of the image's scene (D4), all of the image's
+    expression (R4) or only its [EOS] (S5)."""
     templates: Literal["single", "imagenet-80"]
     """`a photo of a ...`, or the mean over 80 templates (G3, D5). Expressions use none."""
     length: PositiveInt
@@ -281,9 +281,8 @@ class TrainingSpec(Frozen):
     @model_validator(mode="after")
     def _check_length(self) -> TrainingSpec:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
-                f"training needs either steps or epochs, found steps={self.steps} and epochs={self.epochs}"
-            )
+            both = f"steps={self.steps} and epochs={self.epochs}"
+            raise ValueError(f"training needs either steps or epochs, found {both}")
         if self.milestones.get("final") != 1.0:
             raise ValueError("training.milestones needs an entry final: 1.0")
         return self
@@ -345,7 +344,22 @@ class DepthEvaluation(EvaluationSpec):
 
 
 # ----------------------------------------------------------------------------------------------------------- experiment
-class Spec(Frozen):
+class Named(Frozen):
+    """What an experiment names."""
+
+    schedule: str
+    """`full`, `fast` or another of the task's `schedules`."""
+    dataset: str
+    """One of the scale's `datasets`."""
+    variant: str | None = None
+    """Set of expressions of a RefCOCO dataset: `refcoco`, `refcoco+` or `refcocog`."""
+    method: str
+    """One of the task's `methods`: the network `vpd`, or a baseline."""
+    checkpoint: str
+    """One of the scale's `checkpoints`; for a baseline one of `backbones`."""
+
+
+class Spec(Named):
     """One experiment, resolved."""
 
     name: str
@@ -354,18 +368,8 @@ class Spec(Frozen):
     """`smoke`, `mini`, `paper` or another block of `scales`."""
     protocol: str
     """`official`, `paper` or another block of `protocols`."""
-    schedule: str
-    """`full`, `fast` or another of the task's `schedules`."""
     task: str
     """Decides which keys `data` and `evaluation` have."""
-    dataset: str
-    """One of the scale's `datasets`."""
-    variant: str | None = None
-    """Set of expressions of a RefCOCO dataset: `refcoco`, `refcoco+` or `refcocog`."""
-    method: str
-    """Block of the task's `methods` that the network comes from: `vpd`, or a baseline."""
-    checkpoint: str
-    """One of the scale's `checkpoints`; for a baseline one of `backbones`."""
     seeds: tuple[int, ...]
     """One run each."""
     model: ModelSpec

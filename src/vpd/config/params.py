@@ -14,21 +14,11 @@ from typing import Any
 
 import yaml
 
-from vpd.config.document import (
-    SCHEMA,
-    Backbone,
-    Document,
-    Experiment,
-    Layer,
-    ProtocolLayer,
-    Resources,
-    Scale,
-    TaskLayer,
-)
-from vpd.config.experiment import Task
+from vpd.config.document import SCHEMA, Document, Experiment, Layer, ProtocolLayer, Resources, Scale, TaskLayer
+from vpd.config.experiment import Named, Task
 from vpd.config.reported import load_reported
 from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Spec
-from vpd.config.table_checks import check_layout
+from vpd.config.tables import check_layout
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.validation import checked
 
@@ -54,9 +44,8 @@ def load_params(path: str | Path = "params.yaml", scale: str | None = None, prot
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; run vpd in the project's folder or name the file with --params"
-        ) from None
+        cure = "run vpd in the project's folder or name the file with --params"
+        raise UserError(f"{path} does not exist; {cure}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from None
     if not isinstance(raw, dict):
@@ -92,6 +81,15 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 class Params:
     """params.yaml at one scale and protocol.
 
@@ -107,11 +105,9 @@ class Params:
         self.block = pick(self.scale, document.scales, "scale", str(source))
         pick(self.protocol, document.protocols, "protocol", str(source))
         self._specs: dict[str, Spec] = {}
-        # Sections of the file
         self.experiments, self.backbones = document.experiments, document.backbones
         self.tables, self.figures, self.questions = document.tables, document.figures, document.questions
         self.tolerances, self.registered = document.tolerances, document.registered
-        # Sections of the scale
         self.datasets, self.pretraining = self.block.datasets, self.block.pretraining
         self.checkpoints, self.released = self.block.checkpoints, self.block.released
         self.comparable, self.registered_checkpoints = self.block.comparable, self.block.registered_checkpoints
@@ -127,14 +123,14 @@ class Params:
 
     def checkpoint(self, name: str) -> CheckpointSpec:
         """Return the checkpoint ``name`` of this scale."""
-        spec: CheckpointSpec = pick(name, self.checkpoints, "checkpoint", self._at("checkpoints"))
+        spec = pick(name, self.checkpoints, "checkpoint", self._at("checkpoints"))
         if spec.source == "pretrained":
             pick(name, self.pretraining.milestones, "pre-training milestone", self._at(f"checkpoints.{name}"))
         return spec
 
     def backbone(self, name: str) -> BackboneSpec:
         """Return the backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""
-        line: Backbone = pick(name, self.backbones, "backbone", f"{self.source}: backbones")
+        line = pick(name, self.backbones, "backbone", f"{self.source}: backbones")
         if name in self.checkpoints:
             raise UserError(f"{self.source}: backbones.{name} is also a Stable Diffusion checkpoint; rename it")
         scale, where = self.block.backbones, self._at("backbones")
@@ -163,9 +159,10 @@ class Params:
 
     def resources(self, name: str) -> Resources:
         """Return what a training of experiment ``name`` runs on: its own entry, else its task's, else one process."""
-        line: Experiment = pick(name, self.experiments, "experiment", str(self.source))
+        line = pick(name, self.experiments, "experiment", str(self.source))
         for key in self.block.resources:
-            pick(key, self.experiments | self.document.tasks, "task or experiment", self._at("resources"))
+            known = dict.fromkeys([*self.experiments, *self.document.tasks])
+            pick(key, known, "task or experiment", self._at("resources"))
         return self.block.resources.get(name) or self.block.resources.get(line.task) or Resources()
 
     def downloads(self, name: str) -> dict[str, Path]:
@@ -174,8 +171,7 @@ class Params:
         for scale in self.document.scales.values():
             for dataset, spec in scale.datasets.items():
                 own = {entry: Path(spec.path) for entry in spec.download if spec.path}
-                folders |= {entry: {entry: path} for entry, path in own.items()}
-                folders |= {dataset: own} if own else {}
+                folders |= {entry: {entry: path} for entry, path in own.items()} | ({dataset: own} if own else {})
             for released in scale.released.values():
                 if released.download and released.path:
                     folders[released.download] = {released.download: Path(released.path).parent}
@@ -193,29 +189,25 @@ class Params:
         Raises:
             UserError: a layer has an unknown key or a wrong value, or a name in it does not exist.
         """
-        if name not in self._specs:
-            self._specs[name] = self._resolve(name)
-        return self._specs[name]
-
-    def _resolve(self, name: str) -> Spec:
+        if name in self._specs:
+            return self._specs[name]
         where = f"{self.source}: experiments.{name}"
-        line: Experiment = pick(name, self.experiments, "experiment", str(self.source))
+        line = pick(name, self.experiments, "experiment", str(self.source))
         pick(line.dataset, self.datasets, "dataset", where)
-        pick(line.checkpoint, self.checkpoints | self.backbones, "checkpoint", where)
+        pick(line.checkpoint, {**self.checkpoints, **self.backbones}, "checkpoint", where)
         merged = merge(*(settings for _, settings in self._layers(name, line)))
-        spec: Spec = checked(TASKS[line.task], merged, where)
-        own, other = self.checkpoints, self.backbones
-        if spec.model.kind != "vpd":
-            own, other = other, own
-        if line.checkpoint in other:
-            choice = f"choose one of {', '.join(own)}"
+        spec = checked(TASKS[line.task], merged, where)
+        usable = list(self.checkpoints if spec.model.kind == "vpd" else self.backbones)
+        if line.checkpoint not in usable:
+            choice = f"choose one of {', '.join(usable)}"
             raise UserError(f"{where}: method '{line.method}' cannot use checkpoint '{line.checkpoint}'; {choice}")
+        self._specs[name] = spec
         return spec
 
     def _layers(self, name: str, line: Experiment) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield (key path, settings) of every layer of an experiment, the strongest last."""
         task, method, schedule, where = line.task, line.method, line.schedule, f"{self.source}: experiments.{name}"
-        base = pick(task, self.document.tasks, "task", where)
+        base = pick(task, {str(key): layer for key, layer in self.document.tasks.items()}, "task", where)
         pick(method, base.methods, "method", where)
         pick(schedule, base.schedules, "schedule", where)
         seeds = pick(line.seeds, self.block.seeds, "seeds", where)
@@ -223,9 +215,11 @@ class Params:
         scaled = self.block.tasks.get(task, TaskLayer())
         protocol = self.document.protocols[self.protocol].get(task, ProtocolLayer())
         both = ((f"tasks.{task}", base), (f"scales.{self.scale}.tasks.{task}", scaled))
+        every: tuple[tuple[str, TaskLayer | ProtocolLayer], ...]
+        every = (*both, (f"protocols.{self.protocol}.{task}", protocol))
         layers: list[tuple[str, Layer | None]] = []
-        for path, layer in (*both, (f"protocols.{self.protocol}.{task}", protocol)):
-            layers += [(path, layer), (f"{path}.methods.{method}", layer.methods.get(method))]
+        for path, settings in every:
+            layers += [(path, settings), (f"{path}.methods.{method}", settings.methods.get(method))]
         layers += [(f"{path}.schedules.{schedule}", layer.schedules.get(schedule)) for path, layer in both]
         for path, layer in both:
             variants = layer.methods[method].variants if method in layer.methods else {}
@@ -234,15 +228,14 @@ class Params:
         yield from ((path, {key: getattr(layer, key) for key in SECTIONS}) for path, layer in layers if layer)
         for key in ("scale", "protocol"):
             yield f"--{key}" if key in self._options else key, {key: getattr(self, key)}
-        named = {"task", "method", "schedule", "dataset", "variant", "checkpoint"}
-        yield f"experiments.{name}", {"name": name, **line.model_dump(include=named)}
+        yield f"experiments.{name}", {"name": name, **line.model_dump(include={"task", *Named.model_fields})}
         yield f"scales.{self.scale}.seeds.{line.seeds}", {"seeds": seeds}
 
     def _check_names(self, task: Task) -> None:
         """Refuse methods, schedules and variants that only the scale or the protocol knows: they would have no effect."""
-        base = self.document.tasks[task]
-        variants = {line.variant for line in self.experiments.values() if line.task == task and line.variant}
-        scaled = self.block.tasks.get(task, TaskLayer())
+        base, scaled = self.document.tasks[task], self.block.tasks.get(task, TaskLayer())
+        protocol = self.document.protocols[self.protocol].get(task, ProtocolLayer())
+        variants = [line.variant for line in self.experiments.values() if line.task == task and line.variant]
         where = self._at(f"tasks.{task}")
         for schedule in scaled.schedules:
             pick(schedule, base.schedules, "schedule", f"{where}.schedules")
@@ -250,7 +243,7 @@ class Params:
             pick(method, base.methods, "method", f"{where}.methods")
             for variant in layer.variants:
                 pick(variant, dict.fromkeys(variants), "variant", f"{where}.methods.{method}.variants")
-        for method in self.document.protocols[self.protocol].get(task, ProtocolLayer()).methods:
+        for method in protocol.methods:
             pick(method, base.methods, "method", f"{self.source}: protocols.{self.protocol}.{task}.methods")
 
     def origins(self, name: str) -> list[str]:
@@ -258,9 +251,9 @@ class Params:
 
         The layer is its key path, such as ``scales.mini.tasks.depth``, or ``default`` for a value of the schema.
         """
-        spec = self.resolve(name).model_dump(mode="json")
-        layers = self._layers(name, self.experiments[name])
-        rows = list(_traced(spec, merge(*(_marked(settings, path) for path, settings in layers))))
+        spec, layers = self.resolve(name).model_dump(mode="json"), self._layers(name, self.experiments[name])
+        set_by = {key: path for path, settings in layers for key, _ in _flat(settings)}
+        rows = [(key, json.dumps(value), set_by.get(key, "default")) for key, value in _flat(spec)]
         keys, values = (max(min(len(row[column]), 40) for row in rows) for column in (0, 1))
         return [f"{key:{keys}}  {value:{values}}  {origin}" for key, value, origin in rows]
 
@@ -283,9 +276,8 @@ class Params:
 
     def check_tables(self) -> None:
         """Look up what tables, figures and questions name."""
-        scales = self.document.scales.values()
-        public = [name for scale in scales for name, line in scale.released.items() if line.model]
-        names = [*self.experiments, *public]
+        every = (scale.released.items() for scale in self.document.scales.values())
+        names = [*self.experiments, *(name for lines in every for name, line in lines if line.model)]
         check_layout(self.tables, load_reported(), names, self.figures, self.tolerances, self.questions)
 
     def check_released(self) -> None:
@@ -294,9 +286,8 @@ class Params:
         for name, released in self.released.items():
             experiment = pick(released.experiment or name, self.experiments, "experiment", where)
             if released.model and name in self.experiments:
-                raise UserError(
-                    f"{where}.{name} is a public model under the name of an experiment; give it another name"
-                )
+                problem = "is a public model under the name of an experiment"
+                raise UserError(f"{where}.{name} {problem}; give it another name")
             if released.model and experiment.task != "depth":
                 problem = f"experiment is {released.experiment}, which is not a depth experiment"
                 raise UserError(f"{where}.{name}.{problem}; name one")
@@ -305,21 +296,6 @@ class Params:
         """Look up the experiment of each task that MLflow registers."""
         for task, name in self.registered.items():
             where = f"{self.source}: registered.{task}"
-            line: Experiment = pick(name, self.experiments, "experiment", where)
+            line = pick(name, self.experiments, "experiment", where)
             if line.task != task:
                 raise UserError(f"{where} is '{name}', an experiment of {line.task}; choose one of {task}")
-
-
-def _marked(settings: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return a copy of ``settings`` with ``path`` in place of every value."""
-    return {key: _marked(value, path) if isinstance(value, Mapping) else path for key, value in settings.items()}
-
-
-def _traced(values: Mapping[str, Any], marks: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield (dotted key, value as JSON, mark) of every value; one without a mark is a default of the schema."""
-    for key, value in values.items():
-        mark = marks.get(key) if isinstance(marks, Mapping) else marks
-        if isinstance(value, Mapping) and value:
-            yield from _traced(value, mark, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value), mark if isinstance(mark, str) else "default"

@@ -2,91 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 ARCHIVES = Path("downloads/archives")
 """Downloads, kept for all scales."""
 
 
-@dataclass(frozen=True)
 class Paths:
-    """Folders and files of one scale, relative to the project's folder."""
+    """Folders and files of one scale. Those that are functions take the name of a dataset, checkpoint or experiment.
 
-    scale: str
-    root: Path = Path()
+    Args:
+        scale: block of ``scales``.
+        root: the project's folder.
+    """
 
-    @property
-    def archives(self) -> Path:
-        """Folder of downloaded archives."""
-        return self.root / ARCHIVES
-
-    @property
-    def datasets(self) -> Path:
-        """Folder of all prepared datasets."""
-        return self.root / "data" / self.scale
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of all checkpoints and backbones."""
-        return self.root / "checkpoints" / self.scale
-
-    @property
-    def results(self) -> Path:
-        """Folder of everything that is measured and shown."""
-        return self.root / "results" / self.scale
-
-    @property
-    def pretraining(self) -> Path:
-        """Folder of the small Stable Diffusion's milestones."""
-        return self.checkpoints / "pretraining"
-
-    @property
-    def released(self) -> Path:
-        """Folder of the results of released weights."""
-        return self.results / "released"
-
-    @property
-    def costs(self) -> Path:
+    def __init__(self, scale: str, root: Path = Path()) -> None:
+        self._state = root / ".vpd" / scale
+        self.archives = root / ARCHIVES
+        self.costs = root / "workflow" / "costs.json"
         """File of ``vpd cost --out``, which is in git."""
-        return self.root / "workflow" / "costs.json"
-
-    @property
-    def tracked(self) -> Path:
+        self.tracked = self._state / "tracked.json"
         """Summary of the last ``vpd track``."""
-        return self.root / ".vpd" / self.scale / "tracked.json"
-
-    def dataset(self, name: str) -> Path:
-        """Folder of one prepared dataset."""
-        return self.datasets / name
-
-    def checkpoint(self, name: str) -> Path:
-        """Folder of one checkpoint or backbone."""
-        return self.checkpoints / name
-
-    def backbone_facts(self, name: str) -> Path:
+        self.datasets = root / "data" / scale
+        self.dataset = _under(self.datasets)
+        self.checkpoints = root / "checkpoints" / scale
+        self.checkpoint = _under(self.checkpoints)
+        """Folder of a checkpoint or backbone."""
+        self.pretraining = self.checkpoints / "pretraining"
+        """Milestones of the small Stable Diffusion."""
+        self.results = results = root / "results" / scale
+        self.released = results / "released"
+        """Results of released weights."""
+        self.backbone_facts = _under(results / "backbones", ".json")
         """Manifest of a backbone, where git keeps it."""
-        return self.results / "backbones" / f"{name}.json"
-
-    def runs(self, experiment: str) -> Path:
+        self.runs = _under(results / "runs")
         """Folder of an experiment's runs, one per seed."""
-        return self.results / "runs" / experiment
-
-    def spec(self, experiment: str) -> Path:
+        self.spec = _under(results / "specs", ".json")
         """Resolved spec of an experiment, as it was trained."""
-        return self.results / "specs" / f"{experiment}.json"
-
-    def history(self, experiment: str) -> Path:
+        self.history = _under(results / "history", ".csv")
         """Loss and learning rates of all seeds of an experiment, by step."""
-        return self.results / "history" / f"{experiment}.csv"
-
-    def metrics(self, experiment: str) -> Path:
+        self.metrics = _under(results / "metrics", ".json")
         """Scores of all seeds and milestones of an experiment."""
-        return self.results / "metrics" / f"{experiment}.json"
-
-    def panels(self, experiment: str) -> Path:
+        self.panels = _under(results / "panels")
         """Folder of an experiment's pictures."""
-        return self.results / "panels" / experiment
 
     def timing(self, stage: str, name: str) -> Path:
         """How long the last run of a stage took."""
@@ -94,8 +53,12 @@ class Paths:
 
     def state(self, stage: str, name: str = "") -> Path:
         """Folder of resumable states, which no orchestrator knows or deletes."""
-        return self.root / ".vpd" / self.scale / stage / name
+        return self._state / stage / name
 
     def key(self, stage: str, name: str) -> Path:
         """Fingerprint that the output of a stage should have, for Snakemake."""
-        return self.root / ".vpd" / self.scale / "keys" / stage / f"{name}.json"
+        return self._state / "keys" / stage / f"{name}.json"
+
+
+def _under(folder: Path, suffix: str = "") -> Callable[[str], Path]:
+    return lambda name: folder / f"{name}{suffix}"

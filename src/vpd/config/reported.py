@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import model_validator
 
 from vpd.utils.validation import Frozen
 
-HERE = Path(__file__).parent
 Scalar = bool | int | float | str | None
+Row = dict[str, Scalar]
+"""Keys and values of a row; as a selection, the row that agrees with it in all its keys."""
 REMARKS = ("note", "quoted")
 """Keys of a row that hold sentences about it."""
 NOT_IDENTIFYING = ("group", "language", *REMARKS)
@@ -21,42 +22,36 @@ NOT_IDENTIFYING = ("group", "language", *REMARKS)
 
 
 class CostColumn(Frozen):
-    """Column that is counted from the network and not measured."""
+    """Column that ``vpd cost`` counts as ``figure``; a relative difference up to ``tolerance`` reproduces the paper."""
 
     figure: str
-    """Figure of `vpd cost` that it is."""
     tolerance: float
-    """Relative difference from the paper's number up to which a count reproduces it."""
 
 
 class ReportedTable(Frozen):
     """One table of the paper: numeric columns and rows in the printed order."""
 
     title: str
-    """What it shows."""
     columns: tuple[str, ...]
-    """Numeric columns."""
-    rows: tuple[dict[str, Scalar], ...]
+    rows: tuple[Row, ...]
     """Values of the columns, and keys that describe the row."""
     settings: tuple[str, ...] = ()
     """Columns that say how a row was trained; they are not results."""
     costs: dict[str, CostColumn] = {}
-    """Columns that `vpd cost` counts."""
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Keys of rows that are not columns, in the order of first use."""
         return tuple(dict.fromkeys(key for row in self.rows for key in row if key not in self.columns))
 
-    def matching(self, match: dict[str, Scalar]) -> list[int]:
+    def matching(self, match: Row) -> list[int]:
         """Return the indices of the rows that agree with ``match`` in all its keys."""
         return [index for index, row in enumerate(self.rows) if match.items() <= row.items()]
 
     def label(self, index: int) -> str:
         """Return a readable name of a row, unique within its table: ``LAVT, default``."""
         row = self.rows[index]
-        names = [key for key in self.keys if key in row and key not in NOT_IDENTIFYING]
-        return ", ".join(say(key, row[key]) for key in names)
+        return ", ".join(say(key, row[key]) for key in self.keys if key in row and key not in NOT_IDENTIFYING)
 
     def decimals(self, column: str) -> int:
         """Return the number of decimals with which the paper prints a column."""
@@ -73,39 +68,27 @@ def say(key: str, value: Scalar) -> str:
 
 
 class Rerun(Frozen):
-    """What others measured for a row of the paper."""
+    """What others (``source``) measured for a row of the paper, by column."""
 
     table: str
-    """Table of the row."""
-    match: dict[str, Scalar]
-    """Selects the row."""
+    match: Row
     source: str
-    """Who measured it."""
     values: dict[str, float]
-    """Column -> number."""
-
-
-Row = dict[str, Scalar]
-"""Selects a row of a table: all these keys are equal."""
 
 
 class Claim(Frozen):
-    """Something that the paper says about its own rows, or about the points of a trend figure."""
+    """Something that the paper says about rows of a table, in each of ``columns``, or about the points of a figure.
+
+    Of a table either ``better`` beats each of ``worse``, or each row of ``order`` beats the next.
+    """
 
     title: str
-    """The claim in words."""
     table: str | None = None
-    """Table of the rows."""
     columns: tuple[str, ...] = ()
-    """Its columns; the claim is tested in each."""
     better: Row | None = None
-    """Row that the paper finds better than each of `worse`."""
     worse: tuple[Row, ...] = ()
-    """Rows that `better` beats."""
     order: tuple[Row, ...] = ()
-    """Several rows, each better than the next, instead of `better` and `worse`."""
     figure: str | None = None
-    """Trend figure."""
     trend: Literal["untrained", "longer", "slope", "steps"] | None = None
     """What the figure's points show: the last is better than untrained weights (`untrained`) or than the first trained
     point (`longer`), the metric rises with the logarithm of the steps (`slope`), or from each point to the next (`steps`)."""
@@ -114,10 +97,8 @@ class Claim(Frozen):
     def _check_kind(self) -> Claim:
         rows = bool(self.better and self.worse) != (len(self.order) > 1)
         if bool(self.table and self.columns and rows) == bool(self.figure and self.trend):
-            raise ValueError(
-                f"claim '{self.title}' needs a table with columns and either better and worse or order, "
-                "or a figure with a trend"
-            )
+            problem = "needs a table with columns and either better and worse or order, or a figure with a trend"
+            raise ValueError(f"claim '{self.title}' {problem}")
         return self
 
     @property
@@ -126,31 +107,29 @@ class Claim(Frozen):
         return tuple(pairwise(self.order)) or tuple((self.better or {}, worse) for worse in self.worse)
 
 
+def _read(name: str) -> Any:
+    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
 @cache
 def load_reported() -> dict[str, ReportedTable]:
     """Return all tables by id; also ``table3-released`` (numbers of released weights) and ``figure3`` (its printed points)."""
-    content = yaml.safe_load((HERE / "reported.yaml").read_text(encoding="utf-8"))
     tables = {}
-    for name, block in content.items():
-        if isinstance(block, dict):
-            tables[name] = _table(block)
-            if "released_code" in block:
-                tables[f"{name}-released"] = _table(block["released_code"])
+    for name, block in _read("reported.yaml").items():
+        released = {f"{name}-released": block["released_code"]} if "released_code" in block else {}
+        for key, part in ({name: block} | released).items() if isinstance(block, dict) else ():
+            own = {field: part[field] for field in ReportedTable.model_fields if field in part}
+            tables[key] = ReportedTable.model_validate(own)
     return tables
-
-
-def _table(block: dict) -> ReportedTable:
-    return ReportedTable.model_validate({key: block[key] for key in ReportedTable.model_fields if key in block})
 
 
 @cache
 def load_reruns() -> tuple[Rerun, ...]:
     """Return the independent re-runs, in the order of the file."""
-    content = yaml.safe_load((HERE / "reruns.yaml").read_text(encoding="utf-8"))
-    return tuple(Rerun.model_validate(block) for block in content)
+    return tuple(map(Rerun.model_validate, _read("reruns.yaml")))
 
 
-def reruns_of(table: str, row: dict[str, Scalar], column: str) -> tuple[tuple[str, float], ...]:
+def reruns_of(table: str, row: Row, column: str) -> tuple[tuple[str, float], ...]:
     """Return (source, value) of every re-run of one cell."""
     return tuple(
         (rerun.source, rerun.values[column])
@@ -162,5 +141,4 @@ def reruns_of(table: str, row: dict[str, Scalar], column: str) -> tuple[tuple[st
 @cache
 def load_claims() -> tuple[Claim, ...]:
     """Return what the paper claims, in the order of the report."""
-    content = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
-    return tuple(Claim.model_validate(block) for block in content)
+    return tuple(map(Claim.model_validate, _read("claims.yaml")))

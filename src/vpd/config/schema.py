@@ -37,24 +37,30 @@ class DatasetSpec(Frozen):
 
 
 # ---------------------------------------------------------------------------------------------------------- pretraining
-class AutoencoderSpec(Frozen):
+class _Batches(Frozen):
+    batch_size: PositiveInt
+    """Images, captions, pairs of both, or latents per step."""
+    lr: PositiveFloat
+    """Learning rate."""
+
+
+class _Steps(Frozen):
+    steps: PositiveInt
+    """Training steps."""
+
+
+class AutoencoderSpec(_Steps, _Batches):
     """Small VAE and its training."""
 
     channels: tuple[PositiveInt, ...]
     """Widths; n widths reduce the image side by 2 to the power of n - 1."""
     layers_per_block: PositiveInt
     """Residual blocks per width."""
-    steps: PositiveInt
-    """Training steps."""
-    batch_size: PositiveInt
-    """Images per step."""
-    lr: PositiveFloat
-    """Learning rate."""
     kl_weight: PositiveFloat
     """Weight of the KL term."""
 
 
-class TextSpec(Frozen):
+class TextSpec(_Steps, _Batches):
     """Small CLIP (text and image towers) and its contrastive training; only the text tower is used later."""
 
     vocabulary: PositiveInt
@@ -69,15 +75,9 @@ class TextSpec(Frozen):
     """Tokens of a text at most."""
     patch_size: PositiveInt
     """Side in pixels of the image tower's patches."""
-    steps: PositiveInt
-    """Training steps."""
-    batch_size: PositiveInt
-    """Pairs of image and caption per step."""
-    lr: PositiveFloat
-    """Learning rate."""
 
 
-class DenoiserSpec(Frozen):
+class DenoiserSpec(_Batches):
     """Small U-Net and its training with Stable Diffusion's objective (epsilon, scaled-linear betas)."""
 
     channels: tuple[PositiveInt, ...]
@@ -88,10 +88,6 @@ class DenoiserSpec(Frozen):
     """Attention heads."""
     norm_groups: PositiveInt
     """Groups of GroupNorm."""
-    batch_size: PositiveInt
-    """Latents per step."""
-    lr: PositiveFloat
-    """Learning rate."""
     warmup_steps: int
     """Steps of the linear warm-up."""
     ema_decay: float
@@ -181,15 +177,9 @@ class LanguageSpec(Frozen):
     """Settings that differ from the architecture's own."""
 
 
-class ObjectiveSpec(Frozen):
+class ObjectiveSpec(_Steps, _Batches):
     """Length and batches of a backbone's small pre-training."""
 
-    steps: PositiveInt
-    """Training steps."""
-    batch_size: PositiveInt
-    """Images or captions per step."""
-    lr: PositiveFloat
-    """Learning rate."""
     weight_decay: float = 0.05
     """AdamW's decoupled weight decay."""
     mask_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
@@ -198,29 +188,39 @@ class ObjectiveSpec(Frozen):
     """self-distillation: momentum of the teacher's average."""
 
 
-class BackboneSpec(HubWeights):
-    """One backbone at one scale: its line of the top-level `backbones` and what the scale's block makes of it."""
+class Pretrained(Frozen):
+    """A backbone's networks and how they were pre-trained."""
 
-    source: Literal["pretrained", "hub", "folder"]
-    """Pre-trained by this scale on synthetic scenes, public weights in `repo`, or a copy of that repository at `path`."""
     objective: Objective
     """How it was pre-trained, and how a small one is pre-trained here."""
     vision: NetworkSpec
     language: LanguageSpec | None = None
+
+
+class Small(Frozen):
+    """What the pre-training of all backbones of a scale has in common."""
+
+    seed: int = 0
+    """Of everything random in the pre-training."""
+    threads: PositiveInt = 1
+    """CPU threads; another number changes the last bits."""
+    vocabulary: PositiveInt | None = None
+    """Tokens of the text models' vocabulary."""
+
+
+class BackboneSpec(HubWeights, Pretrained, Small):
+    """One backbone at one scale: its line of the top-level `backbones` and what the scale's block makes of it."""
+
+    source: Literal["pretrained", "hub", "folder"]
+    """Pre-trained by this scale on synthetic scenes, public weights in `repo`, or a copy of that repository at `path`."""
     path: str | None = None
     """Only `folder`."""
     dataset: str | None = None
     """pretrained: dataset of captioned images."""
     objects: str | None = None
     """pretrained: dataset of the same images' classes and masks."""
-    seed: int = 0
-    """pretrained: of everything random in it."""
-    threads: PositiveInt = 1
-    """pretrained: CPU threads; another number changes the last bits."""
     training: ObjectiveSpec | None = None
     language_training: ObjectiveSpec | None = None
-    vocabulary: PositiveInt | None = None
-    """pretrained: tokens of the text models' vocabulary."""
 
 
 class ReleasedSpec(HubWeights):
@@ -240,9 +240,7 @@ class ReleasedSpec(HubWeights):
         if (self.path is None) == (self.repo is None):
             raise ValueError("released weights need either path or repo")
         if (self.model is None) != (self.experiment is None) or (self.repo and self.model is None):
-            raise ValueError(
-                "a public model needs both model and experiment; the authors' own weights have a path alone"
-            )
+            raise ValueError("a public model needs model and experiment; the authors' own weights have a path alone")
         if (self.repo and self.download) or (self.path and (self.revision or self.mirrors)):
             raise ValueError("download goes with path, revision and mirrors with repo")
         return self

@@ -1,12 +1,14 @@
-"""Entries of params.yaml that say what the report shows: table rows, figures and questions."""
+"""What the report shows: which experiment and metric fill which cell of the paper's tables and figures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 from pydantic import Field, PositiveInt, model_validator
 
-from vpd.config.reported import Scalar
+from vpd.config.reported import ReportedTable, Scalar
+from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.validation import Frozen
 
 Reference = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
@@ -15,7 +17,15 @@ RELEASED = "@released"
 """Ending of an experiment's name whose results are those of released weights."""
 
 
-class TableRow(Frozen):
+# -------------------------------------------------------------------------------------------------------------- entries
+class _Verdicts(Frozen):
+    ours: bool = False
+    """Whether nobody published how this was made; it is then never `reproduced`, but `agrees, protocol: ours`."""
+    tolerances: dict[str, float] = {}
+    """Column -> half-width of its verdict. A row's counts before its table's, and both before the general ones."""
+
+
+class TableRow(_Verdicts):
     """One row of the paper that this project runs itself."""
 
     match: dict[str, Scalar] = Field(min_length=1)
@@ -28,10 +38,6 @@ class TableRow(Frozen):
     """Column -> experiment that fills it."""
     released: bool = False
     """Whether the row shows the authors' own weights, measured here at scales whose `released` lists them."""
-    ours: bool = False
-    """Whether nobody published how the row was made; it is then never `reproduced`, but `agrees, protocol: ours`."""
-    tolerances: dict[str, float] = {}
-    """Column -> half-width of its verdict, in place of the table's and the general ones."""
 
     @model_validator(mode="after")
     def _check_source(self) -> TableRow:
@@ -52,7 +58,7 @@ class TableRow(Frozen):
         return {"": self.experiment} if self.experiment else self.experiments
 
 
-class TableSpec(Frozen):
+class TableSpec(_Verdicts):
     """One table: measured columns and rows; every other number of it is quoted from the paper."""
 
     title: str | None = None
@@ -61,10 +67,9 @@ class TableSpec(Frozen):
     """Column of the paper's table -> `milestone.metric`, such as `final.miou_ss`."""
     rows: tuple[TableRow, ...]
     """Rows that are measured here; every other row shows the paper's number as quoted."""
-    ours: bool = False
-    """`ours` for all its rows."""
-    tolerances: dict[str, float] = {}
-    """Column -> half-width of its verdict, in place of the general one of its metric."""
+
+
+KINDS = ("points", "table", "curves", "panels", "panel")
 
 
 class FigureSpec(Frozen):
@@ -89,10 +94,9 @@ class FigureSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_kind(self) -> FigureSpec:
-        kinds = [name for name in ("points", "table", "curves", "panels", "panel") if getattr(self, name)]
+        kinds = [name for name in KINDS if getattr(self, name)]
         if len(kinds) != 1:
-            choice = "points, table, curves, panels and panel"
-            raise ValueError(f"a figure needs exactly one of {choice}, found {kinds or 'none'}")
+            raise ValueError(f"a figure needs exactly one of {', '.join(KINDS)}, found {kinds or 'none'}")
         if bool(self.points) != bool(self.metric):
             raise ValueError("a figure needs both points and metric, or neither")
         return self
@@ -119,3 +123,91 @@ class QuestionSpec(Frozen):
     """One experiment."""
     second: str
     """The other one."""
+
+
+# -------------------------------------------------------------------------------------------------------------- look-ups
+def check_layout(
+    tables: Mapping[str, TableSpec],
+    reported: Mapping[str, ReportedTable],
+    experiments: Iterable[str],
+    figures: Mapping[str, FigureSpec] | None = None,
+    tolerances: Mapping[str, float] | None = None,
+    questions: Iterable[QuestionSpec] = (),
+) -> None:
+    """Look up what tables, figures and questions name.
+
+    Args:
+        tables: of params.yaml.
+        reported: tables of the paper.
+        experiments: known names, public models included.
+        figures: of params.yaml.
+        tolerances: metric -> half-width; not looked up if not given.
+        questions: of params.yaml.
+
+    Raises:
+        UserError: a name is unknown, or a row matches no row of the paper or several.
+    """
+    known = dict.fromkeys(experiments)
+    for name, table in tables.items():
+        source = pick(name, reported, "table of the paper", "tables")
+        for column in table.columns:
+            pick(column, dict.fromkeys(source.columns), "column", f"tables.{name}.columns")
+        _check_rows(name, table, source, known)
+        for row in table.rows if tolerances is not None else ():
+            for column in filter(row.source, table.columns):
+                band(name, table, row, column, tolerances or {})
+    for name, figure in (figures or {}).items():
+        for experiment in figure.experiments:
+            pick(experiment, known, "experiment", f"figures.{name}")
+        for other in filter(None, (figure.table, figure.curves)):
+            pick(other, tables, "table", f"figures.{name}")
+        if figure.metric is not None and tolerances is not None:
+            metric_band(figure.metric, tolerances, f"figures.{name}.metric")
+    for question in questions:
+        for experiment in (question.first, question.second):
+            pick(experiment, known, "experiment", f"questions, '{question.title}'")
+
+
+def _check_rows(name: str, table: TableSpec, source: ReportedTable, experiments: Mapping[str, None]) -> None:
+    labels: dict[int, str] = {}
+    for row in table.rows:
+        where = f"tables.{name}, row '{row.label}'"
+        for column in (*row.experiments, *row.tolerances):
+            pick(column, table.columns, "measured column", where)
+        for experiment in filter(None, (row.experiment, *row.experiments.values())):
+            pick(experiment, experiments, "experiment", where)
+        index = matched_row(row, source, where)
+        if index in labels:
+            raise UserError(f"{where}: matches the row that '{labels[index]}' already fills; remove one of them")
+        labels[index] = row.label
+    every = [labels.get(index) or source.label(index) for index in range(len(source.rows))]
+    if twice := [label for label in every if every.count(label) > 1]:
+        raise UserError(f"tables.{name}: two rows would be called '{twice[0]}'; give one of them another label")
+
+
+def band(name: str, table: TableSpec, row: TableRow, column: str, tolerances: Mapping[str, float]) -> float:
+    """Return the half-width of a ``reproduced`` verdict: the row's, else the table's, else the metric's; UserError if none."""
+    own = {**table.tolerances, **row.tolerances}
+    if column in own:
+        return own[column]
+    return metric_band(table.columns[column], tolerances, f"tables.{name}.columns.{column}")
+
+
+def metric_band(reference: str, tolerances: Mapping[str, float], where: str) -> float:
+    """Return the general half-width for the metric of ``milestone.metric``."""
+    return pick(reference.partition(".")[2], tolerances, "metric in tolerances", where)
+
+
+def matched_row(row: TableRow, source: ReportedTable, where: str) -> int:
+    """Return the index of the row of the paper that ``row`` selects; UserError for none or several."""
+    for key in row.match:
+        pick(key, dict.fromkeys(key for reported in source.rows for key in reported), "key of a row", where)
+    indices = source.matching(row.match)
+    if len(indices) > 1:
+        labels = "; ".join(map(source.label, indices))
+        cure = "add a key that distinguishes them"
+        raise UserError(f"{where}: matches {len(indices)} rows of the paper ({labels}); {cure}")
+    if not indices:
+        wanted, *others = (", ".join(f"{key}={one.get(key)}" for key in row.match) for one in (row.match, *source.rows))
+        raise UserError(f"{where}: no row of the paper has {wanted}; {nearest(wanted, set(others))}")
+    return indices[0]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vpd.config.schema import SegmentationSpec, Spec, VPDModel
 from vpd.evaluation.drawing import LINE, FigureGrid, caption, pixels, show
-from vpd.evaluation.inference import Predict
-from vpd.evaluation.segmentation import IGNORED
+from vpd.evaluation.inference import Predict, to_model
+from vpd.evaluation.scores import IGNORED
 from vpd.evaluation.windows import SlidingWindow, resize, scaled_image
 
 if TYPE_CHECKING:
@@ -35,11 +35,9 @@ def records_attention(spec: Spec) -> bool:
 
 def attention_of(model: VPD) -> Predict:
     """Return ``model``'s attention (B, L, H, W) as a function of a batch: the mean over levels at the input's size."""
-    device = next(model.parameters()).device
 
     def predict(batch: dict) -> Tensor:
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        levels = [maps.float() for maps in model.features(moved).attention if maps is not None]
+        levels = [maps.float() for maps in model.features(to_model(batch, model)).attention if maps is not None]
         size = batch["image"].shape[-2:]
         enlarged = [F.interpolate(maps, size, mode="bilinear", align_corners=False) for maps in levels]
         return torch.stack(enlarged).mean(0).cpu()
@@ -63,13 +61,8 @@ def class_words(sample: dict, attention: Predict, spec: SegmentationSpec, classe
 
 def sentence_words(sample: dict, attention: Predict, tokenizer: CLIPTokenizer, length: int) -> list[Word]:
     """Return the words of the expression in order, each with the mean map of its tokens."""
-    batch = {
-        "image": sample["image"][None],
-        "text": [sample["text"]],
-        "id": [sample["id"]],
-        "key": [sample["image_id"]],
-    }
-    maps = attention(batch)[0]
+    texts = {"text": [sample["text"]], "id": [sample["id"]], "key": [sample["image_id"]]}
+    maps = attention({"image": sample["image"][None], **texts})[0]
     ids = tokenizer(sample["text"], truncation=True, max_length=length).input_ids
     words, places = [], []
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)[1:-1], start=1):  # without [BOS] and [EOS]
@@ -91,27 +84,21 @@ def overlay(image: Tensor, attention: Tensor) -> np.ndarray:
 
 
 def draw_attention(spec: Spec, model: VPD, samples: list[dict], classes: list[str]) -> FigureGrid:
-    """Return a figure with one row per sample: the image, then one overlay per word."""
+    """Return a figure with one row per sample: the image, then one overlay for each of its first words."""
     attention = attention_of(model)
     if isinstance(spec, SegmentationSpec):
-        rows = [class_words(sample, attention, spec, classes) for sample in samples]
+        rows = [class_words(sample, attention, spec, classes)[:WORDS] for sample in samples]
     else:
         assert isinstance(spec.model, VPDModel)
         assert model.text is not None
         length, tokenizer = spec.model.prompt.length, model.text.tokenizer
-        rows = [sentence_words(sample, attention, tokenizer, length) for sample in samples]
-    return attention_figure(
-        f"{spec.name}: cross-attention of each word, least to most", samples, [words[:WORDS] for words in rows]
-    )
-
-
-def attention_figure(title: str, samples: list[dict], rows: list[list[Word]]) -> FigureGrid:
-    """Return the figure of ``samples`` with each one's ``words``."""
+        rows = [sentence_words(sample, attention, tokenizer, length)[:WORDS] for sample in samples]
     shapes = [[tuple(s["image"].shape[-2:])] * (1 + len(words)) for s, words in zip(samples, rows, strict=True)]
+    title = f"{spec.name}: cross-attention of each word, least to most"
     figure = FigureGrid(shapes, title, [0.1 + LINE] * len(rows), cell=1.4)
     for cells, sample, words in zip(figure.cells, samples, rows, strict=True):
         show(cells[0], pixels(sample["image"]))
-        for axes, (word, attention) in zip(cells[1:], words, strict=True):
-            show(axes, overlay(sample["image"], attention))
+        for axes, (word, heat) in zip(cells[1:], words, strict=True):
+            show(axes, overlay(sample["image"], heat))
             caption(axes, word)
     return figure

@@ -31,8 +31,7 @@ Shape = tuple[int, int]
 class FigureGrid:
     """A figure with rows of cells, all ``cell`` inches high and as wide as their pictures' shapes ask for.
 
-    ``above`` gives the inches kept free above each row, ``right`` those to the right of all rows; ``right_edge`` is
-    where the widest row ends.
+    ``above`` are the inches kept free above each row, ``right`` those beyond ``right_edge``, where the widest row ends.
     """
 
     def __init__(
@@ -62,9 +61,7 @@ class FigureGrid:
     def axes(self, left: float, bottom: float, width: float, height: float) -> Axes:
         """Add axes without ticks at a place in inches."""
         place = (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        axes = self.figure.add_axes(place)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes = self.figure.add_axes(place, xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set_linewidth(0.5)
         return axes
@@ -118,9 +115,3 @@ def palette(classes: int) -> np.ndarray:
     hues = [(index * 0.61803398875) % 1.0 for index in range(classes)]
     spun = [colorsys.hls_to_rgb(hue, 0.35 + 0.15 * (i % 3), 0.55 + 0.2 * (i % 2)) for i, hue in enumerate(hues)]
     return np.array([*listed, *spun[20:]][:classes])
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Return ``wanted`` indices spread evenly over ``count`` samples, or all of them."""
-    wanted = min(wanted, count)
-    return [(2 * place + 1) * count // (2 * wanted) for place in range(wanted)]

@@ -13,7 +13,6 @@ from vpd.utils.fingerprint import FINGERPRINT, Fingerprint, fingerprint, read_ma
 
 CODE = ("datasets", "models", "evaluation")
 """Packages that decide the scores of given weights."""
-PREDICTIONS = "predictions.png"
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
 """Metric that tells the best milestone, and in which direction."""
 DECIMALS = 6
@@ -27,22 +26,19 @@ def evaluation_fingerprint(spec: Spec, runs: Path, data: Path, checkpoint: Path)
 
 def is_evaluated(metrics: Path, panels: Path, made_from: Fingerprint) -> bool:
     """Whether ``metrics`` and ``panels`` are the results of exactly ``made_from``."""
-    if not (metrics.is_file() and (panels / PREDICTIONS).is_file()):
+    if not (metrics.is_file() and (panels / "predictions.png").is_file()):
         return False
     try:
-        content = read_json(metrics)
-    except UserError:
+        return read_json(metrics)["fingerprint"] == asdict(made_from)
+    except (UserError, KeyError, TypeError):  # damaged, or of another version
         return False
-    return isinstance(content, dict) and content.get("fingerprint") == asdict(made_from)
 
 
 def check_run(run: Path, expected: Fingerprint, name: str) -> None:
     """Raise UserError if ``run`` was trained with other settings, code, data or checkpoint than ``expected``."""
-    differences = expected.differences(read_json(run / FINGERPRINT))
+    differences = " and ".join(expected.differences(read_json(run / FINGERPRINT)))
     if differences:
-        raise UserError(
-            f"{run} was trained with other {' and '.join(differences)} than there are now; run train for {name} again"
-        )
+        raise UserError(f"{run} was trained with other {differences} than there are now; run train for {name} again")
 
 
 def check_runs(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> None:
@@ -53,8 +49,11 @@ def check_runs(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> None:
 
 def header(spec: Spec) -> dict:
     """What a metrics file says about its experiment."""
-    names = ("scale", "task", "dataset", "variant")
-    return {"experiment": spec.name, **{name: getattr(spec, name) for name in names}, "spec": spec.digest()}
+    return {
+        "experiment": spec.name,
+        **spec.model_dump(include={"scale", "task", "dataset", "variant"}),
+        "spec": spec.digest(),
+    }
 
 
 def best_of(spec: Spec, results: list[dict], seed: int) -> dict:

@@ -6,30 +6,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vpd.config.schema import Spec
+from vpd.config.schema import DepthSpec, Spec
 from vpd.datasets import build_dataset
 from vpd.datasets.dataset import Dataset
-from vpd.evaluation.depth import evaluate_depth
-from vpd.evaluation.inference import Predict
+from vpd.evaluation.inference import Predict, to_model
 from vpd.evaluation.panels import draw_panels
-from vpd.evaluation.referring import evaluate_referring
-from vpd.evaluation.results import (
-    DECIMALS,
-    best_of,
-    check_runs,
-    evaluation_fingerprint,
-    header,
-    provenance,
-)
-from vpd.evaluation.segmentation import evaluate_segmentation
+from vpd.evaluation.results import DECIMALS, best_of, check_runs, evaluation_fingerprint, header, provenance
+from vpd.evaluation.scores import DepthScores, evaluate_depth, evaluate_referring, evaluate_segmentation
 from vpd.models import build_model
+from vpd.models.base import Network
 from vpd.training.runs import seed_folder
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
@@ -37,6 +30,9 @@ from vpd.utils.files import locked, read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, read_manifest
 from vpd.utils.processes import beside
 from vpd.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from vpd.models.monocular import Monocular
 
 EVALUATORS: dict[str, Callable[..., Iterator[tuple[str, float]]]] = {
     "segmentation": evaluate_segmentation,
@@ -75,10 +71,11 @@ def evaluate(
     """
     check_runs(spec, runs, data, checkpoint)
     made_from = evaluation_fingerprint(spec, runs, data, checkpoint)
-    folder = state / made_from.key
-    own, *others = shares(spec, processes)
+    folder, pairs = state / made_from.key, all_pairs(spec)
+    count = max(1, min(processes, len(pairs)))
+    own, *others = (pairs[first::count] for first in range(count))
     with locked(folder):
-        with beside(measure_share, [(spec, pairs, runs, data, checkpoint, folder) for pairs in others]):
+        with beside(_measure_share, [(spec, share, runs, data, checkpoint, folder) for share in others]):
             model, dataset = open_model(spec, data, checkpoint)
             measure(spec, model, dataset, own, runs, folder)
         conclude(spec, model, dataset, runs, metrics, panels, folder, made_from)
@@ -89,21 +86,14 @@ def all_pairs(spec: Spec) -> list[Pair]:
     return [(seed, milestone) for seed in spec.seeds for milestone in spec.training.milestones]
 
 
-def shares(spec: Spec, processes: int) -> list[list[Pair]]:
-    """The pairs dealt to ``processes``, at most one process per pair."""
-    pairs = all_pairs(spec)
-    count = max(1, min(processes, len(pairs)))
-    return [pairs[first::count] for first in range(count)]
-
-
-def open_model(spec: Spec, data: Path, checkpoint: Path) -> tuple[nn.Module, Dataset]:
+def open_model(spec: Spec, data: Path, checkpoint: Path) -> tuple[Network, Dataset]:
     """Build the network and open the validation split."""
     dataset = build_dataset(spec, data, "val")
     torch.manual_seed(spec.seeds[0])
     return build_model(spec, checkpoint, dataset.classes), dataset
 
 
-def measure_share(spec: Spec, pairs: list[Pair], runs: Path, data: Path, checkpoint: Path, folder: Path) -> None:
+def _measure_share(spec: Spec, pairs: list[Pair], runs: Path, data: Path, checkpoint: Path, folder: Path) -> None:
     """Measure ``pairs`` in a process of its own."""
     if spec.training.threads:
         torch.set_num_threads(spec.training.threads)
@@ -111,71 +101,102 @@ def measure_share(spec: Spec, pairs: list[Pair], runs: Path, data: Path, checkpo
 
 
 @torch.inference_mode()
-def measure(spec: Spec, model: nn.Module, dataset: Dataset, pairs: list[Pair], runs: Path, folder: Path) -> None:
+def measure(spec: Spec, model: Network, dataset: Dataset, pairs: list[Pair], runs: Path, folder: Path) -> None:
     """Write the result of each of ``pairs`` that ``folder`` does not hold yet; UserError if the split is empty."""
-    if not len(dataset):
-        raise UserError(f"the validation split of {spec.dataset} is empty; prepare the dataset again")
-    missing = [pair for pair in pairs if not result_path(folder, pair).exists()]
-    progress = Progress(
-        len(pairs) * len(dataset), f"evaluate {spec.name}", "samples", (len(pairs) - len(missing)) * len(dataset)
-    )
+    missing = [pair for pair in pairs if not _result_path(folder, pair).exists()]
+    progress = _progress(spec, dataset, len(pairs), len(pairs) - len(missing))
     for seed, milestone in missing:
         torch.manual_seed(seed)  # latents may be samples (S2), which must not depend on what was measured before
         step = load_run(model, seed_folder(runs, seed), milestone)
         samples = load_samples(dataset, spec.training.workers, progress, f"seed {seed} {milestone}")
         values = EVALUATORS[spec.task](predictor(spec, model), samples, spec, len(dataset.classes))
-        rounded = {name: round(value, DECIMALS) for name, value in values}
-        result = {"seed": seed, "milestone": milestone, "step": step, "metrics": rounded}
-        write_json(result_path(folder, (seed, milestone)), result)
+        write_json(_result_path(folder, (seed, milestone)), _result(seed, milestone, step, values))
     progress.close()
 
 
 @torch.inference_mode()
 def conclude(
     spec: Spec,
-    model: nn.Module,
+    model: Network,
     dataset: Dataset,
     runs: Path,
     metrics: Path,
     panels: Path,
     folder: Path,
-    made_from: Fingerprint,
+    key: Fingerprint,
 ) -> None:
     """Draw the panels of the first seed's final weights, write all results as one file and remove ``folder``."""
-    results = [read_json(result_path(folder, pair)) for pair in all_pairs(spec)]
+    results = [read_json(_result_path(folder, pair)) for pair in all_pairs(spec)]
     results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
     torch.manual_seed(spec.seeds[0])
     load_run(model, seed_folder(runs, spec.seeds[0]), "final")
-    final = next(r for r in results if r["seed"] == spec.seeds[0] and r["milestone"] == "final")
+    final = read_json(_result_path(folder, (spec.seeds[0], "final")))
     draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
-    content = {**header(spec), "fingerprint": asdict(made_from), "results": results, "runs": provenance(spec, runs)}
+    content = {**header(spec), "fingerprint": asdict(key), "results": results, "runs": provenance(spec, runs)}
     write_json(metrics, content)
     shutil.rmtree(folder)
 
 
-def result_path(folder: Path, pair: Pair) -> Path:
-    """Where the result of one pair waits."""
+@torch.inference_mode()
+def evaluate_monocular(spec: DepthSpec, model: Monocular, data: Path, metrics: Path, facts: dict) -> None:
+    """Score a public depth model on whole images of our NYUv2 test split, with our crop, depth range and errors.
+
+    Args:
+        spec: its ``name`` is the model's; there is one result, of the first seed, though nothing depends on a seed.
+        model: the public model.
+        data: prepared dataset.
+        metrics: JSON file to write.
+        facts: what else the file says about the weights.
+    """
+    dataset = build_dataset(spec, data, "val")
+    device = _device()
+    model.to(device).eval()
+    scores, progress = DepthScores(spec.evaluation), _progress(spec, dataset)
+    for sample in load_samples(dataset, spec.training.workers, progress, "released weights"):
+        metres = model.estimate(sample["image"].to(device)).float().cpu()
+        if not metres.isfinite().all():
+            raise UserError(f"{spec.name}: the prediction for sample {sample['id']} is not finite; get other weights")
+        scores.add(sample["id"], sample["depth"], metres)
+    progress.close()
+    write_json(metrics, {**header(spec), **facts, "results": [_result(spec.seeds[0], "final", 0, scores.values())]})
+
+
+def _progress(spec: Spec, dataset: Dataset, passes: int = 1, done: int = 0) -> Progress:
+    """Count samples over all passes; UserError if there are none."""
+    if not len(dataset):
+        raise UserError(f"the validation split of {spec.dataset} is empty; prepare the dataset again")
+    return Progress(passes * len(dataset), f"evaluate {spec.name}", "samples", done * len(dataset))
+
+
+def _result(seed: int, milestone: str, step: int, values: Iterator[tuple[str, float]]) -> dict:
+    rounded = {name: round(value, DECIMALS) for name, value in values}
+    return {"seed": seed, "milestone": milestone, "step": step, "metrics": rounded}
+
+
+def _result_path(folder: Path, pair: Pair) -> Path:
     return folder / f"seed{pair[0]}-{pair[1]}.json"
 
 
-# ----------------------------------------------------------------------------------------------------------------- runs
-def load_run(model: nn.Module, run: Path, milestone: str) -> int:
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# ----------------------------------------------------------------------------------------------------- weights, samples
+def load_run(model: Network, run: Path, milestone: str) -> int:
     """Load the weights of a milestone into ``model``, put it in eval mode and return its training step."""
     manifest, path = read_manifest(run), run / f"{milestone}.safetensors"
     try:
-        intact = sha256(path) == manifest["files"][path.name]
-        weights = load_file(path) if intact else None
+        weights = load_file(path) if sha256(path) == manifest["files"][path.name] else None
     except (FileNotFoundError, KeyError, SafetensorError):
         weights = None
     if weights is None:
         raise UserError(f"{path} is missing or not the file that {run / 'manifest.json'} lists; run train again")
     model.load_trained_state(weights)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to(_device()).eval()
     return manifest["milestones"][milestone]
 
 
-# -------------------------------------------------------------------------------------------------------------- samples
-class Samples(torch.utils.data.Dataset):
+class _Samples(torch.utils.data.Dataset):
     """A dataset's samples by index, for a DataLoader; with ``native_label`` where the dataset has one."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -196,27 +217,22 @@ class Samples(torch.utils.data.Dataset):
 
 def load_samples(dataset: Dataset, workers: int, progress: Progress, note: str) -> Iterator[dict]:
     """Yield every sample once, in order, decoded in ``workers`` processes, and count it on ``progress``."""
-    for sample in DataLoader(Samples(dataset), batch_size=None, num_workers=workers):
+    for sample in DataLoader(_Samples(dataset), batch_size=None, num_workers=workers):
         if isinstance(sample, UserError):
             raise sample
         yield sample
         progress.advance(note=note)
 
 
-def predictor(spec: Spec, model: nn.Module) -> Predict:
+def predictor(spec: Spec, model: Network) -> Predict:
     """Return ``model`` as a function of a batch; UserError naming the sample if a prediction is not finite."""
-    device = next(model.parameters()).device
 
     def predict(batch: dict) -> Tensor:
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        output = model(moved).float()
+        output = model(to_model(batch, model)).float()
         finite = output.isfinite().flatten(1).all(1).tolist()
         if not all(finite):
-            name = batch["id"][finite.index(False)]
-            raise UserError(
-                f"{spec.name}: the prediction for sample {name} is not finite; "
-                "lower training.optimizer.lr and train again"
-            )
+            problem = f"the prediction for sample {batch['id'][finite.index(False)]} is not finite"
+            raise UserError(f"{spec.name}: {problem}; lower training.optimizer.lr and train again")
         return output
 
     return predict

@@ -24,20 +24,18 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
 def depth_windows(width: int, side: int, windows: int) -> list[int]:
     """Return the starts of ``windows`` windows spread evenly over the width; UserError if they leave a gap."""
     starts = [int(start) for start in np.linspace(0, width - side, windows)]
-    ends = [0, *(start + side for start in starts)]
-    if any(start > end for start, end in zip([*starts, width], ends, strict=True)):
-        raise UserError(
-            f"{windows} windows of {side} pixels do not cover a width of {width}; raise evaluation.windows "
-            f"to at least {-(-width // side)}"
-        )
+    if any(start > end for start, end in zip([*starts, width], [0, *(start + side for start in starts)], strict=True)):
+        cure = f"raise evaluation.windows to at least {-(-width // side)}"
+        raise UserError(f"{windows} windows of {side} pixels do not cover a width of {width}; {cure}")
     return starts
 
 
 def scaled_image(image: Tensor, settings: SegmentationEvaluation, ratio: float) -> Tensor:
     """Resize a uint8 image (3, H, W) by mmseg's rule at a scale ``ratio`` and normalise it to [-1, 1]."""
-    height, width = resized_size(*image.shape[-2:], settings.short_side, settings.long_side, ratio)
     pixels = image.permute(1, 2, 0).contiguous().numpy()
-    if (height, width) != pixels.shape[:2]:
+    own_height, own_width = pixels.shape[:2]
+    height, width = resized_size(own_height, own_width, settings.short_side, settings.long_side, ratio)
+    if (height, width) != (own_height, own_width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return torch.from_numpy((pixels.astype(np.float32) - 127.5) / 127.5).permute(2, 0, 1).contiguous()
 

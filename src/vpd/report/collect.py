@@ -11,8 +11,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from vpd.config.params import Params
 from vpd.config.reported import load_reported
-from vpd.config.table_checks import matched_row
-from vpd.config.tables import RELEASED
+from vpd.config.tables import RELEASED, matched_row
 from vpd.planning.costs import read_entries
 from vpd.report.cells import csv_text, number, read_csv
 from vpd.report.wording import ordinal

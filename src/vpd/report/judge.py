@@ -10,8 +10,7 @@ import pandas as pd
 
 from vpd.config.params import Params
 from vpd.config.reported import ReportedTable, Row, reruns_of
-from vpd.config.table_checks import band, matched_row, metric_band
-from vpd.config.tables import RELEASED, FigureSpec, QuestionSpec, TableRow, TableSpec
+from vpd.config.tables import RELEASED, FigureSpec, QuestionSpec, TableRow, TableSpec, band, matched_row, metric_band
 from vpd.report.cells import PROTOCOL_OURS, Cell
 from vpd.report.collect import Costs
 

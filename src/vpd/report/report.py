@@ -8,8 +8,8 @@ from typing import Any
 
 from vpd.config.params import Params
 from vpd.config.reported import load_claims, load_reported
-from vpd.config.table_checks import matched_row
-from vpd.config.tables import FigureSpec
+
+from vpd.config.tables import FigureSpec, matched_row
 from vpd.report.claims import Points, answers, findings
 from vpd.report.collect import collect, read_costs, read_curves, read_timings, row_costs
 from vpd.report.figures import Curve

@@ -101,7 +101,7 @@ def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Pat
 
 def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, metrics: Path) -> dict[str, Any]:
     """Evaluate one public depth model; return what is known about it."""
-    from vpd.evaluation.monocular import evaluate_monocular
+    from vpd.evaluation.run import evaluate_monocular
     from vpd.pretrained.monocular import open_monocular, weights_file
     from vpd.stages.training import use_threads
 
