@@ -6,7 +6,6 @@ The original names are those of the authors' U-Net and VAE encoder, whose meanin
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import types
@@ -22,10 +21,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from fixtures.parity.narrow import FOLDER, build, make_batch, make_spec, write_checkpoint
 from hub_server import Hub, Repository, make
 from vpd.config.schema import CheckpointSpec
+from vpd.pretrained import stable_diffusion as sd
 from vpd.pretrained.checkpoints import assemble
-from vpd.pretrained.hub import TransferLines
-from vpd.pretrained.keymap import diffusers_names
-from vpd.pretrained.stable_diffusion import check_pipeline, sd1_configs
+from vpd.pretrained.original import diffusers_names
 from vpd.utils.digests import changed, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
@@ -68,7 +66,7 @@ def write_pipeline(folder: Path, **sizes) -> Path:
     """A randomly initialised pipeline folder with scheduler and index."""
     torch.manual_seed(8)
     write_checkpoint(folder, **sizes)
-    write_json(folder / "scheduler/scheduler_config.json", sd1_configs()["scheduler"])
+    write_json(folder / "scheduler/scheduler_config.json", sd.sd1_configs()["scheduler"])
     parts = {
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -81,6 +79,10 @@ def write_pipeline(folder: Path, **sizes) -> Path:
     return folder
 
 
+def configurations(folder: Path) -> dict:
+    return {part: read_json(folder / name) for part, name in sd.CONFIGS.items()}
+
+
 def intact(folder: Path) -> bool:
     return not changed(folder, read_json(folder / "manifest.json")["files"])
 
@@ -91,7 +93,7 @@ def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 # -------------------------------------------------------------------------------------------------------------- configs
 def test_true_configurations_have_stable_diffusion_1s_parameters():
-    configs = sd1_configs()
+    configs = sd.sd1_configs()
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(configs["unet"])
         vae = AutoencoderKL.from_config(configs["vae"])
@@ -138,8 +140,9 @@ def original(pipeline) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def convert(tmp_path, pipeline):
-    """Write a state dict to a file and make a checkpoint of it."""
+def convert(tmp_path, pipeline, monkeypatch):
+    """Write a state dict to a file and make a checkpoint of it, where the narrow pipeline stands for Stable Diffusion 1."""
+    monkeypatch.setattr(sd, "sd1_configs", lambda: configurations(pipeline))
 
     def run(state: dict[str, Tensor], file: str = "sd.ckpt", **spec) -> Path:
         path, out = tmp_path / file, tmp_path / "checkpoint"
@@ -160,7 +163,7 @@ def test_original_file_and_diffusers_folder_give_the_same_features(convert, orig
     assert intact(out)
     known = {"source": "file", "file": file, "sha256": sha256(tmp_path / file), "tokenizer": str(pipeline)}
     assert read_json(out / "origin.json") == known | {"ema": "only set in the file"}
-    assert check_pipeline(out) == check_pipeline(pipeline)
+    assert sd.check_pipeline(out) == sd.check_pipeline(pipeline)
     spec, batch = make_spec("segmentation", head={"channels": 16}), make_batch()
     with torch.no_grad():
         expected, found = (build(spec, folder).features(batch) for folder in (pipeline, out))
@@ -418,17 +421,6 @@ def test_full_disk_offline_and_unreachable_hub_are_named(hub, ask):
     assert "set HF_ENDPOINT" in line
 
 
-def test_download_is_told_in_plain_lines_of_bytes(monkeypatch, capsys):
-    monkeypatch.setattr("vpd.pretrained.hub.SECONDS_BETWEEN_LINES", 0.0)
-    with TransferLines(total=4_000_000, unit="B", desc="Reconstructing") as bar:
-        bar.update(1_000_000)
-    with TransferLines(total=7, unit="it", desc="Fetching 7 files") as files:
-        files.update(7)
-    lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"download: 1/4 MB, \d+\.\d MB/s, \d+:\d\d left", lines[0])
-    assert all(line.startswith("download: ") for line in lines)
-
-
 def test_names_that_no_repository_has_are_refused(ask):
     lines = ask({"repo": None}, {"repo": "a/b/c"})
     assert "checkpoints.sd-1-4 has source 'hub' but no repo" in lines[0]
@@ -440,7 +432,9 @@ def test_tokenizer_of_a_file_comes_from_the_hub(hub, ask, original, tmp_path, pi
     shutil.copytree(pipeline / "tokenizer", words)
     hub.repositories["owner/clip"] = Repository(words)
     torch.save(original, tmp_path / "sd.ckpt")
-    assert ask({"source": "file", "path": str(tmp_path / "sd.ckpt"), "repo": "owner/clip"}) == ["made"]
+    write_json(tmp_path / "configs.json", configurations(pipeline))
+    spec = {"source": "file", "path": str(tmp_path / "sd.ckpt"), "repo": "owner/clip"}
+    assert ask(spec, SD1_CONFIGS=str(tmp_path / "configs.json")) == ["made"]
     commit = hub.repositories["owner/clip"].commit
     assert read_json(ask.out / "origin.json")["tokenizer"] == f"owner/clip@{commit}"
     assert hub.served() == {"tokenizer.json", "tokenizer_config.json"} | (

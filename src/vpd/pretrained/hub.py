@@ -5,27 +5,20 @@
 
 from __future__ import annotations
 
-import io
 import re
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants, errors, snapshot_download
-from tqdm import tqdm
 
 from vpd.config.schema import BackboneSpec, CheckpointSpec, ReleasedSpec
 from vpd.pretrained.tensors import reason
 from vpd.utils.digests import digests
 from vpd.utils.errors import UserError
-from vpd.utils.progress import SECONDS_BETWEEN_LINES, clock
 
 CURE = "add a repository that has the files to mirrors, or set source: folder and the path of a copy"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -55,19 +48,17 @@ class Repository:
             raise UserError(f"{self} has no {', no '.join(missing)}; name a repository that has, or a whole copy")
         return [name for name in wanted if (self.folder / name).is_file()]
 
-    def digests(self, names: Sequence[str]) -> dict[str, str]:
-        """Return SHA-256 digests of files; UserError if a large file does not have the digest that the hub states.
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse a large file that does not have the SHA-256 digest that the hub states.
 
         The cache names a large file after that digest; huggingface_hub itself does not compare the bytes with it.
         """
-        own = digests(self.folder, names)
-        for name, digest in own.items():
+        for name, digest in digests(self.folder, names).items():
             blob = (self.folder / name).resolve()
             if self.repo and SHA256.fullmatch(blob.name) and blob.name != digest:
                 raise UserError(
                     f"{self.entry}: {name} has sha256 {digest}, expected {blob.name}; delete {blob} and fetch it again"
                 )
-        return own
 
 
 def repositories(entry: str, spec: CheckpointSpec | BackboneSpec | ReleasedSpec) -> list[str]:
@@ -105,9 +96,8 @@ class NotThereError(Exception):
 
 
 def _snapshot(repo: str, revision: str, wanted: Sequence[str]) -> Path:
-    lines: dict[str, Any] = {} if sys.stderr.isatty() else {"tqdm_class": TransferLines}
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **lines))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
     except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise _explained(error, repo, revision) from None
 
@@ -153,23 +143,3 @@ def _unreached(error: Exception, repo: str, revision: str) -> Exception:
     return UserError(
         f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror"
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- progress
-class TransferLines(tqdm):
-    """Progress of a download as plain lines for logs, where huggingface_hub would print nothing for hours."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.began = self.last = time.monotonic()
-        # The library counts bytes twice: received ("Downloading ...") and written. Its other bars count files.
-        self.counts_bytes = options.get("unit") == "B" and not str(options.get("desc")).startswith("Downloading")
-        super().__init__(*args, **options | {"file": io.StringIO()})
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Print a line of megabytes, rate and time left, at most every ten seconds."""
-        now = time.monotonic()
-        if self.counts_bytes and self.n and now - self.last >= SECONDS_BETWEEN_LINES:
-            self.last, total = now, self.total or self.n
-            rate = self.n / (now - self.began)
-            done, left = f"{self.n / MEGABYTE:.0f}/{total / MEGABYTE:.0f} MB", clock(max(0.0, total - self.n) / rate)
-            print(f"download: {done}, {rate / MEGABYTE:.1f} MB/s, {left} left", file=sys.stderr)

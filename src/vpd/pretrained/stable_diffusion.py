@@ -26,8 +26,6 @@ CLASSES = {
     "scheduler": ("diffusers", "PNDMScheduler"),
 }
 """Library and class of each component of Stable Diffusion 1."""
-OTHER_CLASSES = ("CLIPTokenizerFast",)
-"""Accepted too."""
 UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
 """Entries of model_index.json for the components that are left out."""
 WEIGHTS = {
@@ -46,6 +44,8 @@ CONFIGS = {
     "unet": "unet/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
+TOKENIZER_PATHS = tuple(f"{parent}{name}" for name in TOKENIZER_FILES for parent in ("tokenizer/", ""))
+"""In a pipeline's repository, or in one of a tokenizer alone."""
 WEIGHT_FILES = tuple(f"{part}/{name}" for part, name in WEIGHTS.items())
 FILES = tuple(sorted([INDEX, *CONFIGS.values(), *WEIGHT_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]))
 """All files that a checkpoint can consist of."""
@@ -97,7 +97,7 @@ def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
     if name is None:
         raise UserError(f"{folder / INDEX} lists no {part}; a Stable Diffusion 1 pipeline has {', '.join(CLASSES)}")
     # Nothing is sampled, so any scheduler will do.
-    if name not in (expected, *OTHER_CLASSES) and part != "scheduler":
+    if name not in (expected, "CLIPTokenizerFast") and part != "scheduler":
         raise UserError(f"{folder / INDEX}: {part} is a {name}, but Stable Diffusion 1 has a {expected}")
     lacking = "vocab.json and merges.txt" if part == "tokenizer" else Path(CONFIGS[part]).name
     if not (has_tokenizer(folder / part) if part == "tokenizer" else (folder / CONFIGS[part]).is_file()):
