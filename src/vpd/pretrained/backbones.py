@@ -13,13 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import get_pretrained_cfg, list_pretrained, model_entrypoint, split_model_name_tag
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertConfig, BertModel, PretrainedConfig
+from transformers import BertConfig, BertModel, PretrainedConfig
 
 from vpd.config.schema import BackboneSpec, LanguageSpec, NetworkSpec
 from vpd.models.backbones import build_backbone, save_backbone
 from vpd.pretrained.checkpoints import ORIGIN, fetched_backbone_fingerprint
 from vpd.pretrained.hub import Repository, download, repositories
-from vpd.pretrained.tensors import misfits, read_tensors
+from vpd.pretrained.tensors import misfits
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder, read_json, write_json
@@ -27,10 +27,7 @@ from vpd.utils.fingerprint import is_finished, write_manifest
 
 Tensors = dict[str, Tensor]
 CONFIG = "config.json"
-WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-"""Weights in one file, the list of the files over which they are spread, and the form from before safetensors."""
-DECODER = ("decoder", "mask_token")
-"""Beginnings of tensors that masked pre-training adds and discards."""
+WEIGHTS = "model.safetensors"
 ENCODERS = {"sam": "vision_encoder.", "blip": "vision_model.", "blip-2": "vision_model."}
 """Beginning of the image encoder's names in transformers' models, by architecture."""
 NOT_IN_SHAPES = (
@@ -58,10 +55,11 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
     if is_finished(out, made_from):
         return
     with atomic_folder(out) as folder:
-        vision, language = _open(f"backbones.{name}", spec)
+        vision = _open(f"backbones.{name}", spec)
         parameters = {"vision": _write_vision(vision, spec.vision, folder)}
         origin: dict[str, Any] = {"source": spec.source, "objective": spec.objective, **vision.origin}
-        if spec.language and language:
+        if spec.language:
+            language = _open_language(f"backbones.{name}.language", spec.language)
             parameters["language"] = _write_language(language, spec.language, folder / "language")
             origin["language"] = language.origin
         write_json(folder / ORIGIN, origin)
@@ -69,60 +67,37 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
         write_manifest(folder, made_from, {"parameters": parameters}, files)
 
 
-def _open(entry: str, spec: BackboneSpec) -> tuple[Repository, Repository | None]:
-    """Open the repositories of the image encoder and, where there is one, of the text encoder."""
-
-    def copy(where: str, folder: str) -> Repository:
-        if not Path(folder).is_dir():
-            raise UserError(
-                f"{where}: the folder {folder} does not exist; download the repository, or correct its path"
-            )
-        return Repository(where, Path(folder))
-
-    if spec.source == "folder" and spec.path is None:
+def _open(entry: str, spec: BackboneSpec) -> Repository:
+    """Open the repository of the image encoder."""
+    if spec.source == "hub":
+        return download(entry, repositories(entry, spec), [CONFIG], [CONFIG])
+    if spec.path is None:
         raise UserError(f"{entry} has source 'folder' but no path; give the path of a copy of its repository")
-    local = spec.source == "folder" and spec.path
-    vision = copy(entry, local) if local else download(entry, repositories(entry, spec), [CONFIG], [CONFIG])
-    if (language := spec.language) is None:
-        return vision, None
-    where, repo = f"{entry}.language", f"{language.repo}@{language.revision}"
-    if Path(language.repo).is_dir():
-        return vision, copy(where, language.repo)
+    if not Path(spec.path).is_dir():
+        raise UserError(f"{entry}: the folder {spec.path} does not exist; download the repository, or correct its path")
+    return Repository(entry, Path(spec.path))
+
+
+def _open_language(entry: str, spec: LanguageSpec) -> Repository:
+    if Path(spec.repo).is_dir():
+        return Repository(entry, Path(spec.repo))
     cure = "set language.repo to the folder of a copy"
-    return vision, download(where, [repo], [CONFIG], [CONFIG], cure)
+    return download(entry, [f"{spec.repo}@{spec.revision}"], [CONFIG], [CONFIG], cure)
 
 
-def _read_weights(repository: Repository, prefixes: tuple[str, ...] = ("",)) -> Tensors:
-    """Read the tensors whose names start with one of ``prefixes``, and only the files that hold them.
-
-    An image encoder is a small part of a model that also writes: 4 of 15 GB in BLIP-2. UserError if there are none, or a
-    file is damaged, changed or a pickle of more than tensors.
-    """
-    present = repository.bring([WEIGHTS, INDEX])
-    if WEIGHTS in present:
-        names = [WEIGHTS]
-    elif INDEX in present:
-        shards = read_json(repository.folder / INDEX)["weight_map"].items()
-        names = sorted({Path(file).name for name, file in shards if name.startswith(prefixes)})
-        repository.bring(names, needed=names)
-    elif not (names := repository.bring([PICKLE])):
-        raise UserError(f"{repository} has no {WEIGHTS}, no {INDEX}, no {PICKLE}; name one that has weights")
-    repository.check(names)
-    tensors = {name: x for file in names for name, x in _read(repository.folder / file, prefixes).items()}
+def _read_weights(repository: Repository, *prefixes: str) -> Tensors:
+    """Read the tensors whose names start with one of ``prefixes``, or all; UserError if the file is not the hub's, or bad."""
+    repository.bring([WEIGHTS], needed=[WEIGHTS])
+    repository.check([WEIGHTS])
+    path = repository.folder / WEIGHTS
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {n: file.get_tensor(n) for n in file.keys() if n.startswith(prefixes or "")}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or cut off ({error}); download it again") from None
     if not tensors:
         raise UserError(f"{repository} has no tensors under {' or '.join(prefixes)}; name another model's repository")
     return tensors
-
-
-def _read(path: Path, prefixes: tuple[str, ...]) -> Tensors:
-    if path.suffix != ".safetensors":
-        state = read_tensors(path, ("state_dict", "model"))
-        return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or cut off ({error}); download it again") from None
 
 
 def _read_config(repository: Repository, spec: NetworkSpec | LanguageSpec, part: str) -> dict[str, Any]:
@@ -141,11 +116,7 @@ def _other_architecture(repository: Repository, given: str | None, part: str, wa
 
 # --------------------------------------------------------------------------------------------------------------- vision
 def _write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
-    """Write the image encoder to ``out``/vision in single precision; return its number of parameters.
-
-    UserError if the repository holds another architecture, or a tensor is missing, left over (but for a classifier's or a
-    decoder's), of another shape or not finite.
-    """
+    """Write the image encoder to ``out``/vision in single precision; return its number of parameters."""
     with torch.device("meta"):
         backbone = build_backbone(spec)
     read = {"timm": _from_timm, "transformers": _from_transformers}[spec.library]
@@ -162,8 +133,6 @@ def _write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
 def _from_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -> Tensors:
     _check_timm(repository, spec, network)
     tensors = _read_weights(repository)
-    if any(name.startswith(DECODER[0]) for name in tensors):
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(DECODER)}
     with torch.device("meta"):
         whole = timm.create_model(spec.architecture, num_classes=1, **spec.options)
     # timm also reads the layouts of the original files, and resamples what depends on the image's size. Its own
@@ -205,15 +174,12 @@ def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Mo
                 f"set vision.options.{name} to {other}"
             )
     prefix = ENCODERS[spec.architecture]
-    return {name.removeprefix(prefix): tensor for name, tensor in _read_weights(repository, (prefix,)).items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in _read_weights(repository, prefix).items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- language
 def _write_language(repository: Repository, spec: LanguageSpec, out: Path) -> int:
-    """Write a BERT without its pooler, and its tokenizer, to ``out`` as transformers does; return its parameters.
-
-    UserError if the repository holds no whole BERT, another one than ``spec`` says, or no tokenizer that fits.
-    """
+    """Write a BERT without its pooler, and its tokenizer, to ``out`` as transformers does; return its parameters."""
     given = _read_config(repository, spec, "language")
     for name, value in spec.options.items():
         if given.get(name) != value:
@@ -221,32 +187,22 @@ def _write_language(repository: Repository, spec: LanguageSpec, out: Path) -> in
                 f"{repository}: {CONFIG} has {name} {given.get(name)}, but language.options.{name} is {value}; "
                 "correct or remove it"
             )
-    config, state = BertConfig.from_dict(given), _read_weights(repository, BERT_LAYERS)
-    tensors = {_bert_name(name): tensor.float() for name, tensor in state.items() if "position_ids" not in name}
+    config, state = BertConfig.from_dict(given), _read_weights(repository, *BERT_LAYERS)
+    # The first files call a norm's tensors as TensorFlow does.
+    tensors = {
+        n.removeprefix("bert.").replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor.float()
+        for n, tensor in state.items()
+        if "position_ids" not in n
+    }
     with torch.random.fork_rng(devices=[]):  # Its fresh weights are drawn, then replaced.
         model = BertModel(config, add_pooling_layer=False)
     if fault := misfits(model.state_dict(), tensors):
         raise UserError(f"{repository} holds no whole BERT ({fault}); name another repository")
     model.load_state_dict(tensors)
     model.save_pretrained(out)
-    _copy_tokenizer(repository, config.vocab_size, out)
-    return sum(tensor.numel() for tensor in tensors.values())
-
-
-def _bert_name(name: str) -> str:
-    """Return transformers' name; the first files call a norm's tensors as TensorFlow does."""
-    bare = name.removeprefix("bert.")
-    return bare.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _copy_tokenizer(repository: Repository, vocabulary: int, out: Path) -> None:
     present = repository.bring(TOKENIZER)
     if not {"tokenizer.json", "vocab.txt"} & set(present):
         raise UserError(f"{repository} has no tokenizer.json, no vocab.txt; name a repository with a tokenizer")
     for file in present:
         shutil.copyfile(repository.folder / file, out / file)
-    if (tokens := len(AutoTokenizer.from_pretrained(out))) > vocabulary:
-        raise UserError(
-            f"{repository}: its tokenizer knows {tokens} tokens but its BERT {vocabulary}; name a repository whose parts "
-            "belong together"
-        )
+    return sum(tensor.numel() for tensor in tensors.values())

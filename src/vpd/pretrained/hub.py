@@ -102,10 +102,10 @@ def _snapshot(repo: str, revision: str, wanted: Sequence[str]) -> Path:
         raise _explained(error, repo, revision) from None
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
 def _explained(error: Exception, repo: str, revision: str) -> Exception:
     """Say what went wrong and what to do: a NotThereError where a mirror may help, else a UserError."""
-    page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
+    endpoint, page, cache = constants.ENDPOINT, f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
+    incomplete = f"{repo} at {revision} is not complete in {cache}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     match error:
         case errors.HFValidationError():
@@ -113,8 +113,13 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
         # A gated repository counts as missing too, but a mirror must not be a way around its licence.
         case errors.GatedRepoError():
             text = f"{repo} is gated; open {page}, accept its licence, create a token and set HF_TOKEN to it"
+        # huggingface_hub fell back to its cache and did not find all files there.
+        case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+            return NotThereError(f"{incomplete}, and HF_HUB_OFFLINE forbids downloads")
+        case errors.LocalEntryNotFoundError(__cause__=errors.HfHubHTTPError() as cause):
+            return _explained(cause, repo, revision)
         case errors.LocalEntryNotFoundError():
-            return _unreached(error, repo, revision)
+            text = f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror"
         case errors.RevisionNotFoundError():
             return NotThereError(f"{repo} has no revision {revision}")
         case errors.RepositoryNotFoundError() | errors.DisabledRepoError() | errors.EntryNotFoundError():
@@ -128,18 +133,3 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
         case _:
             text = f"the download of {repo} broke off ({reason(error)}); run it again to go on where it stopped"
     return UserError(text)
-
-
-def _unreached(error: Exception, repo: str, revision: str) -> Exception:
-    """Explain why huggingface_hub fell back to its cache and did not find all files there."""
-    endpoint, cause = constants.ENDPOINT, error.__cause__
-    incomplete = f"{repo} at {revision} is not complete in {constants.HF_HUB_CACHE}"
-    if constants.HF_HUB_OFFLINE:
-        return NotThereError(f"{incomplete}, and HF_HUB_OFFLINE forbids downloads")
-    if isinstance(cause, errors.HfHubHTTPError):
-        return _explained(cause, repo, revision)
-    if isinstance(cause, errors.FileMetadataError):
-        return UserError(f"{endpoint} does not answer as the hub does; check HF_ENDPOINT and the network's proxy")
-    return UserError(
-        f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror"
-    )

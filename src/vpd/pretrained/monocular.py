@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,17 +87,12 @@ def _from_folder(model: str, folder: Path) -> nn.Module:
             f"{folder / WEIGHTS} does not hold {model} as {CONFIG} says ({reason(error)}); fetch it again"
         ) from None
     # transformers draws a missing tensor at random and passes over others.
-    if fault := _leftovers(info) or misfits(opened.state_dict(), opened.state_dict()):
-        raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
-    return opened
-
-
-def _leftovers(info: Mapping[str, Any]) -> str:
     kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys", "of another shape": "mismatched_keys"}
-    names = {
-        kind: sorted(n for n in map(str, info.get(key, ())) if not DERIVED.search(n)) for kind, key in kinds.items()
-    }
-    return "; ".join(f"{len(found)} {kind}, first '{found[0]}'" for kind, found in names.items() if found)
+    for kind, key in kinds.items():
+        if names := sorted(name for name in map(str, info.get(key, ())) if not DERIVED.search(name)):
+            fault = f"{len(names)} {kind}, first '{names[0]}'"
+            raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
+    return opened
 
 
 # ----------------------------------------------------------------------------------------------------- the authors' file

@@ -196,7 +196,9 @@ def rename(names: Iterable[str]) -> dict[str, str]:
         UserError: a name is not VPD's.
     """
     bare = {name: name.removeprefix("module.").removeprefix("encoder.") for name in names}
-    used = {name: _original_name(plain) for name, plain in bare.items() if not UNUSED.match(plain)}
+    used = {name: plain for name, plain in bare.items() if not UNUSED.match(plain)}
+    for released, original in PREFIXES.items():
+        used = {name: re.sub(f"^{re.escape(released)}", original, plain) for name, plain in used.items()}
     networks = diffusers_names(used.values())
     targets = {name: networks.get(plain) or apply_rules(HEADS, plain) for name, plain in used.items()}
     unknown = [name for name, target in targets.items() if target is None]
@@ -206,13 +208,6 @@ def rename(names: Iterable[str]) -> dict[str, str]:
             "give the state dict of a segmentation, referring or depth model of wl-zhao/VPD"
         )
     return {name: target for name, target in targets.items() if target is not None}
-
-
-def _original_name(name: str) -> str:
-    for released, original in PREFIXES.items():
-        if name.startswith(released):
-            return original + name.removeprefix(released)
-    return name
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

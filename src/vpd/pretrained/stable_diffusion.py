@@ -72,11 +72,12 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_pipeline(folder: Path) -> dict[str, int]:
-    """Check that a folder is a whole Stable Diffusion 1 pipeline in safetensors, of any width.
+    """Check a Stable Diffusion 1 pipeline in safetensors, of any width, and return the parameters of each network.
 
-    Every tensor is compared with the network that its config.json describes: name, shape and finiteness. Returns the
-    number of parameters of ``vae``, ``text_encoder`` and ``unet``. UserError names what is missing, damaged or other.
+    Every tensor is compared with the network that its config.json describes: name, shape and finiteness.
     """
+    from vpd.pretrained.tensors import misfits, read_tensors
+
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
     if not (folder / INDEX).is_file():
@@ -89,7 +90,13 @@ def check_pipeline(folder: Path) -> dict[str, int]:
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
-    return {part: _check_weights(part, configs[part], folder / part / name) for part, name in WEIGHTS.items()}
+    parameters = {}
+    for part, name in WEIGHTS.items():
+        tensors, path = canonical_names(part, read_tensors(folder / part / name)), folder / part / name
+        if fault := misfits(network_tensors(part, configs[part]), tensors):
+            raise UserError(f"{path}: the {part} is not as its config.json describes it ({fault}); fetch it again")
+        parameters[part] = sum(tensor.numel() for tensor in tensors.values())
+    return parameters
 
 
 def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
@@ -129,15 +136,6 @@ def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any], text: 
             f"{source}: the U-Net takes {channels} channels and the VAE makes {latent}, "
             "but Stable Diffusion 1 has 4 and 4; inpainting and upscaling checkpoints cannot be used"
         )
-
-
-def _check_weights(part: str, config: dict[str, Any], path: Path) -> int:
-    from vpd.pretrained.tensors import misfits, read_tensors
-
-    tensors = canonical_names(part, read_tensors(path))
-    if fault := misfits(network_tensors(part, config), tensors):
-        raise UserError(f"{path}: the {part} is not the one that its config.json describes ({fault}); fetch it again")
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def canonical_names(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

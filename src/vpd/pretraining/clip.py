@@ -46,7 +46,6 @@ def train_tokenizer(
 
 
 def _learn_merges(texts: list[str], alphabet: list[str], count: int) -> list[tuple[str, str]]:
-    """The first ``count`` merges, or fewer if every word is already one token."""
     clip = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(BPE(continuing_subword_prefix="", end_of_word_suffix=WORD_END))
     learner.normalizer, learner.pre_tokenizer = clip.normalizer, clip.pre_tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,14 +77,14 @@ class Encoded:
 
 def train_denoiser(
     spec: DenoiserSpec,
-    milestones: Collection[int],
+    milestones: Mapping[str, int],
     encoded: Encoded,
     workdir: Workdir,
-    save: Callable[[int, UNet2DConditionModel], None],
+    save: Callable[[str, UNet2DConditionModel], None],
 ) -> tuple[UNet2DConditionModel, list[float]]:
     """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step.
 
-    At each of the steps ``milestones``, ``save`` gets the step and a U-Net with the averaged weights, on the CPU.
+    At the step of each of the ``milestones``, ``save`` gets its name and a U-Net with the averaged weights, on the CPU.
     """
     latent_side = max(encoded.means.shape[-2:])
     with initialised_by(workdir.seed, "denoiser"):
@@ -100,12 +100,14 @@ def train_denoiser(
         return F.mse_loss(predicted, noise.to(workdir.device))
 
     def after(step: int) -> None:
-        if step in milestones:
+        for name in (name for name, milestone in milestones.items() if step == milestone):
             # As the published checkpoints do: averaged weights draw and represent better than the last ones (S12).
             averaged = copy.deepcopy(unet)
             averaged.load_state_dict(phase.average)
-            save(step, averaged.cpu().eval())
+            save(name, averaged.cpu().eval())
 
     factor = constant_after(spec.warmup_steps)  # constant: milestones are prefixes of one run, which a decay would bend
-    phase = Phase("denoiser", "pretraining.denoiser", unet, max(milestones), spec.lr, factor, ema_decay=spec.ema_decay)
+    phase = Phase(
+        "denoiser", "pretraining.denoiser", unet, max(milestones.values()), spec.lr, factor, ema_decay=spec.ema_decay
+    )
     return unet, phase.train(workdir, loss_of, after)

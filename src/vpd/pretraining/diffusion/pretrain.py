@@ -70,15 +70,22 @@ def _train(
         "matching_accuracy": round(matching_accuracy(clip, tokenizer, captions, workdir.device), 4),
     }
     text = text_tower(clip)
-    encoded = _encode(vae, text, tokenizer, captions, workdir)
+    latents = workdir.folder / "latents.pt"
+    if not latents.exists():
+        with atomic_path(latents) as temporary:
+            torch.save(encode_images(vae, captions, workdir.device), temporary)
+    means, stds = torch.load(latents, weights_only=True)
+    factor = scaling_factor(means, stds)
+    vae.register_to_config(scaling_factor=factor)
+    contexts = encode_texts(text, encode(tokenizer, ["", *captions.texts]))
+    pairs = captions.image_of, captions.text_of
+    encoded = Encoded(means * factor, stds * factor, contexts[1:], *pairs, contexts[0])
     vae.cpu()
 
-    def save_milestone(step: int, unet: UNet2DConditionModel) -> None:
-        for name, milestone in spec.milestones.items():
-            if step == milestone:
-                _save_pipeline(workdir.folder / name, vae, text, tokenizer, unet)
+    def save(name: str, unet: UNet2DConditionModel) -> None:
+        _save_pipeline(workdir.folder / name, vae, text, tokenizer, unet)
 
-    unet, unet_losses = train_denoiser(spec.denoiser, spec.milestones.values(), encoded, workdir, save_milestone)
+    unet, unet_losses = train_denoiser(spec.denoiser, spec.milestones, encoded, workdir, save)
     losses = {"autoencoder": vae_losses, "text": text_losses, "denoiser": unet_losses}
     networks = {"vae": vae, "text_encoder": text, "unet": unet}
     facts = {
@@ -90,21 +97,6 @@ def _train(
         "measures": measures,
     }
     return vae, losses, facts
-
-
-def _encode(
-    vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Captions, workdir: Workdir
-) -> Encoded:
-    """Encode images and captions once, and write the latents' scale into the autoencoder's configuration."""
-    path = workdir.folder / "latents.pt"
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            torch.save(encode_images(vae, captions, workdir.device), temporary)
-    means, stds = torch.load(path, weights_only=True)
-    factor = scaling_factor(means, stds)
-    vae.register_to_config(scaling_factor=factor)
-    contexts = encode_texts(text, encode(tokenizer, ["", *captions.texts]))
-    return Encoded(means * factor, stds * factor, contexts[1:], captions.image_of, captions.text_of, contexts[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ pipelines
