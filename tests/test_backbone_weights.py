@@ -195,22 +195,6 @@ def hub(repositories):
         yield server
 
 
-def test_mirrors_stand_in_and_refusals_name_the_backbone(hub, tmp_path):
-    spec, out = line("convnext-l"), tmp_path / "out"
-    commit = hub.repositories[spec.repo].commit
-    gone = spec.model_copy(update={"repo": "timm/absent.tag"})
-    mirrored = gone.model_copy(update={"mirrors": (f"{spec.repo}@{commit}",)})
-    jobs = {"gone": gone, "unknown": spec.model_copy(update={"revision": "0" * 40}), "mirrored": mirrored}
-    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
-    lines = fetch(tmp_path / "home", {out / name: ("convnext-l", job) for name, job in jobs.items()}, **online)
-    assert f"backbones.convnext-l: timm/absent.tag is not at {hub.url}/timm/absent.tag, or is private" in lines[0]
-    assert "set source: folder and the path of a copy" in lines[0]
-    assert f"backbones.convnext-l: {spec.repo} has no revision {'0' * 40}" in lines[1]
-    assert lines[2] == "made"
-    manifest = read_json(out / "mirrored/origin.json")
-    assert (manifest["repo"], manifest["revision"]) == (spec.repo, commit)
-
-
 def test_bytes_that_changed_on_the_way_are_refused(hub, tmp_path):
     spec = line("convnext-l")
     hub.repositories[spec.repo].corrupt = {"model.safetensors"}
@@ -329,21 +313,22 @@ def test_settings_that_no_shape_shows_are_compared(copy, tmp_path):
         copy("sam", vision=network)
 
 
-def test_incomplete_copies_are_named(copy, tmp_path):
-    with pytest.raises(UserError, match=r"backbones\.sam has source 'folder' but no path"):
-        fetch_backbone("sam", line("sam", source="folder"), tmp_path / "out")
-    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "nowhere")), tmp_path / "out")
-    (tmp_path / "copy").mkdir()
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
-    write_json(tmp_path / "copy/config.json", {"model_type": "sam", "vision_config": dict(small("sam"))})
-    with pytest.raises(UserError, match=r"has no model\.safetensors; name a repository that has"):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
-    (tmp_path / "copy/model.safetensors").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged or cut off"):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_incomplete_copies_are_named(tmp_path):
+    place = tmp_path / "copy"
+
+    def refuse(message: str, path: Path | None = place) -> None:
+        with pytest.raises(UserError, match=message):
+            fetch_backbone("sam", line("sam", source="folder", path=path and str(path)), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refuse(r"backbones\.sam has source 'folder' but no path", None)
+    refuse(r"the folder .*nowhere does not exist", tmp_path / "nowhere")
+    place.mkdir()
+    refuse(r"has no config\.json")
+    write_json(place / "config.json", {"model_type": "sam", "vision_config": dict(small("sam"))})
+    refuse(r"has no model\.safetensors; name a repository that has")
+    (place / "model.safetensors").write_bytes(b"short")
+    refuse(r"model\.safetensors is damaged or cut off")
 
 
 def test_mistakes_with_the_text_encoder_are_named(copy, repositories, tmp_path):

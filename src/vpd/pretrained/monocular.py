@@ -113,7 +113,7 @@ def _fusion(level: str, part: str, x: str) -> str:
 
 
 _BIT, _NECK = "dpt.embeddings.backbone.bit.", "neck.reassemble_stage."
-_PATCHES = r"pretrained\.model\.patch_embed\.backbone\."
+_PATCHES, _POST = r"pretrained\.model\.patch_embed\.backbone\.", r"pretrained\.act_postprocess([34])\."
 RULES: Rules = (
     (r"pretrained\.model\.cls_token", "dpt.embeddings.cls_token"),
     (r"pretrained\.model\.pos_embed", "dpt.embeddings.position_embeddings"),
@@ -126,11 +126,9 @@ RULES: Rules = (
         lambda block, part, x: f"dpt.encoder.layer.{block}.{_LAYERS[part]}.{x}",
     ),
     (r"pretrained\.model\.norm\.(\w+)", r"dpt.layernorm.\1"),
-    (r"pretrained\.act_postprocess3\.0\.project\.0\.(\w+)", _NECK + r"readout_projects.2.0.\1"),
-    (r"pretrained\.act_postprocess4\.0\.project\.0\.(\w+)", _NECK + r"readout_projects.3.0.\1"),
-    (r"pretrained\.act_postprocess3\.3\.(\w+)", _NECK + r"layers.2.projection.\1"),
-    (r"pretrained\.act_postprocess4\.3\.(\w+)", _NECK + r"layers.3.projection.\1"),
-    (r"pretrained\.act_postprocess4\.4\.(\w+)", _NECK + r"layers.3.resize.\1"),
+    (_POST + r"0\.project\.0\.(\w+)", lambda level, x: f"{_NECK}readout_projects.{int(level) - 1}.0.{x}"),
+    (_POST + r"3\.(\w+)", lambda level, x: f"{_NECK}layers.{int(level) - 1}.projection.{x}"),
+    (_POST + r"4\.(\w+)", lambda level, x: f"{_NECK}layers.{int(level) - 1}.resize.{x}"),
     (r"scratch\.layer([1-4])_rn\.(\w+)", lambda level, x: f"neck.convs.{int(level) - 1}.{x}"),
     (r"scratch\.refinenet([1-4])\.(resConfUnit[12]\.conv[12]|out_conv)\.(\w+)", _fusion),
     (r"scratch\.output_conv\.([024])\.(\w+)", r"head.head.\1.\2"),

@@ -59,8 +59,7 @@ Parts = dict[str, dict[str, Tensor]]
 def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Write the pipeline folder of an original file to the empty folder ``target``.
 
-    Returns parameters by network, and which U-Net weights were used and whose tokenizer. UserError if the file is damaged,
-    not Stable Diffusion 1, or lacks tensors; or there is no fitting tokenizer.
+    Returns parameters by network, and which U-Net weights were used and whose tokenizer.
     """
     state = read_tensors(path, ("state_dict",))
     _refuse_relatives(path, state)
@@ -70,10 +69,7 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
     for part in sd.WEIGHTS:
         if fault := misfits(sd.network_tensors(part, configs[part]), parts[part]):
             raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
-    origin = {
-        "ema": chosen,
-        "tokenizer": _copy_tokenizer(where, path, spec, target / "tokenizer", configs["text_encoder"]),
-    }
+    source = _copy_tokenizer(where, path, spec, target / "tokenizer", configs["text_encoder"])
     for part, name in sd.CONFIGS.items():
         (target / part).mkdir()
         write_json(target / name, configs[part])
@@ -82,7 +78,10 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
             tensors = {prefix + name: tensor for name, tensor in parts[part].items()}
             save_file(tensors, target / part / sd.WEIGHTS[part], metadata={"format": "pt"})
     write_json(target / sd.INDEX, {"_class_name": "StableDiffusionPipeline", **sd.CLASSES, **sd.UNUSED})
-    return {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}, origin
+    return {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}, {
+        "ema": chosen,
+        "tokenizer": source,
+    }
 
 
 def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
@@ -93,8 +92,7 @@ def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
         raise UserError(
             f"{path} has no U-Net under {UNET}; give an original Stable Diffusion 1 file, such as sd-v1-4.ckpt"
         )
-    width = keys.shape[1]
-    sd.check_widths(path, {"cross_attention_dim": width, "in_channels": entry.shape[1]}, {}, {"hidden_size": width})
+    sd.check_widths(path, {"cross_attention_dim": keys.shape[1], "in_channels": entry.shape[1]}, {})
 
 
 def _choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -138,7 +136,7 @@ def _split(path: Path, state: dict[str, Tensor]) -> Parts:
 def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, text: dict[str, Any]) -> str:
     """Copy the tokenizer, which an original file lacks, from ``spec.repo``; return where it comes from.
 
-    The numbers of its special tokens go into the text encoder's configuration. UserError if it has another vocabulary.
+    The numbers of its special tokens go into the text encoder's configuration.
     """
     if spec.repo is None:
         raise UserError(

@@ -86,7 +86,7 @@ def check_pipeline(folder: Path) -> dict[str, int]:
     for part in CLASSES:
         _check_component(folder, part, index)
     configs = {part: read_json(folder / name) for part, name in CONFIGS.items()}
-    check_widths(folder, configs["unet"], configs["vae"], configs["text_encoder"])
+    check_widths(folder, configs["unet"], configs["vae"])
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
@@ -117,18 +117,13 @@ def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
         )
 
 
-def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse Stable Diffusion 2, XL, inpainting, and parts of different pipelines, by their configurations."""
-    width, text_width = unet.get("cross_attention_dim"), text.get("hidden_size")
+def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Refuse Stable Diffusion 2, XL and inpainting by their configurations."""
+    width = unet.get("cross_attention_dim")
     if version := OTHER_WIDTHS.get(width or 0):
         raise UserError(
             f"{source}: the U-Net is a Stable Diffusion {version} U-Net (cross-attention width {width}); "
             f"Stable Diffusion 1 has {WIDTH}"
-        )
-    if width != text_width:
-        raise UserError(
-            f"{source}: the U-Net's cross-attention width is {width}, but the text encoder's width is {text_width}; "
-            "take both from the same pipeline"
         )
     latent, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     if (latent, channels) != (4, 4):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -20,33 +21,20 @@ from vpd.pretraining.workdir import Workdir
 def build_unet(spec: DenoiserSpec, context_width: int, latent_side: int) -> UNet2DConditionModel:
     """Build a fresh U-Net with cross-attention at every level but the coarsest, as in Stable Diffusion 1.x."""
     crossed = len(spec.channels) - 1
-    return UNet2DConditionModel(
-        sample_size=latent_side,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * crossed + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * crossed,
-        block_out_channels=spec.channels,
-        layers_per_block=spec.layers_per_block,
-        # Stable Diffusion 1.x's configuration calls the number of heads by this name.
-        attention_head_dim=spec.heads,
-        norm_num_groups=spec.norm_groups,
-        cross_attention_dim=context_width,
-    )
+    down, up = ("CrossAttnDownBlock2D",) * crossed, ("CrossAttnUpBlock2D",) * crossed
+    blocks: dict[str, Any] = {"down_block_types": (*down, "DownBlock2D"), "up_block_types": ("UpBlock2D", *up)}
+    sizes: dict[str, Any] = {"block_out_channels": spec.channels, "layers_per_block": spec.layers_per_block}
+    ends = {"sample_size": latent_side, "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS}
+    # Stable Diffusion 1.x's configuration calls the number of heads attention_head_dim.
+    heads = {"attention_head_dim": spec.heads, "cross_attention_dim": context_width}
+    return UNet2DConditionModel(**blocks, **sizes, **ends, **heads, norm_num_groups=spec.norm_groups)
 
 
 def build_scheduler() -> DDIMScheduler:
     """Build Stable Diffusion's noise schedule: 1000 steps, scaled-linear betas from 0.00085 to 0.012, epsilon prediction."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    ends: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    return DDIMScheduler(num_train_timesteps=1000, **betas, **ends, prediction_type="epsilon")
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import CLIPTokenizer
 
 from vpd.config.schema import PretrainingSpec
 from vpd.pretraining.captions import Captions, load_captions
@@ -83,7 +85,7 @@ def _train(
     vae.cpu()
 
     def save(name: str, unet: UNet2DConditionModel) -> None:
-        _save_pipeline(workdir.folder / name, vae, text, tokenizer, unet)
+        _save_pipeline(workdir.folder / name, vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet)
 
     unet, unet_losses = train_denoiser(spec.denoiser, spec.milestones, encoded, workdir, save)
     losses = {"autoencoder": vae_losses, "text": text_losses, "denoiser": unet_losses}
@@ -100,19 +102,9 @@ def _train(
 
 
 # ------------------------------------------------------------------------------------------------------------ pipelines
-def _save_pipeline(
-    folder: Path, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> None:
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:
+    unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = StableDiffusionPipeline(**parts, scheduler=build_scheduler(), **unused)
     turn_off_library_bars()
     with atomic_folder(folder) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)
@@ -140,15 +132,10 @@ def _sample(folder: Path, spec: PretrainingSpec, size: tuple[int, int]) -> list[
     pipeline.set_progress_bar_config(disable=True)
     # The same seeds for every folder: milestones start from the same noise, so that their columns can be compared.
     seed = seed_of(spec.seed, "samples")
-    images = pipeline(
-        list(spec.sample_prompts),
-        height=size[0],
-        width=size[1],
-        num_inference_steps=spec.sample_steps,
-        guidance_scale=spec.guidance,
-        generator=[torch.Generator().manual_seed(seed + index) for index in range(len(spec.sample_prompts))],
-        output_type="np",
-    ).images
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(spec.sample_prompts))]
+    strength: dict[str, Any] = {"num_inference_steps": spec.sample_steps, "guidance_scale": spec.guidance}
+    sides, prompts = {"height": size[0], "width": size[1]}, list(spec.sample_prompts)
+    images = pipeline(prompts, **sides, **strength, generator=generators, output_type="np").images
     return [(image * 255).round().astype(np.uint8) for image in images]
 
 
