@@ -83,13 +83,8 @@ def write_transformers(folder: Path, architecture: str, options: dict) -> PreTra
 
 def _sam(options: dict) -> PreTrainedModel:
     prompt = {"hidden_size": 16, "image_size": 64, "image_embedding_size": 4, "mask_input_channels": 4}
-    mask = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "mlp_dim": 16,
-        "iou_head_hidden_dim": 16,
-    }
+    mask = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 16}
+    mask |= {"iou_head_hidden_dim": 16}
     return SamModel(SamConfig(vision_config=options, prompt_encoder_config=prompt, mask_decoder_config=mask))
 
 

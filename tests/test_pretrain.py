@@ -82,10 +82,8 @@ def test_tokenizer_pads_with_end_of_text_and_cuts_long_texts():
     assert short[0] == tokenizer.bos_token_id
     assert short[2:] == [end] * 4
     assert (len(long), long[-1]) == (6, end)
-    assert tokenizer.convert_ids_to_tokens([len(tokenizer) - 2, len(tokenizer) - 1]) == [
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
+    last = [len(tokenizer) - 2, len(tokenizer) - 1]
+    assert tokenizer.convert_ids_to_tokens(last) == ["<|startoftext|>", "<|endoftext|>"]
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces
@@ -173,17 +171,9 @@ def test_too_narrow_a_level_is_named():
 def test_pipeline_loads_and_draws(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "sd-b")
     pipeline.set_progress_bar_config(disable=True)
-    pictures = [
-        pipeline(
-            "a red ball",
-            height=32,
-            width=32,
-            num_inference_steps=2,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-        ).images[0]
-        for seed in (0, 0, 1)
-    ]
+    options = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "np"}
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    pictures = [pipeline("a red ball", generator=generator, **options).images[0] for generator in generators]
     assert pictures[0].shape == (32, 32, 3)
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert np.abs(pictures[0] - pictures[2]).max() > 0

@@ -273,18 +273,6 @@ def test_other_mistakes_with_files_are_named(convert, original, tmp_path, pipeli
 
 
 # ------------------------------------------------------------------------------------------------------------------ hub
-class Asker:
-    """Processes that make checkpoints from the hub, with a cache of their own."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        self.url, self.home, self.out = url, folder / "home", folder / "checkpoint"
-
-    def __call__(self, *specs: dict, limit: int = 0, **environment: str) -> list[str]:
-        """One line for every spec: ``made``, or what was refused."""
-        jobs = [("sd-1-4", {"source": "hub", "repo": REPO} | spec, self.out) for spec in specs]
-        return make(self.home, jobs, limit, **{"HF_ENDPOINT": self.url} | environment)
-
-
 @pytest.fixture
 def hub(small):
     with Hub(**{REPO: Repository(small)}) as server:
@@ -292,8 +280,15 @@ def hub(small):
 
 
 @pytest.fixture
-def ask(hub, tmp_path) -> Asker:
-    return Asker(tmp_path, hub.url)
+def ask(hub, tmp_path):
+    """A process that makes checkpoints from the hub, with a cache of its own: for every spec ``made``, or the refusal."""
+
+    def run(*specs: dict, limit: int = 0, **environment: str) -> list[str]:
+        jobs = [("sd-1-4", {"source": "hub", "repo": REPO} | spec, run.out) for spec in specs]
+        return make(run.home, jobs, limit, **{"HF_ENDPOINT": hub.url} | environment)
+
+    run.home, run.out = tmp_path / "home", tmp_path / "checkpoint"
+    return run
 
 
 def test_pinned_revision_comes_whole_and_alone_and_then_from_the_cache(hub, ask, small):

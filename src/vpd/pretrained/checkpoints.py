@@ -26,8 +26,7 @@ FILE_CODE = (*CODE, "pretrained/original")
 BACKBONE_CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("checkpoints", "backbones", "tensors", "hub")))
 BACKBONE_SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path"}
 """Fields of the spec that matter for public weights; the others are for backbones that are pre-trained here."""
-KINDS = {".json", ".safetensors", ".bin", ".txt"}
-"""Endings of the files of a repository that can matter."""
+KINDS = {".json", ".safetensors", ".bin", ".txt"}  # endings of the files of a repository that can matter
 
 
 def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -> Fingerprint:

@@ -25,12 +25,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 class Repository:
     """Files of a model repository: of one commit on the hub, downloaded on demand, or of a copy in a folder."""
 
-    entry: str
-    """The entry of params.yaml that asks for it, such as ``checkpoints.sd-1-4``, for errors."""
+    entry: str  # the entry of params.yaml that asks for it, such as ``checkpoints.sd-1-4``, for errors
     folder: Path
     repo: str | None = None
-    revision: str | None = None
-    """A commit; None for a copy."""
+    revision: str | None = None  # a commit; None for a copy
 
     def __str__(self) -> str:
         return f"{self.entry}: {f'{self.repo} at revision {self.revision}' if self.repo else self.folder}"

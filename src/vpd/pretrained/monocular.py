@@ -135,8 +135,7 @@ RULES: Rules = (
 )
 """Names in the DPT authors' files -> transformers' names."""
 QKV = re.compile(r"pretrained\.model\.blocks\.(\d+)\.attn\.qkv\.(\w+)")
-UNUSED = re.compile(r"pretrained\.model\.head\.")
-"""The image classifier that the encoder came with."""
+UNUSED = re.compile(r"pretrained\.model\.head\.")  # the image classifier that the encoder came with
 
 
 def _from_original(file: Path, config: DPTConfig) -> DPTHybrid:

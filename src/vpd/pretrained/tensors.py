@@ -24,8 +24,7 @@ BOOKKEEPING = (
 """Classes (or packages) of what training programs store beside the weights; an inert object takes their place."""
 Rules = tuple[tuple[str, str | Callable[..., str]], ...]
 """Regular expressions of names, and the new name: a template, or a function of the groups."""
-LONGEST_REASON = 150
-"""Characters of a library's own message that an error repeats."""
+LONGEST_REASON = 150  # characters of a library's own message that an error repeats
 
 
 class Inert:

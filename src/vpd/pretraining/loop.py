@@ -66,16 +66,13 @@ class Phase:
     state: there is no random state to save, and a resumed run draws what an uninterrupted one draws.
     """
 
-    name: str
-    """Names the state file and, with the seed, all randomness: another name gives other weights."""
-    settings: str
-    """Key in params.yaml, for progress and messages."""
+    name: str  # names the state file and, with the seed, all randomness: another name gives other weights
+    settings: str  # key in params.yaml, for progress and messages
     model: nn.Module
     steps: int
     lr: float
     factor: Callable[[int], float]
-    groups: list[dict] | None = None
-    """Parameter groups with settings of their own; default: all parameters in one."""
+    groups: list[dict] | None = None  # parameter groups with settings of their own; default: all parameters in one
     max_gradient_norm: float | None = None
     ema_decay: float | None = None
     average: dict[str, Tensor] = field(default_factory=dict)  # moving average of the parameters, with ``ema_decay``
