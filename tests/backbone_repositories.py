@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForPreTraining,
-    Blip2Config,
-    Blip2ForConditionalGeneration,
     BlipConfig,
     BlipForConditionalGeneration,
     PreTrainedModel,
@@ -41,7 +39,6 @@ SMALL = {
         "patch_size": 16,
     },
 }  # fmt: skip
-SMALL["blip-2"] = SMALL["blip"]
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "left", "ball", "box", "##es")
 BERT = {
     "vocab_size": len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -80,19 +77,14 @@ def write_transformers(folder: Path, architecture: str, options: dict) -> PreTra
     """A repository of transformers': the whole model that the image encoder is a part of; its network."""
     torch.manual_seed(4)
     model = randomise(WRITERS[architecture](options)).eval()
-    model.save_pretrained(folder, max_shard_size="80KB" if architecture == "blip-2" else "5GB")
+    model.save_pretrained(folder)
     return model
 
 
 def _sam(options: dict) -> PreTrainedModel:
     prompt = {"hidden_size": 16, "image_size": 64, "image_embedding_size": 4, "mask_input_channels": 4}
-    mask = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "mlp_dim": 16,
-        "iou_head_hidden_dim": 16,
-    }
+    mask = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 16}
+    mask |= {"iou_head_hidden_dim": 16}
     return SamModel(SamConfig(vision_config=options, prompt_encoder_config=prompt, mask_decoder_config=mask))
 
 
@@ -100,14 +92,7 @@ def _blip(options: dict) -> PreTrainedModel:
     return BlipForConditionalGeneration(BlipConfig(text_config=TEXT, vision_config=options))
 
 
-def _blip_2(options: dict) -> PreTrainedModel:
-    opt = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    opt |= {"vocab_size": 50, "word_embed_proj_dim": 32, "max_position_embeddings": 20}
-    qformer = TEXT | {"encoder_hidden_size": options["hidden_size"], "max_position_embeddings": 20}
-    return Blip2ForConditionalGeneration(Blip2Config(vision_config=options, qformer_config=qformer, text_config=opt))
-
-
-WRITERS = {"sam": _sam, "blip": _blip, "blip-2": _blip_2}
+WRITERS = {"sam": _sam, "blip": _blip}
 
 
 def write_bert(folder: Path) -> None:
@@ -116,15 +101,13 @@ def write_bert(folder: Path) -> None:
     model = randomise(BertForPreTraining(BertConfig(**BERT)))
     folder.mkdir(parents=True)
     write_json(folder / "config.json", model.config.to_dict())
-    state = {first_name(name): tensor.clone() for name, tensor in model.state_dict().items()}
+    norms = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for new, old in norms:  # TensorFlow's names
+        state = {name.replace(new, old): tensor for name, tensor in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     write_text(folder / "vocab.txt", "\n".join(WORDS) + "\n")
     write_json(folder / "tokenizer_config.json", {"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
-
-
-def first_name(name: str) -> str:
-    """TensorFlow's name of a norm's tensor."""
-    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
 def write_cache(home: Path, repo: str, folder: Path) -> str:

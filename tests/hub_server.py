@@ -200,13 +200,16 @@ def entry(file: str, content: bytes) -> dict:
 
 # ------------------------------------------------------------------------------------------------------------ processes
 SCRIPT = """
-import json, resource, sys
+import json, os, resource, sys
 from pathlib import Path
 from vpd.config.schema import BackboneSpec, CheckpointSpec
+from vpd.pretrained import stable_diffusion
 from vpd.pretrained.backbones import fetch_backbone
 from vpd.pretrained.checkpoints import assemble
 from vpd.utils.errors import UserError
 limit, *jobs = json.loads(sys.argv[1])
+if narrow := os.environ.get("SD1_CONFIGS"):
+    stable_diffusion.sd1_configs = lambda: json.loads(Path(narrow).read_text())
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 for name, spec, out in jobs:

@@ -65,13 +65,12 @@ class Stopped(Exception):
     """Raised in place of a step."""
 
 
-def stop() -> None:
-    """End a run by an exception."""
+def _stop() -> None:
     raise Stopped
 
 
 @contextlib.contextmanager
-def watched(phase: str = "", step: int = 0, end: Callable[[], None] = stop) -> Iterator[list[tuple[str, int]]]:
+def watched(phase: str = "", step: int = 0, end: Callable[[], None] = _stop) -> Iterator[list[tuple[str, int]]]:
     """Yield the list of all steps done in the block; ``end`` is called after ``step`` of ``phase`` (its key in params.yaml)."""
     steps: list[tuple[str, int]] = []
 

@@ -13,12 +13,12 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, BertModel, Blip2Config, Blip2Model, BlipConfig, BlipModel, SamConfig, SamModel
+from transformers import AutoTokenizer, BertModel, BlipConfig, BlipModel, SamConfig, SamModel
 
 from backbone_repositories import WORDS, WRITERS, same, small, write_bert, write_cache, write_timm, write_transformers
 from hub_server import Hub, Repository, make
 from vpd.config.params import load_params
-from vpd.config.schema import BackboneSpec, NetworkSpec
+from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import build_backbone, load_backbone
 from vpd.pretrained.backbones import fetch_backbone
 from vpd.utils.digests import changed
@@ -48,7 +48,7 @@ def write_repository(folder: Path, spec: BackboneSpec) -> None:
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory) -> Path:
-    """A folder with all repositories of params.yaml and one of BLIP-2, by their names."""
+    """A folder with all repositories of params.yaml, by their names."""
     folder = tmp_path_factory.mktemp("repositories")
     for name in LINES:
         spec = line(name)
@@ -56,16 +56,7 @@ def repositories(tmp_path_factory) -> Path:
             write_repository(folder / spec.repo, spec)
         if spec.language is not None:
             write_bert(folder / spec.language.repo)
-    write_transformers(folder / "Salesforce/blip2-opt-2.7b", "blip-2", small("blip-2"))
     return folder
-
-
-BLIP_2 = BackboneSpec(
-    source="hub",
-    objective="caption-contrast",
-    repo="Salesforce/blip2-opt-2.7b",
-    vision=NetworkSpec(library="transformers", architecture="blip-2", options=small("blip-2")),
-)
 
 
 def fetch(home: Path, jobs: dict[Path, tuple[str, BackboneSpec]], **environment: str) -> list[str]:
@@ -80,7 +71,7 @@ def fetched(repositories, tmp_path_factory) -> dict[str, Path]:
     home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("checkpoints")
     for folder in sorted(repositories.glob("*/*")):
         write_cache(home, folder.relative_to(repositories).as_posix(), folder)
-    jobs = {out / name: (name, line(name)) for name in LINES} | {out / "blip-2": ("blip-2", BLIP_2)}
+    jobs = {out / name: (name, line(name)) for name in LINES}
     assert fetch(home, jobs) == ["made"] * len(jobs)
     return {folder.name: folder for folder in jobs}
 
@@ -120,10 +111,10 @@ def transformers_features(spec: BackboneSpec, folder: Path, images: Tensor) -> l
     return [tokens.transpose(1, 2).unflatten(2, (side, side))]
 
 
-@pytest.mark.parametrize("name", [*LINES, "blip-2"])
+@pytest.mark.parametrize("name", LINES)
 @torch.no_grad()
 def test_features_are_those_of_the_librarys_own_model_from_the_same_files(fetched, repositories, name):
-    spec = BLIP_2 if name == "blip-2" else line(name)
+    spec = line(name)
     images, normalised = pictures(name)
     backbone = load_backbone(fetched[name]).eval()
     if spec.vision.library == "timm":
@@ -182,15 +173,13 @@ def test_at_true_size_the_network_is_timms_without_its_classifier(name):
 WHOLE = {
     "sam": (SamConfig, SamModel, "vision_encoder."),
     "blip": (BlipConfig, BlipModel, "vision_model."),
-    "blip-2": (Blip2Config, Blip2Model, "vision_model."),
 }
 
 
 @pytest.mark.parametrize("architecture", WHOLE)
 def test_at_true_size_the_network_is_the_image_encoder_of_transformers(architecture):
     config, kind, prefix = WHOLE[architecture]
-    known = LINES[architecture].vision.options if architecture in LINES else {}
-    spec = NetworkSpec(library="transformers", architecture=architecture, options=known)
+    spec = LINES[architecture].vision
     with torch.device("meta"):
         whole = kind(config(vision_config=spec.options)).state_dict()
         own = build_backbone(spec).network.state_dict()
@@ -201,40 +190,9 @@ def test_at_true_size_the_network_is_the_image_encoder_of_transformers(architect
 # ------------------------------------------------------------------------------------------------------------------ hub
 @pytest.fixture
 def hub(repositories):
-    names = ["timm/convnext_large.fb_in22k", "Salesforce/blip2-opt-2.7b", "google-bert/bert-base-uncased"]
-    with Hub(**{name: Repository(repositories / name) for name in names}) as server:
+    name = "timm/convnext_large.fb_in22k"
+    with Hub(**{name: Repository(repositories / name)}) as server:
         yield server
-
-
-def test_only_the_files_that_hold_the_image_encoder_are_downloaded(hub, repositories, tmp_path):
-    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
-    assert fetch(tmp_path / "home", {tmp_path / "out": ("blip-2", BLIP_2)}, **online) == ["made"]
-    index = read_json(repositories / BLIP_2.repo / "model.safetensors.index.json")["weight_map"]
-    shards = {file for name, file in index.items() if name.startswith("vision_model.")}
-    assert shards < set(index.values())
-    assert hub.served() == {"config.json", "model.safetensors.index.json", *shards}
-    hub.requests.clear()
-    pinned = BLIP_2.model_copy(update={"revision": hub.repositories[BLIP_2.repo].commit})
-    first = (tmp_path / "out/manifest.json").read_text()
-    assert fetch(tmp_path / "home", {tmp_path / "out": ("blip-2", pinned)}) == ["made"]
-    assert not hub.requests
-    assert (tmp_path / "out/manifest.json").read_text() == first
-
-
-def test_mirrors_stand_in_and_refusals_name_the_backbone(hub, tmp_path):
-    spec, out = line("convnext-l"), tmp_path / "out"
-    commit = hub.repositories[spec.repo].commit
-    gone = spec.model_copy(update={"repo": "timm/absent.tag"})
-    mirrored = gone.model_copy(update={"mirrors": (f"{spec.repo}@{commit}",)})
-    jobs = {"gone": gone, "unknown": spec.model_copy(update={"revision": "0" * 40}), "mirrored": mirrored}
-    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
-    lines = fetch(tmp_path / "home", {out / name: ("convnext-l", job) for name, job in jobs.items()}, **online)
-    assert f"backbones.convnext-l: timm/absent.tag is not at {hub.url}/timm/absent.tag, or is private" in lines[0]
-    assert "set source: folder and the path of a copy" in lines[0]
-    assert f"backbones.convnext-l: {spec.repo} has no revision {'0' * 40}" in lines[1]
-    assert lines[2] == "made"
-    manifest = read_json(out / "mirrored/origin.json")
-    assert (manifest["repo"], manifest["revision"]) == (spec.repo, commit)
 
 
 def test_bytes_that_changed_on_the_way_are_refused(hub, tmp_path):
@@ -275,28 +233,10 @@ def test_a_copy_gives_the_same_checkpoint_as_the_hub(copy, fetched):
     assert read_json(out / "manifest.json") == read_json(fetched["convnext-l"] / "manifest.json")
 
 
-def test_weights_from_before_safetensors_are_read(copy, repositories, tmp_path, fetched):
-    state = load_file(repositories / LINES["dino-vit-b8"].repo / "model.safetensors")
-    (tmp_path / "copy").mkdir()
-    torch.save(state, tmp_path / "copy/pytorch_model.bin")
-    shutil.copy(repositories / LINES["dino-vit-b8"].repo / "config.json", tmp_path / "copy")
-    spec = line("dino-vit-b8", source="folder", path=str(tmp_path / "copy"))
-    fetch_backbone("dino-vit-b8", spec, tmp_path / "out")
-    assert same(vision(tmp_path / "out"), vision(fetched["dino-vit-b8"]))
-    (tmp_path / "copy/pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(UserError, match=r"is no file of plain tensors|is damaged"):
-        fetch_backbone("dino-vit-b8", spec, tmp_path / "out")
-
-
 def test_half_precision_becomes_single(copy, repositories):
     state = load_file(repositories / LINES["convnext-l"].repo / "model.safetensors")
     out = copy("convnext-l", {name: tensor.half() for name, tensor in state.items()})
     assert {tensor.dtype for tensor in vision(out).values()} == {torch.float32}
-
-
-def test_the_decoder_of_masked_pretraining_is_left_out(copy, fetched):
-    extra = {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, 32)}
-    assert same(vision(copy("mae-vit-l", extra)), vision(fetched["mae-vit-l"]))
 
 
 def test_the_original_files_of_swin_are_understood_too(copy, repositories, fetched):
@@ -373,23 +313,22 @@ def test_settings_that_no_shape_shows_are_compared(copy, tmp_path):
         copy("sam", vision=network)
 
 
-def test_incomplete_copies_are_named(copy, tmp_path):
-    with pytest.raises(UserError, match=r"backbones\.sam has source 'folder' but no path"):
-        fetch_backbone("sam", line("sam", source="folder"), tmp_path / "out")
-    with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "nowhere")), tmp_path / "out")
-    (tmp_path / "copy").mkdir()
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
-    write_json(tmp_path / "copy/config.json", {"model_type": "sam", "vision_config": dict(small("sam"))})
-    with pytest.raises(
-        UserError, match=r"has no model\.safetensors, no model\.safetensors\.index\.json, no pytorch_model"
-    ):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
-    (tmp_path / "copy/model.safetensors").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged or cut off"):
-        fetch_backbone("sam", line("sam", source="folder", path=str(tmp_path / "copy")), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_incomplete_copies_are_named(tmp_path):
+    place = tmp_path / "copy"
+
+    def refuse(message: str, path: Path | None = place) -> None:
+        with pytest.raises(UserError, match=message):
+            fetch_backbone("sam", line("sam", source="folder", path=path and str(path)), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refuse(r"backbones\.sam has source 'folder' but no path", None)
+    refuse(r"the folder .*nowhere does not exist", tmp_path / "nowhere")
+    place.mkdir()
+    refuse(r"has no config\.json")
+    write_json(place / "config.json", {"model_type": "sam", "vision_config": dict(small("sam"))})
+    refuse(r"has no model\.safetensors; name a repository that has")
+    (place / "model.safetensors").write_bytes(b"short")
+    refuse(r"model\.safetensors is damaged or cut off")
 
 
 def test_mistakes_with_the_text_encoder_are_named(copy, repositories, tmp_path):
@@ -405,9 +344,6 @@ def test_mistakes_with_the_text_encoder_are_named(copy, repositories, tmp_path):
         UserError, match=r"swin-b-bert\.language: .* has hidden_size 32, but language\.options\.hidden_size"
     ):
         copy(name, language=language(options={"hidden_size": 64}))
-    (bert / "vocab.txt").write_text((bert / "vocab.txt").read_text() + "more\n")
-    with pytest.raises(UserError, match=r"its tokenizer knows 12 tokens but its BERT 11"):
-        copy(name, language=language())
     (bert / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer\.json, no vocab\.txt"):
         copy(name, language=language())

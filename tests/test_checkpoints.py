@@ -123,8 +123,7 @@ def test_planning_loads_neither_torch_nor_diffusers():
 import sys
 from pathlib import Path
 from vpd.config.params import load_params
-from vpd.pretrained.backbones import fetched_backbone_fingerprint
-from vpd.pretrained.checkpoints import checkpoint_fingerprint
+from vpd.pretrained.checkpoints import checkpoint_fingerprint, fetched_backbone_fingerprint
 params = load_params("params.yaml", "paper")
 for name in params.checkpoints:
     checkpoint_fingerprint(name, params.checkpoint(name), Path("none"))
@@ -188,65 +187,35 @@ def test_names_of_the_published_folders_are_known(folder, tmp_path):
     assert pipeline.vae.num_parameters() > 0
 
 
-def damage_index(folder: Path) -> None:
-    (folder / "model_index.json").unlink()
-
-
-def damage_component(folder: Path) -> None:
-    change(folder / "model_index.json", vae=[None, None])
-
-
-def damage_class(folder: Path) -> None:
-    change(folder / "model_index.json", text_encoder=["transformers", "T5EncoderModel"])
-
-
-def damage_version(folder: Path) -> None:
-    change(folder / "unet/config.json", cross_attention_dim=1024)
-
-
-def damage_width(folder: Path) -> None:
-    change(folder / "text_encoder/config.json", hidden_size=20)
-
-
-def damage_channels(folder: Path) -> None:
-    change(folder / "unet/config.json", in_channels=9)
-
-
-def damage_prediction(folder: Path) -> None:
-    change(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-
-
-def damage_format(folder: Path) -> None:
-    (folder / UNET).unlink()
-    torch.save({}, folder / "unet/diffusion_pytorch_model.bin")
-
-
-def damage_bytes(folder: Path) -> None:
-    content = (folder / UNET).read_bytes()
-    (folder / UNET).write_bytes(content[: len(content) // 2])
-
-
-def damage_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer/tokenizer.json").unlink()
+INDEX, PICKLE = "model_index.json", "unet/diffusion_pytorch_model.bin"
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("file", "damage", "message"),
     [
-        (damage_index, r"has no model_index\.json"),
-        (damage_component, r"lists no vae; .*unet"),
-        (damage_class, r"text_encoder is a T5EncoderModel, but Stable Diffusion 1 has a CLIPTextModel"),
-        (damage_version, r"is a Stable Diffusion 2 U-Net \(cross-attention width 1024\); Stable Diffusion 1 has 768"),
-        (damage_width, r"cross-attention width is 16, but the text encoder's width is 20"),
-        (damage_channels, r"takes 9 channels"),
-        (damage_prediction, r"predicts 'v_prediction'"),
-        (damage_format, r"has diffusion_pytorch_model\.bin where .*safetensors is needed"),
-        (damage_bytes, rf"downloaded/{UNET} is damaged"),
-        (damage_tokenizer, r"tokenizer lacks vocab\.json and merges\.txt"),
+        (INDEX, None, r"has no model_index\.json"),
+        (INDEX, {"vae": [None, None]}, r"lists no vae; .*unet"),
+        (INDEX, {"text_encoder": ["transformers", "T5EncoderModel"]}, r"is a T5EncoderModel, but .* a CLIPTextModel"),
+        (
+            "unet/config.json",
+            {"cross_attention_dim": 1024},
+            r"is a Stable Diffusion 2 U-Net .*width 1024\); .* has 768",
+        ),
+        ("unet/config.json", {"in_channels": 9}, r"takes 9 channels"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, r"predicts 'v_prediction'"),
+        (UNET, PICKLE, r"has diffusion_pytorch_model\.bin where .*safetensors is needed"),
+        (UNET, b"", rf"downloaded/{UNET} is damaged"),
+        ("tokenizer/tokenizer.json", None, r"tokenizer lacks vocab\.json and merges\.txt"),
     ],
 )
-def test_folder_that_is_not_stable_diffusion_1_is_refused(folder, tmp_path, damage, message):
-    damage(folder)
+def test_folder_that_is_not_stable_diffusion_1_is_refused(folder, tmp_path, file, damage, message):
+    """``file`` is changed (a dict), cut off (bytes), renamed (str) or removed."""
+    if isinstance(damage, dict):
+        change(folder / file, **damage)
+    elif isinstance(damage, bytes):
+        (folder / file).write_bytes((folder / file).read_bytes()[:5000])
+    else:
+        (folder / file).rename(folder / (damage or "elsewhere"))
     with pytest.raises(UserError, match=message) as caught:
         assemble_folder(folder, tmp_path)
     assert "\n" not in str(caught.value)

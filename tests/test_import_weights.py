@@ -19,7 +19,7 @@ from vpd.config.schema import DatasetSpec
 from vpd.evaluation.results import check_run
 from vpd.evaluation.run import evaluate, load_run
 from vpd.models import build_model
-from vpd.pretrained.keymap import convert
+from vpd.pretrained.original import convert
 from vpd.pretrained.released import (
     adopt,
     embedding_agreement,

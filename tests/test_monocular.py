@@ -47,25 +47,14 @@ from vpd.utils.files import read_json
 ROOT = Path(__file__).parent.parent
 STAGES, WIDTH, HEADS, NECK, FUSION = (128, 256, 256), 32, 2, (128, 256, 24, 40), 16
 BIT = {
-    "model_type": "bit",
-    "layer_type": "bottleneck",
-    "global_padding": "same",
-    "embedding_dynamic_padding": True,
-    "embedding_size": 32,
-    "depths": [1, 2, 1],
-    "hidden_sizes": list(STAGES),
-    "out_features": ["stage1", "stage2", "stage3"],
-}
+    "model_type": "bit", "layer_type": "bottleneck", "global_padding": "same", "embedding_dynamic_padding": True,
+    "embedding_size": 32, "depths": [1, 2, 1], "hidden_sizes": list(STAGES), "out_features": ["stage1", "stage2", "stage3"],
+}  # fmt: skip
 TINY = {
-    **DPT_HYBRID,
-    "hidden_size": WIDTH,
-    "num_attention_heads": HEADS,
-    "intermediate_size": 2 * WIDTH,
-    "neck_hidden_sizes": list(NECK),
-    "fusion_hidden_size": FUSION,
-    "backbone_featmap_shape": [1, STAGES[-1], 24, 24],
+    **DPT_HYBRID, "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 2 * WIDTH,
+    "neck_hidden_sizes": list(NECK), "fusion_hidden_size": FUSION, "backbone_featmap_shape": [1, STAGES[-1], 24, 24],
     "backbone_config": BIT,
-}
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the DPT authors' model

@@ -21,7 +21,7 @@ from fixtures.parity.narrow import FOLDER, make_spec, recipe, write_checkpoint
 from vpd.config.schema import AttentionSpec, LossSpec
 from vpd.models import Features, build_model
 from vpd.models.attention import set_processors
-from vpd.pretrained.keymap import convert, rename
+from vpd.pretrained.original import convert, rename
 from vpd.training.losses import loss
 from vpd.utils.errors import UserError
 

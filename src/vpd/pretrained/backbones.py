@@ -1,41 +1,43 @@
-"""Public weights of backbones, from the hub or a copy, as checkpoint folders. Planning imports this without torch."""
+"""Public weights of backbones as checkpoint folders: a repository's tensors under our networks' names, with none left over."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
-from vpd.config.schema import BackboneSpec
-from vpd.pretrained.checkpoints import ORIGIN, with_files
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models import get_pretrained_cfg, list_pretrained, model_entrypoint, split_model_name_tag
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, PretrainedConfig
+
+from vpd.config.schema import BackboneSpec, LanguageSpec, NetworkSpec
+from vpd.models.backbones import build_backbone, save_backbone
+from vpd.pretrained.checkpoints import ORIGIN, fetched_backbone_fingerprint
+from vpd.pretrained.hub import Repository, download, repositories
+from vpd.pretrained.tensors import misfits
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_folder, write_json
-from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, write_manifest
+from vpd.utils.files import atomic_folder, read_json, write_json
+from vpd.utils.fingerprint import is_finished, write_manifest
 
-if TYPE_CHECKING:
-    from vpd.pretrained.hub import Repository
-
+Tensors = dict[str, Tensor]
 CONFIG = "config.json"
-CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("backbones", "networks", "tensors", "hub")))
-SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path"}
-"""Fields of the spec that matter for public weights; the others are for backbones that are pre-trained here."""
-KINDS = {".json", ".safetensors", ".bin", ".txt"}
-"""Endings of the files of a repository that can matter."""
-
-
-def fetched_backbone_fingerprint(name: str, spec: BackboneSpec) -> Fingerprint:
-    """Return what a backbone with public weights is made from; loads neither torch nor transformers.
-
-    A copy in a folder counts with the digests of its files; a branch of a hub repository counts by its name alone.
-    """
-    settings = spec.model_dump(mode="json", include=SETTINGS)
-    made_from = _with_copy(fingerprint({"backbone": name, **settings}, CODE), spec.path, "source")
-    return _with_copy(made_from, spec.language.repo if spec.language else None, "language")
-
-
-def _with_copy(made_from: Fingerprint, folder: str | None, role: str) -> Fingerprint:
-    files = Path(folder).glob("*") if folder else ()
-    return with_files(made_from, folder, sorted(path.name for path in files if path.suffix in KINDS), role)
+WEIGHTS = "model.safetensors"
+ENCODERS = {"sam": "vision_encoder.", "blip": "vision_model.", "blip-2": "vision_model."}
+"""Beginning of the image encoder's names in transformers' models, by architecture."""
+NOT_IN_SHAPES = (
+    "global_attn_indexes", "hidden_act", "layer_norm_eps", "num_attention_heads", "qkv_bias", "use_abs_pos", "use_rel_pos",
+    "window_size",
+)  # fmt: skip
+"""Settings that change what a transformer computes but no tensor's shape, so comparing tensors does not show them."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+BERT_LAYERS = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")
+"""Parts of BERT that give token states; the pooler and the heads of its pre-training are left out."""
 
 
 def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
@@ -52,39 +54,155 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
     made_from = fetched_backbone_fingerprint(name, spec)
     if is_finished(out, made_from):
         return
-    from vpd.pretrained.networks import write_language, write_vision
-
     with atomic_folder(out) as folder:
-        vision, language = _open(f"backbones.{name}", spec)
-        parameters = {"vision": write_vision(vision, spec.vision, folder)}
+        vision = _open(f"backbones.{name}", spec)
+        parameters = {"vision": _write_vision(vision, spec.vision, folder)}
         origin: dict[str, Any] = {"source": spec.source, "objective": spec.objective, **vision.origin}
-        if spec.language and language:
-            parameters["language"] = write_language(language, spec.language, folder / "language")
+        if spec.language:
+            language = _open_language(f"backbones.{name}.language", spec.language)
+            parameters["language"] = _write_language(language, spec.language, folder / "language")
             origin["language"] = language.origin
         write_json(folder / ORIGIN, origin)
         files = digests(folder, [file for file in tree(folder) if file != ORIGIN])
         write_manifest(folder, made_from, {"parameters": parameters}, files)
 
 
-def _open(entry: str, spec: BackboneSpec) -> tuple[Repository, Repository | None]:
-    """Open the repositories of the image encoder and, where there is one, of the text encoder."""
-    from vpd.pretrained.hub import Repository, download, repositories
-
-    def copy(where: str, folder: str) -> Repository:
-        if not Path(folder).is_dir():
-            raise UserError(
-                f"{where}: the folder {folder} does not exist; download the repository, or correct its path"
-            )
-        return Repository(where, Path(folder))
-
-    if spec.source == "folder" and spec.path is None:
+def _open(entry: str, spec: BackboneSpec) -> Repository:
+    """Open the repository of the image encoder."""
+    if spec.source == "hub":
+        return download(entry, repositories(entry, spec), [CONFIG], [CONFIG])
+    if spec.path is None:
         raise UserError(f"{entry} has source 'folder' but no path; give the path of a copy of its repository")
-    local = spec.source == "folder" and spec.path
-    vision = copy(entry, local) if local else download(entry, repositories(entry, spec), [CONFIG], [CONFIG])
-    if (language := spec.language) is None:
-        return vision, None
-    where, repo = f"{entry}.language", f"{language.repo}@{language.revision}"
-    if Path(language.repo).is_dir():
-        return vision, copy(where, language.repo)
+    if not Path(spec.path).is_dir():
+        raise UserError(f"{entry}: the folder {spec.path} does not exist; download the repository, or correct its path")
+    return Repository(entry, Path(spec.path))
+
+
+def _open_language(entry: str, spec: LanguageSpec) -> Repository:
+    if Path(spec.repo).is_dir():
+        return Repository(entry, Path(spec.repo))
     cure = "set language.repo to the folder of a copy"
-    return vision, download(where, [repo], [CONFIG], [CONFIG], cure)
+    return download(entry, [f"{spec.repo}@{spec.revision}"], [CONFIG], [CONFIG], cure)
+
+
+def _read_weights(repository: Repository, *prefixes: str) -> Tensors:
+    """Read the tensors whose names start with one of ``prefixes``, or all; UserError if the file is not the hub's, or bad."""
+    repository.bring([WEIGHTS], needed=[WEIGHTS])
+    repository.check([WEIGHTS])
+    path = repository.folder / WEIGHTS
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {n: file.get_tensor(n) for n in file.keys() if n.startswith(prefixes or "")}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or cut off ({error}); download it again") from None
+    if not tensors:
+        raise UserError(f"{repository} has no tensors under {' or '.join(prefixes)}; name another model's repository")
+    return tensors
+
+
+def _read_config(repository: Repository, spec: NetworkSpec | LanguageSpec, part: str) -> dict[str, Any]:
+    """Read config.json of a repository in transformers' layout; UserError if it is missing or of another architecture."""
+    repository.bring([CONFIG], needed=[CONFIG])
+    config = read_json(repository.folder / CONFIG)
+    model = config.get("model_type", config.get("architecture"))
+    if part and model != spec.architecture:
+        raise UserError(_other_architecture(repository, model, part, spec.architecture))
+    return config
+
+
+def _other_architecture(repository: Repository, given: str | None, part: str, wanted: str) -> str:
+    return f"{repository} holds '{given}', but {part}.architecture is '{wanted}'; correct one of them"
+
+
+# --------------------------------------------------------------------------------------------------------------- vision
+def _write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
+    """Write the image encoder to ``out``/vision in single precision; return its number of parameters."""
+    with torch.device("meta"):
+        backbone = build_backbone(spec)
+    read = {"timm": _from_timm, "transformers": _from_transformers}[spec.library]
+    tensors = read(repository, spec, backbone.network)
+    if fault := misfits(backbone.network.state_dict(), tensors):
+        raise UserError(
+            f"{repository} does not fit {spec.architecture} ({fault}); name its repository, or correct its options"
+        )
+    backbone.network.load_state_dict({name: x.float().contiguous() for name, x in tensors.items()}, assign=True)
+    save_backbone(backbone, spec, out)
+    return sum(parameter.numel() for parameter in backbone.network.parameters())
+
+
+def _from_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -> Tensors:
+    _check_timm(repository, spec, network)
+    tensors = _read_weights(repository)
+    with torch.device("meta"):
+        whole = timm.create_model(spec.architecture, num_classes=1, **spec.options)
+    # timm also reads the layouts of the original files, and resamples what depends on the image's size. Its own
+    # pretrained=True does the same, but passes over missing tensors when there is no classifier.
+    module = sys.modules[model_entrypoint(spec.architecture).__module__]
+    classifier = whole.state_dict().keys() - network.state_dict().keys()
+    return {name: x for name, x in module.checkpoint_filter_fn(tensors, whole).items() if name not in classifier}
+
+
+def _check_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -> None:
+    """Refuse a repository of another architecture, or trained with images normalised otherwise."""
+    config = _read_config(repository, spec, "")
+    architecture, trained = config.get("architecture"), config.get("pretrained_cfg", {})
+    tag = trained.get("tag")
+    # OpenAI's CLIP weights go by the name of an architecture with another activation, but timm lists them with the right one.
+    names = list_pretrained(f"{split_model_name_tag(spec.architecture)[0]}.*")
+    listed = f"timm/{architecture}.{tag}" in {cfg.hf_hub_id for name in names if (cfg := get_pretrained_cfg(name))}
+    if spec.architecture not in (architecture, f"{architecture}.{tag}") and not listed:
+        raise UserError(_other_architecture(repository, architecture, "vision", spec.architecture))
+    normalisation = cast(dict[str, Any], network.pretrained_cfg)
+    for name in ("mean", "std"):
+        own, other = tuple(normalisation[name]), tuple(trained.get(name, ()))
+        if own != other:
+            raise UserError(
+                f"{repository} was trained with images of {name} {other}, but '{spec.architecture}' gets {own}; "
+                f"set vision.options.pretrained_cfg to '{tag}'"
+            )
+
+
+def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Module) -> Tensors:
+    settings = cast(PretrainedConfig, network.config)
+    given = type(settings)(**_read_config(repository, spec, "vision").get("vision_config", {}))
+    ours, theirs = (json.loads(config.to_json_string(use_diff=False)) for config in (settings, given))
+    for name in NOT_IN_SHAPES:
+        own, other = ours.get(name), theirs.get(name)
+        if own != other:
+            raise UserError(
+                f"{repository}: {CONFIG} has vision_config.{name} {other}, but the network has {own}; "
+                f"set vision.options.{name} to {other}"
+            )
+    prefix = ENCODERS[spec.architecture]
+    return {name.removeprefix(prefix): tensor for name, tensor in _read_weights(repository, prefix).items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- language
+def _write_language(repository: Repository, spec: LanguageSpec, out: Path) -> int:
+    """Write a BERT without its pooler, and its tokenizer, to ``out`` as transformers does; return its parameters."""
+    given = _read_config(repository, spec, "language")
+    for name, value in spec.options.items():
+        if given.get(name) != value:
+            raise UserError(
+                f"{repository}: {CONFIG} has {name} {given.get(name)}, but language.options.{name} is {value}; "
+                "correct or remove it"
+            )
+    config, state = BertConfig.from_dict(given), _read_weights(repository, *BERT_LAYERS)
+    # The first files call a norm's tensors as TensorFlow does.
+    tensors = {
+        n.removeprefix("bert.").replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor.float()
+        for n, tensor in state.items()
+        if "position_ids" not in n
+    }
+    with torch.random.fork_rng(devices=[]):  # Its fresh weights are drawn, then replaced.
+        model = BertModel(config, add_pooling_layer=False)
+    if fault := misfits(model.state_dict(), tensors):
+        raise UserError(f"{repository} holds no whole BERT ({fault}); name another repository")
+    model.load_state_dict(tensors)
+    model.save_pretrained(out)
+    present = repository.bring(TOKENIZER)
+    if not {"tokenizer.json", "vocab.txt"} & set(present):
+        raise UserError(f"{repository} has no tokenizer.json, no vocab.txt; name a repository with a tokenizer")
+    for file in present:
+        shutil.copyfile(repository.folder / file, out / file)
+    return sum(tensor.numel() for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""Stable Diffusion checkpoint folders, made from any source. Planning imports this module, so it loads no torch at the top.
+"""Checkpoint folders: what each is made from, and Stable Diffusion's, made from any source. Planning imports it without torch.
 
 ``manifest.json`` describes the content alone, so that the same weights from a mirror make no training run stale;
 ``origin.json`` says where they came from.
@@ -6,33 +6,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from vpd.config.schema import CheckpointSpec
+from vpd.config.schema import BackboneSpec, CheckpointSpec
 from vpd.pretrained import stable_diffusion as sd
 from vpd.utils.digests import changed, digest, digests
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_folder, read_json, write_json
-from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, manifest_path, write_manifest
+from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, manifest_path, read_manifest, write_manifest
 
 ORIGIN = "origin.json"
 CODE = tuple(f"pretrained/{name}" for name in ("checkpoints", "stable_diffusion", "tensors", "hub"))
-FILE_CODE = (*CODE, "pretrained/original", "pretrained/keymap")
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """What a source knows about the checkpoint that it wrote."""
-
-    parameters: dict[str, int]
-    """By network."""
-    origin: dict[str, str] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of files that were read anyway."""
+FILE_CODE = (*CODE, "pretrained/original")
+BACKBONE_CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("checkpoints", "backbones", "tensors", "hub")))
+BACKBONE_SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path"}
+"""Fields of the spec that matter for public weights; the others are for backbones that are pre-trained here."""
+KINDS = {".json", ".safetensors", ".bin", ".txt"}  # endings of the files of a repository that can matter
 
 
 def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -> Fingerprint:
@@ -45,16 +39,25 @@ def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -
     if spec.source == "pretrained":
         return fingerprint(settings, CODE, {"pretraining": pretraining})
     if spec.source == "folder":
-        return with_files(fingerprint(settings, CODE), spec.path, sd.FILES)
+        return _with_files(fingerprint(settings, CODE), spec.path, sd.FILES)
     if spec.source == "file" and spec.path:
         path = Path(spec.path)
-        made_from = with_files(fingerprint(settings, FILE_CODE), str(path.parent), [path.name])
-        tokenizer = [f"{parent}{name}" for name in sd.TOKENIZER_FILES for parent in ("tokenizer/", "")]
-        return with_files(made_from, spec.repo, tokenizer, role="tokenizer")
+        made_from = _with_files(fingerprint(settings, FILE_CODE), str(path.parent), [path.name])
+        return _with_files(made_from, spec.repo, sd.TOKENIZER_PATHS, role="tokenizer")
     return fingerprint(settings, CODE)
 
 
-def with_files(made_from: Fingerprint, folder: str | None, names: Iterable[str], role: str = "source") -> Fingerprint:
+def fetched_backbone_fingerprint(name: str, spec: BackboneSpec) -> Fingerprint:
+    """Return what a backbone with public weights is made from, as ``checkpoint_fingerprint`` does."""
+    settings = {"backbone": name, **spec.model_dump(mode="json", include=BACKBONE_SETTINGS)}
+    made_from = fingerprint(settings, BACKBONE_CODE)
+    for role, folder in (("source", spec.path), ("language", spec.language.repo if spec.language else None)):
+        files = Path(folder).glob("*") if folder else ()
+        made_from = _with_files(made_from, folder, sorted(f.name for f in files if f.suffix in KINDS), role)
+    return made_from
+
+
+def _with_files(made_from: Fingerprint, folder: str | None, names: Iterable[str], role: str = "source") -> Fingerprint:
     """Add the files of a local folder, where there is one, to the inputs of a fingerprint."""
     if folder is None or not Path(folder).is_dir():
         return made_from
@@ -77,16 +80,15 @@ def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> N
     if is_finished(out, made_from):
         return
     with atomic_folder(out) as folder:
-        made = _fill(name, spec, pretraining, folder)
-        names = sd.pipeline_files(folder)
-        files = {**digests(folder, [file for file in names if file not in made.digests]), **made.digests}
+        parameters, origin = _fill(name, spec, pretraining, folder)
+        files = digests(folder, sd.pipeline_files(folder))
         if spec.source != "file":
-            check_digests(name, files, spec.sha256)
-        write_json(folder / ORIGIN, {"source": spec.source, **made.origin})
-        write_manifest(folder, made_from, {"parameters": made.parameters}, {file: files[file] for file in names})
+            _check_digests(name, files, spec.sha256)
+        write_json(folder / ORIGIN, {"source": spec.source, **origin})
+        write_manifest(folder, made_from, {"parameters": parameters}, files)
 
 
-def check_digests(name: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+def _check_digests(name: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
     """Compare a checkpoint's digests with those, or the beginnings of those, in params.yaml."""
     for file, start in expected.items():
         if file not in found:
@@ -98,38 +100,36 @@ def check_digests(name: str, found: Mapping[str, str], expected: Mapping[str, st
             )
 
 
-def _fill(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> Assembled:
-    """Write the pipeline to the empty folder ``target``."""
+def _fill(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Write the pipeline to the empty folder ``target``; return parameters by network, and where they come from."""
     entry = f"checkpoints.{name}"
     if spec.source == "pretrained":
         # Copied, because pre-training writes its folders anew.
-        return _copied(_milestone(name, pretraining), target, link=False)
+        return _copy(_milestone(name, pretraining), target, link=False), {}
     if spec.source == "hub":
         from vpd.pretrained.hub import download, repositories
 
         repository = download(entry, repositories(entry, spec), sd.FILES, [sd.INDEX, *sd.WEIGHT_FILES])
-        known = repository.digests(sd.pipeline_files(repository.folder))
-        made = _copied(repository.folder, target)
-        return replace(made, origin=repository.origin, digests={n: x for n, x in known.items() if n != sd.INDEX})
+        repository.check(sd.pipeline_files(repository.folder))
+        return _copy(repository.folder, target), repository.origin
     if spec.path is None:
         raise UserError(f"{entry} has source '{spec.source}' but no path; give the path of the {spec.source}")
     path = Path(spec.path)
     if spec.source == "folder":
-        return _copied(path, target)
+        return _copy(path, target), {}
     from vpd.pretrained.original import convert_file
 
     digest_of = digests(path.parent, [path.name])
     if digest_of:  # A missing file is reported where it is read.
-        check_digests(name, digest_of, spec.sha256)
+        _check_digests(name, digest_of, spec.sha256)
     parameters, origin = convert_file(entry, path, spec, target)
-    return Assembled(parameters, {"file": path.name, "sha256": digest_of[path.name], **origin})
+    return parameters, {"file": path.name, "sha256": digest_of[path.name], **origin}
 
 
 def _milestone(name: str, pretraining: Path) -> Path:
     """Return the folder of a milestone of our own pre-training; UserError unless it is as its manifest says."""
-    path = manifest_path(pretraining)
-    manifest = read_json(path)
-    pick(name, manifest["milestones"], "milestone", str(path))
+    manifest = read_manifest(pretraining)
+    pick(name, manifest["milestones"], "milestone", str(manifest_path(pretraining)))
     own = {file: sha256 for file, sha256 in manifest["files"].items() if file.startswith(f"{name}/")}
     if differing := changed(pretraining, own):
         raise UserError(
@@ -138,23 +138,16 @@ def _milestone(name: str, pretraining: Path) -> Path:
     return pretraining / name
 
 
-def _copied(source: Path, target: Path, link: bool = True) -> Assembled:
-    """Check and copy a pipeline folder; with ``link``, weights become hard links where the file system allows."""
+def _copy(source: Path, target: Path, link: bool = True) -> dict[str, int]:
+    """Check and copy a pipeline folder; with ``link``, weights become hard links, which cost no disk, where that works."""
     parameters = sd.check_pipeline(source)
     for name in sd.pipeline_files(source):
         (target / name).parent.mkdir(exist_ok=True)
-        linked = link and name in sd.WEIGHT_FILES and _link(source / name, target / name)
-        if not linked:
-            shutil.copyfile(source / name, target / name)
+        with contextlib.suppress(OSError):  # another disk, or a file system without hard links
+            if link and name in sd.WEIGHT_FILES:
+                os.link((source / name).resolve(), target / name)
+                continue
+        shutil.copyfile(source / name, target / name)
     index = read_json(source / sd.INDEX)
     write_json(target / sd.INDEX, index | {key: value for key, value in sd.UNUSED.items() if key in index})
-    return Assembled(parameters)
-
-
-def _link(source: Path, target: Path) -> bool:
-    """Make a hard link, which costs no disk space; False on another disk or a file system without them."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        return False
-    return True
+    return parameters

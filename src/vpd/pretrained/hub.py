@@ -5,39 +5,30 @@
 
 from __future__ import annotations
 
-import io
 import re
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants, errors, snapshot_download
-from tqdm import tqdm
 
 from vpd.config.schema import BackboneSpec, CheckpointSpec, ReleasedSpec
 from vpd.pretrained.tensors import reason
 from vpd.utils.digests import digests
 from vpd.utils.errors import UserError
-from vpd.utils.progress import SECONDS_BETWEEN_LINES, clock
 
 CURE = "add a repository that has the files to mirrors, or set source: folder and the path of a copy"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
 class Repository:
     """Files of a model repository: of one commit on the hub, downloaded on demand, or of a copy in a folder."""
 
-    entry: str
-    """The entry of params.yaml that asks for it, such as ``checkpoints.sd-1-4``, for errors."""
+    entry: str  # the entry of params.yaml that asks for it, such as ``checkpoints.sd-1-4``, for errors
     folder: Path
     repo: str | None = None
-    revision: str | None = None
-    """A commit; None for a copy."""
+    revision: str | None = None  # a commit; None for a copy
 
     def __str__(self) -> str:
         return f"{self.entry}: {f'{self.repo} at revision {self.revision}' if self.repo else self.folder}"
@@ -55,19 +46,17 @@ class Repository:
             raise UserError(f"{self} has no {', no '.join(missing)}; name a repository that has, or a whole copy")
         return [name for name in wanted if (self.folder / name).is_file()]
 
-    def digests(self, names: Sequence[str]) -> dict[str, str]:
-        """Return SHA-256 digests of files; UserError if a large file does not have the digest that the hub states.
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse a large file that does not have the SHA-256 digest that the hub states.
 
         The cache names a large file after that digest; huggingface_hub itself does not compare the bytes with it.
         """
-        own = digests(self.folder, names)
-        for name, digest in own.items():
+        for name, digest in digests(self.folder, names).items():
             blob = (self.folder / name).resolve()
             if self.repo and SHA256.fullmatch(blob.name) and blob.name != digest:
                 raise UserError(
                     f"{self.entry}: {name} has sha256 {digest}, expected {blob.name}; delete {blob} and fetch it again"
                 )
-        return own
 
 
 def repositories(entry: str, spec: CheckpointSpec | BackboneSpec | ReleasedSpec) -> list[str]:
@@ -105,17 +94,16 @@ class NotThereError(Exception):
 
 
 def _snapshot(repo: str, revision: str, wanted: Sequence[str]) -> Path:
-    lines: dict[str, Any] = {} if sys.stderr.isatty() else {"tqdm_class": TransferLines}
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted), **lines))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
     except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise _explained(error, repo, revision) from None
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
 def _explained(error: Exception, repo: str, revision: str) -> Exception:
     """Say what went wrong and what to do: a NotThereError where a mirror may help, else a UserError."""
-    page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
+    endpoint, page, cache = constants.ENDPOINT, f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
+    incomplete = f"{repo} at {revision} is not complete in {cache}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     match error:
         case errors.HFValidationError():
@@ -123,8 +111,13 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
         # A gated repository counts as missing too, but a mirror must not be a way around its licence.
         case errors.GatedRepoError():
             text = f"{repo} is gated; open {page}, accept its licence, create a token and set HF_TOKEN to it"
+        # huggingface_hub fell back to its cache and did not find all files there.
+        case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+            return NotThereError(f"{incomplete}, and HF_HUB_OFFLINE forbids downloads")
+        case errors.LocalEntryNotFoundError(__cause__=errors.HfHubHTTPError() as cause):
+            return _explained(cause, repo, revision)
         case errors.LocalEntryNotFoundError():
-            return _unreached(error, repo, revision)
+            text = f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror"
         case errors.RevisionNotFoundError():
             return NotThereError(f"{repo} has no revision {revision}")
         case errors.RepositoryNotFoundError() | errors.DisabledRepoError() | errors.EntryNotFoundError():
@@ -138,38 +131,3 @@ def _explained(error: Exception, repo: str, revision: str) -> Exception:
         case _:
             text = f"the download of {repo} broke off ({reason(error)}); run it again to go on where it stopped"
     return UserError(text)
-
-
-def _unreached(error: Exception, repo: str, revision: str) -> Exception:
-    """Explain why huggingface_hub fell back to its cache and did not find all files there."""
-    endpoint, cause = constants.ENDPOINT, error.__cause__
-    incomplete = f"{repo} at {revision} is not complete in {constants.HF_HUB_CACHE}"
-    if constants.HF_HUB_OFFLINE:
-        return NotThereError(f"{incomplete}, and HF_HUB_OFFLINE forbids downloads")
-    if isinstance(cause, errors.HfHubHTTPError):
-        return _explained(cause, repo, revision)
-    if isinstance(cause, errors.FileMetadataError):
-        return UserError(f"{endpoint} does not answer as the hub does; check HF_ENDPOINT and the network's proxy")
-    return UserError(
-        f"{endpoint} cannot be reached and {incomplete}; check the network, or set HF_ENDPOINT to a mirror"
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------- progress
-class TransferLines(tqdm):
-    """Progress of a download as plain lines for logs, where huggingface_hub would print nothing for hours."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.began = self.last = time.monotonic()
-        # The library counts bytes twice: received ("Downloading ...") and written. Its other bars count files.
-        self.counts_bytes = options.get("unit") == "B" and not str(options.get("desc")).startswith("Downloading")
-        super().__init__(*args, **options | {"file": io.StringIO()})
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Print a line of megabytes, rate and time left, at most every ten seconds."""
-        now = time.monotonic()
-        if self.counts_bytes and self.n and now - self.last >= SECONDS_BETWEEN_LINES:
-            self.last, total = now, self.total or self.n
-            rate = self.n / (now - self.began)
-            done, left = f"{self.n / MEGABYTE:.0f}/{total / MEGABYTE:.0f} MB", clock(max(0.0, total - self.n) / rate)
-            print(f"download: {done}, {rate / MEGABYTE:.1f} MB/s, {left} left", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,17 +87,12 @@ def _from_folder(model: str, folder: Path) -> nn.Module:
             f"{folder / WEIGHTS} does not hold {model} as {CONFIG} says ({reason(error)}); fetch it again"
         ) from None
     # transformers draws a missing tensor at random and passes over others.
-    if fault := _leftovers(info) or misfits(opened.state_dict(), opened.state_dict()):
-        raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
-    return opened
-
-
-def _leftovers(info: Mapping[str, Any]) -> str:
     kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys", "of another shape": "mismatched_keys"}
-    names = {
-        kind: sorted(n for n in map(str, info.get(key, ())) if not DERIVED.search(n)) for kind, key in kinds.items()
-    }
-    return "; ".join(f"{len(found)} {kind}, first '{found[0]}'" for kind, found in names.items() if found)
+    for kind, key in kinds.items():
+        if names := sorted(name for name in map(str, info.get(key, ())) if not DERIVED.search(name)):
+            fault = f"{len(names)} {kind}, first '{names[0]}'"
+            raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
+    return opened
 
 
 # ----------------------------------------------------------------------------------------------------- the authors' file
@@ -119,7 +113,7 @@ def _fusion(level: str, part: str, x: str) -> str:
 
 
 _BIT, _NECK = "dpt.embeddings.backbone.bit.", "neck.reassemble_stage."
-_PATCHES = r"pretrained\.model\.patch_embed\.backbone\."
+_PATCHES, _POST = r"pretrained\.model\.patch_embed\.backbone\.", r"pretrained\.act_postprocess([34])\."
 RULES: Rules = (
     (r"pretrained\.model\.cls_token", "dpt.embeddings.cls_token"),
     (r"pretrained\.model\.pos_embed", "dpt.embeddings.position_embeddings"),
@@ -132,19 +126,16 @@ RULES: Rules = (
         lambda block, part, x: f"dpt.encoder.layer.{block}.{_LAYERS[part]}.{x}",
     ),
     (r"pretrained\.model\.norm\.(\w+)", r"dpt.layernorm.\1"),
-    (r"pretrained\.act_postprocess3\.0\.project\.0\.(\w+)", _NECK + r"readout_projects.2.0.\1"),
-    (r"pretrained\.act_postprocess4\.0\.project\.0\.(\w+)", _NECK + r"readout_projects.3.0.\1"),
-    (r"pretrained\.act_postprocess3\.3\.(\w+)", _NECK + r"layers.2.projection.\1"),
-    (r"pretrained\.act_postprocess4\.3\.(\w+)", _NECK + r"layers.3.projection.\1"),
-    (r"pretrained\.act_postprocess4\.4\.(\w+)", _NECK + r"layers.3.resize.\1"),
+    (_POST + r"0\.project\.0\.(\w+)", lambda level, x: f"{_NECK}readout_projects.{int(level) - 1}.0.{x}"),
+    (_POST + r"3\.(\w+)", lambda level, x: f"{_NECK}layers.{int(level) - 1}.projection.{x}"),
+    (_POST + r"4\.(\w+)", lambda level, x: f"{_NECK}layers.{int(level) - 1}.resize.{x}"),
     (r"scratch\.layer([1-4])_rn\.(\w+)", lambda level, x: f"neck.convs.{int(level) - 1}.{x}"),
     (r"scratch\.refinenet([1-4])\.(resConfUnit[12]\.conv[12]|out_conv)\.(\w+)", _fusion),
     (r"scratch\.output_conv\.([024])\.(\w+)", r"head.head.\1.\2"),
 )
 """Names in the DPT authors' files -> transformers' names."""
 QKV = re.compile(r"pretrained\.model\.blocks\.(\d+)\.attn\.qkv\.(\w+)")
-UNUSED = re.compile(r"pretrained\.model\.head\.")
-"""The image classifier that the encoder came with."""
+UNUSED = re.compile(r"pretrained\.model\.head\.")  # the image classifier that the encoder came with
 
 
 def _from_original(file: Path, config: DPTConfig) -> DPTHybrid:

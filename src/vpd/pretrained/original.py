@@ -1,7 +1,7 @@
-"""Original Stable Diffusion 1 files (.ckpt or .safetensors of Latent Diffusion), rewritten as a diffusers pipeline folder.
+"""Files with Latent Diffusion's names: original Stable Diffusion 1 files, to a pipeline folder, and the authors' VPD models.
 
-Names are diffusers' own (``vpd.pretrained.keymap``). Its single-file loading is not used as a whole: it takes the last
-weights where a file has averaged ones too, passes over unknown tensors, and asks the hub for configurations.
+Names are diffusers' own. Its single-file loading is not used as a whole: it takes the last weights where a file has averaged
+ones too, passes over unknown tensors, and asks the hub for configurations.
 """
 
 from __future__ import annotations
@@ -9,43 +9,49 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from vpd.config.schema import CheckpointSpec
 from vpd.pretrained import stable_diffusion as sd
-from vpd.pretrained.keymap import UNET, VAE, as_matrix, diffusers_names
-from vpd.pretrained.tensors import misfits, read_tensors
+from vpd.pretrained.hub import download, repositories
+from vpd.pretrained.tensors import Rules, apply_rules, misfits, read_tensors
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT, EMA = "cond_stage_model.transformer.", "model_ema."
 NO_WEIGHTS = re.compile(
     r"betas|alphas_cumprod(_prev)?|(sqrt_|log_|posterior_).+|logvar|lvlb_weights|scale_factor|model_ema\.(decay|num_updates)"
     r"|first_stage_model\.loss\..+|.+\.embeddings\.position_ids|cond_stage_model\.(logit_scale|text_projection)"
 )
 """Noise schedules, the VAE's training loss and counters."""
-HEAD_WIDTH = 64
-"""Of CLIP's text models."""
-LEVELS = {"unet": "down_blocks.{}.resnets.0.conv1.weight", "vae": "encoder.down_blocks.{}.resnets.0.conv1.weight"}
-TOKENS = "embeddings.token_embedding.weight"
-SIZES = {
-    "unet": {
-        "in_channels": ("conv_in.weight", 1),
-        "cross_attention_dim": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1),
-    },
-    "vae": {"latent_channels": ("decoder.conv_in.weight", 1)},
-    "text_encoder": {
-        "hidden_size": (TOKENS, 1), "projection_dim": (TOKENS, 1), "vocab_size": (TOKENS, 0),
-        "intermediate_size": ("encoder.layers.0.mlp.fc1.weight", 0),
-        "max_position_embeddings": ("embeddings.position_embedding.weight", 0),
-    },
-}  # fmt: skip
-"""Setting -> tensor and dimension that show it; an original file has no configuration."""
+PREFIXES = {"unet.unet.diffusion_model.": UNET, "encoder_vq.": VAE}
+"""Beginnings of a released VPD model's names -> those of Stable Diffusion's original files."""
+UNUSED = re.compile(r"encoder_vq\.post_quant_conv\.|sd_model\.|unet\.unet\.diffusion_model\.out\.")
+"""Tensors in the released files that influence no output."""
+HEADS: Rules = (
+    (r"text_adapter\.fc\.([02])\.(\w+)", r"adapter.fc.\1.\2"),
+    (r"gamma", r"adapter.gamma"),
+    (r"class_embeddings", r"class_embeddings"),
+    (r"neck\.(lateral_convs|fpn_convs)\.(\d)\.conv\.(\w+)", r"head.neck.\1.\2.\3"),
+    (r"decode_head\.(scale_heads\..+|conv_seg\.\w+)", r"head.\1"),
+    (
+        r"classifier\.(conv|bn)([12])_([432])\.(\w+)",
+        lambda kind, i, level, x: f"head.fuse.{4 - int(level)}.mix.{int(i) - 1}.{kind}.{x}",
+    ),
+    (r"classifier\.conv1_1\.(\w+)", r"head.classify.\1"),
+    (r"((?:layer1|layer2|out_layer)\..+)", r"head.\1"),
+    (r"decoder\.((?:deconv|conv)_layers\..+)", r"head.\1"),
+    (r"(last_layer_depth\..+)", r"head.\1"),
+)
 Parts = dict[str, dict[str, Tensor]]
 """Tensors under diffusers' and transformers' names, by ``unet``, ``vae`` and ``text_encoder``."""
 
@@ -53,18 +59,17 @@ Parts = dict[str, dict[str, Tensor]]
 def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Write the pipeline folder of an original file to the empty folder ``target``.
 
-    Returns parameters by network, and which U-Net weights were used and whose tokenizer. UserError if the file is damaged,
-    not Stable Diffusion 1, or lacks tensors; or there is no fitting tokenizer.
+    Returns parameters by network, and which U-Net weights were used and whose tokenizer.
     """
     state = read_tensors(path, ("state_dict",))
     _refuse_relatives(path, state)
-    state, chosen = choose_weights(path, state)
-    parts = split(path, state)
-    configs = _configs(path, parts) | {"scheduler": sd.sd1_configs()["scheduler"]}
-    origin = {
-        "ema": chosen,
-        "tokenizer": _copy_tokenizer(where, path, spec, target / "tokenizer", configs["text_encoder"]),
-    }
+    state, chosen = _choose_weights(path, state)
+    parts = _split(path, state)
+    configs = sd.sd1_configs()
+    for part in sd.WEIGHTS:
+        if fault := misfits(sd.network_tensors(part, configs[part]), parts[part]):
+            raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
+    source = _copy_tokenizer(where, path, spec, target / "tokenizer", configs["text_encoder"])
     for part, name in sd.CONFIGS.items():
         (target / part).mkdir()
         write_json(target / name, configs[part])
@@ -73,7 +78,10 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
             tensors = {prefix + name: tensor for name, tensor in parts[part].items()}
             save_file(tensors, target / part / sd.WEIGHTS[part], metadata={"format": "pt"})
     write_json(target / sd.INDEX, {"_class_name": "StableDiffusionPipeline", **sd.CLASSES, **sd.UNUSED})
-    return {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}, origin
+    return {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}, {
+        "ema": chosen,
+        "tokenizer": source,
+    }
 
 
 def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
@@ -84,11 +92,10 @@ def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
         raise UserError(
             f"{path} has no U-Net under {UNET}; give an original Stable Diffusion 1 file, such as sd-v1-4.ckpt"
         )
-    width = keys.shape[1]
-    sd.check_widths(path, {"cross_attention_dim": width, "in_channels": entry.shape[1]}, {}, {"hidden_size": width})
+    sd.check_widths(path, {"cross_attention_dim": keys.shape[1], "in_channels": entry.shape[1]}, {})
 
 
-def choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def _choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Put the U-Net's moving average (EMA), where the file has one, in the place of its last weights (S12).
 
     Also returns which weights these are. UserError if only part of the average is there.
@@ -108,7 +115,7 @@ def choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tens
     return others | {name: state[average] for name, average in own.items()}, "chosen over the last weights"
 
 
-def split(path: Path, state: dict[str, Tensor]) -> Parts:
+def _split(path: Path, state: dict[str, Tensor]) -> Parts:
     """Rename the tensors, in float32; UserError if Stable Diffusion 1 does not have one of them."""
     weights = {name: tensor for name, tensor in state.items() if not NO_WEIGHTS.fullmatch(name)}
     targets = diffusers_names(name for name in weights if name.startswith((UNET, VAE)))
@@ -126,31 +133,10 @@ def split(path: Path, state: dict[str, Tensor]) -> Parts:
     return {part: sd.canonical_names(part, tensors) for part, tensors in parts.items()}
 
 
-def _configs(path: Path, parts: Parts) -> dict[str, dict[str, Any]]:
-    """Return configurations of the networks' widths; UserError unless the tensors are exactly those of such networks.
-
-    What shapes do not show (the U-Net's heads, norm groups, layers per block) is as in Stable Diffusion 1.
-    """
-    configs = {part: sd.sd1_configs()[part] for part in sd.WEIGHTS}
-    for part, config in configs.items():
-        shapes = {name: tensor.shape for name, tensor in parts[part].items()}
-        config |= {key: shapes[name][axis] for key, (name, axis) in SIZES[part].items() if name in shapes}
-        for level, width in enumerate(config.get("block_out_channels", ())):
-            config["block_out_channels"][level] = shapes.get(LEVELS[part].format(level), [width])[0]
-    text, names = configs["text_encoder"], parts["text_encoder"]
-    text["num_attention_heads"] = max(1, text["hidden_size"] // HEAD_WIDTH)
-    text["num_hidden_layers"] = sum(name.endswith("mlp.fc1.weight") for name in names)
-    sd.check_widths(path, configs["unet"], configs["vae"], text)
-    for part, config in configs.items():
-        if fault := misfits(sd.network_tensors(part, config), parts[part]):
-            raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
-    return configs
-
-
 def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, text: dict[str, Any]) -> str:
     """Copy the tokenizer, which an original file lacks, from ``spec.repo``; return where it comes from.
 
-    The numbers of its special tokens go into the text encoder's configuration. UserError if it has another vocabulary.
+    The numbers of its special tokens go into the text encoder's configuration.
     """
     if spec.repo is None:
         raise UserError(
@@ -159,10 +145,7 @@ def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, 
         )
     folder, origin = Path(spec.repo), spec.repo
     if not folder.is_dir():
-        from vpd.pretrained.hub import download, repositories
-
-        wanted = [f"{parent}{file}" for file in sd.TOKENIZER_FILES for parent in ("tokenizer/", "")]
-        repository = download(where, repositories(where, spec), wanted)
+        repository = download(where, repositories(where, spec), sd.TOKENIZER_PATHS)
         folder, origin = repository.folder, f"{repository.repo}@{repository.revision}"
     source = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     if not sd.has_tokenizer(source):
@@ -178,3 +161,53 @@ def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, 
     for name in filter(lambda name: (source / name).is_file(), sd.TOKENIZER_FILES):
         shutil.copyfile(source / name, target / name)
     return origin
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+def diffusers_names(names: Iterable[str]) -> dict[str, str]:
+    """Map names of an original file's U-Net and VAE to ``unet.`` or ``vae.`` and diffusers' names.
+
+    Diffusers' converter moves tensors and passes over those that it does not know, so it is given numbers in their place:
+    what comes back says which name became which, and what does not come back is missing in the result.
+    """
+    configs, known = sd.sd1_configs(), list(names)
+    numbers = {name: torch.tensor([number]) for number, name in enumerate(known)}
+    converted = {
+        "unet": convert_ldm_unet_checkpoint({n: x for n, x in numbers.items() if n.startswith(UNET)}, configs["unet"]),
+        "vae": convert_ldm_vae_checkpoint({n: x for n, x in numbers.items() if n.startswith(VAE)}, configs["vae"]),
+    }
+    return {known[int(x)]: f"{part}.{name}" for part, state in converted.items() for name, x in state.items()}
+
+
+def as_matrix(target: str, tensor: Tensor) -> Tensor:
+    """Return the VAE's attention projections, 1x1 convolutions in original files, as matrices; others as they are."""
+    square = target.startswith("vae.") and ".attentions.0.to_" in target and tensor.ndim == 4
+    return tensor[:, :, 0, 0] if square else tensor
+
+
+def rename(names: Iterable[str]) -> dict[str, str]:
+    """Map a released VPD model's names to ours, without those that influence no output.
+
+    Depth files prefix the backbone with ``encoder.``, files of data-parallel training everything with ``module.``.
+
+    Raises:
+        UserError: a name is not VPD's.
+    """
+    bare = {name: name.removeprefix("module.").removeprefix("encoder.") for name in names}
+    used = {name: plain for name, plain in bare.items() if not UNUSED.match(plain)}
+    for released, original in PREFIXES.items():
+        used = {name: re.sub(f"^{re.escape(released)}", original, plain) for name, plain in used.items()}
+    networks = diffusers_names(used.values())
+    targets = {name: networks.get(plain) or apply_rules(HEADS, plain) for name, plain in used.items()}
+    unknown = [name for name, target in targets.items() if target is None]
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} tensors have names that no released VPD model uses, first '{unknown[0]}'; "
+            "give the state dict of a segmentation, referring or depth model of wl-zhao/VPD"
+        )
+    return {name: target for name, target in targets.items() if target is not None}
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a released VPD state dict of any of the three tasks; UserError if a name is not VPD's."""
+    return {target: as_matrix(target, state[name]) for name, target in rename(state).items()}

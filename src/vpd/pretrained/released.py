@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from vpd.config.schema import DepthSpec, ReferringSpec, SegmentationSpec, Spec
 from vpd.evaluation.run import open_model
 from vpd.models.network import VPD
-from vpd.pretrained.keymap import convert
+from vpd.pretrained.original import convert
 from vpd.pretrained.tensors import misfits, read_tensors
 from vpd.training.runs import publish, run_fingerprint
 from vpd.utils.digests import sha256
@@ -25,10 +25,9 @@ CONTAINERS = ("state_dict", "model")
 """Where mmcv's files (segmentation) and the others (referring, depth) keep the weights."""
 MARKS = {"decode_head.": "segmentation", "classifier.": "referring", "last_layer_depth.": "depth"}
 """Beginnings of names that only one task's model has."""
-ENCODER, TEXT = "vae.", "text."
+ENCODER = "vae."
 OTHER_ENCODER = 1e-2
 """Relative difference of a tensor from which the file's VAE is another one; storage in half precision makes 5e-4."""
-DECIMALS = 6
 
 
 def released_spec(spec: Spec) -> Spec:
@@ -81,29 +80,26 @@ def read_released(file: Path, task: str) -> dict[str, Tensor]:
 
 def adopt(model: VPD, state: dict[str, Tensor], file: Path, classes: list[str]) -> dict[str, Any]:
     """Load ``state`` into ``model`` and return what a comparison of both says; UserError if it does not fit."""
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TEXT)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("text.")}
     if fault := misfits(own, state):
         raise UserError(
             f"{file} does not fit this experiment ({fault}); choose the experiment, checkpoint and prompt length that the "
             "file was made with"
         )
-    facts: dict[str, Any] = {"vae_difference": encoder_difference(own, state)}
-    if facts["vae_difference"] > OTHER_ENCODER:
+    # The largest L2 difference of a tensor of the frozen VAE, relative to its norm.
+    encoder = {name: tensor for name, tensor in own.items() if name.startswith(ENCODER)}
+    differences = [(state[n].float() - x).norm() / x.norm().clamp_min(1e-12) for n, x in encoder.items()]
+    largest = round(max(differences).item(), 9)
+    if largest > OTHER_ENCODER:
         raise UserError(
-            f"{file} was made with another VAE than the checkpoint's (a tensor differs by {facts['vae_difference']:.2g} "
-            "of its norm); give the Stable Diffusion 1 checkpoint that the file was trained from"
+            f"{file} was made with another VAE than the checkpoint's (a tensor differs by {largest:.2g} of its norm); "
+            "give the Stable Diffusion 1 checkpoint that the file was trained from"
         )
+    facts: dict[str, Any] = {"vae_difference": largest}
     if "class_embeddings" in state:
         facts["class_embeddings"] = embedding_agreement(state["class_embeddings"], own["class_embeddings"], classes)
     model.load_trained_state({n: state[n].to(x.dtype) for n, x in own.items() if not n.startswith(ENCODER)})
     return facts
-
-
-def encoder_difference(own: dict[str, Tensor], state: dict[str, Tensor]) -> float:
-    """Return the largest L2 difference of a tensor of the frozen VAE, relative to its norm."""
-    encoder = {name: tensor for name, tensor in own.items() if name.startswith(ENCODER)}
-    differences = [(state[n].float() - x).norm() / x.norm().clamp_min(1e-12) for n, x in encoder.items()]
-    return round(max(differences).item(), 9)
 
 
 def embedding_agreement(given: Tensor, own: Tensor, classes: list[str]) -> dict[str, Any]:
@@ -112,10 +108,10 @@ def embedding_agreement(given: Tensor, own: Tensor, classes: list[str]) -> dict[
     ``in_order`` counts the given embeddings that are nearest to ours of the same class; fewer than all means another order.
     """
     cosines = cosine_similarity(given.float()[:, None], own.float()[None], dim=-1)
-    same = {name: round(value, DECIMALS) for name, value in zip(classes, cosines.diagonal().tolist(), strict=True)}
+    same = {name: round(value, 6) for name, value in zip(classes, cosines.diagonal().tolist(), strict=True)}
     worst = min(same, key=same.__getitem__)
     return {
-        "mean": round(sum(same.values()) / len(same), DECIMALS),
+        "mean": round(sum(same.values()) / len(same), 6),
         "worst": same[worst],
         "worst_class": worst,
         "in_order": int((cosines.argmax(dim=1) == torch.arange(len(classes))).sum()),

@@ -26,8 +26,6 @@ CLASSES = {
     "scheduler": ("diffusers", "PNDMScheduler"),
 }
 """Library and class of each component of Stable Diffusion 1."""
-OTHER_CLASSES = ("CLIPTokenizerFast",)
-"""Accepted too."""
 UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
 """Entries of model_index.json for the components that are left out."""
 WEIGHTS = {
@@ -46,6 +44,8 @@ CONFIGS = {
     "unet": "unet/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
+TOKENIZER_PATHS = tuple(f"{parent}{name}" for name in TOKENIZER_FILES for parent in ("tokenizer/", ""))
+"""In a pipeline's repository, or in one of a tokenizer alone."""
 WEIGHT_FILES = tuple(f"{part}/{name}" for part, name in WEIGHTS.items())
 FILES = tuple(sorted([INDEX, *CONFIGS.values(), *WEIGHT_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]))
 """All files that a checkpoint can consist of."""
@@ -72,11 +72,12 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_pipeline(folder: Path) -> dict[str, int]:
-    """Check that a folder is a whole Stable Diffusion 1 pipeline in safetensors, of any width.
+    """Check a Stable Diffusion 1 pipeline in safetensors, of any width, and return the parameters of each network.
 
-    Every tensor is compared with the network that its config.json describes: name, shape and finiteness. Returns the
-    number of parameters of ``vae``, ``text_encoder`` and ``unet``. UserError names what is missing, damaged or other.
+    Every tensor is compared with the network that its config.json describes: name, shape and finiteness.
     """
+    from vpd.pretrained.tensors import misfits, read_tensors
+
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
     if not (folder / INDEX).is_file():
@@ -85,11 +86,17 @@ def check_pipeline(folder: Path) -> dict[str, int]:
     for part in CLASSES:
         _check_component(folder, part, index)
     configs = {part: read_json(folder / name) for part, name in CONFIGS.items()}
-    check_widths(folder, configs["unet"], configs["vae"], configs["text_encoder"])
+    check_widths(folder, configs["unet"], configs["vae"])
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
-    return {part: _check_weights(part, configs[part], folder / part / name) for part, name in WEIGHTS.items()}
+    parameters = {}
+    for part, name in WEIGHTS.items():
+        tensors, path = canonical_names(part, read_tensors(folder / part / name)), folder / part / name
+        if fault := misfits(network_tensors(part, configs[part]), tensors):
+            raise UserError(f"{path}: the {part} is not as its config.json describes it ({fault}); fetch it again")
+        parameters[part] = sum(tensor.numel() for tensor in tensors.values())
+    return parameters
 
 
 def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
@@ -97,7 +104,7 @@ def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
     if name is None:
         raise UserError(f"{folder / INDEX} lists no {part}; a Stable Diffusion 1 pipeline has {', '.join(CLASSES)}")
     # Nothing is sampled, so any scheduler will do.
-    if name not in (expected, *OTHER_CLASSES) and part != "scheduler":
+    if name not in (expected, "CLIPTokenizerFast") and part != "scheduler":
         raise UserError(f"{folder / INDEX}: {part} is a {name}, but Stable Diffusion 1 has a {expected}")
     lacking = "vocab.json and merges.txt" if part == "tokenizer" else Path(CONFIGS[part]).name
     if not (has_tokenizer(folder / part) if part == "tokenizer" else (folder / CONFIGS[part]).is_file()):
@@ -110,18 +117,13 @@ def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
         )
 
 
-def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse Stable Diffusion 2, XL, inpainting, and parts of different pipelines, by their configurations."""
-    width, text_width = unet.get("cross_attention_dim"), text.get("hidden_size")
+def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Refuse Stable Diffusion 2, XL and inpainting by their configurations."""
+    width = unet.get("cross_attention_dim")
     if version := OTHER_WIDTHS.get(width or 0):
         raise UserError(
             f"{source}: the U-Net is a Stable Diffusion {version} U-Net (cross-attention width {width}); "
             f"Stable Diffusion 1 has {WIDTH}"
-        )
-    if width != text_width:
-        raise UserError(
-            f"{source}: the U-Net's cross-attention width is {width}, but the text encoder's width is {text_width}; "
-            "take both from the same pipeline"
         )
     latent, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     if (latent, channels) != (4, 4):
@@ -129,15 +131,6 @@ def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any], text: 
             f"{source}: the U-Net takes {channels} channels and the VAE makes {latent}, "
             "but Stable Diffusion 1 has 4 and 4; inpainting and upscaling checkpoints cannot be used"
         )
-
-
-def _check_weights(part: str, config: dict[str, Any], path: Path) -> int:
-    from vpd.pretrained.tensors import misfits, read_tensors
-
-    tensors = canonical_names(part, read_tensors(path))
-    if fault := misfits(network_tensors(part, config), tensors):
-        raise UserError(f"{path}: the {part} is not the one that its config.json describes ({fault}); fetch it again")
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def canonical_names(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

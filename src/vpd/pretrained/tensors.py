@@ -24,8 +24,7 @@ BOOKKEEPING = (
 """Classes (or packages) of what training programs store beside the weights; an inert object takes their place."""
 Rules = tuple[tuple[str, str | Callable[..., str]], ...]
 """Regular expressions of names, and the new name: a template, or a function of the groups."""
-LONGEST_REASON = 150
-"""Characters of a library's own message that an error repeats."""
+LONGEST_REASON = 150  # characters of a library's own message that an error repeats
 
 
 class Inert:
@@ -34,19 +33,15 @@ class Inert:
     def __new__(cls, *args: Any, **named: Any) -> Inert:  # noqa: D102
         return super().__new__(cls)
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        pass
-
     def __setstate__(self, state: object) -> None:
         pass
 
 
 def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Read a .safetensors or torch file, mapped from disk, without running code.
+    """Read a .safetensors or torch file, mapped from disk, without running code; UserError if it holds no plain tensors.
 
     ``containers`` are keys under which a torch file may hold its state dict; the first that is there is read, else the top
-    level. UserError if the file is missing, damaged, without tensors, or a pickle that asks for more than tensors and
-    bookkeeping.
+    level.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; download the file, or correct its path")

@@ -1,11 +1,13 @@
-"""The training loop that all phases of pre-training share; an interrupted run resumes to the bit."""
+"""The training loop that all phases of pre-training share and the files that every one writes; a run resumes to the bit."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from torch import Generator, Tensor, nn
 from vpd.pretraining.workdir import Workdir
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_path
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 from vpd.utils.progress import Progress
 
+HISTORY_EVERY = 10  # steps that one line of history.csv averages
 LossOf = Callable[[Generator], Tensor]
 """Draws a batch, and all else that is random, from the generator and returns the loss, a scalar."""
 
@@ -62,20 +66,16 @@ class Phase:
     state: there is no random state to save, and a resumed run draws what an uninterrupted one draws.
     """
 
-    name: str
-    """Names the state file and, with the seed, all randomness: another name gives other weights."""
-    settings: str
-    """Key in params.yaml, for progress and messages."""
+    name: str  # names the state file and, with the seed, all randomness: another name gives other weights
+    settings: str  # key in params.yaml, for progress and messages
     model: nn.Module
     steps: int
     lr: float
     factor: Callable[[int], float]
-    groups: list[dict] | None = None
-    """Parameter groups with settings of their own; default: all parameters in one."""
+    groups: list[dict] | None = None  # parameter groups with settings of their own; default: all parameters in one
     max_gradient_norm: float | None = None
     ema_decay: float | None = None
-    average: dict[str, Tensor] = field(default_factory=dict)
-    """Exponential moving average of the parameters by name, while training with ``ema_decay``."""
+    average: dict[str, Tensor] = field(default_factory=dict)  # moving average of the parameters, with ``ema_decay``
 
     def train(self, workdir: Workdir, loss_of: LossOf, after: Callable[[int], None] = lambda step: None) -> list[float]:
         """Train from the last saved state to the end and return the loss of every step.
@@ -84,8 +84,9 @@ class Phase:
         the saved state is then older than that step.
         """
         self.model.to(workdir.device).train()
-        if self.ema_decay is not None:
-            self.average = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        self.average = (
+            {} if self.ema_decay is None else {n: w.detach().clone() for n, w in self.model.named_parameters()}
+        )
         optimizer = torch.optim.AdamW(self.groups or self.model.parameters(), lr=self.lr, fused=True)
         path = workdir.folder / f"{self.name}.pt"
         losses = self._resume(path, optimizer)
@@ -94,7 +95,9 @@ class Phase:
             losses.append(self._step(step, optimizer, workdir, loss_of))
             after(step + 1)
             if (step + 1) % workdir.save_every == 0 or step + 1 == self.steps:
-                self._save(path, optimizer, losses)
+                state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "average": self.average}
+                with atomic_path(path) as temporary:
+                    torch.save(state | {"losses": torch.tensor(losses, dtype=torch.float64)}, temporary)
             progress.advance(note=f"loss {losses[-1]:.4f}")
         progress.close()
         self.model.eval()
@@ -120,11 +123,6 @@ class Phase:
             update_average(self.average, self.model, step, self.ema_decay)
         return value
 
-    def _save(self, path: Path, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict(), "average": self.average}
-        with atomic_path(path) as temporary:
-            torch.save(state | {"losses": torch.tensor(losses, dtype=torch.float64)}, temporary)
-
     def _resume(self, path: Path, optimizer: torch.optim.Optimizer) -> list[float]:
         if not path.exists():
             return []
@@ -147,3 +145,28 @@ def update_average(average: dict[str, Tensor], model: nn.Module, step: int, deca
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that take a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+# -------------------------------------------------------------------------------------------------------------- outputs
+def averaged(losses: list[float]) -> list[tuple[int, float]]:
+    """(step, mean loss) of every HISTORY_EVERY steps, at the last of them; the final chunk may be shorter."""
+    chunks = [losses[start : start + HISTORY_EVERY] for start in range(0, len(losses), HISTORY_EVERY)]
+    return [(HISTORY_EVERY * index + len(chunk), sum(chunk) / len(chunk)) for index, chunk in enumerate(chunks)]
+
+
+def complete(
+    folder: Path, made_from: Fingerprint, losses: Mapping[str, list[float]], facts: Mapping[str, object]
+) -> None:
+    """Add history.csv, from the losses of every step by phase, to the networks in ``folder`` and, last, the manifest."""
+    with atomic_path(folder / "history.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("phase", "step", "loss"))
+        for phase, values in losses.items():
+            writer.writerows((phase, step, f"{loss:.6f}") for step, loss in averaged(values))
+    write_manifest(folder, made_from, facts)
+
+
+def turn_off_library_bars() -> None:
+    """Turn off the progress bars of diffusers and transformers: standard error is for the stage's own progress."""
+    for name in {"diffusers", "transformers"} & sys.modules.keys():
+        sys.modules[name].utils.logging.disable_progress_bar()

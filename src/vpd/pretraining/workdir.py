@@ -19,27 +19,22 @@ from vpd.utils.fingerprint import Fingerprint, fingerprint
 if TYPE_CHECKING:
     import torch
 
-SHARED = tuple(f"pretraining/{module}" for module in ("captions", "clip", "loop", "outputs", "workdir"))
+SHARED = (
+    *(f"pretraining/{module}" for module in ("captions", "clip", "loop", "workdir")),
+    *("datasets/captions", "datasets/images"),
+)
 # Cache keys follow the folders: editing one backbone objective does not retrain the small Stable Diffusion, nor the reverse.
 DIFFUSION_CODE = (*SHARED, "pretraining/diffusion")
-BACKBONE_CODE = (*SHARED, "pretraining/backbones", "models/backbones")
+BACKBONE_CODE = (*SHARED, "pretraining/backbones", "models/backbones", "datasets/objects")
 
 
 def pretraining_fingerprint(spec: PretrainingSpec, data: Path) -> Fingerprint:
-    """Fingerprint the small Stable Diffusion; ``data``, its captions dataset, is not read if there are no milestones.
-
-    Raises:
-        UserError: ``data`` has no manifest.
-    """
+    """Fingerprint the small Stable Diffusion; UserError if its captions dataset, read for milestones alone, is missing."""
     return fingerprint(spec.model_dump(mode="json"), DIFFUSION_CODE, {"captions": data} if spec.milestones else {})
 
 
 def backbone_fingerprint(name: str, spec: BackboneSpec, captions: Path, objects: Path) -> Fingerprint:
-    """Fingerprint backbone ``name``, pre-trained on the datasets ``captions`` and ``objects``.
-
-    Raises:
-        UserError: a dataset has no manifest.
-    """
+    """Fingerprint backbone ``name``, pre-trained on two datasets; UserError if one of them has no manifest."""
     settings = {"name": name, **spec.model_dump(mode="json")}
     return fingerprint(settings, BACKBONE_CODE, {"captions": captions, "objects": objects})
 
@@ -64,7 +59,6 @@ def open_workdir(
     """
     import torch
 
-    threads = torch.get_num_threads()
     with locked(state):
         folder = state / made_from.key
         for other in state.iterdir():
@@ -72,8 +66,5 @@ def open_workdir(
                 shutil.rmtree(other)
         folder.mkdir(exist_ok=True)
         torch.set_num_threads(spec.threads)  # another number of threads gives other last bits
-        try:
-            yield Workdir(folder, spec.seed, save_every, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        finally:
-            torch.set_num_threads(threads)
+        yield Workdir(folder, spec.seed, save_every, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         shutil.rmtree(state)

@@ -17,8 +17,7 @@ from vpd.config.params import Params
 from vpd.config.paths import Paths
 from vpd.config.schema import load_spec
 from vpd.evaluation.results import evaluation_fingerprint, is_evaluated
-from vpd.pretrained.backbones import fetched_backbone_fingerprint
-from vpd.pretrained.checkpoints import checkpoint_fingerprint
+from vpd.pretrained.checkpoints import checkpoint_fingerprint, fetched_backbone_fingerprint
 from vpd.pretraining.workdir import backbone_fingerprint, pretraining_fingerprint
 from vpd.stages.data import PREVIEW, dataset_fingerprint
 from vpd.training.runs import run_fingerprint, seed_folder

@@ -20,21 +20,11 @@ INDEX = "index.json"
 def measure_released(
     params: Params, data: Path, checkpoints: Path, archives: Path, out: Path, state: Path
 ) -> list[str]:
-    """Measure every released file that the scale lists.
+    """Measure every released file that the scale lists; return the names of those that could not be had.
 
-    A file that cannot be had is reported and skipped, because a dead link must not stop a reproduction.
-
-    Args:
-        params: ``params.released`` lists the files.
-        data: folder of the datasets.
-        checkpoints: folder of the checkpoints.
-        archives: downloaded archives, from which a missing file is fetched.
-        out: gets ``metrics/<name>.json``, of VPD also ``panels/<name>``, and, last, ``index.json``: facts about each of the
-            authors' files (``released``) and of others' depth models (``public``), or why it is ``missing``.
-        state: working files.
-
-    Returns:
-        Names of the files that could not be had.
+    These are reported and skipped, because a dead link must not stop a reproduction. ``out`` gets ``metrics/<name>.json``,
+    of VPD also ``panels/<name>``, and, last, ``index.json``: facts about each of the authors' files (``released``) and of
+    others' depth models (``public``), or why it is ``missing``. ``archives`` are downloaded ones, ``state`` working files.
     """
     index: dict[str, dict[str, dict[str, Any]]] = {"released": {}, "public": {}}
     for name, released in params.released.items():
@@ -52,10 +42,12 @@ def measure_released(
         else:
             facts[name] = _measure_vpd(spec, source, data, checkpoints, out, state / name)
     known = {**index["released"], **index["public"]}
-    for folder in ("metrics", "panels"):
-        _remove_others(out / folder, known)
+    missing = [name for name in params.released if "missing" in known[name]]
+    for path in (*out.glob("metrics/*"), *out.glob("panels/*")):  # of files that are no longer listed, or cannot be had
+        if path.stem not in known or path.stem in missing:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(out / INDEX, index)
-    return [name for name in params.released if "missing" in known[name]]
+    return missing
 
 
 def _source(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, dict[str, str]]:
@@ -80,7 +72,6 @@ def _source(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, di
 
 
 def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Path, state: Path) -> dict[str, Any]:
-    """Import and evaluate one of the authors' files; return what the import says about it."""
     from vpd.evaluation.run import evaluate
     from vpd.pretrained.released import import_weights, released_spec
     from vpd.stages.training import plain_captions, use_threads
@@ -100,7 +91,6 @@ def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Pat
 
 
 def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, metrics: Path) -> dict[str, Any]:
-    """Evaluate one public depth model; return what is known about it."""
     from vpd.evaluation.run import evaluate_monocular
     from vpd.pretrained.monocular import open_monocular, weights_file
     from vpd.stages.training import use_threads
@@ -114,24 +104,8 @@ def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, metri
     return {"model": model, "file": file.name, "sha256": digest, "parameters": parameters}
 
 
-def _remove_others(folder: Path, index: dict[str, dict[str, Any]]) -> None:
-    """Remove results of files that are no longer listed or can no longer be had."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if "missing" in index.get(path.stem, {"missing": ""}):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def import_experiment(spec: Spec, file: Path, paths: Paths) -> str:
-    """Turn the authors' weights into the runs of an experiment, as if it had been trained here.
-
-    Args:
-        spec: the experiment that the weights stand for.
-        file: the authors' file.
-        paths: of the scale.
-
-    Returns:
-        What the import found out, in words.
-    """
+    """Turn the authors' weights into the runs of an experiment, as if trained here; return what was found out, in words."""
     from vpd.pretrained.released import import_weights, released_spec
     from vpd.training.runs import gather
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import Backbone
@@ -27,9 +27,10 @@ IGNORED = -100
 class Contrast(VisionObjective):
     """Learn to match images with their captions, after CLIP (Radford et al. 2021); CLIP-ViT-B's objective (B1).
 
-    The pooled coarsest map and [EOS] of a small text transformer are projected and compared by cosine. A batch (B,)
-    numbers pairs: images (B,3,H,W) and tokens (B,L).
+    The pooled coarsest map and [EOS] of a small text transformer are projected and compared by cosine.
     """
+
+    kind = "pairs"
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
         super().__init__(backbone, examples, spec)
@@ -38,15 +39,14 @@ class Contrast(VisionObjective):
         longest = max(len(tokens) for tokens in self.tokenizer(examples.captions.texts).input_ids)
         self.tokenizer.model_max_length = min(longest, LONGEST)
         self.tokens = encode(self.tokenizer, examples.captions.texts)
-        self.text = build_text_tower(self.tokenizer)
+        words = {"vocab_size": len(self.tokenizer), "max_position_embeddings": self.tokenizer.model_max_length}
+        sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
+        depth = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+        self.text = CLIPTextModel(CLIPTextConfig(**words, **sizes, **depth, **special_tokens(self.tokenizer)))
         self.norm = nn.LayerNorm(backbone.channels[-1])
         self.project_image = nn.Linear(backbone.channels[-1], WIDTH, bias=False)
         self.project_text = nn.Linear(WIDTH, WIDTH, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
-
-    def candidates(self, held: bool) -> Tensor:
-        """Pairs of image and caption."""
-        return self.examples.pairs(held)
 
     def pair(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B,3,H,W) and tokens (B,L) of the pairs ``batch``."""
@@ -67,7 +67,7 @@ class Contrast(VisionObjective):
     def loss(self, batch: Tensor, generator: Generator) -> Tensor:
         """CLIP's symmetric cross-entropy."""
         images, tokens = self.pair(batch)
-        maps = self.backbone(crops(images, self.examples.size, AREAS, generator))
+        maps = self.backbone(crops(images, self.examples.captions.size, AREAS, generator))
         return self.loss_of(batch, maps, tokens)
 
     def loss_of(self, batch: Tensor, maps: list[Tensor], tokens: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class CaptionContrast(Contrast):
     """Learn to match images with captions and to write the captions, after BLIP (Li et al. 2022; B4).
 
     CLIP's contrast, and a causal decoder that attends to the coarsest map and continues the caption. BLIP's third loss,
-    matching with hard negatives, and its momentum encoder are left out. A batch (B,) numbers pairs.
+    matching with hard negatives, and its momentum encoder are left out.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
@@ -137,11 +137,3 @@ def following(tokens: Tensor, end: int) -> Tensor:
     """(B,L-1): the token after each but the last; IGNORED after the first ``end``, which also is the padding."""
     ended = (tokens[:, :-1] == end).cumsum(dim=1) > 0
     return tokens[:, 1:].masked_fill(ended, IGNORED)
-
-
-def build_text_tower(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Build a small CLIP text transformer with fresh weights."""
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
-    depth = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    return CLIPTextModel(CLIPTextConfig(**words, **sizes, **depth, **special_tokens(tokenizer)))

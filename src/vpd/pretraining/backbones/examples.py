@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from vpd.datasets import captions as captioned
 from vpd.datasets import objects as layout
-from vpd.datasets.captions import entries as captioned
 from vpd.datasets.manifest import located
 from vpd.pretraining.captions import Captions, load_captions
 from vpd.utils.errors import UserError
@@ -27,7 +27,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Examples:
-    """Everything that an objective may look at."""
+    """Everything that an objective may look at; the numbers of what is held out, or of what is there to train on."""
 
     captions: Captions
     classes: list[str]  # C names
@@ -41,63 +41,35 @@ class Examples:
         count = len(self.captions.images)
         return count - max(LEAST_HELD, math.ceil(count * HELD_SHARE))
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.captions.size
-
-    def images(self, held: bool) -> Tensor:
-        """Numbers of the images that are held out, or of those to train on."""
-        return self._numbers(torch.arange(len(self.captions.images)), held)
-
-    def pairs(self, held: bool) -> Tensor:
-        """Numbers of the (image, caption) pairs whose image is held out, or is not."""
-        return self._numbers(self.captions.image_of, held)
+    def numbers(self, kind: str, held: bool) -> Tensor:
+        """Numbers of ``images``, of ``pairs`` of image and caption, or of ``things``, which are rows of ``instances``."""
+        images = torch.arange(len(self.captions.images))
+        image_of = {"images": images, "pairs": self.captions.image_of, "things": self.instances[:, 0]}[kind]
+        return torch.nonzero((image_of >= self.first_held) == held)[:, 0]
 
     def texts(self, held: bool) -> list[str]:
-        """Distinct captions of the images that are held out, or of those to train on."""
-        numbers = self.captions.text_of[self.pairs(held)].tolist()
+        """Distinct captions."""
+        numbers = self.captions.text_of[self.numbers("pairs", held)].tolist()
         return [self.captions.texts[number] for number in dict.fromkeys(numbers)]
-
-    def things(self, held: bool) -> Tensor:
-        """Numbers of the rows of ``instances`` whose image is held out, or is not."""
-        return self._numbers(self.instances[:, 0], held)
-
-    def _numbers(self, image_of: Tensor, held: bool) -> Tensor:
-        return torch.nonzero((image_of >= self.first_held) == held)[:, 0]
 
 
 def load_examples(captions: Path, objects: Path) -> Examples:
     """Read the captions and objects datasets of the same scenes; UserError if they show different images, or too few."""
-    images, root = load_captions(captions), located(objects)
+    images, own, root = load_captions(captions), located(captions), located(objects)
     entries = layout.entries(root)
-    _check_same(located(captions), root, entries)
+    files = list(dict.fromkeys(entry["file"] for entry in captioned.entries(own)))
+    same = files == [entry["file"] for entry in entries]
+    if not same or any((own / file).read_bytes() != (root / file).read_bytes() for file in files):
+        raise UserError(f"{objects} and {captions} show different images; give both the same seed, size and count")
     if len(entries) <= LEAST_HELD:
         raise UserError(f"{objects} has {len(entries)} images, but {LEAST_HELD} are held out of training; draw more")
     classes = sorted({name for entry in entries for name in entry["classes"]})
     visible = torch.tensor([[name in entry["classes"] for name in classes] for entry in entries])
     reading = track(entries, len(entries), "reading instance masks", "masks")
     masks = np.stack([layout.read_mask(root / entry["mask"]) for entry in reading])
-    return Examples(images, classes, visible, torch.from_numpy(masks), _instances(masks))
-
-
-def _check_same(captions: Path, objects: Path, entries: list[dict]) -> None:
-    files = list(dict.fromkeys(entry["file"] for entry in captioned(captions)))
-    if files != [entry["file"] for entry in entries]:
-        raise UserError(f"{objects} and {captions} list different images; give both the same seed, size and count")
-    for file in files:
-        if (captions / file).read_bytes() != (objects / file).read_bytes():
-            raise UserError(
-                f"{objects / file} differs from the image of that name in {captions}; give both the same seed"
-            )
-
-
-def _instances(masks: np.ndarray) -> Tensor:
-    sizes = [np.bincount(mask.ravel()) for mask in masks]
-    rows = [
-        (i, number) for i, size in enumerate(sizes) for number in range(1, len(size)) if size[number] >= LEAST_PIXELS
-    ]
-    return torch.tensor(rows).reshape(-1, 2)
+    sizes = [np.bincount(mask.ravel())[1:] for mask in masks]  # without nothing and stuff, 0
+    things = [(i, number) for i, size in enumerate(sizes) for number, n in enumerate(size, 1) if n >= LEAST_PIXELS]
+    return Examples(images, classes, visible, torch.from_numpy(masks), torch.tensor(things).reshape(-1, 2))
 
 
 # ---------------------------------------------------------------------------------------------------------------- views

@@ -27,7 +27,7 @@ class MaskedImage(VisionObjective):
     After SimMIM (Xie et al. 2022) and MAE (He et al. 2022); stands in for SwinV2's SimMIM weights, which are in no hub
     (B3), and for BEiT v2 (B5) and MAE. A learned token takes the place of a hidden patch's embedding. A linear layer at
     every level of the backbone predicts the pixels under it, and the levels' predictions add up; SimMIM reads only the
-    coarsest level, whose stride of 32 is half of a 64-pixel image. A batch (B,) numbers images.
+    coarsest level, whose stride of 32 is half of a 64-pixel image.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
@@ -35,7 +35,7 @@ class MaskedImage(VisionObjective):
         assert spec.training is not None  # pretrain_backbone has checked
         self.share = spec.training.mask_share
         self.unit = backbone.mask_stride * -(-LEAST_UNIT // backbone.mask_stride)
-        height, width = examples.size
+        height, width = examples.captions.size
         if height % self.unit or width % self.unit:
             raise UserError(
                 f"images are {width}x{height}, but masked-image hides squares of {self.unit}; use multiples"
@@ -48,7 +48,7 @@ class MaskedImage(VisionObjective):
 
     def hide(self, count: int, generator: Generator) -> Tensor:
         """(count, H/unit, W/unit) bool: the same number of hidden squares in every image, at random positions."""
-        rows, columns = (side // self.unit for side in self.examples.size)
+        rows, columns = (side // self.unit for side in self.examples.captions.size)
         hidden = max(1, round(self.share * rows * columns))
         order = torch.rand(count, rows * columns, generator=generator).argsort(dim=1).argsort(dim=1)
         return (order < hidden).reshape(count, rows, columns).to(self.device)
@@ -66,7 +66,7 @@ class MaskedImage(VisionObjective):
 
     def loss(self, batch: Tensor, generator: Generator) -> Tensor:
         """Mean squared error over the hidden pixels."""
-        images = flipped(crops(self.pixels(batch), self.examples.size, AREAS, generator), generator)
+        images = flipped(crops(self.pixels(batch), self.examples.captions.size, AREAS, generator), generator)
         hidden = self.hide(len(batch), generator)
         return hidden_error(self.predict(images, hidden), normalise_squares(images, self.unit), hidden)
 

@@ -18,8 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from vpd.config.schema import BackboneSpec
 from vpd.pretraining.backbones.examples import Examples
 from vpd.pretraining.backbones.objective import CHUNK, VOCABULARY, Objective
-from vpd.pretraining.loop import generator_of
-from vpd.pretraining.outputs import turn_off_library_bars
+from vpd.pretraining.loop import generator_of, turn_off_library_bars
 from vpd.utils.errors import UserError
 
 HIDDEN_SHARE = 0.15
@@ -34,7 +33,7 @@ class MaskedLanguage(Objective):
     """Learn to predict hidden tokens of a caption from the others, after BERT (Devlin et al. 2019), for LAVT (B2).
 
     BERT's second task, whether one sentence follows another, is left out: captions are single sentences. A batch (B,)
-    numbers distinct captions, as tokens (B,L).
+    numbers distinct captions.
     """
 
     def __init__(self, examples: Examples, spec: BackboneSpec) -> None:

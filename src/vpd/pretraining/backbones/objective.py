@@ -1,4 +1,4 @@
-"""The interface of all pre-training objectives, and what several of them use."""
+"""The interface of all pre-training objectives, what several of them use, and the plainest one, classification."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import Backbone, save_backbone
-from vpd.pretraining.backbones.examples import Examples
+from vpd.pretraining.backbones.examples import Examples, flipped
 
 VOCABULARY = "backbones.vocabulary"  # key of params.yaml, for messages
 CHUNK = 64  # examples in one forward pass when measured
@@ -18,9 +19,10 @@ CHUNK = 64  # examples in one forward pass when measured
 class Objective(nn.Module):
     """A network in training; all that a resumed run needs lies in its ``state_dict()``.
 
-    A ``batch`` (B,) holds some of the numbers that ``candidates`` gives: of images, pairs or instances, depending on the
-    objective.
+    A ``batch`` (B,) holds some of the numbers that ``candidates`` gives: of images, unless ``kind`` says otherwise.
     """
+
+    kind = "images"
 
     def __init__(self, examples: Examples) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class Objective(nn.Module):
 
     def candidates(self, held: bool) -> Tensor:
         """Numbers of what a batch is drawn from: held out, to measure with, or to train on."""
-        return self.examples.images(held)
+        return self.examples.numbers(self.kind, held)
 
     def loss(self, batch: Tensor, generator: Generator) -> Tensor:
         """Loss of the examples ``batch``, a scalar; all randomness comes from ``generator``."""
@@ -91,3 +93,33 @@ def mean_average_precision(scores: Tensor, visible: Tensor) -> tuple[float, floa
         precisions.append(precision[ranked].mean().item())
     count = max(len(precisions), 1)
     return sum(precisions) / count, sum(visible.T[mixed].float().mean(dim=1).tolist()) / count
+
+
+class Classification(VisionObjective):
+    """Learn which classes are visible in an image, in place of ImageNet's: for Swin, SwinV2-L (22K) and ConvNeXt (B1, B2).
+
+    One sigmoid per class over the pooled coarsest map, since a synthetic scene shows several classes at once.
+    """
+
+    def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
+        super().__init__(backbone, examples, spec)
+        self.norm = nn.LayerNorm(backbone.channels[-1])
+        self.classifier = nn.Linear(backbone.channels[-1], len(examples.classes))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, classes)."""
+        return self.classifier(self.norm(pooled(self.backbone(images))))
+
+    def loss(self, batch: Tensor, generator: Generator) -> Tensor:
+        """Binary cross-entropy, averaged over images and classes."""
+        # Not cropped as in ImageNet's recipe: a crop may lose a class that the label still names.
+        logits = self.logits(flipped(self.pixels(batch), generator))
+        return F.binary_cross_entropy_with_logits(logits, self.examples.visible[batch].to(logits))
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Mean average precision on the held-out images, and that of chance."""
+        numbers = self.candidates(held=True)
+        scores = torch.cat([self.logits(self.pixels(part)).cpu() for part in numbers.split(CHUNK)])
+        precision, chance = mean_average_precision(scores, self.examples.visible[numbers])
+        return {"mean_average_precision": precision, "chance": chance}

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from vpd.config.schema import BackboneSpec, ObjectiveSpec
 from vpd.models.backbones import build_backbone
-from vpd.pretraining.backbones.classification import Classification
 from vpd.pretraining.backbones.examples import Examples, load_examples
 from vpd.pretraining.backbones.masked_image import MaskedImage
-from vpd.pretraining.backbones.objective import Objective, VisionObjective
+from vpd.pretraining.backbones.objective import Classification, Objective
 from vpd.pretraining.backbones.promptable_masks import PromptableMasks
 from vpd.pretraining.backbones.self_distillation import SelfDistillation
-from vpd.pretraining.loop import Phase, initialised_by, rise_and_fall, trained_parameters
-from vpd.pretraining.outputs import averaged, complete
+from vpd.pretraining.loop import Phase, averaged, complete, initialised_by, rise_and_fall, trained_parameters
 from vpd.pretraining.workdir import Workdir, backbone_fingerprint, open_workdir
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder
@@ -48,67 +45,59 @@ def pretrain_backbone(
         UserError: ``spec`` lacks what its objectives need, a dataset is missing or damaged, a loss is not finite, or
             another process works in ``state``.
     """
-    _check(name, spec)
+    reads = spec.language is not None or spec.objective in CAPTIONED
+    needed = {"training": True, "language_training": spec.language is not None, "vocabulary": reads}
+    if lacking := [key for key, need in needed.items() if need and getattr(spec, key) is None]:
+        raise UserError(
+            f"backbones.{name} is to be pre-trained with {spec.objective}, but has no {lacking[0]}; give it one"
+        )
     made_from = backbone_fingerprint(name, spec, captions, objects)
     if is_finished(out, made_from):
         return
     with open_workdir(state, made_from, spec, save_every) as workdir:
         examples = load_examples(captions, objects)
-        phases: dict[str, Trained] = {spec.objective: _train(name, spec, spec.objective, examples, workdir)}
-        if spec.language is not None:
-            phases[LANGUAGE] = _train(name, spec, LANGUAGE, examples, workdir)
+        parts = {"vision": spec.objective} | ({"language": LANGUAGE} if spec.language is not None else {})
+        trained = {part: _train(name, spec, phase, examples, workdir) for part, phase in parts.items()}
         with atomic_folder(out) as folder:
-            parts = zip(("vision", "language"), phases.values(), strict=False)
             facts = {
                 **{"name": name, "source": "pretrained", "objective": spec.objective, "repo": None, "revision": None},
-                "parameters": {part: trained.objective.save(folder) for part, trained in parts},
-                "phases": {phase: trained.summary for phase, trained in phases.items()},
-                "images_seen": phases[spec.objective].summary["seen"],
+                "parameters": {part: objective.save(folder) for part, (objective, _, _) in trained.items()},
+                "phases": {parts[part]: summary for part, (_, _, summary) in trained.items()},
+                "images_seen": trained["vision"][2]["seen"],
             }
-            complete(folder, made_from, {phase: trained.losses for phase, trained in phases.items()}, facts)
+            complete(folder, made_from, {parts[part]: losses for part, (_, losses, _) in trained.items()}, facts)
 
 
-def objective_class(name: str) -> type[VisionObjective]:
-    """The class that trains vision by the objective ``name``, as params.yaml calls it."""
+def build_objective(name: str, spec: BackboneSpec, examples: Examples) -> Objective:
+    """Build the fresh network of the phase ``name``: an objective as params.yaml calls it, or ``masked-language``."""
+    # Some are imported only here, because transformers takes seconds.
+    if name == LANGUAGE:
+        from vpd.pretraining.backbones.masked_language import MaskedLanguage
+
+        return MaskedLanguage(examples, spec)
+    backbone = build_backbone(spec.vision)
     if name in CAPTIONED:
-        # Only here, because transformers takes seconds to import.
         from vpd.pretraining.backbones.contrast import CaptionContrast, Contrast
 
-        return Contrast if name == "contrast" else CaptionContrast
-    objectives: dict[str, type[VisionObjective]] = {
+        return (Contrast if name == "contrast" else CaptionContrast)(backbone, examples, spec)
+    objectives = {
         "classification": Classification,
         "masked-image": MaskedImage,
         "self-distillation": SelfDistillation,
         "promptable-masks": PromptableMasks,
     }
-    return objectives[name]
+    return objectives[name](backbone, examples, spec)
 
 
-def _check(name: str, spec: BackboneSpec) -> None:
-    reads = spec.language is not None or spec.objective in CAPTIONED
-    needed = {"training": True, "language_training": spec.language is not None, "vocabulary": reads}
-    for key, need in needed.items():
-        if need and getattr(spec, key) is None:
-            raise UserError(
-                f"backbones.{name} is to be pre-trained with {spec.objective}, but has no {key}; give it one"
-            )
-
-
-# ------------------------------------------------------------------------------------------------------------- training
-class Trained(NamedTuple):
-    """A finished phase: its network, the loss of every step, and what the manifest says of it."""
-
-    objective: Objective
-    losses: list[float]
-    summary: dict[str, object]
-
-
-def _train(name: str, spec: BackboneSpec, phase: str, examples: Examples, workdir: Workdir) -> Trained:
-    """Build, measure, train and measure again: without the fresh network's measures the trained one's say little."""
+def _train(
+    name: str, spec: BackboneSpec, phase: str, examples: Examples, workdir: Workdir
+) -> tuple[Objective, list[float], dict[str, object]]:
+    """Build, measure, train and measure again; return the network, the loss of every step and the manifest's facts."""
     key = "language_training" if phase == LANGUAGE else "training"
     training: ObjectiveSpec = getattr(spec, key)
     with initialised_by(workdir.seed, phase):
-        objective = _build(phase, spec, examples)
+        objective = build_objective(phase, spec, examples)
+    # Without the fresh network's measures the trained one's say little.
     measures = {"fresh": objective.to(workdir.device).eval().measure()}
     losses = train_objective(phase, f"backbones.{name}.{key}", objective, training, workdir)
     measures["trained"] = objective.measure()
@@ -119,15 +108,7 @@ def _train(name: str, spec: BackboneSpec, phase: str, examples: Examples, workdi
         "loss": {"first": means[0], "last": means[-1]},
         "measures": {state: {key: round(value, 6) for key, value in of.items()} for state, of in measures.items()},
     }
-    return Trained(objective, losses, summary)
-
-
-def _build(phase: str, spec: BackboneSpec, examples: Examples) -> Objective:
-    if phase == LANGUAGE:
-        from vpd.pretraining.backbones.masked_language import MaskedLanguage
-
-        return MaskedLanguage(examples, spec)
-    return objective_class(phase)(build_backbone(spec.vision), examples, spec)
+    return objective, losses, summary
 
 
 def train_objective(

@@ -25,18 +25,16 @@ class PromptableMasks(VisionObjective):
 
     A light decoder takes one point and the backbone's maps. One mask is predicted; SAM offers three, because a point in a
     photograph may mean a part, a thing or a group, but the synthetic scenes know only things. Images are not augmented,
-    as in SAM. A batch (B,) numbers things, with masks (B,H,W).
+    as in SAM.
     """
+
+    kind = "things"
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
         super().__init__(backbone, examples, spec)
-        if not all(len(examples.things(held)) for held in (False, True)):
+        if not all(len(self.candidates(held)) for held in (False, True)):
             raise UserError("no thing large enough to point at is in the objects dataset; draw more images")
         self.decoder = MaskDecoder(backbone.channels)
-
-    def candidates(self, held: bool) -> Tensor:
-        """Things: numbers of the examples' instances."""
-        return self.examples.things(held)
 
     def masks(self, batch: Tensor) -> Tensor:
         """(B,H,W) bool masks of the things ``batch``."""
@@ -92,11 +90,11 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 # -------------------------------------------------------------------------------------------------------------- decoder
 class MaskDecoder(nn.Module):
-    """SAM's two-way decoder, smaller: maps of a backbone and one point per image to mask logits."""
+    """SAM's two-way decoder, smaller: maps of a backbone, resized to the finest and added, and a point to mask logits."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
-        self.fusion = Fusion(channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(count, WIDTH, 1) for count in channels)
         self.frequencies: Tensor
         self.register_buffer("frequencies", torch.randn(2, WIDTH // 2))
         self.point = nn.Parameter(torch.randn(WIDTH))
@@ -113,8 +111,10 @@ class MaskDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], points: Tensor) -> Tensor:
         """(B,4h,4w) logits, h and w of the finest map; points (B,2) are x and y in [0,1]."""
-        fused = self.fusion(maps)
-        height, width = fused.shape[-2:]
+        height, width = maps[0].shape[-2:]
+        levels = [lateral(level) for lateral, level in zip(self.laterals, maps, strict=True)]
+        resized = [F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False) for x in levels]
+        fused = sum(resized, torch.zeros(()))
         rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
         centres = torch.cartesian_prod(rows, columns).flip(1)  # (h*w, 2) x and y of the cells, row by row
         positions = self.encode(centres.to(fused))[None]
@@ -129,21 +129,6 @@ class MaskDecoder(nn.Module):
         """(..., WIDTH) sines and cosines of random projections of points (..., 2) in [0,1]."""
         angles = 2 * math.pi * (2 * points - 1) @ self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-class Fusion(nn.Module):
-    """All maps of a backbone as one: each through a 1x1 convolution, resized to the finest and added."""
-
-    def __init__(self, channels: list[int]) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(count, WIDTH, 1) for count in channels)
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """(B,WIDTH,h,w) at the finest map's resolution."""
-        size = maps[0].shape[-2:]
-        levels = [lateral(level) for lateral, level in zip(self.laterals, maps, strict=True)]
-        resized = [F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels]
-        return sum(resized, torch.zeros(()))
 
 
 class TwoWayLayer(nn.Module):

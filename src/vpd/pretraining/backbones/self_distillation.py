@@ -35,7 +35,7 @@ class SelfDistillation(VisionObjective):
     """Learn features that agree between crops of an image, without labels, after DINO (Caron et al. 2021; B1).
 
     A student that sees four crops imitates a teacher that sees two; the teacher is the student's moving average, and its
-    backbone is the result. A batch (B,) numbers images.
+    backbone is the result.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
@@ -64,7 +64,7 @@ class SelfDistillation(VisionObjective):
         return distillation(answers, list(targets))
 
     def _view(self, images: Tensor, side: float, areas: tuple[float, float], generator: Generator) -> Tensor:
-        height, width = self.examples.size
+        height, width = self.examples.captions.size
         size = (round(side * height), round(side * width))
         return jittered(flipped(crops(images, size, areas, generator), generator), STRENGTH, GREY, generator)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -20,33 +21,20 @@ from vpd.pretraining.workdir import Workdir
 def build_unet(spec: DenoiserSpec, context_width: int, latent_side: int) -> UNet2DConditionModel:
     """Build a fresh U-Net with cross-attention at every level but the coarsest, as in Stable Diffusion 1.x."""
     crossed = len(spec.channels) - 1
-    return UNet2DConditionModel(
-        sample_size=latent_side,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * crossed + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * crossed,
-        block_out_channels=spec.channels,
-        layers_per_block=spec.layers_per_block,
-        # Stable Diffusion 1.x's configuration calls the number of heads by this name.
-        attention_head_dim=spec.heads,
-        norm_num_groups=spec.norm_groups,
-        cross_attention_dim=context_width,
-    )
+    down, up = ("CrossAttnDownBlock2D",) * crossed, ("CrossAttnUpBlock2D",) * crossed
+    blocks: dict[str, Any] = {"down_block_types": (*down, "DownBlock2D"), "up_block_types": ("UpBlock2D", *up)}
+    sizes: dict[str, Any] = {"block_out_channels": spec.channels, "layers_per_block": spec.layers_per_block}
+    ends = {"sample_size": latent_side, "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS}
+    # Stable Diffusion 1.x's configuration calls the number of heads attention_head_dim.
+    heads = {"attention_head_dim": spec.heads, "cross_attention_dim": context_width}
+    return UNet2DConditionModel(**blocks, **sizes, **ends, **heads, norm_num_groups=spec.norm_groups)
 
 
 def build_scheduler() -> DDIMScheduler:
     """Build Stable Diffusion's noise schedule: 1000 steps, scaled-linear betas from 0.00085 to 0.012, epsilon prediction."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    ends: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    return DDIMScheduler(num_train_timesteps=1000, **betas, **ends, prediction_type="epsilon")
 
 
 @dataclass(frozen=True)
@@ -77,14 +65,14 @@ class Encoded:
 
 def train_denoiser(
     spec: DenoiserSpec,
-    milestones: Collection[int],
+    milestones: Mapping[str, int],
     encoded: Encoded,
     workdir: Workdir,
-    save: Callable[[int, UNet2DConditionModel], None],
+    save: Callable[[str, UNet2DConditionModel], None],
 ) -> tuple[UNet2DConditionModel, list[float]]:
     """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step.
 
-    At each of the steps ``milestones``, ``save`` gets the step and a U-Net with the averaged weights, on the CPU.
+    At the step of each of the ``milestones``, ``save`` gets its name and a U-Net with the averaged weights, on the CPU.
     """
     latent_side = max(encoded.means.shape[-2:])
     with initialised_by(workdir.seed, "denoiser"):
@@ -100,12 +88,14 @@ def train_denoiser(
         return F.mse_loss(predicted, noise.to(workdir.device))
 
     def after(step: int) -> None:
-        if step in milestones:
+        for name in (name for name, milestone in milestones.items() if step == milestone):
             # As the published checkpoints do: averaged weights draw and represent better than the last ones (S12).
             averaged = copy.deepcopy(unet)
             averaged.load_state_dict(phase.average)
-            save(step, averaged.cpu().eval())
+            save(name, averaged.cpu().eval())
 
     factor = constant_after(spec.warmup_steps)  # constant: milestones are prefixes of one run, which a decay would bend
-    phase = Phase("denoiser", "pretraining.denoiser", unet, max(milestones), spec.lr, factor, ema_decay=spec.ema_decay)
+    phase = Phase(
+        "denoiser", "pretraining.denoiser", unet, max(milestones.values()), spec.lr, factor, ema_decay=spec.ema_decay
+    )
     return unet, phase.train(workdir, loss_of, after)

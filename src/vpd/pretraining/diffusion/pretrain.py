@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTokenizer
 
 from vpd.config.schema import PretrainingSpec
 from vpd.pretraining.captions import Captions, load_captions
-from vpd.pretraining.clip import encode, train_tokenizer
+from vpd.pretraining.clip import encode, encode_texts, matching_accuracy, text_tower, train_clip, train_tokenizer
 from vpd.pretraining.diffusion.autoencoder import encode_images, reconstruction_psnr, scaling_factor, train_autoencoder
-from vpd.pretraining.diffusion.denoiser import Encoded, train_denoiser
-from vpd.pretraining.diffusion.sampling import sample_rows, save_pipeline
-from vpd.pretraining.diffusion.text import encode_texts, matching_accuracy, text_tower, train_clip
-from vpd.pretraining.outputs import complete, plot_images
+from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler, train_denoiser
+from vpd.pretraining.loop import complete, seed_of, turn_off_library_bars
 from vpd.pretraining.workdir import Workdir, open_workdir, pretraining_fingerprint
 from vpd.utils.files import atomic_folder, atomic_path
 from vpd.utils.fingerprint import is_finished
@@ -50,7 +52,7 @@ def pretrain(spec: PretrainingSpec, data: Path, out: Path, state: Path, *, save_
         with atomic_folder(out) as folder:
             for name in spec.milestones:
                 shutil.copytree(workdir.folder / name, folder / name)
-            plot_images(sample_rows(spec, captions, vae, folder), list(spec.milestones), folder / "samples.png")
+            _plot_images(_sample_rows(spec, captions, vae, folder), list(spec.milestones), folder / "samples.png")
             complete(folder, made_from, losses, facts)
 
 
@@ -70,15 +72,22 @@ def _train(
         "matching_accuracy": round(matching_accuracy(clip, tokenizer, captions, workdir.device), 4),
     }
     text = text_tower(clip)
-    encoded = _encode(vae, text, tokenizer, captions, workdir)
+    latents = workdir.folder / "latents.pt"
+    if not latents.exists():
+        with atomic_path(latents) as temporary:
+            torch.save(encode_images(vae, captions, workdir.device), temporary)
+    means, stds = torch.load(latents, weights_only=True)
+    factor = scaling_factor(means, stds)
+    vae.register_to_config(scaling_factor=factor)
+    contexts = encode_texts(text, encode(tokenizer, ["", *captions.texts]))
+    pairs = captions.image_of, captions.text_of
+    encoded = Encoded(means * factor, stds * factor, contexts[1:], *pairs, contexts[0])
     vae.cpu()
 
-    def save_milestone(step: int, unet: UNet2DConditionModel) -> None:
-        for name, milestone in spec.milestones.items():
-            if step == milestone:
-                save_pipeline(workdir.folder / name, vae, text, tokenizer, unet)
+    def save(name: str, unet: UNet2DConditionModel) -> None:
+        _save_pipeline(workdir.folder / name, vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet)
 
-    unet, unet_losses = train_denoiser(spec.denoiser, spec.milestones.values(), encoded, workdir, save_milestone)
+    unet, unet_losses = train_denoiser(spec.denoiser, spec.milestones, encoded, workdir, save)
     losses = {"autoencoder": vae_losses, "text": text_losses, "denoiser": unet_losses}
     networks = {"vae": vae, "text_encoder": text, "unet": unet}
     facts = {
@@ -92,16 +101,60 @@ def _train(
     return vae, losses, facts
 
 
-def _encode(
-    vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Captions, workdir: Workdir
-) -> Encoded:
-    """Encode images and captions once, and write the latents' scale into the autoencoder's configuration."""
-    path = workdir.folder / "latents.pt"
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            torch.save(encode_images(vae, captions, workdir.device), temporary)
-    means, stds = torch.load(path, weights_only=True)
-    factor = scaling_factor(means, stds)
-    vae.register_to_config(scaling_factor=factor)
-    contexts = encode_texts(text, encode(tokenizer, ["", *captions.texts]))
-    return Encoded(means * factor, stds * factor, contexts[1:], captions.image_of, captions.text_of, contexts[0])
+# ------------------------------------------------------------------------------------------------------------ pipelines
+def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:
+    unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = StableDiffusionPipeline(**parts, scheduler=build_scheduler(), **unused)
+    turn_off_library_bars()
+    with atomic_folder(folder) as temporary:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+
+
+def _sample_rows(
+    spec: PretrainingSpec, captions: Captions, vae: AutoencoderKL, folder: Path
+) -> dict[str, list[np.ndarray]]:
+    """Images (H,W,3) uint8, one per milestone in each row: a row per sample prompt, then real images and reconstructions.
+
+    ``folder`` holds a pipeline folder per milestone.
+    """
+    samples = [_sample(folder / name, spec, captions.size) for name in spec.milestones if spec.sample_prompts]
+    rows = {prompt: [column[index] for column in samples] for index, prompt in enumerate(spec.sample_prompts)}
+    images = captions.pixels(torch.arange(len(spec.milestones)) % len(captions.images))
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(images).latent_dist.mean).sample
+    return rows | {"image": _bytes(images), "reconstruction": _bytes(decoded)}
+
+
+def _sample(folder: Path, spec: PretrainingSpec, size: tuple[int, int]) -> list[np.ndarray]:
+    """One image per prompt."""
+    turn_off_library_bars()
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    # The same seeds for every folder: milestones start from the same noise, so that their columns can be compared.
+    seed = seed_of(spec.seed, "samples")
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(spec.sample_prompts))]
+    strength: dict[str, Any] = {"num_inference_steps": spec.sample_steps, "guidance_scale": spec.guidance}
+    sides, prompts = {"height": size[0], "width": size[1]}, list(spec.sample_prompts)
+    images = pipeline(prompts, **sides, **strength, generator=generators, output_type="np").images
+    return [(image * 255).round().astype(np.uint8) for image in images]
+
+
+def _bytes(images: torch.Tensor) -> list[np.ndarray]:
+    return list(((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def _plot_images(rows: Mapping[str, list[np.ndarray]], columns: list[str], path: Path) -> None:
+    """Write a figure of images (H,W,3) uint8 in labelled rows, each with one image per column."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 1.5 * len(columns), 1.6 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (label, images) in zip(panels, rows.items(), strict=True):
+        for panel, image in zip(line, images, strict=True):
+            panel.imshow(image, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", wrap=True, fontsize=7)
+    for panel, column in zip(panels[0], columns, strict=True):
+        panel.set_title(column)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})  # matplotlib's version would change the bytes
