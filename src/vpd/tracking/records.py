@@ -226,9 +226,9 @@ def _text(value: object) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ tags and digests
-def run_key(scale: str, protocol: str, experiment: str, seed: int) -> str:
+def run_key(spec: Spec, seed: int) -> str:
     """Identify a run over time, whatever its results are."""
-    return f"{scale}/{protocol}/{experiment}/seed{seed}"
+    return f"{spec.scale}/{spec.protocol}/{run_name(spec.name, seed)}"
 
 
 def run_name(experiment: str, seed: int) -> str:
@@ -240,7 +240,7 @@ def spec_tags(spec: Spec, seed: int) -> dict[str, str]:
     """Return the tags that follow from spec and seed."""
     tags = {name: str(getattr(spec, name)) for name in FROM_SPEC}
     tags |= {"experiment": spec.name, "seed": str(seed), "backbone": spec.checkpoint, SPEC: spec.digest()}
-    tags[KEY] = run_key(spec.scale, spec.protocol, spec.name, seed)
+    tags[KEY] = run_key(spec, seed)
     return tags
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from vpd.config.params import Params
 from vpd.tracking.models import networks_to_register, register
-from vpd.tracking.records import HASH, KEY, UNKNOWN, Point, Record, collect, manifest_digests, run_key
+from vpd.tracking.records import HASH, KEY, UNKNOWN, Point, Record, collect, manifest_digests
 from vpd.tracking.store import Unavailable, connected, database_file, experiment_id, experiment_name, scheme, shown
 from vpd.utils.files import exclusive, write_json
 from vpd.utils.progress import Progress
@@ -209,7 +209,7 @@ def _links(client: MlflowClient, uri: str, experiment: str, params: Params) -> d
     links = {}
     for table, layout in params.tables.items():
         names = [name for row in layout.rows for name in row.trained.values()]
-        keys = [run_key(params.scale, params.protocol, name, 0).rpartition("/")[0] for name in names]
+        keys = [f"{params.scale}/{params.protocol}/{name}" for name in names]
         runs = list(dict.fromkeys(lowest[key][1] for key in keys if key in lowest))
         if len(runs) > 1:
             links[table] = compare_url(uri, experiment, runs)
