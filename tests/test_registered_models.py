@@ -199,7 +199,6 @@ def test_a_version_knows_its_run_its_results_and_its_weights(trained, registered
     tags = {"task": "depth", "scale": "tiny", "checkpoint": "narrow", "weights": sha256(weights)}
     assert tags.items() <= version.tags.items()
     logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
-    assert {metric.key: metric.value for metric in logged.metrics} == {"final/score": 0.5, "final/score_mean": 0.5}
     assert logged.params["model.head.kind"] == "depth-decoder"
     assert client.get_model_version_by_alias("vpd-depth", "tiny-official").version == version.version
     assert "16-bit millimetres" in client.get_registered_model("vpd-depth").description

@@ -45,7 +45,6 @@ FORM = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<ali
 DOWNLOADS = Path("downloads/models")
 
 
-# ------------------------------------------------------------------------------------------------------- trained networks
 class Missing(UserError):
     """A file that a registered model needs does not exist."""
 
@@ -73,11 +72,6 @@ class RegisteredNetwork:
         return f"vpd-{self.spec.task}"
 
     @property
-    def run_key(self) -> str:
-        """Key of the run whose weights these are."""
-        return run_key(self.spec, self.seed)
-
-    @property
     def digest(self) -> str:
         """Changes with whatever changes predictions, or where they find the checkpoint."""
         folder = None if self.copied else self.checkpoint.resolve().as_posix()
@@ -88,7 +82,7 @@ class RegisteredNetwork:
         """Tags of the version."""
         tags = {name: str(getattr(self.spec, name)) for name in ("task", "scale", "protocol", "method", "checkpoint")}
         tags |= {"experiment": self.spec.name, "seed": str(self.seed), "weights": self.weights_digest}
-        return {**tags, KEY: self.run_key, MODEL: self.digest}
+        return {**tags, KEY: run_key(self.spec, self.seed), MODEL: self.digest}
 
 
 def networks_to_register(results: Path, params: Params, data: Path, checkpoints: Path) -> list[RegisteredNetwork]:
@@ -140,7 +134,6 @@ def _classes(dataset: Path) -> list[str]:
     return [names[0] for names in class_names(located(dataset))]
 
 
-# -------------------------------------------------------------------------------------------------------------- register
 def register(client: MlflowClient, experiment: str, network: RegisteredNetwork, run: Run) -> bool:
     """Create the version of a network unless there is one, and point the aliases to it; return whether it is new."""
     versions = client.search_model_versions(f"name = '{network.name}'", max_results=10_000)
@@ -206,25 +199,19 @@ def _create_version(client: MlflowClient, network: RegisteredNetwork, logged: Lo
 
 
 def _link(client: MlflowClient, version: ModelVersion, run: Run) -> None:
-    """Show the model with the final results at its run, also at one that replaced the run it was made from."""
-    from mlflow.entities import LoggedModelOutput, Metric
+    """Show the model at its run, also at one that replaced the run it was made from."""
+    from mlflow.entities import LoggedModelOutput
 
-    outputs, model, run_id = run.outputs.model_outputs if run.outputs else [], _model_id(version), run.info.run_id
-    if model in [output.model_id for output in outputs]:
-        return
-    finals = [name for name in run.data.metrics if name.startswith("final/")]
-    points = [point for name in finals for point in client.get_metric_history(run_id, name)]
-    metrics = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model, run_id=run_id) for p in points]
-    client.log_batch(run_id, metrics=metrics)
-    client.log_outputs(run_id, [LoggedModelOutput(model, step=max((point.step for point in points), default=0))])
+    outputs, model = run.outputs.model_outputs if run.outputs else [], _model_id(version)
+    if model not in [output.model_id for output in outputs]:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model, step=0)])
 
 
 def _model_id(version: ModelVersion) -> str:
-    """Id of the logged model that a version stands for; MLflow's own stores keep it in the source alone."""
+    # MLflow's own stores keep the id of the logged model in the source alone.
     return (version.source or "").removeprefix(PREFIX)
 
 
-# ---------------------------------------------------------------------------------------------------------------- locate
 def model_places(uri: str, tracking_uri: str, folder: Path = DOWNLOADS) -> dict[str, Path]:
     """Find the files of a registered model; none of its code is run.
 
@@ -272,7 +259,6 @@ def _version(client: MlflowClient, uri: str, form: re.Match[str]) -> ModelVersio
 
 
 def _files(client: MlflowClient, version: ModelVersion, tracking_uri: str, folder: Path) -> Path:
-    """The model's folder, downloaded unless it is on this machine."""
     from mlflow.artifacts import download_artifacts
     from mlflow.utils.file_utils import local_file_uri_to_path
 
