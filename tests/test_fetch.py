@@ -22,7 +22,6 @@ from vpd.download import fetch, http, listing, nyuv2
 from vpd.download.archives import choose, extract, staged
 from vpd.download.sources import SOURCES, FileSource, load_sources
 from vpd.utils import fingerprint
-from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
 
@@ -597,13 +596,6 @@ def test_an_entry_without_mirrors_says_what_to_get_and_how_to_give_it(tmp_path):
     assert real_files(world.out) == {"toy.zip": ZIP}
 
 
-def test_when_all_mirrors_fail_the_way_by_hand_is_told(server, tmp_path):
-    page = Answer(PAGE, headers={"Content-Type": "text/html"})
-    world = World(tmp_path, [server.says("/a", Answer(status=403)), server.says("/b", page)], by_hand="ask Ann.")
-    with pytest.raises(UserError, match=r"403.*web page.*; ask Ann, then run: vpd fetch toy --from-archive"):
-        world.fetch()
-
-
 def test_a_link_left_by_a_killed_job_does_not_harm_the_users_file(server, tmp_path):
     world = World(tmp_path, ["http://127.0.0.1:9/"])
     mine = tmp_path / "toy.zip"
@@ -724,8 +716,3 @@ def test_fetching_loads_no_heavy_package():
     code = "import sys, vpd.download; print({'torch', 'numpy', 'PIL', 'h5py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-@pytest.mark.parametrize(("size", "said"), [(999, "999 bytes"), (54_000_000, "54.0 MB"), (13_510_573_713, "13.5 GB")])
-def test_amounts_in_words(size, said):
-    assert amount(size) == said

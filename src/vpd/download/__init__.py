@@ -56,7 +56,6 @@ def fetch(
     Raises:
         UserError: for every failure.
     """
-    out, archives = Path(out), Path(archives)
     catalogue, where = load_sources(sources), str(sources or "vpd fetch")
     entry = pick(name, catalogue.entries, "download", where)
     preparation = _preparation(entry.prepare, entry.files, f"{where}: entries.{name}.prepare")
@@ -101,7 +100,7 @@ def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
 
 def _collect(name: str, entry: Entry, archives: Path, out: Path, given: Sequence[Path]) -> dict[str, Archive]:
     """Return all files of an entry by role: those that the user has, and the rest from the mirrors."""
-    collected = dict(_accept(name, entry, Path(path), archives) for path in given)
+    collected = dict(_accept(name, entry, path, archives) for path in given)
     missing = {role: file for role, file in entry.files.items() if role not in collected}
     _require_space(name, entry, missing.values(), archives, out)
     for role, file in missing.items():
@@ -160,12 +159,8 @@ def listing(sources: Path | None, archives: Path) -> str:
     catalogue = load_sources(sources)
     lines = [f"{'name':15} {'download':>9} {'on disk':>9}  terms"]
     for name, entry in catalogue.entries.items():
-        exact = all(file.size for file in entry.files.values())
         size = sum(file.expected_size for file in entry.files.values())
-        down = ("" if exact else "~") + amount(size) if size else "unknown"
-        date = acceptance(entry.licence, Path(archives))
+        date = acceptance(entry.licence, archives)
         terms = f"{catalogue.licences[entry.licence].name}, {f'accepted {date}' if date else 'not accepted yet'}"
-        lines.append(f"{name:15} {down:>9} {'~' + amount(entry.prepared):>9}  {terms}")
-        if not all(file.urls for file in entry.files.values()):
-            lines.append(f"{'':15} by hand: {' '.join((entry.by_hand or '').split())}")
+        lines.append(f"{name:15} {amount(size) if size else 'unknown':>9} {amount(entry.prepared):>9}  {terms}")
     return "\n".join(lines)

@@ -60,7 +60,7 @@ def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> Figur
     if isinstance(task, Segmentation):
         areas = np.bincount(values.ravel(), minlength=len(task.names))
         order = [int(number) for number in np.argsort(-areas, kind="stable") if areas[number]]
-        legend = [f"{_short(task.names[number])}  {_percent(areas[number] / values.size)}" for number in order]
+        legend = [_entry(task.names[number], areas[number] / values.size) for number in order]
         colours, small = palette(len(task.names)), _scaled(values, smooth=False)
         overlay = OPACITY * colours[small] + (1 - OPACITY) * (picture / 255).mean(-1, keepdims=True)
         overlay[_borders(small)] = 1.0
@@ -101,8 +101,8 @@ def _figure(image: ndarray, title: str, margin: float = 0.0) -> FigureGrid:
 
 def _edges(figure: FigureGrid) -> tuple[float, float]:
     """Lower and upper edge of the cells, in inches."""
-    place = figure.cells[0][0].get_position()
-    return place.y0 * figure.height, place.y1 * figure.height
+    box = figure.cells[0][0].get_position()
+    return box.y0 * figure.height, box.y1 * figure.height
 
 
 def _show(figure: FigureGrid, image: ndarray, prediction: ndarray, **options: Any) -> None:
@@ -125,10 +125,7 @@ def _borders(labels: ndarray) -> ndarray:
     return cv2.dilate(small, block) != cv2.erode(small, block)
 
 
-def _short(name: str) -> str:
+def _entry(name: str, share: float) -> str:
     text = printable(name)
-    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
+    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+    return f"{text}  {100 * share:.0f} %" if share >= 0.01 else f"{text}  < 1 %"

@@ -37,8 +37,6 @@ from vpd.utils.errors import UserError, pick
 
 OPTIONS = {"text": "referring", "scene": "depth"}
 """Option -> the only task that it is for."""
-COLOURS = 256
-"""Colours in the palette of a PNG."""
 FARTHEST = 2**16 - 1
 
 
@@ -47,7 +45,7 @@ class Prediction:
     """The prediction for one picture, at the picture's size."""
 
     values: ndarray
-    """(H, W): class ids uint8 (uint16 for more than 256 classes), mask bool, or metres float32."""
+    """(H, W): class ids uint8, mask bool, or metres float32."""
     arrays: dict[str, ndarray]
     """Content of the .npz file."""
     png: Image.Image
@@ -125,11 +123,10 @@ class Segmentation:
             for corner in window.corners
         ]
         _answer_all(self.forward, requests, settings.batch_size)
-        kind = np.uint8 if len(self.names) <= COLOURS else np.uint16
-        labels = largest(window.mean(), *image.shape[:2]).cpu().numpy().astype(kind)
+        # Datasets' label maps have 8 bits, so there are never more classes.
+        labels = largest(window.mean(), *image.shape[:2]).cpu().numpy().astype(np.uint8)
         png = Image.fromarray(labels)
-        if kind is np.uint8:
-            png.putpalette((255 * palette(len(self.names))).round().astype(np.uint8).tobytes())
+        png.putpalette((255 * palette(len(self.names))).round().astype(np.uint8).tobytes())
         return Prediction(labels, {"labels": labels, "names": np.array(self.names)}, png)
 
 
@@ -205,8 +202,6 @@ def _fitted(image: ndarray, side: int) -> ndarray:
     height, width = image.shape[:2]
     factor = side / min(height, width)
     size = (max(side, round(width * factor)), max(side, round(height * factor)))
-    if size == (width, height):
-        return image
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
