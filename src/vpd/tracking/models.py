@@ -138,10 +138,8 @@ def register(client: MlflowClient, experiment: str, network: RegisteredNetwork, 
     """Create the version of a network unless there is one, and point the aliases to it; return whether it is new."""
     versions = client.search_model_versions(f"name = '{network.name}'", max_results=10_000)
     same = [version for version in versions if version.tags.get(MODEL) == network.digest]
-    version = min(same, key=lambda version: int(version.version), default=None)
-    new = version is None
-    if version is None:
-        version = _create_version(client, network, _upload(client, experiment, network, run), run)
+    new = not same
+    version = _create_version(client, experiment, network, run) if new else min(same, key=lambda v: int(v.version))
     aliases = client.get_registered_model(network.name).aliases
     for alias in (f"{network.spec.scale}-{network.spec.protocol}", CHAMPION):
         if str(aliases.get(alias)) != str(version.version):
@@ -179,9 +177,10 @@ def _upload(client: MlflowClient, experiment: str, network: RegisteredNetwork, r
     return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
-def _create_version(client: MlflowClient, network: RegisteredNetwork, logged: LoggedModel, run: Run) -> ModelVersion:
+def _create_version(client: MlflowClient, experiment: str, network: RegisteredNetwork, run: Run) -> ModelVersion:
     import mlflow
 
+    logged = _upload(client, experiment, network, run)
     if not client.search_registered_models(f"name = '{network.name}'"):
         text = f"{DESCRIPTIONS[network.spec.task]}; use it with `vpd predict models:/{network.name}/VERSION PICTURE`"
         client.create_registered_model(network.name, {"task": network.spec.task}, text)
@@ -193,8 +192,8 @@ def _create_version(client: MlflowClient, network: RegisteredNetwork, logged: Lo
             version = client.create_model_version(network.name, source, run.info.run_id, network.tags, model_id=model)
         finally:
             mlflow.set_tracking_uri(chosen) if chosen != uri else None
-    shown = json.dumps([{"name": version.name, "version": version.version}])
-    client.set_logged_model_tags(model, {"mlflow.modelVersions": shown})
+    versions = json.dumps([{"name": version.name, "version": version.version}])
+    client.set_logged_model_tags(model, {"mlflow.modelVersions": versions})
     return version
 
 

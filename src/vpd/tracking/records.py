@@ -109,10 +109,8 @@ def _seed_record(
         "data_digest": inputs.get("data") or digests.get(f"data/{spec.dataset}", UNKNOWN),
         "checkpoint_digest": inputs.get("checkpoint") or digests.get(f"checkpoints/{spec.checkpoint}", UNKNOWN),
     }
-    tags = {**tags, **trained_on, **spec_tags(spec, seed)}
-    return Record(
-        tags[KEY], run_name(spec.name, seed), flatten(spec.model_dump(mode="json")), tuple(points), tags, artifacts
-    )
+    tags, params = {**tags, **trained_on, **spec_tags(spec, seed)}, flatten(spec.model_dump(mode="json"))
+    return Record(tags[KEY], run_name(spec.name, seed), params, tuple(points), tags, artifacts)
 
 
 def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Record:

@@ -110,12 +110,23 @@ def sync(
 
 
 def _log_runs(client: MlflowClient, experiment: str, records: list[Record], summary: Summary) -> dict[str, str]:
-    """Log every record that is not there yet; return the ids of the runs by key."""
+    """Keep or create the run of every record, delete all others of its key; return the ids of the runs by key."""
     present = list(tracked_runs(client, experiment))
     progress, runs = Progress(len(records), "MLflow", "runs"), {}
     for record in records:
         old = [run for run in present if run.data.tags[KEY] == record.key]
-        runs[record.key] = _log_run(client, experiment, record, old, summary)
+        current = next((run for run in old if _is_current(run, record)), None)
+        if current is not None:
+            runs[record.key] = current.info.run_id
+            _amend(client, current, record)
+            summary.kept += 1
+        else:
+            runs[record.key] = _create_run(client, experiment, record)
+            summary.replaced += bool(old)
+            summary.added += not old
+        for run in old:
+            if run is not current:
+                client.delete_run(run.info.run_id)
         summary.missed -= 1
         progress.advance(note=record.name)
     progress.close()
@@ -129,23 +140,6 @@ def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> 
         page = client.search_runs([experiment], condition, max_results=RUNS_PER_PAGE, page_token=token)
         yield from (run for run in page if KEY in run.data.tags)
         token = page.token or ""
-
-
-def _log_run(client: MlflowClient, experiment: str, record: Record, old: list[Run], summary: Summary) -> str:
-    """Keep or create the run of one record, delete all others of its key, and return its id."""
-    current = next((run for run in old if _is_current(run, record)), None)
-    if current is not None:
-        run_id = current.info.run_id
-        _amend(client, current, record)
-        summary.kept += 1
-    else:
-        run_id = _create_run(client, experiment, record)
-        summary.replaced += bool(old)
-        summary.added += not old
-    for run in old:
-        if run is not current:
-            client.delete_run(run.info.run_id)
-    return run_id
 
 
 def _is_current(run: Run, record: Record) -> bool:
