@@ -335,6 +335,7 @@ def bad_files(folder: Path) -> dict[Path, str]:
     }
     for name, (width, height, fault) in sizes.items():
         faults[fake_png(folder / name, width, height)] = fault
+    write(folder / "strip.png", np.zeros((10_000, 9), np.uint8))  # a whole one
     return {**faults, folder / "gone.png": "does not exist; check its name"}
 
 
