@@ -1,18 +1,14 @@
 """Fetching: whatever servers, archives, disks and users do, the tree is right or one sentence says why not."""
 
-import contextlib
-import gzip
 import hashlib
 import io
 import json
 import os
-import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import zipfile
@@ -26,7 +22,6 @@ from vpd.download import fetch, http, listing, nyuv2
 from vpd.download.archives import choose, extract, staged
 from vpd.download.sources import SOURCES, FileSource, load_sources
 from vpd.utils import fingerprint
-from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
 
@@ -310,22 +305,10 @@ def make_zip(path: Path, content: dict) -> Path:
     return path
 
 
-def make_tar(path: Path, members: list[tarfile.TarInfo], data: bytes = b"") -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
-        for member in members:
-            file.addfile(member, io.BytesIO(data) if member.isreg() else None)
-    return path
-
-
-def tar_info(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, size, link
-    return info
-
-
 def unpack(archive: Path, out: Path, pattern: str = "(.+)", path: str = r"\1") -> None:
-    with staged(out, "test") as stage:
-        extract(archive, stage, choose(archive, re.compile(pattern), path, "files expected"))
+    chosen = choose(archive, re.compile(pattern), path, "files expected")
+    with staged(out, "test", sorted({name.split("/")[0] for name in chosen.values()})) as stage:
+        extract(archive, stage, chosen)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -340,18 +323,9 @@ CONTENT = {"top/a.txt": b"one", "top/deep/b.txt": BODY, "./c.txt": b""}
 UNPACKED = {"top/a.txt": b"one", "top/deep/b.txt": BODY, "c.txt": b""}
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_is_unpacked_as_it_was_packed(tmp_path, kind):
-    for name, data in UNPACKED.items():
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(data)
-    command = ["tar", "-czf" if kind.endswith("gz") else "-cf", f"../a.{kind}", "."]
-    if kind == "zip":
-        make_zip(tmp_path / "a.zip", CONTENT)
-    else:
-        subprocess.run(command, cwd=tmp_path / "in", check=True)
+def test_an_archive_is_unpacked_as_it_was_packed(tmp_path):
     (tmp_path / "out" / ".test.new" / "left by a kill").mkdir(parents=True)
-    unpack(tmp_path / f"a.{kind}", tmp_path / "out")
+    unpack(make_zip(tmp_path / "a.zip", CONTENT), tmp_path / "out", r"(?:\./)?(.+)")
     assert tree(tmp_path / "out") == UNPACKED
     assert sorted(os.listdir(tmp_path / "out")) == ["c.txt", "top"]
 
@@ -367,24 +341,11 @@ def test_members_can_be_renamed_and_left_out_and_join_what_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:\\evil", "..\\evil"])
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_names_that_lead_outside_are_refused(tmp_path, name, kind):
-    if kind == "zip":
-        archive = make_zip(tmp_path / "a.zip", {"fine": b"x", name: b"x"})
-    else:
-        archive = make_tar(tmp_path / "a.tar", [tar_info("fine"), tar_info(name)])
-    with pytest.raises(UserError, match=rf"a\.{kind}: the member .*evil' could write outside the tree"):
+def test_names_that_lead_outside_are_refused(tmp_path, name):
+    archive = make_zip(tmp_path / "a.zip", {"fine": b"x", name: b"x"})
+    with pytest.raises(UserError, match=r"a\.zip: the member .*evil' could write outside the tree"):
         unpack(archive, tmp_path / "out")
     assert nothing_in(tmp_path / "out")
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
-    archive = make_tar(tmp_path / "a.tar", [tar_info("fine"), tar_info("evil", kind, link="/etc")])
-    with pytest.raises(UserError, match=r"a\.tar: 'evil' is a link, a device or encrypted"):
-        unpack(archive, tmp_path / "out")
-    assert nothing_in(tmp_path / "out")
-    unpack(archive, tmp_path / "out", "(fine)")
 
 
 def test_links_and_passwords_in_a_zip_are_refused(tmp_path):
@@ -399,15 +360,10 @@ def test_links_and_passwords_in_a_zip_are_refused(tmp_path):
             unpack(tmp_path / name, tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_bombs_are_refused_before_a_byte_is_written(tmp_path, kind):
-    archive, size = tmp_path / f"bomb.{kind}", 150_000_000
-    if kind == "zip":
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr("zeros", bytes(size))
-    else:
-        with gzip.open(archive, "wb", 1) as packed, tarfile.open(fileobj=packed, mode="w") as file:
-            file.addfile(tar_info("zeros", size=size), io.BytesIO(bytes(size)))
+def test_bombs_are_refused_before_a_byte_is_written(tmp_path):
+    archive = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros", bytes(150_000_000))
     with pytest.raises(UserError, match=r"would unpack to 150\.0 MB, like a decompression bomb"):
         unpack(archive, tmp_path / "out")
     assert nothing_in(tmp_path / "out")
@@ -421,34 +377,24 @@ def test_an_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
         unpack(archive, tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
-def test_truncated_archives_are_told(tmp_path, kind, share):
-    archive = tmp_path / f"a.{kind}"
-    if kind == "zip":
-        make_zip(archive, {"a": BODY[:400_000], "b": BODY})
-    else:
-        make_tar(archive, [tar_info("a", size=400_000), tar_info("b", size=len(BODY))], BODY)
-    data = archive.read_bytes()
-    archive.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=r"a\.(zip|tar|tar\.gz) is truncated"):
-        unpack(archive, tmp_path / "out")
+def test_truncated_archives_are_told(tmp_path, share):
+    data = make_zip(tmp_path / "a.zip", {"a": BODY[:400_000], "b": BODY}).read_bytes()
+    (tmp_path / "a.zip").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=r"a\.zip is truncated"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
     assert nothing_in(tmp_path / "out")
-    if kind == "tar":  # between two members
-        archive.write_bytes(data[: 512 + 400_384])
-        with pytest.raises(UserError, match="its end is missing"):
-            unpack(archive, tmp_path / "out")
 
 
 def test_a_flipped_bit_and_a_file_that_is_no_archive_are_told(tmp_path):
     data = bytearray(make_zip(tmp_path / "a.zip", {"a": BODY}).read_bytes())
     data[1000] ^= 1
     (tmp_path / "a.zip").write_bytes(data)
-    with pytest.raises(UserError, match=r"truncated or damaged .*CRC"):
+    with pytest.raises(UserError, match=r"a\.zip is truncated or no intact zip .*CRC"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
     assert nothing_in(tmp_path / "out")
     (tmp_path / "b.zip").write_text("hello")
-    with pytest.raises(UserError, match=r"b\.zip is truncated or no zip or tar archive"):
+    with pytest.raises(UserError, match=r"b\.zip is truncated or no intact zip"):
         unpack(tmp_path / "b.zip", tmp_path / "out")
 
 
@@ -465,7 +411,7 @@ class World:
         toy = {
             "title": "a toy",
             "licence": "toy",
-            "prepare": "extract",
+            "prepare": "keep",
             "prepared": 3_000_000,
             "files": {"archive": file},
         }
@@ -500,7 +446,7 @@ def real_files(folder: Path) -> dict[str, bytes]:
 def test_an_entry_is_fetched_once_and_its_receipt_tells_how(server, tmp_path, waits):
     world = World(tmp_path, [server.says("/none", Answer(status=404)), server.says("/toy", Answer(ZIP))])
     world.fetch()
-    assert real_files(world.out) == UNPACKED
+    assert real_files(world.out) == {"toy.zip": ZIP}
     receipt = world.receipt
     assert receipt["licence"] == "toy"
     used = {"origin": server.url("/toy"), "sha256": hashlib.sha256(ZIP).hexdigest()}
@@ -514,10 +460,11 @@ def test_an_entry_is_fetched_once_and_its_receipt_tells_how(server, tmp_path, wa
 def test_a_changed_entry_is_made_again_from_the_same_archive(server, tmp_path):
     world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
     world.fetch()
-    world.catalogue["entries"]["toy"]["prepare"] = "keep"
+    (world.out / "toy.zip").unlink()
+    world.catalogue["entries"]["toy"]["files"]["archive"]["digests"] = {}
     world.write(world.catalogue)
     world.fetch()
-    assert (world.out / "toy.zip").read_bytes() == ZIP
+    assert real_files(world.out) == {"toy.zip": ZIP}
     assert world.receipt["archives"]["archive"]["origin"] == "already in the archives folder"
     assert len(server.requests) == 1
 
@@ -571,8 +518,8 @@ def test_an_unknown_name_or_kind_is_told_with_the_nearest(server, tmp_path):
     world = World(tmp_path, ["http://127.0.0.1:9/"])
     with pytest.raises(UserError, match="unknown download 'toi'; did you mean 'toy'"):
         world.fetch("toi")
-    world = World(tmp_path, ["http://127.0.0.1:9/"], prepare="extrakt")
-    with pytest.raises(UserError, match="unknown kind of preparation 'extrakt'; did you mean 'extract'"):
+    world = World(tmp_path, ["http://127.0.0.1:9/"], prepare="kepe")
+    with pytest.raises(UserError, match="unknown kind of preparation 'kepe'; did you mean 'keep'"):
         world.fetch()
     with pytest.raises(UserError, match="did you mean 'ade20k'"):
         fetch("ade20", tmp_path / "out", tmp_path / "archives")
@@ -593,48 +540,23 @@ def test_terms_are_shown_and_once_accepted_not_asked_for_again(server, tmp_path,
     assert time.strptime(record["toy"]["accepted"], "%Y-%m-%d")
     assert f"Toy licence 2, accepted {record['toy']['accepted']}" in listing(world.sources, world.archives)
     world.fetch(accept=False)
-    assert real_files(world.out) == UNPACKED
-
-
-@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 2), ("no", 2)])
-def test_a_terminal_is_asked(server, tmp_path, answer, code):
-    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
-    master, slave = pty.openpty()
-    job = subprocess.Popen(world.command(), stdin=slave, stdout=subprocess.PIPE, stderr=slave)
-    os.close(slave)
-    shown = b""
-    while b"[y/N] " not in shown:
-        shown += os.read(master, 1000)
-    os.write(master, f"{answer}\n".encode())
-    with contextlib.suppress(OSError):  # the terminal closes with the job
-        while os.read(master, 1000):
-            pass
-    job.communicate()
-    os.close(master)
-    assert b"Toy licence 2" in shown
-    assert b"https://example.org/toy" in shown
-    assert job.returncode == code
-    assert (world.archives / "licences.json").exists() == (code == 0)
+    assert real_files(world.out) == {"toy.zip": ZIP}
 
 
 def test_the_disk_is_checked_for_archive_and_tree_together(server, tmp_path):
-    world = World(tmp_path, [server.says("/toy", Answer(ZIP))], prepared=10**18)
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))], prepare="ade20k", prepared=10**18)
     with pytest.raises(UserError, match=r"3\.0 MB for downloading toy\.zip, 1000000\.0 TB for preparing toy"):
         world.fetch()
     assert server.requests == []
 
 
-def test_a_file_the_user_has_is_taken_by_name_or_digest(server, tmp_path):
-    (tmp_path / "home").mkdir()
-    for number, name in enumerate(["toy.zip", "toy (1).zip"]):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        world = World(folder, [server.says("/toy", Answer(status=404))])
-        (tmp_path / "home" / name).write_bytes(ZIP)
-        world.fetch(given=[tmp_path / "home" / name])
-        assert real_files(world.out) == UNPACKED
-        assert world.receipt["archives"]["archive"]["origin"] == "given"
-        assert (world.archives / "toy.zip").samefile(tmp_path / "home" / name)
+def test_a_file_the_user_has_is_taken(server, tmp_path):
+    world, mine = World(tmp_path, [server.says("/toy", Answer(status=404))]), tmp_path / "toy.zip"
+    mine.write_bytes(ZIP)
+    world.fetch(given=[mine])
+    assert real_files(world.out) == {"toy.zip": ZIP}
+    assert world.receipt["archives"]["archive"]["origin"] == "given"
+    assert (world.archives / "toy.zip").samefile(mine)
     assert server.requests == []
 
 
@@ -671,14 +593,7 @@ def test_an_entry_without_mirrors_says_what_to_get_and_how_to_give_it(tmp_path):
         world.fetch(given=[tmp_path / "sync.zip"])
     (tmp_path / "sync.zip").write_bytes(ZIP)
     world.fetch(given=[tmp_path / "sync.zip"])
-    assert real_files(world.out) == UNPACKED
-
-
-def test_when_all_mirrors_fail_the_way_by_hand_is_told(server, tmp_path):
-    page = Answer(PAGE, headers={"Content-Type": "text/html"})
-    world = World(tmp_path, [server.says("/a", Answer(status=403)), server.says("/b", page)], by_hand="ask Ann.")
-    with pytest.raises(UserError, match=r"403.*web page.*; ask Ann, then run: vpd fetch toy --from-archive"):
-        world.fetch()
+    assert real_files(world.out) == {"toy.zip": ZIP}
 
 
 def test_a_link_left_by_a_killed_job_does_not_harm_the_users_file(server, tmp_path):
@@ -689,17 +604,6 @@ def test_a_link_left_by_a_killed_job_does_not_harm_the_users_file(server, tmp_pa
     os.link(mine, world.archives / ".toy.partial.zip")
     world.fetch(given=[mine])
     assert mine.read_bytes() == ZIP
-
-
-def test_a_damaged_archive_leaves_no_receipt(server, tmp_path):
-    world = World(tmp_path, [server.says("/toy", Answer(ZIP[:-30]))])
-    world.catalogue["entries"]["toy"]["files"]["archive"] |= {"size": None, "digests": {}}
-    world.write(world.catalogue)
-    with pytest.raises(
-        UserError, match=r"toy\.zip is truncated or no zip or tar archive; delete it and fetch it again"
-    ):
-        world.fetch()
-    assert not (world.out / ".fetched" / "toy").exists()
 
 
 def test_folders_that_cannot_be_made_are_one_sentence(server, tmp_path):
@@ -720,7 +624,7 @@ def test_two_jobs_fetch_once(server, tmp_path):
     assert first.wait() == 0
     assert second.wait() == 0
     second.stderr.close()
-    assert real_files(world.out) == UNPACKED
+    assert real_files(world.out) == {"toy.zip": ZIP}
     assert len(server.requests) == 2  # both of the first job, whose connection was dropped
 
 
@@ -736,7 +640,7 @@ def test_a_killed_fetch_is_finished_by_the_next(server, tmp_path):
     assert not world.out.exists()
     assert subprocess.run(world.command(), check=False).returncode == 0
     assert server.asked("/toy")[-1]["range"] == "bytes=2000000-"
-    assert real_files(world.out) == UNPACKED
+    assert real_files(world.out) == {"toy.zip": ZIP}
     with locked(world.archives / ".locks" / "toy", wait=0):
         assert sorted(os.listdir(world.archives)) == [".locks", "licences.json", "toy.zip"]
 
@@ -812,8 +716,3 @@ def test_fetching_loads_no_heavy_package():
     code = "import sys, vpd.download; print({'torch', 'numpy', 'PIL', 'h5py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-@pytest.mark.parametrize(("size", "said"), [(999, "999 bytes"), (54_000_000, "54.0 MB"), (13_510_573_713, "13.5 GB")])
-def test_amounts_in_words(size, said):
-    assert amount(size) == said

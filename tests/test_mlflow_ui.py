@@ -1,4 +1,4 @@
-"""The MLflow UI, in a real browser: the runs, Table 5's seven rows side by side, a registered model, datasets."""
+"""The MLflow UI, in a real browser: the runs, Table 5's seven rows side by side, a registered model."""
 
 from __future__ import annotations
 
@@ -80,18 +80,17 @@ def test_the_ui_lists_the_runs_and_compares_the_rows_of_table_5(browser, ui, tmp
     assert line(browser, "//th[.='model.attention.places']") == places
 
 
-def test_the_ui_shows_the_registered_model_and_the_datasets_of_its_run(browser, ui, tmp_path):
+def test_the_ui_shows_the_registered_model_at_its_run(browser, ui, tmp_path):
     uri, _ = ui
     browser.get(f"{uri}/#/models/vpd-depth")
     listed = wait_for(browser, lambda text: "Version 1" in text and "champion" in text)
     assert "16-bit millimetres" in listed
     browser.get(f"{uri}/#/models/vpd-depth/versions/1")
-    expected = ("depth-full/seed0", "Inputs (2)", "Outputs (3)", "champion", "mini-official")
+    expected = ("depth-full/seed0", "champion", "mini-official")
     wait_for(browser, lambda text: all(part in text for part in expected))
     browser.save_screenshot(str(tmp_path / "model.png"))
 
     version = MlflowClient(uri).get_model_version("vpd-depth", "1")
     browser.get(f"{uri}/#/experiments/1/runs/{version.run_id}")
-    expected = ("nyuv2/training", "\nTraining\n+1\n", "Logged models (1)")  # the second dataset is behind "+1"
-    wait_for(browser, lambda text: all(part in text for part in expected))
+    wait_for(browser, lambda text: "Logged models (1)" in text)
     browser.save_screenshot(str(tmp_path / "run.png"))

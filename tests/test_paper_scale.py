@@ -208,8 +208,9 @@ def released(tmp_path, monkeypatch):
             made["entries"][entry]["files"] = {"weights": {"name": file, "urls": [url]}}
         place.sources.write_text(yaml.safe_dump(made))
         monkeypatch.setenv("VPD_SOURCES", str(place.sources))
-        assert place.fetch("refcoco", "--accept-licence") == 0
-        assert place.data("refcoco") == 0
+        for name in ("refcoco", "ade20k"):  # the stage is keyed by the datasets of all its files
+            assert place.fetch(name, "--accept-licence") == 0
+            assert place.data(name) == 0
         yield place
 
 

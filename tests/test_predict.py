@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from fixtures.parity.narrow import make_spec, write_factor_4
 from vpd.config.schema import DatasetSpec, Spec
 from vpd.datasets import build_dataset
+from vpd.datasets.images import read_image
 from vpd.datasets.nyuv2 import SCENES
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import estimate_depth, refer, segment
@@ -29,8 +30,8 @@ from vpd.evaluation.scores import native_mask
 from vpd.models import build_model
 from vpd.models.network import VPD
 from vpd.predict import class_names, predict
-from vpd.predict.pictures import MAX_PIXELS, find_pictures, plan_outputs, read_picture
-from vpd.predict.tasks import Depth, Segmentation, largest, window_starts
+from vpd.predict.pictures import find_pictures, plan_outputs
+from vpd.predict.tasks import Depth, largest, window_starts
 from vpd.stages.data import prepare_dataset
 from vpd.training.runs import run_settings
 from vpd.utils.digests import digest, sha256
@@ -248,57 +249,24 @@ def test_depth_windows_overlap_by_half_and_are_no_fewer_than_in_evaluation():
     assert max(np.diff(starts)) <= 240
 
 
-def test_more_classes_than_a_byte_holds_are_kept(tmp_path):
-    settings = make_spec("segmentation").evaluation
-    logits = torch.arange(300.0)[:, None, None]
-    task = Segmentation(
-        lambda batch: logits.expand(len(batch["image"]), -1, 8, 8), settings, [f"class {n}" for n in range(300)]
-    )
-    prediction = task.infer(scene(20, 30), "x")
-    prediction.png.save(tmp_path / "x.png")
-    with Image.open(tmp_path / "x.png") as picture:
-        assert np.array_equal(np.array(picture), np.full((20, 30), 299))
-    assert prediction.arrays["labels"].dtype == np.uint16
-
-
 # ---------------------------------------------------------------------------------------------------------- picture files
-def test_colours_are_read_alike_from_every_lossless_format(tmp_path):
-    for name in ("x.png", "x.bmp", "x.tif", "x.webp", "x.ppm"):
-        path = write(tmp_path / name, scene(), **({"lossless": True} if name.endswith("webp") else {}))
-        pixels = read_picture(path)
-        assert pixels.dtype == np.uint8
-        assert np.array_equal(pixels, scene())
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
-def test_modes_are_their_rgb_copy(tmp_path, mode):
-    picture = Image.fromarray(scene()).convert(mode)
-    pixels = read_picture(write(tmp_path / "x.png", picture))
-    assert np.array_equal(pixels, np.array(picture.convert("RGB")))
-
-
-def test_a_cmyk_jpeg_is_near_its_rgb_copy(tmp_path):
-    pixels = read_picture(write(tmp_path / "x.jpg", Image.fromarray(scene()).convert("CMYK"), quality=98))
-    assert np.abs(pixels.astype(int) - scene()).mean() < 3
-
-
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.jp2", "colour.png", "colour.tif"])
 def test_sixteen_bits_are_scaled_to_eight(tmp_path, name):
     eight = scene() if name.startswith("colour") else scene()[..., 0]
     sixteen = eight.astype(np.uint16) * 257
     assert cv2.imwrite(str(tmp_path / name), sixteen[..., ::-1] if sixteen.ndim == 3 else sixteen)
-    pixels = read_picture(tmp_path / name)
+    pixels = read_image(tmp_path / name)
     expected = eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, -1)
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
 def test_floating_point_from_0_to_1_is_read_and_other_ranges_are_refused(tmp_path):
     grey = scene()[..., 0]
-    pixels = read_picture(write(tmp_path / "x.tif", grey.astype(np.float32) / 255))
+    pixels = read_image(write(tmp_path / "x.tif", grey.astype(np.float32) / 255))
     assert np.array_equal(pixels[..., 0], grey)
     for values in (grey.astype(np.float32), np.full((2, 2), np.nan, np.float32)):
         with pytest.raises(UserError, match=r"bad\.tif has float32 values .* only 0 to 1 has a known"):
-            read_picture(write(tmp_path / "bad.tif", values))
+            read_image(write(tmp_path / "bad.tif", values))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -309,15 +277,9 @@ def test_transparent_parts_lie_on_white(tmp_path, mode):
         picture = Image.fromarray(np.minimum(scene()[..., 0], 254)).convert("P")
         picture.paste(255, (0, 0, 88, 20))
     options = {"transparency": 255} if mode == "P" else {}
-    pixels = read_picture(write(tmp_path / "x.png", picture.convert(mode) if mode != "P" else picture, **options))
+    pixels = read_image(write(tmp_path / "x.png", picture.convert(mode) if mode != "P" else picture, **options))
     assert (pixels[:20] == 255).all()
     assert np.abs(pixels[20:, :, 0].astype(int) - scene()[20:, :, 0]).max() <= 1
-
-
-def test_half_transparent_parts_mix_with_white(tmp_path):
-    grey = np.full((4, 4, 4), (100, 100, 100, 128), np.uint8)
-    pixels = read_picture(write(tmp_path / "x.png", Image.fromarray(grey, "RGBA")))
-    assert np.abs(pixels.astype(int) - (100 + 255) / 2).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -337,7 +299,7 @@ def test_the_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(tmp_path / f"x.{suffix}", np.ascontiguousarray(stored), exif=exif)
-    assert np.array_equal(read_picture(path), scene())
+    assert np.array_equal(read_image(path), scene())
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -352,33 +314,28 @@ def test_a_turned_grey_and_a_sixteen_bit_copy_have_the_same_prediction(world, tm
         assert np.array_equal(world.result(task, path, tmp_path / "out"), plain)
 
 
-def test_of_several_frames_the_first_is_used(tmp_path):
-    frames = [Image.fromarray(scene()).rotate(angle).convert("P") for angle in (0, 90, 180)]
-    path = write(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
-    assert np.abs(read_picture(path).astype(int) - np.array(frames[0].convert("RGB"))).max() <= 1
-
-
 def bad_files(folder: Path) -> dict[Path, str]:
     """Files that cannot be predicted, and what has to be said of each."""
     whole = write(folder / "whole.jpg", scene(300, 300)).read_bytes()
     contents = {
-        "cut.jpg": (whole[: len(whole) // 2], r"cannot be read as a picture \(image file is truncated.*\); save it"),
-        "text.jpg": (b"no picture", "is not a picture that can be read; convert it to JPEG or PNG"),
-        "empty.png": (b"", "is not a picture that can be read"),
-        "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n", "is not a picture that can be read"),
+        "cut.jpg": (whole[: len(whole) // 2], r"cannot be read as an image \(image file is truncated.*\); replace it"),
+        "text.jpg": (b"no picture", "cannot be read as an image"),
+        "empty.png": (b"", "cannot be read as an image"),
+        "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n", "cannot be read as an image"),
     }
     (folder / "whole.jpg").unlink()
     for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)
     faults = {folder / name: fault for name, (_, fault) in contents.items()}
     sizes = {
-        "bomb.png": (60_000, 60_000, "has far more than the limit of 80,000,000 pixels; make it smaller"),
-        "large.png": (10_000, 9_000, "has 10000x9000 = 90,000,000 pixels, more than the limit of 80,000,000"),
-        "strip.png": (9, 10_000, "has 9x10000 pixels, a long side of more than 100 times the short one; crop it"),
-        "broken.png": (100, 100, r"cannot be read as a picture \(.+\); save it again"),
+        "bomb.png": (60_000, 60_000, "cannot be read as an image .*exceeds limit"),
+        "large.png": (10_000, 9_000, "has 10000x9000 pixels, more than 80,000,000; make it smaller"),
+        "strip.png": (9, 10_000, "has a side of more than 100 times the other; crop it"),
+        "broken.png": (100, 100, r"cannot be read as an image \(.+\); replace it"),
     }
     for name, (width, height, fault) in sizes.items():
         faults[fake_png(folder / name, width, height)] = fault
+    write(folder / "strip.png", np.zeros((10_000, 9), np.uint8))  # a whole one
     return {**faults, folder / "gone.png": "does not exist; check its name"}
 
 
@@ -404,10 +361,6 @@ def test_nothing_is_loaded_if_no_picture_is_there(world, tmp_path, capsys):
     assert predict(spec, tmp_path / "none", tmp_path / "none", missing, tmp_path / "out") == 2
     assert "contains no pictures" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_largest_picture_is_below_pillows_own_limit():
-    assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS
 
 
 # ------------------------------------------------------------------------------------------------------ names of files

@@ -16,7 +16,6 @@ from PIL import Image
 
 from real_archives import (
     ade_files,
-    annotations,
     coco_files,
     labeled_mat,
     refcoco_files,
@@ -370,13 +369,6 @@ def test_refcocog_is_read_with_the_umd_split(specs, tmp_path):
     assert len(build_dataset(spec, tmp_path / "refcoco", "test")) == 8
 
 
-def test_a_split_that_does_not_exist_names_those_that_do(specs, tmp_path):
-    archive = write_zip(tmp_path / "refcoco.zip", refcoco_files("refcoco", {1: "train", 2: "testA"}))
-    make("refcoco", tmp_path / "out", archive=archive)
-    with pytest.raises(UserError, match=r"refs\(unc\)\.p: unknown split 'val'; .*\(known: testA, train\)"):
-        build_dataset(specs["referring"], tmp_path / "out", "val")
-
-
 class Attack:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -398,18 +390,9 @@ def test_references_with_code_in_them_are_refused_before_they_reach_the_tree(tmp
     ("name", "content", "complaint"),
     [
         ("refs(unc).p", b"", r"refcoco\.zip: refcoco/refs\(unc\)\.p does not hold references"),
-        (
-            "refs(unc).p",
-            None,
-            r"hold refcoco/instances\.json and one of refs\(unc\)\.p, .*; found refcoco/instances\.json",
-        ),
+        ("refs(unc).p", None, r"hold refcoco/instances\.json and one of refs\(unc\)\.p, .*; found refcoco/instances"),
         ("instances.json", None, r"should hold refcoco/instances\.json and .*; found refcoco/refs\(google\)\.p"),
         ("instances.json", b"{", r"refcoco/instances\.json is not valid JSON"),
-        (
-            "instances.json",
-            b'{"images": []}',
-            r"instances\.json needs a list 'annotations' of objects with the keys id, segm",
-        ),
         ("instances.json", b"[]", r"needs a list 'images' of objects with the keys file_name, height, id, width"),
         ("refs(unc).p", pickle.dumps(references({77: "val"})), "lacks id 77, which reference 154 needs"),
     ],
@@ -479,11 +462,3 @@ def test_preparing_again_gives_the_same_tree(tmp_path):
     make_refcoco(tmp_path, out)
     assert everything_in(out) == before
     assert sorted(path.name for path in out.iterdir()) == ["images", "refcoco", "refcocog"]
-
-
-def test_annotations_agree_with_the_masks():
-    """The tiny archives themselves: areas given are areas decoded."""
-    coco = annotations([1])
-    for annotation in coco["annotations"]:
-        reference = refcoco.Reference(0, 1, "val", Path("x.jpg"), (60, 80), annotation["segmentation"], ())
-        assert refcoco.object_mask(reference).sum() == annotation["area"]

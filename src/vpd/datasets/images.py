@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,26 @@ from vpd.utils.errors import UserError
 
 MILLIMETRES = 1000.0
 JPEG_QUALITY = 95
-FORMATS = ("JPEG", "PNG")
-"""Of all datasets; Pillow would hand other files to decoders that nobody needs, PostScript to an interpreter."""
+DECODERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats whose decoders only decode; Pillow would hand PostScript to an interpreter."""
 MAX_PIXELS = 80_000_000
 """Larger images are refused: a small file can claim any size and fill the memory (a decompression bomb)."""
+WHITE = (255, 255, 255, 255)
 
 
-def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lambda image, _: image) -> ndarray:
+@cache
+def decoders() -> tuple[str, ...]:
+    """Those of ``DECODERS`` that this installation of Pillow has."""
+    Image.init()
+    return tuple(name for name in DECODERS if name in Image.OPEN)
+
+
+def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image | ndarray]) -> ndarray:
     """Decode all of an image file; UserError for whatever a decoder raises."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=decoders()) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")
@@ -40,26 +49,50 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lamb
 
 
 def read_image(path: Path) -> ndarray:
-    """Read a JPEG or PNG of a dataset, of at most 8 bits a channel.
+    """Read a photograph from a dataset or a user.
+
+    Args:
+        path: JPEG, PNG or another format of ``DECODERS``, in any colour mode.
 
     Returns:
-        (H, W, 3) uint8 RGB, turned as its Exif orientation says.
+        (H, W, 3) uint8 RGB. The Exif orientation is applied, transparent parts lie on white, 16-bit grey and
+        floating-point grey from 0 to 1 are scaled to 8 bits.
 
     Raises:
-        UserError: the file is missing, truncated, too large, or no such image.
+        UserError: the file is missing, truncated, too large, or no image.
     """
     return _read(path, _rgb)
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode[0] in "IF":  # Pillow would clip: every value above 255 would become white
-        raise UserError(f"{path} has more than 8 bits a channel; save it with 8")
-    return ImageOps.exif_transpose(image).convert("RGB")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in "IF":
+        # Pillow would clip instead of scale: every 16-bit value above 255 would become white.
+        return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, WHITE)
+        ground.alpha_composite(image.convert("RGBA"))
+        return ground.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: ndarray, path: Path) -> ndarray:
+    limit = 1 if np.issubdtype(values.dtype, np.floating) else 65535
+    if not (values.min() >= 0 and values.max() <= limit):  # true for NaN as well
+        raise UserError(
+            f"{path} has {values.dtype} values from {values.min()} to {values.max()}, but only 0 to {limit} has a known "
+            "meaning; save it with 8 or 16 bits"
+        )
+    return np.rint(values.astype(np.float32) * np.float32(255 / limit)).astype(np.uint8)
+
+
+def _as_stored(image: Image.Image, path: Path) -> Image.Image:
+    return image
 
 
 def read_labels(path: Path, classes: int) -> ndarray:
     """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``; an Exif orientation is not applied."""
-    labels = _read(path)
+    labels = _read(path, _as_stored)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise UserError(f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel")
     if labels.size and labels.max() > classes:
@@ -71,7 +104,7 @@ def read_labels(path: Path, classes: int) -> ndarray:
 
 def read_depth(path: Path) -> ndarray:
     """Read a depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
-    depth = _read(path)
+    depth = _read(path, _as_stored)
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.int32):
         raise UserError(f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel")
     return depth.astype(np.float32) / np.float32(MILLIMETRES)

@@ -8,13 +8,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vpd.download.archives import extract_all
 from vpd.download.http import Archive, Part, Rejected, download, verify
 from vpd.download.sources import Entry, FileSource, acceptance, load_sources, require_acceptance
 from vpd.utils.disk import amount, existing, require_space
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_path, exclusive
-from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, write_manifest
+from vpd.utils.fingerprint import fingerprint, is_finished, write_manifest
 
 __all__ = ["fetch", "listing"]
 
@@ -23,14 +22,14 @@ RECEIPTS = ".fetched"
 
 
 class Preparation(NamedTuple):
-    """How a tree is made from the files of an entry."""
+    """How a tree is made: a function of files by role and the tree, the roles that it needs, and the module with it.
 
-    run: Callable[[dict[str, Path], Path], None]
-    """Takes files by role and the tree."""
+    A correction of that module makes its trees anew; how archives are downloaded and unpacked changes none of their bytes.
+    """
+
+    run: Callable[[dict[str, Path], Path], object]
     roles: tuple[str, ...] = ()
-    """Files that it needs."""
     code: tuple[str, ...] = ()
-    """Modules whose correction makes its trees anew; how archives are downloaded and unpacked changes none of their bytes."""
 
 
 def fetch(
@@ -51,17 +50,18 @@ def fetch(
         out: tree, which other entries may share.
         archives: folder of archives, partial files and accepted licences.
         sources: catalogue; the one that comes with vpd if not given.
-        accept: whether the user accepts the terms; if not, a terminal is asked.
+        accept: whether the user accepts the terms, if that is not recorded yet.
         given: files that the user has already.
 
     Raises:
         UserError: for every failure.
     """
-    out, archives = Path(out), Path(archives)
     catalogue, where = load_sources(sources), str(sources or "vpd fetch")
     entry = pick(name, catalogue.entries, "download", where)
     preparation = _preparation(entry.prepare, entry.files, f"{where}: entries.{name}.prepare")
-    receipt, made_from = out / RECEIPTS / name, _made_from(entry, preparation)
+    # Which files, and what is made of them, decides the tree; mirrors and terms do not.
+    wanted = {role: [file.name, file.size, file.digests] for role, file in entry.files.items()}
+    receipt, made_from = out / RECEIPTS / name, fingerprint([entry.prepare, wanted], preparation.code)
     try:
         if is_finished(receipt, made_from):
             return
@@ -79,12 +79,6 @@ def fetch(
         raise UserError(f"{reason}; free some space or fix the permissions") from error
 
 
-def _made_from(entry: Entry, preparation: Preparation) -> Fingerprint:
-    """What decides the tree: which files, and what is made of them; mirrors and terms do not."""
-    files = {role: [file.name, file.size, file.digests] for role, file in entry.files.items()}
-    return fingerprint([entry.prepare, files], preparation.code)
-
-
 def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
     """Look up a kind of preparation; UserError for an unknown one, or if it needs a role that is not among ``roles``."""
     from vpd.download import ade20k, nyuv2, refcoco  # here, because they import what reads images
@@ -95,8 +89,7 @@ def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
         "nyuv2-sync": Preparation(nyuv2.prepare_sync, ("archive", "list"), ("download/nyuv2",)),
         "refcoco": Preparation(refcoco.prepare_references, ("archive",), ("download/refcoco",)),
         "coco": Preparation(refcoco.prepare_images, ("archive",), ("download/refcoco",)),
-        "extract": Preparation(extract_all),
-        "keep": Preparation(_keep),
+        "keep": Preparation(lambda files, out: [_place(path, out / path.name) for path in files.values()]),
     }
     preparation: Preparation = pick(kind, kinds, "kind of preparation", where)
     for role in preparation.roles:
@@ -105,15 +98,9 @@ def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
     return preparation
 
 
-def _keep(files: dict[str, Path], out: Path) -> None:
-    """Put the files themselves into the tree."""
-    for path in files.values():
-        _place(path, out / path.name)
-
-
 def _collect(name: str, entry: Entry, archives: Path, out: Path, given: Sequence[Path]) -> dict[str, Archive]:
     """Return all files of an entry by role: those that the user has, and the rest from the mirrors."""
-    collected = dict(_accept(name, entry, Path(path), archives) for path in given)
+    collected = dict(_accept(name, entry, path, archives) for path in given)
     missing = {role: file for role, file in entry.files.items() if role not in collected}
     _require_space(name, entry, missing.values(), archives, out)
     for role, file in missing.items():
@@ -127,21 +114,19 @@ def _collect(name: str, entry: Entry, archives: Path, out: Path, given: Sequence
 
 
 def _accept(name: str, entry: Entry, path: Path, archives: Path) -> tuple[str, Archive]:
-    """Recognise a file that the user has, by its name or, if it was renamed, by digest, and put it among the archives."""
+    """Recognise a file that the user has by its name, and put it among the archives."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a file that was downloaded by hand")
-    named = [role for role, file in entry.files.items() if path.name in (file.name, *file.aliases)]
-    for role in named or [role for role, file in entry.files.items() if file.digests]:
-        target = archives / entry.files[role].name
-        try:
-            archive = Archive(target, "given", verify(path, entry.files[role]))
-        except Rejected as reason:
-            if named:
+    for role, file in entry.files.items():
+        if path.name in (file.name, *file.aliases):
+            target = archives / file.name
+            try:
+                archive = Archive(target, "given", verify(path, file))
+            except Rejected as reason:
                 raise UserError(f"{path} is not {target.name}: {reason}; get the right file") from None
-            continue
-        _place(path, target)
-        Part(target).discard()
-        return role, archive
+            _place(path, target)
+            Part(target).discard()
+            return role, archive
     known = ", ".join(file.name for file in entry.files.values())
     raise UserError(f"{path} is no file of {name}, which needs {known}; rename it if it is one of them")
 
@@ -174,12 +159,8 @@ def listing(sources: Path | None, archives: Path) -> str:
     catalogue = load_sources(sources)
     lines = [f"{'name':15} {'download':>9} {'on disk':>9}  terms"]
     for name, entry in catalogue.entries.items():
-        exact = all(file.size for file in entry.files.values())
         size = sum(file.expected_size for file in entry.files.values())
-        down = ("" if exact else "~") + amount(size) if size else "unknown"
-        date = acceptance(entry.licence, Path(archives))
+        date = acceptance(entry.licence, archives)
         terms = f"{catalogue.licences[entry.licence].name}, {f'accepted {date}' if date else 'not accepted yet'}"
-        lines.append(f"{name:15} {down:>9} {'~' + amount(entry.prepared):>9}  {terms}")
-        if not all(file.urls for file in entry.files.values()):
-            lines.append(f"{'':15} by hand: {' '.join((entry.by_hand or '').split())}")
+        lines.append(f"{name:15} {amount(size) if size else 'unknown':>9} {amount(entry.prepared):>9}  {terms}")
     return "\n".join(lines)

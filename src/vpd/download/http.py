@@ -96,7 +96,7 @@ def download(file: FileSource, target: Path) -> Archive:
         try:
             return Archive(target, "already in the archives folder", verify(target, file))
         except Rejected as reason:
-            _report(f"{target} is not the expected file: {reason}; downloading it again")
+            print(f"{target} is not the expected file: {reason}; downloading it again", file=sys.stderr, flush=True)
     part, failures = Part(target), []
     with _session() as session:
         for url in file.urls:
@@ -104,7 +104,7 @@ def download(file: FileSource, target: Path) -> Archive:
                 digest = _from_mirror(session, url, part, file)
             except Rejected as reason:
                 failures.append(f"{url.split('/')[2]}: {reason}")
-                _report(f"{file.name}: {failures[-1]}")
+                print(f"{file.name}: {failures[-1]}", file=sys.stderr, flush=True)
                 continue
             os.replace(part.path, target)
             part.discard()
@@ -118,8 +118,8 @@ def _session() -> requests.Session:
         ATTEMPTS - 1, status_forcelist=TRANSIENT, backoff_factor=1.0, backoff_max=PAUSE, retry_after_max=PAUSE
     )
     session = requests.Session()
-    session.mount("https://", HTTPAdapter(max_retries=retry))
-    session.mount("http://", HTTPAdapter(max_retries=retry))
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
     session.max_redirects = 5
     session.headers.update({"User-Agent": f"vpd/{__version__}", "Accept-Encoding": "identity"})
     session.trust_env = False  # requests would send logins from ~/.netrc; proxies are set for each mirror
@@ -142,7 +142,7 @@ def _from_mirror(session: requests.Session, url: str, part: Part, file: FileSour
             if failures == ATTEMPTS:
                 raise Rejected(f"{reason} (tried {failures} times)") from None
             pause = min(PAUSE, 2 ** (failures - 1))
-            _report(f"{file.name}: {reason}; trying again in {pause} s")
+            print(f"{file.name}: {reason}; trying again in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
 
 
@@ -234,7 +234,3 @@ def _cause(error: BaseException) -> str:
     while inner := error.__cause__ or error.__context__:
         error = inner
     return getattr(error, "strerror", None) or str(error)
-
-
-def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

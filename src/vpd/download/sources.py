@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import sys
-import textwrap
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -111,14 +109,11 @@ def acceptance(licence: str, archives: Path) -> str | None:
 
 
 def require_acceptance(name: str, key: str, licence: Licence, archives: Path, accept: bool) -> None:
-    """Record that the user accepts the terms of entry ``name``; ``accept`` says so already, else a terminal is asked.
-
-    UserError with the terms and the command that accepts them if the user does not.
-    """
+    """Record that the user accepts the terms of entry ``name``; else UserError with them and the command that accepts."""
     if acceptance(key, archives):
         return
     terms = " ".join(licence.terms.split())
-    if not accept and not _confirmed(f"{name}: {licence.name}\n\n{textwrap.fill(terms, 100)}\n\nText: {licence.text}"):
+    if not accept:
         raise UserError(
             f"{name} comes under terms that you have to accept first: {licence.name} ({terms} Text: {licence.text}); "
             f"if you accept them, run: vpd fetch {name} --accept-licence"
@@ -127,11 +122,3 @@ def require_acceptance(name: str, key: str, licence: Licence, archives: Path, ac
         record = read_json(archives / ACCEPTED) if (archives / ACCEPTED).is_file() else {}
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         write_json(archives / ACCEPTED, record | {key: {"name": licence.name, "text": licence.text, "accepted": date}})
-
-
-def _confirmed(terms: str) -> bool:
-    """Show the terms and ask; False where there is no terminal."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print(f"{terms}\nDo you accept these terms? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

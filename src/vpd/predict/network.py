@@ -59,8 +59,15 @@ def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] |
     Raises:
         UserError: the weights are missing, damaged, not those that the run's manifest lists, or of another experiment.
     """
-    state = load_weights(weights, spec)
-    known = _checked_names(names, _count_classes(spec, state)) if spec.task == "segmentation" else []
+    state = _load_weights(weights, spec)
+    known: list[str] = []
+    if spec.task == "segmentation":
+        count = _count_classes(spec, state)
+        known = names or [f"class {number}" for number in range(count)]
+        if len(known) != count:
+            raise UserError(
+                f"the dataset names {len(known)} classes, but the weights distinguish {count}; use its own --data"
+            )
     model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
     model.load_trained_state(state)
     return TrainedNetwork(spec, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), known)
@@ -73,8 +80,7 @@ def class_names(spec: Spec, data: Path | None) -> list[str] | None:
     return [names[0] for names in ade20k.class_names(located(data))]
 
 
-def load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
-    """Read and verify a milestone's weights; warn if they were trained with other settings than those of ``spec``."""
+def _load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the final.safetensors of a finished run")
     manifest = path.with_name(MANIFEST)
@@ -91,19 +97,10 @@ def load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
 
 
 def _count_classes(spec: Spec, weights: dict[str, Tensor]) -> int:
-    """Count the classes, of segments or scenes, that the weights distinguish."""
     name = CLASSIFIERS.get(spec.model.head.kind, EMBEDDINGS)
     if name not in weights:
         raise UserError(f"the weights have no tensor '{name}', so they are not those of {spec.name}; use its own")
     return len(weights[name])
-
-
-def _checked_names(names: list[str] | None, count: int) -> list[str]:
-    if names is not None and len(names) != count:
-        raise UserError(
-            f"the dataset names {len(names)} classes, but the weights distinguish {count}; use its own --data"
-        )
-    return names or [f"class {number}" for number in range(count)]
 
 
 def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:

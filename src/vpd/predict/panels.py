@@ -21,7 +21,7 @@ from vpd.datasets.dataset import image_tensor
 from vpd.evaluation.drawing import FigureGrid, palette, show
 from vpd.evaluation.panels import MASK, masked
 from vpd.predict.pictures import printable
-from vpd.predict.tasks import Depth, Prediction, Referring, Segmentation, Task
+from vpd.predict.tasks import Referring, Segmentation, Task
 
 # Inches.
 BOX_WIDTH, BOX_HEIGHT = 4.6, 4.0
@@ -39,15 +39,6 @@ FLAT = 0.1
 """Metres that a colour scale spans at least."""
 
 
-def draw_panel(task: Task, image: ndarray, prediction: Prediction, title: str) -> FigureGrid:
-    """Draw an RGB picture (H, W, 3) uint8 beside its prediction."""
-    if isinstance(task, Segmentation):
-        return _segmentation(task, image, prediction.values, title)
-    if isinstance(task, Referring):
-        return _referring(task, image, prediction.values, title)
-    return _depth(task, image, prediction.values, title)
-
-
 @contextlib.contextmanager
 def plain_text() -> Iterator[None]:
     """Draw names and sentences as they are: no formulas between dollars, no warnings of letters that the font lacks."""
@@ -56,47 +47,48 @@ def plain_text() -> Iterator[None]:
         yield
 
 
-def _segmentation(task: Segmentation, image: ndarray, labels: ndarray, title: str) -> FigureGrid:
-    """Segments over the grey picture, with a legend of the largest."""
-    areas = np.bincount(labels.ravel(), minlength=len(task.names))
-    order = [int(number) for number in np.argsort(-areas, kind="stable") if areas[number]]
-    entries = [f"{_short(task.names[number])}  {_percent(areas[number] / labels.size)}" for number in order]
-    figure = _figure(image, f"{title}   classes: {len(order)}", margin=0.7 + 0.085 * max(map(len, entries)))
-    colours, small, picture = palette(len(task.names)), _scaled(labels, smooth=False), _scaled(image, smooth=True) / 255
-    overlay = OPACITY * colours[small] + (1 - OPACITY) * picture.mean(-1, keepdims=True)
-    overlay[_borders(small)] = 1.0
-    _show(figure, picture, overlay)
-    bottom, top = _edges(figure)
-    rows = max(3, int((top - bottom) / LEGEND_LINE))
-    handles = [Patch(color=colours[n], label=text) for n, text in zip(order[:rows], entries, strict=False)]
-    corner = (figure.right_edge / figure.width, top / figure.height)
-    style = {"fontsize": 9, "frameon": False, "borderpad": 0}
-    figure.figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, **style)
-    return figure
+def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> FigureGrid:
+    """Draw a picture beside its prediction.
 
-
-def _referring(task: Referring, image: ndarray, mask: ndarray, title: str) -> FigureGrid:
-    """The object in colour on the grey picture, outlined."""
-    figure = _figure(image, f"{title}   “{printable(task.text)}”" + ("" if mask.any() else ": nothing found"))
-    picture, inside = _scaled(image, smooth=True), _scaled(mask.astype(np.uint8), smooth=False)
-    overlay = masked(image_tensor(picture), torch.from_numpy(inside))
-    overlay[_borders(inside)] = EDGE
-    _show(figure, picture, overlay)
-    return figure
-
-
-def _depth(task: Depth, image: ndarray, metres: ndarray, title: str) -> FigureGrid:
-    """Depth in colours with a scale in metres."""
-    low, high = float(metres.min()), float(metres.max())
-    widened = max(0.0, FLAT - (high - low)) / 2
-    scale, colours = Normalize(max(0.0, low - widened), high + widened), mpl.colormaps["magma_r"]
-    figure = _figure(image, f"{title}   {low:.1f} to {high:.1f} m, {task.scene_name}", margin=0.9)
-    _show(figure, _scaled(image, smooth=True), _scaled(metres, smooth=True), cmap=colours, norm=scale)
-    bottom, top = _edges(figure)
-    axes = figure.axes(figure.right_edge + 0.12, bottom, 0.14, top - bottom)
-    ticks = MaxNLocator(max(1, min(8, int((top - bottom) / 0.3))))
-    figure.figure.colorbar(ScalarMappable(scale, colours), cax=axes, ticks=ticks)
-    axes.set_ylabel("depth (m)" if top - bottom >= LABELLED else "m")
+    Args:
+        task: segments get a legend of the largest, an object an outline, metres a colour scale.
+        image: RGB (H, W, 3) uint8.
+        values: the prediction (H, W).
+        title: in front of what is known of the prediction.
+    """
+    picture = _scaled(image, smooth=True)
+    if isinstance(task, Segmentation):
+        areas = np.bincount(values.ravel(), minlength=len(task.names))
+        order = [int(number) for number in np.argsort(-areas, kind="stable") if areas[number]]
+        legend = [_entry(task.names[number], areas[number] / values.size) for number in order]
+        colours, small = palette(len(task.names)), _scaled(values, smooth=False)
+        overlay = OPACITY * colours[small] + (1 - OPACITY) * (picture / 255).mean(-1, keepdims=True)
+        overlay[_borders(small)] = 1.0
+        figure = _figure(image, f"{title}   classes: {len(order)}", 0.7 + 0.085 * max(map(len, legend)))
+        _show(figure, picture, overlay)
+        bottom, top = _edges(figure)
+        rows = max(3, int((top - bottom) / LEGEND_LINE))
+        handles = [Patch(color=colours[n], label=text) for n, text in zip(order[:rows], legend, strict=False)]
+        corner = (figure.right_edge / figure.width, top / figure.height)
+        style = {"fontsize": 9, "frameon": False, "borderpad": 0}
+        figure.figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, **style)
+    elif isinstance(task, Referring):
+        inside = _scaled(values.astype(np.uint8), smooth=False)
+        overlay = masked(image_tensor(picture), torch.from_numpy(inside))
+        overlay[_borders(inside)] = EDGE
+        figure = _figure(image, f"{title}   “{printable(task.text)}”" + ("" if values.any() else ": nothing found"))
+        _show(figure, picture, overlay)
+    else:
+        low, high = float(values.min()), float(values.max())
+        widened = max(0.0, FLAT - (high - low)) / 2
+        scale, magma = Normalize(max(0.0, low - widened), high + widened), mpl.colormaps["magma_r"]
+        figure = _figure(image, f"{title}   {low:.1f} to {high:.1f} m, {task.scene_name}", margin=0.9)
+        _show(figure, picture, _scaled(values, smooth=True), cmap=magma, norm=scale)
+        bottom, top = _edges(figure)
+        axes = figure.axes(figure.right_edge + 0.12, bottom, 0.14, top - bottom)
+        ticks = MaxNLocator(max(1, min(8, int((top - bottom) / 0.3))))
+        figure.figure.colorbar(ScalarMappable(scale, magma), cax=axes, ticks=ticks)
+        axes.set_ylabel("depth (m)" if top - bottom >= LABELLED else "m")
     return figure
 
 
@@ -109,8 +101,8 @@ def _figure(image: ndarray, title: str, margin: float = 0.0) -> FigureGrid:
 
 def _edges(figure: FigureGrid) -> tuple[float, float]:
     """Lower and upper edge of the cells, in inches."""
-    place = figure.cells[0][0].get_position()
-    return place.y0 * figure.height, place.y1 * figure.height
+    box = figure.cells[0][0].get_position()
+    return box.y0 * figure.height, box.y1 * figure.height
 
 
 def _show(figure: FigureGrid, image: ndarray, prediction: ndarray, **options: Any) -> None:
@@ -133,10 +125,7 @@ def _borders(labels: ndarray) -> ndarray:
     return cv2.dilate(small, block) != cv2.erode(small, block)
 
 
-def _short(name: str) -> str:
+def _entry(name: str, share: float) -> str:
     text = printable(name)
-    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
+    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+    return f"{text}  {100 * share:.0f} %" if share >= 0.01 else f"{text}  < 1 %"

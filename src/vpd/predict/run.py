@@ -10,13 +10,16 @@ import torch
 from numpy import ndarray
 
 from vpd.config.schema import Spec
+from vpd.datasets.images import read_image
 from vpd.predict.network import load_network
 from vpd.predict.panels import draw_panel, plain_text
-from vpd.predict.pictures import Job, find_pictures, plan_outputs, printable, read_picture, say
+from vpd.predict.pictures import Job, find_pictures, plan_outputs, printable, say
 from vpd.predict.tasks import Prediction, Task, build_task, check_options
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_path
 from vpd.utils.progress import Progress
+
+MAX_ASPECT = 100
 
 
 def predict(
@@ -60,39 +63,37 @@ def predict(
     if not jobs:
         return len(faults)
     network = load_network(spec, weights, checkpoint, names)
-    return len(faults) + predict_all(spec, build_task(network, text, scene), jobs)
+    return len(faults) + _predict_all(spec, build_task(network, text, scene), jobs)
 
 
-def predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
-    """Predict and write one picture after the other; return how many failed."""
+def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
     failed = 0
     progress = Progress(len(jobs), f"predict {spec.name}", "pictures")
     for job in jobs:
+        name = printable(job.image.name)
         try:
-            image = read_picture(job.image)
-            prediction = infer(spec, task, image, str(job.image))
+            image = read_image(job.image)
+            if max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):  # its windows would fill the memory
+                raise UserError(f"{job.image} has a side of more than {MAX_ASPECT} times the other; crop it")
+            _write(job, task, image, _infer(spec, task, image, str(job.image)), f"{name}   {spec.name}")
         except UserError as fault:
             failed += 1
             say(str(fault), progress)
-        else:
-            write(job, task, image, prediction, f"{printable(job.image.name)}   {spec.name}")
-        progress.advance(note=printable(job.image.name))
+        progress.advance(note=name)
     progress.close()
     return failed
 
 
 @torch.inference_mode()
-def infer(spec: Spec, task: Task, image: ndarray, name: str) -> Prediction:
-    """Predict for one RGB image (H, W, 3) uint8, reproducibly whatever was predicted before."""
-    torch.manual_seed(spec.seeds[0])  # VAE latents may be samples
+def _infer(spec: Spec, task: Task, image: ndarray, name: str) -> Prediction:
+    torch.manual_seed(spec.seeds[0])  # VAE latents may be samples: reproducible whatever was predicted before
     return task.infer(image, name)
 
 
-def write(job: Job, task: Task, image: ndarray, prediction: Prediction, title: str) -> None:
-    """Write the three files of one picture."""
+def _write(job: Job, task: Task, image: ndarray, prediction: Prediction, title: str) -> None:
     with atomic_path(job.picture) as path:
         prediction.png.save(path)
     with atomic_path(job.arrays) as path:
         np.savez_compressed(path, allow_pickle=False, **prediction.arrays)
     with plain_text():
-        draw_panel(task, image, prediction, title).save(job.panel)
+        draw_panel(task, image, prediction.values, title).save(job.panel)

@@ -37,8 +37,6 @@ from vpd.utils.errors import UserError, pick
 
 OPTIONS = {"text": "referring", "scene": "depth"}
 """Option -> the only task that it is for."""
-COLOURS = 256
-"""Colours in the palette of a PNG."""
 FARTHEST = 2**16 - 1
 
 
@@ -47,14 +45,13 @@ class Prediction:
     """The prediction for one picture, at the picture's size."""
 
     values: ndarray
-    """(H, W): class ids uint8 (uint16 for more than 256 classes), mask bool, or metres float32."""
+    """(H, W): class ids uint8, mask bool, or metres float32."""
     arrays: dict[str, ndarray]
     """Content of the .npz file."""
     png: Image.Image
     """Class ids with a palette of colours, a mask of 0 and 255, or 16-bit millimetres."""
 
 
-# --------------------------------------------------------------------------------------------------------------- options
 def check_options(spec: Spec, text: str | None, scene: str | None) -> None:
     """Raise UserError for a missing or blank text, an unknown scene, or an option that the task does not have."""
     for name, value in (("text", text), ("scene", scene)):
@@ -89,7 +86,11 @@ def build_task(network: TrainedNetwork, text: str | None = None, scene: str | No
     if isinstance(spec, SegmentationSpec):
         return Segmentation(network.forward, spec.evaluation, network.names)
     if isinstance(spec, ReferringSpec):
-        return Referring(network.forward, spec.evaluation, _seen_text(text or "", network))
+        reader = getattr(network.model, "language" if isinstance(spec.model, LavtModel) else "text")
+        tokens = len(reader.tokenizer(text).input_ids)
+        if tokens > reader.length:
+            say(f"the text has {tokens} tokens, of which the network sees {reader.length}; shorten it")
+        return Referring(network.forward, spec.evaluation, text or "")
     assert isinstance(spec, DepthSpec)
     if scene is not None:
         key = _scene_key(scene)
@@ -99,23 +100,12 @@ def build_task(network: TrainedNetwork, text: str | None = None, scene: str | No
     return Depth(network.forward, spec.evaluation, -1, "scene not given")
 
 
-def _seen_text(text: str, network: TrainedNetwork) -> str:
-    """Warn if the text encoder cuts ``text``."""
-    reader = getattr(network.model, "language" if isinstance(network.spec.model, LavtModel) else "text")
-    tokens = len(reader.tokenizer(text).input_ids)
-    if tokens > reader.length:
-        say(f"the text has {tokens} tokens, of which the network sees {reader.length}; shorten it")
-    return text
-
-
-def answer_all(forward: Predict, requests: Iterable[Request], batch_size: int) -> None:
-    """Run network inputs in batches of at most ``batch_size``."""
+def _answer_all(forward: Predict, requests: Iterable[Request], batch_size: int) -> None:
     remaining = iter(requests)
     while batch := list(islice(remaining, batch_size)):
         answer(forward, batch)
 
 
-# ---------------------------------------------------------------------------------------------------------- segmentation
 @dataclass(frozen=True)
 class Segmentation:
     """Class ids by sliding windows at a single scale, as in evaluation (G8)."""
@@ -132,12 +122,11 @@ class Segmentation:
             ({"image": window.window(corner), "id": name, "key": f"{name}/{corner}"}, partial(window.add, corner))
             for corner in window.corners
         ]
-        answer_all(self.forward, requests, settings.batch_size)
-        kind = np.uint8 if len(self.names) <= COLOURS else np.uint16
-        labels = largest(window.mean(), *image.shape[:2]).cpu().numpy().astype(kind)
+        _answer_all(self.forward, requests, settings.batch_size)
+        # Datasets' label maps have 8 bits, so there are never more classes.
+        labels = largest(window.mean(), *image.shape[:2]).cpu().numpy().astype(np.uint8)
         png = Image.fromarray(labels)
-        if kind is np.uint8:
-            png.putpalette((255 * palette(len(self.names))).round().astype(np.uint8).tobytes())
+        png.putpalette((255 * palette(len(self.names))).round().astype(np.uint8).tobytes())
         return Prediction(labels, {"labels": labels, "names": np.array(self.names)}, png)
 
 
@@ -153,7 +142,6 @@ def largest(maps: Tensor, height: int, width: int) -> Tensor:
     return index
 
 
-# ------------------------------------------------------------------------------------------------------------- referring
 @dataclass(frozen=True)
 class Referring:
     """The object that an expression describes, inferred at the training size and resized to the picture's (R2)."""
@@ -173,7 +161,6 @@ class Referring:
         return Prediction(mask, arrays, Image.fromarray(mask.astype(np.uint8) * 255))
 
 
-# ----------------------------------------------------------------------------------------------------------------- depth
 @dataclass(frozen=True)
 class Depth:
     """Mean of windows along the longer side and of their mirror images, as in evaluation (D11).
@@ -190,26 +177,21 @@ class Depth:
 
     def infer(self, image: ndarray, name: str) -> Prediction:
         """Predict metres; the shorter side is resized to that of a window."""
-        small = self._windows(image_tensor(normalise(_fitted(image, self.settings.window))), name)
-        metres = resize(small[None], *image.shape[:2])[0].numpy()
+        side = self.settings.window
+        window = SlidingWindow(image_tensor(normalise(_fitted(image, side))), side, side)
+        starts = window_starts(max(window.height, window.width), self.settings)
+        window.corners = [(start, 0) if window.height > window.width else (0, start) for start in starts]
+        requests: list[Request] = []
+        for corner in window.corners:
+            for mirrored in (False, True) if self.settings.flip else (False,):
+                pixels = window.window(corner)
+                key = f"{name}/{corner[0]},{corner[1]}/{mirrored}"
+                inputs = {"image": pixels.flip(-1) if mirrored else pixels, "id": name, "key": key}
+                requests.append(({**inputs, "class_id": torch.tensor(self.scene)}, _sink(window, corner, mirrored)))
+        _answer_all(self.forward, requests, self.settings.batch_size)
+        metres = resize(window.mean(), *image.shape[:2])[0].numpy()
         millimetres = np.rint(metres * MILLIMETRES).clip(0, FARTHEST).astype(np.uint16)
         return Prediction(metres, {"depth": metres}, Image.fromarray(millimetres))
-
-    def _windows(self, image: Tensor, name: str) -> Tensor:
-        """Metres (h, w) of a normalised image (3, h, w) whose shorter side is the window's."""
-        side, (height, width) = self.settings.window, image.shape[-2:]
-        total, count = torch.zeros(height, width), torch.zeros(height, width)
-        requests: list[Request] = []
-        for start in window_starts(max(height, width), self.settings):
-            top, left = (start, 0) if height > width else (0, start)
-            area = (slice(top, top + side), slice(left, left + side))
-            for mirrored in (False, True) if self.settings.flip else (False,):
-                window = image[:, *area].flip(-1) if mirrored else image[:, *area]
-                key = f"{name}/{top},{left}/{mirrored}"
-                inputs = {"image": window, "class_id": torch.tensor(self.scene), "id": name, "key": key}
-                requests.append((inputs, _adder(total[area], count[area], mirrored)))
-        answer_all(self.forward, requests, self.settings.batch_size)
-        return total / count
 
 
 Task = Segmentation | Referring | Depth
@@ -220,8 +202,6 @@ def _fitted(image: ndarray, side: int) -> ndarray:
     height, width = image.shape[:2]
     factor = side / min(height, width)
     size = (max(side, round(width * factor)), max(side, round(height * factor)))
-    if size == (width, height):
-        return image
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
@@ -233,12 +213,5 @@ def window_starts(length: int, settings: DepthEvaluation) -> list[int]:
     return depth_windows(length, side, max(settings.windows, 1 - (2 * (side - length) // side)))
 
 
-def _adder(total: Tensor, count: Tensor, mirrored: bool) -> Sink:
-    """Return what adds one window's output to the views of the sums that it covers."""
-
-    def add(output: Tensor) -> None:
-        metres = output[0].cpu()
-        total.add_(metres.flip(-1) if mirrored else metres)
-        count.add_(1)
-
-    return add
+def _sink(window: SlidingWindow, corner: tuple[int, int], mirrored: bool) -> Sink:
+    return lambda output: window.add(corner, (output.flip(-1) if mirrored else output).cpu())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.config.schema import Spec
-from vpd.tracking.records import HASH, KEY, SPEC, Point, git_commit, history_points, run_name, spec_params, spec_tags
+from vpd.tracking.records import HASH, KEY, SPEC, Point, flatten, git_commit, history_points, run_name, spec_tags
 from vpd.tracking.store import connected, environment, experiment_id
 from vpd.tracking.sync import log_points_and_params, tracked_runs
 
@@ -85,6 +85,6 @@ class Live:
         if not same:
             tags["git_commit"] = git_commit(Path())
             same = client.create_run(experiment, run_name=self.name, tags=tags).info.run_id
-            log_points_and_params(client, same, [], spec_params(self.spec))
+            log_points_and_params(client, same, [], flatten(self.spec.model_dump(mode="json")))
         client.update_run(same, status="RUNNING")
         return same

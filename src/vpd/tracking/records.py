@@ -9,9 +9,8 @@ import statistics
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from vpd.config.params import Params
 from vpd.config.schema import Spec, load_spec
@@ -20,16 +19,10 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.utils.fingerprint import MANIFEST
 
-if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
-
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
 UNKNOWN = "unknown"
 FROM_SPEC = ("scale", "protocol", "schedule", "task", "dataset", "method", "checkpoint")
-CONTEXTS = ("training", "validation")
 LONGEST_VALUE = 500
-LONGEST_DIGEST = 36
-"""Characters that MLflow keeps of a dataset's digest; the profile holds all of it."""
 
 
 class Point(NamedTuple):
@@ -45,28 +38,6 @@ class Point(NamedTuple):
         return 1000 * self.step
 
 
-class DatasetUse(NamedTuple):
-    """One split of one prepared dataset, as one run uses it."""
-
-    name: str
-    digest: str
-    """SHA-256 of the dataset's manifest, which lists that of every file."""
-    context: str
-    """``training`` or ``validation``."""
-    source: str
-    """Folder that holds the files."""
-    counts: Mapping[str, int]
-    """What the manifest counts; empty if the dataset itself is not here."""
-
-    def as_input(self) -> DatasetInput:
-        """Return MLflow's entity, whose source ``mlflow.data.get_source`` opens as a local folder."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        profile, source = json.dumps({"sha256": self.digest, **self.counts}), json.dumps({"uri": self.source})
-        dataset = Dataset(self.name, self.digest[:LONGEST_DIGEST], "local", source, profile=profile)
-        return DatasetInput(dataset, [InputTag("mlflow.data.context", self.context)])
-
-
 @dataclass(frozen=True)
 class Record:
     """Everything that one MLflow run shows."""
@@ -79,16 +50,14 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Path] = field(default_factory=dict)
     """Path inside the run -> file."""
-    datasets: tuple[DatasetUse, ...] = ()
 
     def digest(self) -> str:
-        """Digest of the content; tags and datasets do not count because a run can get them later."""
+        """Digest of the content; tags do not count because a run can get them later."""
         files = {name: sha256(path) for name, path in sorted(self.artifacts.items())}
         return digest([self.name, self.params, self.points, files])
 
 
-# --------------------------------------------------------------------------------------------------------------- collect
-def collect(results: Path, params: Params, digests: Mapping[str, str], data: Path) -> tuple[list[Record], int]:
+def collect(results: Path, params: Params, digests: Mapping[str, str]) -> tuple[list[Record], int]:
     """Collect the finished experiments of the matrix, and the report; count those that are not finished.
 
     An experiment is finished if its metrics carry the digest of its present spec: a new spec never stands beside old numbers.
@@ -103,7 +72,7 @@ def collect(results: Path, params: Params, digests: Mapping[str, str], data: Pat
         tags = {**commit, **table_tags(params, name)}
         try:
             seeds = sorted({row["seed"] for row in metrics["results"]})
-            records += [_seed_record(results, spec, seed, metrics, tags, digests, data) for seed in seeds]
+            records += [_seed_record(results, spec, seed, metrics, tags, digests) for seed in seeds]
         except (AttributeError, KeyError, TypeError) as error:
             path = results / "metrics" / f"{name}.json"
             raise UserError(f"{path} is not a metrics file ({error!r}); delete it and evaluate {name} again") from None
@@ -129,7 +98,6 @@ def _seed_record(
     metrics: dict[str, Any],
     tags: dict[str, str],
     digests: Mapping[str, str],
-    data: Path,
 ) -> Record:
     points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics["results"], seed)
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
@@ -141,9 +109,8 @@ def _seed_record(
         "data_digest": inputs.get("data") or digests.get(f"data/{spec.dataset}", UNKNOWN),
         "checkpoint_digest": inputs.get("checkpoint") or digests.get(f"checkpoints/{spec.checkpoint}", UNKNOWN),
     }
-    tags = {**tags, **trained_on, **spec_tags(spec, seed)}
-    name, datasets = run_name(spec.name, seed), dataset_uses(spec, tags["data_digest"], data)
-    return Record(tags[KEY], name, spec_params(spec), tuple(points), tags, artifacts, datasets)
+    tags, params = {**tags, **trained_on, **spec_tags(spec, seed)}, flatten(spec.model_dump(mode="json"))
+    return Record(tags[KEY], run_name(spec.name, seed), params, tuple(points), tags, artifacts)
 
 
 def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Record:
@@ -155,7 +122,6 @@ def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Recor
     return Record(key, "report", {}, tuple(_cell_points(results / "tables" / "cells.csv")), tags, artifacts)
 
 
-# ---------------------------------------------------------------------------------------------------------------- points
 def history_points(step: int, values: Mapping[str, float | str | None]) -> list[Point]:
     """Convert what training reports at one step; empty cells are left out."""
     return [Point(f"train/{name}", float(value), step) for name, value in values.items() if value not in ("", None)]
@@ -203,12 +169,6 @@ def metric_name(text: str) -> str:
     return re.sub(r"[^\w\-. ]", "-", text.replace("+", "plus")).strip()
 
 
-# ------------------------------------------------------------------------------------------------------------ parameters
-def spec_params(spec: Spec) -> dict[str, str]:
-    """Flatten a spec to MLflow parameters; the seed of a run is a tag."""
-    return flatten(spec.model_dump(mode="json"))
-
-
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten nested mappings to dotted keys; lists are joined, values cut at 500 characters."""
     flat: dict[str, str] = {}
@@ -225,10 +185,9 @@ def _text(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 
 
-# ------------------------------------------------------------------------------------------------------ tags and digests
-def run_key(scale: str, protocol: str, experiment: str, seed: int) -> str:
+def run_key(spec: Spec, seed: int) -> str:
     """Identify a run over time, whatever its results are."""
-    return f"{scale}/{protocol}/{experiment}/seed{seed}"
+    return f"{spec.scale}/{spec.protocol}/{run_name(spec.name, seed)}"
 
 
 def run_name(experiment: str, seed: int) -> str:
@@ -240,7 +199,7 @@ def spec_tags(spec: Spec, seed: int) -> dict[str, str]:
     """Return the tags that follow from spec and seed."""
     tags = {name: str(getattr(spec, name)) for name in FROM_SPEC}
     tags |= {"experiment": spec.name, "seed": str(seed), "backbone": spec.checkpoint, SPEC: spec.digest()}
-    tags[KEY] = run_key(spec.scale, spec.protocol, spec.name, seed)
+    tags[KEY] = run_key(spec, seed)
     return tags
 
 
@@ -270,26 +229,6 @@ def manifest_digests(data: Path, checkpoints: Path) -> dict[str, str]:
     folders = (("data", data), ("checkpoints", checkpoints))
     paths = [(kind, path) for kind, folder in folders for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     return {f"{kind}/{path.parent.name}": sha256(path) for kind, path in paths}
-
-
-def dataset_uses(spec: Spec, data_digest: str, data: Path) -> tuple[DatasetUse, ...]:
-    """Return both splits of the spec's dataset; none while its digest is not known.
-
-    RefCOCO's variants go by their own names. MLflow distinguishes the inputs of a run by name and digest, so the split is
-    part of the name.
-    """
-    if data_digest == UNKNOWN:
-        return ()
-    name, (source, counts) = spec.variant or spec.dataset, _described(data / spec.dataset)
-    return tuple(DatasetUse(f"{name}/{context}", data_digest, context, source, counts) for context in CONTEXTS)
-
-
-@cache
-def _described(dataset: Path) -> tuple[str, Mapping[str, int]]:
-    from vpd.datasets.manifest import located
-
-    manifest = dataset / MANIFEST
-    return located(dataset).as_posix(), read_json(manifest).get("counts", {}) if manifest.is_file() else {}
 
 
 def git_commit(folder: Path) -> str:

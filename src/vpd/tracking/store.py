@@ -41,7 +41,6 @@ class Unavailable(UserError):
     """MLflow cannot be reached, or refuses a request."""
 
 
-# ------------------------------------------------------------------------------------------------------------- addresses
 def scheme(uri: str) -> str:
     """Return the kind of store, without its driver; UserError if MLflow has no such kind."""
     name = uri.partition(":")[0].partition("+")[0]
@@ -111,7 +110,6 @@ def _answers(url: str) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------------------------ connection
 @contextlib.contextmanager
 def connected(uri: str) -> Iterator[MlflowClient]:
     """Yield a client of the store at ``uri``; whatever MLflow cannot do in the block raises ``Unavailable``."""
@@ -206,7 +204,6 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-# ---------------------------------------------------------------------------------------------------------------- errors
 def _unreachable(uri: str) -> Unavailable:
     return Unavailable(f"MLflow at {shown(uri)} is unreachable; start it or give another --uri")
 

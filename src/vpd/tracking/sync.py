@@ -87,18 +87,17 @@ def sync(
         UserError: a result file is damaged.
         Unavailable: MLflow cannot be reached or refuses; only if ``strict``.
     """
-    digests = manifest_digests(data, checkpoints)
-    records, unfinished = collect(results, params, digests, data)
+    records, unfinished = collect(results, params, manifest_digests(data, checkpoints))
     networks = networks_to_register(results, params, data, checkpoints)
     summary = Summary(shown(uri), experiment_name(params.scale), missed=len(records), unfinished=unfinished)
     try:
         with connected(uri) as client, exclusive(results / "runs" / "tracked", f"tracking of {results}"):
             experiment = experiment_id(client, uri, params.scale)
             runs = _log_runs(client, experiment, records, summary)
-            for network in (network for network in networks if network.run_key in runs):
-                run = client.get_run(runs[network.run_key])
-                summary.new_versions += register(client, experiment, network, run)
-                summary.models += 1
+            for network in networks:
+                if run := runs.get(run_key(network.spec, network.seed)):
+                    summary.new_versions += register(client, experiment, network, client.get_run(run))
+                    summary.models += 1
             summary.links = _links(client, uri, experiment, params)
     except Unavailable as error:
         if strict:
@@ -110,16 +109,24 @@ def sync(
     return summary
 
 
-# ------------------------------------------------------------------------------------------------------------------ runs
 def _log_runs(client: MlflowClient, experiment: str, records: list[Record], summary: Summary) -> dict[str, str]:
-    """Log every record that is not there yet; return the ids of the runs by key."""
-    present: dict[str, list[Run]] = {}
-    for run in tracked_runs(client, experiment):
-        present.setdefault(run.data.tags[KEY], []).append(run)
+    """Keep or create the run of every record, delete all others of its key; return the ids of the runs by key."""
+    present = list(tracked_runs(client, experiment))
     progress, runs = Progress(len(records), "MLflow", "runs"), {}
     for record in records:
-        old = present.get(record.key, [])
-        runs[record.key] = _log_run(client, experiment, record, old, summary)
+        old = [run for run in present if run.data.tags[KEY] == record.key]
+        current = next((run for run in old if _is_current(run, record)), None)
+        if current is not None:
+            runs[record.key] = current.info.run_id
+            _amend(client, current, record)
+            summary.kept += 1
+        else:
+            runs[record.key] = _create_run(client, experiment, record)
+            summary.replaced += bool(old)
+            summary.added += not old
+        for run in old:
+            if run is not current:
+                client.delete_run(run.info.run_id)
         summary.missed -= 1
         progress.advance(note=record.name)
     progress.close()
@@ -135,23 +142,6 @@ def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> 
         token = page.token or ""
 
 
-def _log_run(client: MlflowClient, experiment: str, record: Record, old: list[Run], summary: Summary) -> str:
-    """Keep or create the run of one record, delete all others of its key, and return its id."""
-    current = next((run for run in old if _is_current(run, record)), None)
-    if current is not None:
-        run_id = current.info.run_id
-        _amend(client, current, record)
-        summary.kept += 1
-    else:
-        run_id = _create_run(client, experiment, record)
-        summary.replaced += bool(old)
-        summary.added += not old
-    for run in old:
-        if run is not current:
-            client.delete_run(run.info.run_id)
-    return run_id
-
-
 def _is_current(run: Run, record: Record) -> bool:
     tags = run.data.tags
     data = {tags.get("data_digest", UNKNOWN), record.tags.get("data_digest", UNKNOWN)} - {UNKNOWN}
@@ -159,9 +149,7 @@ def _is_current(run: Run, record: Record) -> bool:
 
 
 def _amend(client: MlflowClient, run: Run, record: Record) -> None:
-    """Add datasets and tags that were not known when the run was logged; the commit stays that of the first time."""
-    if record.datasets and not (run.inputs and run.inputs.dataset_inputs):
-        client.log_inputs(run.info.run_id, [use.as_input() for use in record.datasets])
+    """Add tags that were not known when the run was logged; the commit stays that of the first time."""
     for name, value in record.tags.items():
         if name != "git_commit" and value not in (UNKNOWN, run.data.tags.get(name)):
             client.set_tag(run.info.run_id, name, value)
@@ -171,8 +159,6 @@ def _create_run(client: MlflowClient, experiment: str, record: Record) -> str:
     """Log a new run; only the status FINISHED, set last, makes it count."""
     tags = {**record.tags, HASH: record.digest()}
     run = client.create_run(experiment, run_name=record.name, tags=tags).info.run_id
-    if record.datasets:
-        client.log_inputs(run, [use.as_input() for use in record.datasets])
     log_points_and_params(client, run, record.points, record.params)
     for name, path in record.artifacts.items():
         client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
@@ -192,7 +178,6 @@ def log_points_and_params(client: MlflowClient, run: str, points: Sequence[Point
         client.log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
 
 
-# ----------------------------------------------------------------------------------------------------------------- links
 def compare_links(uri: str, params: Params) -> dict[str, str]:
     """Return the UI's comparison page of every table with at least two finished runs, each row by its lowest seed."""
     with connected(uri) as client:
@@ -209,7 +194,7 @@ def _links(client: MlflowClient, uri: str, experiment: str, params: Params) -> d
     links = {}
     for table, layout in params.tables.items():
         names = [name for row in layout.rows for name in row.trained.values()]
-        keys = [run_key(params.scale, params.protocol, name, 0).rpartition("/")[0] for name in names]
+        keys = [f"{params.scale}/{params.protocol}/{name}" for name in names]
         runs = list(dict.fromkeys(lowest[key][1] for key in keys if key in lowest))
         if len(runs) > 1:
             links[table] = compare_url(uri, experiment, runs)
