@@ -29,7 +29,7 @@ from vpd.pretrained.released import (
     released_spec,
 )
 from vpd.stages.data import prepare_dataset
-from vpd.training.runs import COLUMNS, run_fingerprint
+from vpd.training.runs import COLUMNS, gather, run_fingerprint
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
@@ -144,6 +144,7 @@ def test_imported_weights_are_evaluated(tmp_path, checkpoints):
     spec = released.spec.model_copy(update={"variant": "refcoco", "dataset": "refcoco", "seeds": (0, 1)})
     facts = import_weights(spec, released.file, released.data, released.checkpoint, released.runs)
     assert (facts["file"], facts["sha256"]) == (released.file.name, sha256(released.file))
+    gather(released.runs, released_spec(spec).seeds, tmp_path / "history.csv")
     places = (tmp_path / "metrics.json", tmp_path / "panels", tmp_path / "state")
     evaluate(released_spec(spec), released.runs, released.data, released.checkpoint, *places)
     results = read_json(tmp_path / "metrics.json")["results"]
