@@ -1,6 +1,7 @@
 """The networks compute what the authors' released code computes, forward and backward, for all three tasks.
 
-Tolerances are relative L2 errors in float32: 3e-6 for features and maps, 5e-6 for outputs. Gradients of the training loss
+Tolerances are relative L2 errors in float32: 5e-6 for features, maps and outputs (2.9e-6 was
+measured on the first machine and 3.73e-6 on another processor, by the same code). Gradients of the training loss
 pass ReLUs, where a few pre-activations near zero change sign with rounding: there the norm of the worst tensor may be
 5e-3 off, but that of the median tensor only 5e-6 (5e-4 for depth, whose decoder is nearly constant under the recipe).
 """
@@ -25,7 +26,7 @@ from vpd.pretrained.original import convert, rename
 from vpd.training.losses import loss
 from vpd.utils.errors import UserError
 
-FEATURES, OUTPUT, LOSS = 3e-6, 5e-6, 1e-6
+FEATURES, OUTPUT, LOSS = 5e-6, 5e-6, 1e-6
 WORST = 5e-3
 MEDIAN = {"seg": 5e-6, "refer": 5e-6, "depth": 5e-4}
 NOISE = 1e-5

@@ -58,7 +58,7 @@ def import_weights(spec: Spec, file: Path, data: Path, checkpoint: Path, run: Pa
     state = read_released(file, spec.task)
     network, dataset = open_model(spec, data, checkpoint)
     model = cast(VPD, network)  # The task's names, which were checked, are VPD's.
-    classes: list[str] = dataset.classes  # type: ignore[attr-defined]
+    classes: list[str] = dataset.classes
     facts = {"file": file.name, "sha256": sha256(file), **adopt(model, state, file, classes)}
     publish_run(spec, model, data, checkpoint, run)
     return facts

@@ -8,7 +8,6 @@ from typing import Any
 
 from vpd.config.params import Params
 from vpd.config.reported import load_claims, load_reported
-
 from vpd.config.tables import FigureSpec, matched_row
 from vpd.report.claims import Points, answers, findings
 from vpd.report.collect import collect, read_costs, read_curves, read_timings, row_costs

@@ -86,10 +86,11 @@ def _evaluate(name: str, params: Params, paths: Paths) -> Answer:
 
 
 def _released(name: str, params: Params, paths: Paths) -> Answer:
-    specs = [params.resolve(line.experiment or key).model_dump(mode="json") for key, line in params.released.items()]
-    lines = [line.model_dump(mode="json") for line in params.released.values()]
-    inputs = {key: paths.dataset(key) for key in ("ade20k", "nyuv2", "refcoco")} | {"sd": paths.checkpoint("sd-1-5")}
-    wanted = fingerprint([lines, specs], ("pretrained", "datasets", "models", "evaluation"), inputs)
+    specs = [params.resolve(line.experiment or key) for key, line in params.released.items()]
+    settings = [line.model_dump(mode="json") for line in (*params.released.values(), *specs)]
+    inputs = {spec.dataset: paths.dataset(spec.dataset) for spec in specs}
+    inputs |= {spec.checkpoint: paths.checkpoint(spec.checkpoint) for spec in specs if spec.model.kind == "vpd"}
+    wanted = fingerprint(settings, ("pretrained", "datasets", "models", "evaluation"), inputs)
     return _recorded("released", paths, wanted, paths.released / "index.json")
 
 

@@ -94,7 +94,7 @@ def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> 
         ) from error
     if gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
-    backbone = backbone_class(network)
+    backbone: Backbone = backbone_class(network)
     if drop_path > 0.0:
         layers = network.layers if spec.architecture == "sam" else network.encoder.layers
         rates = [drop_path * block / max(1, len(layers) - 1) for block in range(len(layers))]
