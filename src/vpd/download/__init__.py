@@ -89,13 +89,18 @@ def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
         "nyuv2-sync": Preparation(nyuv2.prepare_sync, ("archive", "list"), ("download/nyuv2",)),
         "refcoco": Preparation(refcoco.prepare_references, ("archive",), ("download/refcoco",)),
         "coco": Preparation(refcoco.prepare_images, ("archive",), ("download/refcoco",)),
-        "keep": Preparation(lambda files, out: [_place(path, out / path.name) for path in files.values()]),
+        "keep": Preparation(_keep),
     }
     preparation: Preparation = pick(kind, kinds, "kind of preparation", where)
     for role in preparation.roles:
         if role not in roles:
             raise UserError(f"{where}: '{kind}' needs a file with the role '{role}'; {nearest(role, roles)}")
     return preparation
+
+
+def _keep(files: dict[str, Path], out: Path) -> None:
+    for path in files.values():
+        _place(path, out / path.name)
 
 
 def _collect(name: str, entry: Entry, archives: Path, out: Path, given: Sequence[Path]) -> dict[str, Archive]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class BlipBackbone(Backbone):
         return [to_map(tokens[:, 1:], self.patch_grid(images))]
 
 
-ARCHITECTURES: dict[str, tuple[Any, Any, type[Backbone]]] = {
+ARCHITECTURES: dict[str, tuple[Any, Any, Callable[[nn.Module], Backbone]]] = {
     "sam": (SamVisionConfig, SamVisionEncoder, SamBackbone),
     "blip": (BlipVisionConfig, BlipVisionModel, BlipBackbone),
     "blip-2": (Blip2VisionConfig, Blip2VisionModel, BlipBackbone),
@@ -94,7 +95,7 @@ def build(spec: NetworkSpec, drop_path: float, gradient_checkpointing: bool) -> 
         ) from error
     if gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
-    backbone: Backbone = backbone_class(network)
+    backbone = backbone_class(network)
     if drop_path > 0.0:
         layers = network.layers if spec.architecture == "sam" else network.encoder.layers
         rates = [drop_path * block / max(1, len(layers) - 1) for block in range(len(layers))]
