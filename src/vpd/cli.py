@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "VPD (ICCV 2023) as one workflow. The commands from `data` on are its stages, run by dvc repro or snakemake."
 )
+STAGES = {
+    "data": "draw synthetic scenes, or download and check a real dataset",
+    "pretrain": "pre-train the small Stable Diffusion",
+    "checkpoint": "take or check one Stable Diffusion checkpoint",
+    "backbone": "download one backbone's public weights, or pre-train it small",
+    "train": "train one experiment, all its seeds",
+    "evaluate": "measure one experiment, all its seeds",
+}
 PREDICT_PATHS = {
     "spec": "resolved spec of the experiment",
     "weights": "its weights",
@@ -144,37 +152,24 @@ def _paper_scale(commands: Commands) -> None:
 
 
 def _stages(commands: Commands) -> None:
-    command = _command(commands, "data", _data, "draw a synthetic dataset, or download and check a real one")
-    command.add_argument("name", help="dataset, as in params.yaml")
-    _archives(command)
-    _params(command, protocol=False)
-
-    command = _command(commands, "pretrain", _pretrain, "pre-train the small Stable Diffusion")
-    _params(command, protocol=False)
-
-    command = _command(commands, "checkpoint", _checkpoint, "take or check one Stable Diffusion checkpoint")
-    command.add_argument("name", help="checkpoint, as in params.yaml")
-    _params(command, protocol=False)
-
-    command = _command(commands, "backbone", _backbone, "download one backbone's public weights, or pre-train it small")
-    command.add_argument("name", help="backbone, as in params.yaml")
-    _params(command, protocol=False)
-
-    command = _command(commands, "train", _train, "train one experiment, all its seeds")
-    command.add_argument("name", help="experiment, as in params.yaml")
-    live = os.environ.get("VPD_LIVE")
-    command.add_argument("--live", metavar="URI", default=live, help="MLflow server to log to live")
-    _params(command)
-
-    command = _command(commands, "evaluate", _evaluate, "measure one experiment, all its seeds")
-    command.add_argument("name", help="experiment, as in params.yaml")
-    _params(command)
+    for stage, text in STAGES.items():
+        command = _command(commands, stage, _stage, text)
+        if stage != "pretrain":
+            kind = "experiment" if stage in ("train", "evaluate") else "dataset" if stage == "data" else stage
+            command.add_argument("name", help=f"{kind}, as in params.yaml")
+        if stage == "data":
+            _archives(command)
+        if stage == "train":
+            live = os.environ.get("VPD_LIVE")
+            command.add_argument("--live", metavar="URI", default=live, help="MLflow server to log to live")
+        _params(command, protocol=stage in ("train", "evaluate"))
+        command.set_defaults(stage=stage)
 
     command = _command(commands, "released", _released, "measure the weights that the authors released")
     _archives(command)
     _params(command)
 
-    command = _command(commands, "report", _report, "write every table and figure beside the paper's numbers")
+    command = _command(commands, "report", _report, "write every table and figure next to the paper's numbers")
     command.add_argument("--out", type=Path, help="folder to write (default: that of the results)")
     _params(command)
 
@@ -327,96 +322,17 @@ def _import_weights(options: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- stages
-def _run_stage(options: argparse.Namespace, stage: str, name: str, action: Callable[[Params, Paths], dict]) -> None:
-    """Run a stage and note how long it took, unless its output is current; torch is not imported to find that out."""
-    from vpd.stages.keys import is_current
-    from vpd.stages.timing import Stopwatch
+def _stage(options: argparse.Namespace) -> None:
+    from vpd.stages.run import run_stage
 
-    params, paths = _load(options)
-    timing = paths.timing(stage, name or "pretraining")
-    if timing.is_file() and is_current(stage, name, params, paths):
-        print(f"{stage} {name}".rstrip() + " is up to date")
-        return
-    watch = Stopwatch()
-    watch.write(timing, stage, name or "pretraining", **action(params, paths))
-
-
-def _data(options: argparse.Namespace) -> None:
-    def action(params: Params, paths: Paths) -> dict:
-        from vpd.stages.data import prepare_dataset
-        from vpd.utils.files import exclusive
-
-        spec, out = params.dataset(options.name), paths.dataset(options.name)
-        with exclusive(out):
-            prepare_dataset(options.name, spec, out, options.archives)
-        print(f"{options.name} is ready; look at {out / 'preview.png'}")
-        return {}
-
-    _run_stage(options, "data", options.name, action)
-
-
-def _pretrain(options: argparse.Namespace) -> None:
-    def action(params: Params, paths: Paths) -> dict:
-        from vpd.pretraining.diffusion.pretrain import pretrain
-        from vpd.utils.files import exclusive
-
-        spec = params.pretraining
-        with exclusive(paths.pretraining):
-            pretrain(spec, paths.dataset(spec.dataset), paths.pretraining, paths.state("pretrain"))
-        return {"steps": max(spec.milestones.values(), default=0)}
-
-    _run_stage(options, "pretrain", "", action)
-
-
-def _checkpoint(options: argparse.Namespace) -> None:
-    def action(params: Params, paths: Paths) -> dict:
-        from vpd.pretrained.checkpoints import assemble
-        from vpd.utils.files import exclusive
-
-        spec, out = params.checkpoint(options.name), paths.checkpoint(options.name)
-        with exclusive(out):
-            assemble(options.name, spec, paths.pretraining, out)
-        return {}
-
-    _run_stage(options, "checkpoint", options.name, action)
-
-
-def _backbone(options: argparse.Namespace) -> None:
-    def action(params: Params, paths: Paths) -> dict:
-        from vpd.stages.backbone import make_backbone
-
-        return {"steps": make_backbone(options.name, params, paths)}
-
-    _run_stage(options, "backbone", options.name, action)
-
-
-def _train(options: argparse.Namespace) -> None:
-    def action(params: Params, paths: Paths) -> dict:
-        from vpd.stages.training import train_experiment
-
-        spec = params.resolve(options.name)
-        steps = train_experiment(spec, paths, params.resources(options.name).gpus, options.live)
-        return {"steps": steps, "seeds": len(spec.seeds)}
-
-    _run_stage(options, "train", options.name, action)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    def action(params: Params, paths: Paths) -> dict:
-        from vpd.config.schema import load_spec
-        from vpd.stages.training import evaluate_experiment
-
-        spec = load_spec(paths.spec(options.name))
-        evaluate_experiment(spec, paths)
-        return {"seeds": len(spec.seeds)}
-
-    _run_stage(options, "evaluate", options.name, action)
+    given = {name: getattr(options, name) for name in ("archives", "live") if hasattr(options, name)}
+    print(run_stage(options.stage, getattr(options, "name", ""), *_load(options), **given))
 
 
 def _released(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
     from vpd.stages.released import measure_released
-    from vpd.stages.timing import Stopwatch
+    from vpd.stages.run import Stopwatch
 
     params, paths = _load(options)
     params.check_released()
