@@ -194,15 +194,6 @@ def test_layers_of_a_backbone_count_as_those_of_a_transformer(baselines):
     assert baselines["seg-clip"]["backbone"].macs == 12 * block + patches
 
 
-def test_gradient_checkpointing_computes_a_backbone_twice(smoke):
-    spec = smoke.resolve("seg-clip")
-    backbone = smoke.backbone(spec.checkpoint)
-    plain, again = cost(spec, backbone), cost(with_training(spec, gradient_checkpointing=True), backbone)
-    assert again.training_macs - plain.training_macs == again.parts["backbone"].macs
-    assert again.step_bytes() < plain.step_bytes()
-    assert plain.text_parameters == plain.encoder == 0
-
-
 def test_parts_must_be_those_of_the_network(params):
     with pytest.raises(UserError, match="seg-swin-l uses checkpoint swin-l; give"):
         cost(params.resolve("seg-swin-l"))

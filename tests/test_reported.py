@@ -46,12 +46,6 @@ def test_number_is_the_paper_s(table, match, column, value):
     assert source.rows[index][column] == value
 
 
-def test_rows_have_their_own_labels():
-    for source in load_reported().values():
-        labels = [source.label(index) for index in range(len(source.rows))]
-        assert len(set(labels)) == len(labels)
-
-
 def test_shape_of_the_paper():
     shape = {name: (len(table.rows), len(table.columns)) for name, table in load_reported().items()}
     assert shape == {
@@ -85,20 +79,3 @@ def test_every_row_is_run_at_every_scale_or_says_why_not():
         run |= set(range(len(table.rows))) if name in params.figures and params.figures[name].points else set()
         for index, row in enumerate(table.rows):
             assert (index in run) != bool(row.get("quoted")), (name, table.label(index))
-
-
-def test_reasons_are_sentences_and_no_part_of_a_row_s_name():
-    for table in load_reported().values():
-        for index, row in enumerate(table.rows):
-            reason = str(row.get("quoted", "not a real reason"))
-            assert len(reason.split()) > 3
-            assert not reason.endswith(".")
-            assert reason not in table.label(index)
-
-
-def test_settings_and_counted_columns_are_columns():
-    tables = load_reported()
-    assert tables["table1"].settings == ("iters", "crop")
-    assert {name: dict(table.costs) for name, table in tables.items() if table.costs}.keys() == {"table1"}
-    for table in tables.values():
-        assert {*table.settings, *table.costs} <= set(table.columns)
