@@ -147,20 +147,14 @@ def test_every_claim_of_the_paper_holds_for_the_paper_s_own_numbers():
                 assert sign * (better - worse) > 0, (claim.title, column)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"table": "table5", "columns": ["miou_8k"]},
-        {"table": "table5", "columns": ["miou_8k"], "better": {"a": 1}},
-        {"table": "a", "columns": ["b"], "better": {"a": 1}, "worse": [{"a": 2}], "order": [{"a": 1}, {"a": 2}]},
-        {"figure": "figure3"},
-        {"figure": "figure3", "trend": "rises"},
-    ],
-)
-def test_a_claim_is_of_one_kind(fields):
-    with pytest.raises(ValueError, match=r"claim 'x' needs a table|Input should be"):
-        Claim.model_validate({"title": "x"} | fields)
+def test_a_claim_is_of_one_kind():
+    table, both = (
+        {"table": "a", "columns": ["b"], "better": {"a": 1}},
+        {"worse": [{"a": 2}], "order": [{"a": 1}, {"a": 2}]},
+    )
+    for fields in ({}, table, table | both, {"figure": "figure3"}, {"figure": "figure3", "trend": "rises"}):
+        with pytest.raises(ValueError, match=r"claim 'x' needs a table|Input should be"):
+            Claim.model_validate({"title": "x"} | fields)
 
 
 def points(*means):

@@ -54,9 +54,8 @@ def test_paper_scale_has_the_papers_numbers():
 
 
 def test_protocols_differ_where_fidelity_says():
-    official, paper = (
-        load_params(ROOT / "params.yaml", "paper", name).resolve("seg-full") for name in ("official", "paper")
-    )
+    both = (load_params(ROOT / "params.yaml", "paper", name) for name in ("official", "paper"))
+    official, paper = (params.resolve("seg-full") for params in both)
     assert (official.model.timestep, paper.model.timestep) == (1, 0)
     assert (official.training.loss.average, paper.training.loss.average) == ("all-pixels", "valid-pixels")
     assert (len(official.training.optimizer.lr_rules), len(paper.training.optimizer.lr_rules)) == (2, 1)

@@ -163,9 +163,3 @@ def test_every_job_is_listed_with_what_it_needs(capsys, monkeypatch):
             assert shown[3:] == [
                 str(needs["gpus"]), amount(needs["gpu_mem_mb"] * 2**20), amount(needs["mem_mb"] * 2**20), str(needs["cpus"])
             ]  # fmt: skip
-
-
-def test_the_documentations_total_is_that_of_the_costs():
-    page, costs = (ROOT / "docs/paper-scale.md").read_text(), json.loads(COSTS.read_text())
-    total = sum(hours for entry in costs.values() for hours in entry["hours"].values())
-    assert f"needs {total:,.0f} of them" in page
