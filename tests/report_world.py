@@ -17,10 +17,7 @@ from vpd.utils.files import write_json
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 QUESTIONS = tuple(
     QuestionSpec(title=title, metric="final.miou_ss", first=first, second="seg-fast")
-    for title, first in (
-        ("Does the scaling of latents matter?", "seg-scaled-latents"),
-        ("Is t = 0 or 1 better?", "seg-t0"),
-    )
+    for title, first in (("Does the scaling of latents matter?", "seg-scaled-latents"), ("Is t = 0 better?", "seg-t0"))
 )
 METRICS = {
     "segmentation": {"miou_ss": 30.0, "macc_ss": 40.0, "aacc_ss": 70.0, "miou_ms": 31.0},
@@ -47,9 +44,8 @@ def write_metrics(path, spec, generator, seeds):
 def write_history(path, generator, seeds):
     steps = np.arange(10, 201, 10)
     losses = [2 * np.exp(-steps / 80) + 0.3 + generator.normal(0, 0.05, 20) for _ in seeds]
-    frames = [
-        pd.DataFrame({"seed": seed, "step": steps, "loss": loss}) for seed, loss in zip(seeds, losses, strict=True)
-    ]
+    runs = zip(seeds, losses, strict=True)
+    frames = [pd.DataFrame({"seed": seed, "step": steps, "loss": loss}) for seed, loss in runs]
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.concat(frames).to_csv(path, index=False)
 

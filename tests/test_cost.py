@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fixtures.parity.narrow import make_spec, with_training, write_checkpoint
 from vpd.config.params import load_params
 from vpd.planning.cost import all_costs, cost, forward_passes, resources, write_costs
-from vpd.planning.costs import GIB, markdown, paper_gflops
+from vpd.planning.costs import GIB, paper_gflops
 from vpd.planning.networks import build, count, make_batch, read_parts
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.losses import loss
@@ -31,11 +31,6 @@ POST_QUANT = 20
 @pytest.fixture(scope="module")
 def params():
     return load_params("params.yaml", "paper")
-
-
-@pytest.fixture(scope="module")
-def smoke():
-    return load_params("params.yaml", "smoke")
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +82,12 @@ def test_only_expressions_need_the_text_encoder_in_memory(costs):
         ("seg", "vae", 558.33), ("seg", "unet", 404.68), ("seg", "adapter", 0.18), ("seg", "neck", 3.87),
         ("seg", "head", 4.72), ("refer", "unet", 400.03), ("refer", "head", 54.09), ("refer 77", "unet", 401.59),
         ("refer 77", "head", 54.36), ("depth", "unet", 385.56), ("depth", "head", 3.51 + 77.70),
+        ("seg", "", 971.77), ("refer", "", 1012.49), ("refer 77", "", 1014.37),
     ],
 )  # fmt: skip
 def test_multiply_adds_by_part(costs, task, part, expected):
-    assert costs[task].parts[part].macs / 1e9 == pytest.approx(expected, abs=0.011)
-
-
-def test_multiply_adds_in_total(costs):
-    assert costs["seg"].total.macs / 1e9 == pytest.approx(971.77, rel=1e-5)
-    assert costs["refer"].total.macs / 1e9 == pytest.approx(1012.49, rel=1e-5)
-    assert costs["refer 77"].total.macs / 1e9 == pytest.approx(1014.37, rel=1e-5)
+    macs = costs[task].parts[part].macs if part else costs[task].total.macs
+    assert macs / 1e9 == pytest.approx(expected, abs=0.011 if part else 1e-5 * expected)
 
 
 def test_depth_saves_what_a_single_token_makes_superfluous(costs):
@@ -149,11 +140,8 @@ def total(parts: dict, value: str) -> int:
 def test_parameters_of_upernets_are_the_published_ones_without_the_auxiliary_head(
     baselines, name, published, third_level
 ):
-    """Published by Swin's and ConvNeXt's authors for these backbones with UPerNet, in whole millions.
-
-    Their second head, for training only, is a 3x3 convolution of the third level to 256 channels, batch norm and a 1x1 to
-    150 classes.
-    """
+    """Published in whole millions; the authors' second head, for training only, is a 3x3 convolution of the third level to
+    256 channels, batch norm and a 1x1 to 150 classes."""
     auxiliary = third_level * 9 * 256 + 2 * 256 + 257 * 150
     assert total(baselines[name], "parameters") + auxiliary == pytest.approx(published, abs=0.5e6)
 
@@ -192,22 +180,6 @@ def test_layers_of_a_backbone_count_as_those_of_a_transformer(baselines):
     block = tokens * (4 * width**2 + 2 * 4 * width**2) + 2 * tokens**2 * width
     patches = 40 * 40 * 3 * 16**2 * width
     assert baselines["seg-clip"]["backbone"].macs == 12 * block + patches
-
-
-def test_gradient_checkpointing_computes_a_backbone_twice(smoke):
-    spec = smoke.resolve("seg-clip")
-    backbone = smoke.backbone(spec.checkpoint)
-    plain, again = cost(spec, backbone), cost(with_training(spec, gradient_checkpointing=True), backbone)
-    assert again.training_macs - plain.training_macs == again.parts["backbone"].macs
-    assert again.step_bytes() < plain.step_bytes()
-    assert plain.text_parameters == plain.encoder == 0
-
-
-def test_parts_must_be_those_of_the_network(params):
-    with pytest.raises(UserError, match="seg-swin-l uses checkpoint swin-l; give"):
-        cost(params.resolve("seg-swin-l"))
-    with pytest.raises(UserError, match="seg-full uses checkpoint sd-1-5; give"):
-        cost(params.resolve("seg-full"), params.backbone("swin-l"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- memory
@@ -251,20 +223,12 @@ def test_the_authors_own_runs_take_their_hours(costs):
 
 
 # ------------------------------------------------------------------------------------------------------ table and reserves
-def test_table_shows_the_paper_beside_the_row_that_runs_it(params, costs):
-    lines = markdown({"seg-full": costs["seg"], "depth-full": costs["depth"]}, paper_gflops(params)).splitlines()
-    assert lines[2].startswith("| seg-full | 902.4 | 868.2 | 971.77 | 890.85 | 891 |")
-    assert lines[3].startswith("| depth-full | 906.4 | 872.2 | 1025.1 | 947.74 | – |")
-
-
 def test_reserves_of_a_gpu_run(params, costs):
     spec = params.resolve("seg-full")
     reserved, shared = resources(costs["seg"])["train"], resources(costs["seg"], gpus=8)["train"]
-    assert reserved["gpus"] == 1
     assert reserved["cpus"] == 1 + spec.training.workers
     assert reserved["gpu_mem_mb"] * 2**20 >= costs["seg"].gpu_bytes() > (reserved["gpu_mem_mb"] - 1) * 2**20
     assert 208 * 60 < reserved["runtime"] < 1.5 * 208 * 60
-    assert shared["gpus"] == 8
     assert 26 * 60 < shared["runtime"] < 1.5 * 26 * 60
     assert shared["gpu_mem_mb"] < 32 * 1024  # two images per V100, as the authors ran it
     for found in costs.values():  # an evaluation takes less than training on one GPU
@@ -295,6 +259,6 @@ def test_an_evaluation_passes_every_window_view_and_mirror(params):
     assert forward_passes(params.resolve("refcoco-full")) == 10834
 
 
-def test_a_scale_that_generates_its_data_is_refused(smoke):
+def test_a_scale_that_generates_its_data_is_refused():
     with pytest.raises(UserError, match=r"scale smoke generates its data .* use --scale paper"):
-        all_costs(smoke)
+        all_costs(load_params("params.yaml", "smoke"))

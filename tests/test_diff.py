@@ -11,13 +11,10 @@ from vpd.report.cells import compare_cells, read_cells
 RESULTS = Path(__file__).parent.parent / "results" / "mini"
 
 
-def test_a_folder_equals_itself(capsys):
+def test_differences_are_named_with_their_noise(tmp_path, capsys):
+    """One cell is 1.5 higher, one is gone and one is quoted no more; a folder equals itself."""
     assert main(["diff", str(RESULTS), str(RESULTS)]) == 0
     assert "cells are equal" in capsys.readouterr().out
-
-
-def test_differences_are_named_with_their_noise(tmp_path, capsys):
-    """One cell is 1.5 higher, one is gone and one is quoted no more."""
     frame, other = pd.read_csv(RESULTS / "tables/cells.csv"), tmp_path / "cells.csv"
     rows = (frame["table"] == "table5") & (frame["row"] == "no prompt")
     frame.loc[rows & (frame["column"] == "miou_8k"), "value"] += 1.5

@@ -1,4 +1,4 @@
-"""The MLflow UI, in a real browser: the runs, Table 5's seven rows side by side, a registered model."""
+"""The MLflow UI, in a real browser: the runs, Table 5's seven rows side by side."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from browser_world import chromium
-from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_depth, write_results
+from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_results
 from vpd.config.params import Params
 from vpd.tracking import compare_links, sync
 
@@ -52,11 +51,11 @@ def line(driver: webdriver.Chrome, xpath: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory) -> Iterator[tuple[str, Params]]:
-    """Address of a server that shows the runs of Table 5 and a registered model, and the parameters of Table 5."""
-    folder, params, more = tmp_path_factory.mktemp("ui"), table5(), table5(depth=True)
+    """Address of a server that shows the runs of Table 5, and their parameters."""
+    folder, params = tmp_path_factory.mktemp("ui"), table5()
     write_results(folder / "results", params)
     store = f"sqlite:///{folder / 'mlflow.db'}"
-    sync(folder / "results", more, store, **write_depth(folder, more))
+    sync(folder / "results", params, store)
     with mlflow_server(folder, free_port(), store) as uri:
         yield uri, params
 
@@ -78,19 +77,3 @@ def test_the_ui_lists_the_runs_and_compares_the_rows_of_table_5(browser, ui, tmp
         assert line(browser, f"//a[normalize-space(.)='{milestone}/miou_ss']") == values
     places = ["none", "none", "none", "mid", "down", "up", "down, up"]
     assert line(browser, "//th[.='model.attention.places']") == places
-
-
-def test_the_ui_shows_the_registered_model_at_its_run(browser, ui, tmp_path):
-    uri, _ = ui
-    browser.get(f"{uri}/#/models/vpd-depth")
-    listed = wait_for(browser, lambda text: "Version 1" in text and "champion" in text)
-    assert "16-bit millimetres" in listed
-    browser.get(f"{uri}/#/models/vpd-depth/versions/1")
-    expected = ("depth-full/seed0", "champion", "mini-official")
-    wait_for(browser, lambda text: all(part in text for part in expected))
-    browser.save_screenshot(str(tmp_path / "model.png"))
-
-    version = MlflowClient(uri).get_model_version("vpd-depth", "1")
-    browser.get(f"{uri}/#/experiments/1/runs/{version.run_id}")
-    wait_for(browser, lambda text: "Logged models (1)" in text)
-    browser.save_screenshot(str(tmp_path / "run.png"))

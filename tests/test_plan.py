@@ -88,25 +88,20 @@ def nothing_done(stage: str, key: str) -> bool:
 
 def test_hours_and_disk_at_paper_scale_are_those_of_vpd_cost(paper, tmp_path):
     jobs, costs = read_graph(paper, ROOT / "dvc.yaml"), json.loads(COSTS.read_text())
+    timing = tmp_path / "results/paper/timing/train/seg-full.json"
+    timing.parent.mkdir(parents=True)
+    timing.write_text('{"seconds": 7200}')
     found = estimates(paper, jobs, read_entries(COSTS, Computed), nothing_done, tmp_path)
+    assert found["train@seg-full"].hours == 2  # what was recorded here comes before what was computed
     assert not any(estimate.done for estimate in found.values())
     for name, entry in costs.items():
-        assert found[f"train@{name}"].hours == pytest.approx(entry["hours"]["train"] / 8)
+        assert name == "seg-full" or found[f"train@{name}"].hours == pytest.approx(entry["hours"]["train"] / 8)
         assert found[f"evaluate@{name}"].hours == entry["hours"]["evaluate"]
         assert (found[f"train@{name}"].gpus, found[f"evaluate@{name}"].gpus) == (8, 1)
     seeds, milestones = len(paper.resolve("seg-fast").seeds), 2
     assert found["train@seg-fast"].written == 4 * costs["seg-fast"]["trainable"] * seeds * milestones
     assert found["checkpoint@sd-1-4"].written == SD1_BYTES
     assert found["data@nyuv2"].written > 10e9
-
-
-def test_what_was_recorded_here_comes_before_what_was_computed(paper, tmp_path):
-    timing = tmp_path / "results/paper/timing/train/seg-full.json"
-    timing.parent.mkdir(parents=True)
-    timing.write_text('{"seconds": 7200}')
-    jobs = read_graph(paper, ROOT / "dvc.yaml")
-    found = estimates(paper, jobs, read_entries(COSTS, Computed), nothing_done, tmp_path)
-    assert found["train@seg-full"].hours == 2
 
 
 def test_another_scales_costs_are_not_used(smoke, tmp_path):
@@ -126,12 +121,6 @@ def test_done_is_what_is_current_with_all_that_it_needs(smoke, tmp_path, stale, 
     jobs = ancestors(read_graph(smoke, ROOT / "dvc.yaml"), ["evaluate@depth-full"])
     found = estimates(smoke, jobs, {}, lambda stage, key: (stage, key) != stale, tmp_path)
     assert {name for name, estimate in found.items() if not estimate.done} == lost
-
-
-def test_a_file_that_holds_no_costs_is_named(tmp_path):
-    (tmp_path / "costs.json").write_text('{"seg-full": {"hours": {}}}')
-    with pytest.raises(UserError, match=r"costs\.json is not a file of costs \(seg-full\.resources\)"):
-        read_entries(tmp_path / "costs.json", Computed)
 
 
 # ----------------------------------------------------------------------------------------------------------------- text
@@ -174,15 +163,3 @@ def test_every_job_is_listed_with_what_it_needs(capsys, monkeypatch):
             assert shown[3:] == [
                 str(needs["gpus"]), amount(needs["gpu_mem_mb"] * 2**20), amount(needs["mem_mb"] * 2**20), str(needs["cpus"])
             ]  # fmt: skip
-
-
-def test_the_documentations_total_is_that_of_the_costs():
-    page, costs = (ROOT / "docs/paper-scale.md").read_text(), json.loads(COSTS.read_text())
-    total = sum(hours for entry in costs.values() for hours in entry["hours"].values())
-    assert f"needs {total:,.0f} of them" in page
-
-
-def test_numbers_of_machines_are_checked(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["plan", "--gpus", "0"])
-    assert "not a whole number of 1 or more" in capsys.readouterr().err

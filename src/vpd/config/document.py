@@ -19,10 +19,8 @@ from vpd.config.schema import (
 from vpd.config.tables import FigureSpec, QuestionSpec, TableSpec
 from vpd.utils.validation import Frozen
 
-SCHEMA = 1
-"""Version of params.yaml's structure; CHANGELOG.md says what each one changed."""
-Settings = dict[str, Any]
-"""Part of a section of a spec; checked when an experiment is resolved."""
+SCHEMA = 1  # version of params.yaml's structure; CHANGELOG.md says what each one changed
+Settings = dict[str, Any]  # part of a section of a spec; checked when an experiment is resolved
 
 
 # --------------------------------------------------------------------------------------------------------------- layers

@@ -24,22 +24,12 @@ from vpd.utils.validation import checked
 
 __all__ = ["Document", "Experiment", "Params", "Scale", "checked", "load_params", "merge"]
 
-LANGUAGE = "masked-language"
-"""Objective of the text encoders that come with a backbone."""
+LANGUAGE = "masked-language"  # objective of the text encoders that come with a backbone
 SECTIONS = ("model", "data", "training", "evaluation")
 
 
 def load_params(path: str | Path = "params.yaml", scale: str | None = None, protocol: str | None = None) -> Params:
-    """Read params.yaml and check its structure.
-
-    Args:
-        path: the file.
-        scale: replaces the file's own choice.
-        protocol: replaces the file's own choice.
-
-    Raises:
-        UserError: the file is missing, no YAML, of another version, or has an unknown key or a wrong type.
-    """
+    """Read params.yaml and check its structure; ``scale`` and ``protocol`` replace the file's own choice."""
     path = Path(path)
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
@@ -91,13 +81,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 class Params:
-    """params.yaml at one scale and protocol.
-
-    Args:
-        document: the file's content.
-        source: the file, for messages.
-        options: its values that the command line replaced.
-    """
+    """params.yaml (``source``) at one scale and protocol; ``options`` are keys that the command line replaced."""
 
     def __init__(self, document: Document, source: Path, options: Iterable[str] = ()) -> None:
         self.document, self.source, self._options = document, source, frozenset(options)
@@ -184,11 +168,7 @@ class Params:
 
     # ---------------------------------------------------------------------------------------------- experiments
     def resolve(self, name: str) -> Spec:
-        """Return the spec of experiment ``name``, merged from all its layers and checked; each is made once.
-
-        Raises:
-            UserError: a layer has an unknown key or a wrong value, or a name in it does not exist.
-        """
+        """Return the spec of experiment ``name``, merged from its layers and checked; UserError names what is wrong."""
         if name in self._specs:
             return self._specs[name]
         where = f"{self.source}: experiments.{name}"
@@ -247,10 +227,7 @@ class Params:
             pick(method, base.methods, "method", f"{self.source}: protocols.{self.protocol}.{task}.methods")
 
     def origins(self, name: str) -> list[str]:
-        """Return one line per value of experiment ``name``: key, value and the layer of params.yaml that set it.
-
-        The layer is its key path, such as ``scales.mini.tasks.depth``, or ``default`` for a value of the schema.
-        """
+        """Return a line per value of an experiment: key, value, and the layer that set it (``default``: the schema)."""
         spec, layers = self.resolve(name).model_dump(mode="json"), self._layers(name, self.experiments[name])
         set_by = {key: path for path, settings in layers for key, _ in _flat(settings)}
         rows = [(key, json.dumps(value), set_by.get(key, "default")) for key, value in _flat(spec)]

@@ -5,47 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-ARCHIVES = Path("downloads/archives")
-"""Downloads, kept for all scales."""
+ARCHIVES = Path("downloads/archives")  # downloads, kept for all scales
 
 
 class Paths:
-    """Folders and files of one scale. Those that are functions take the name of a dataset, checkpoint or experiment.
-
-    Args:
-        scale: block of ``scales``.
-        root: the project's folder.
-    """
+    """Folders and files of one scale. Those that are functions take the name of a dataset, checkpoint or experiment."""
 
     def __init__(self, scale: str, root: Path = Path()) -> None:
         self._state = root / ".vpd" / scale
         self.archives = root / ARCHIVES
-        self.costs = root / "workflow" / "costs.json"
-        """File of ``vpd cost --out``, which is in git."""
-        self.tracked = self._state / "tracked.json"
-        """Summary of the last ``vpd track``."""
+        self.costs = root / "workflow" / "costs.json"  # file of ``vpd cost --out``, which is in git
+        self.tracked = self._state / "tracked.json"  # summary of the last ``vpd track``
         self.datasets = root / "data" / scale
         self.dataset = _under(self.datasets)
         self.checkpoints = root / "checkpoints" / scale
         self.checkpoint = _under(self.checkpoints)
-        """Folder of a checkpoint or backbone."""
-        self.pretraining = self.checkpoints / "pretraining"
-        """Milestones of the small Stable Diffusion."""
+        self.pretraining = self.checkpoints / "pretraining"  # milestones of the small Stable Diffusion
         self.results = results = root / "results" / scale
         self.released = results / "released"
-        """Results of released weights."""
-        self.backbone_facts = _under(results / "backbones", ".json")
-        """Manifest of a backbone, where git keeps it."""
-        self.runs = _under(results / "runs")
-        """Folder of an experiment's runs, one per seed."""
-        self.spec = _under(results / "specs", ".json")
-        """Resolved spec of an experiment, as it was trained."""
-        self.history = _under(results / "history", ".csv")
-        """Loss and learning rates of all seeds of an experiment, by step."""
-        self.metrics = _under(results / "metrics", ".json")
-        """Scores of all seeds and milestones of an experiment."""
-        self.panels = _under(results / "panels")
-        """Folder of an experiment's pictures."""
+        self.backbone_facts = _under(results / "backbones", ".json")  # manifest of a backbone, where git keeps it
+        self.runs = _under(results / "runs")  # one folder per seed
+        self.spec = _under(results / "specs", ".json")  # as it was trained
+        self.history = _under(results / "history", ".csv")  # loss and learning rates of all seeds, by step
+        self.metrics = _under(results / "metrics", ".json")  # scores of all seeds and milestones
+        self.panels = _under(results / "panels")  # folder of pictures
 
     def timing(self, stage: str, name: str) -> Path:
         """How long the last run of a stage took."""

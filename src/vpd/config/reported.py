@@ -13,12 +13,9 @@ from pydantic import model_validator
 from vpd.utils.validation import Frozen
 
 Scalar = bool | int | float | str | None
-Row = dict[str, Scalar]
-"""Keys and values of a row; as a selection, the row that agrees with it in all its keys."""
-REMARKS = ("note", "quoted")
-"""Keys of a row that hold sentences about it."""
+Row = dict[str, Scalar]  # keys and values of a row; as a selection, the row that agrees with it in all its keys
+REMARKS = ("note", "quoted")  # keys of a row that hold sentences about it
 NOT_IDENTIFYING = ("group", "language", *REMARKS)
-"""Keys of a row that do not distinguish it from others."""
 
 
 class CostColumn(Frozen):

@@ -11,13 +11,10 @@ from vpd.config.reported import ReportedTable, Scalar
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.validation import Frozen
 
-Reference = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
-"""``milestone.metric``, such as ``final.miou_ss``."""
-RELEASED = "@released"
-"""Ending of an experiment's name whose results are those of released weights."""
+Reference = Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]  # ``milestone.metric``, such as ``final.miou_ss``
+RELEASED = "@released"  # ending of an experiment's name whose results are those of released weights
 
 
-# -------------------------------------------------------------------------------------------------------------- entries
 class _Verdicts(Frozen):
     ours: bool = False
     """Whether nobody published how this was made; it is then never `reproduced`, but `agrees, protocol: ours`."""
@@ -125,7 +122,6 @@ class QuestionSpec(Frozen):
     """The other one."""
 
 
-# -------------------------------------------------------------------------------------------------------------- look-ups
 def check_layout(
     tables: Mapping[str, TableSpec],
     reported: Mapping[str, ReportedTable],
@@ -134,18 +130,9 @@ def check_layout(
     tolerances: Mapping[str, float] | None = None,
     questions: Iterable[QuestionSpec] = (),
 ) -> None:
-    """Look up what tables, figures and questions name.
+    """Look up what tables, figures and questions name; UserError if a name is unknown or a row matches not exactly one.
 
-    Args:
-        tables: of params.yaml.
-        reported: tables of the paper.
-        experiments: known names, public models included.
-        figures: of params.yaml.
-        tolerances: metric -> half-width; not looked up if not given.
-        questions: of params.yaml.
-
-    Raises:
-        UserError: a name is unknown, or a row matches no row of the paper or several.
+    ``experiments`` are all known names, public models included; without ``tolerances`` none are looked up.
     """
     known = dict.fromkeys(experiments)
     for name, table in tables.items():

@@ -23,26 +23,18 @@ if TYPE_CHECKING:
     from vpd.config.params import Params
 
 MIB = 1 << 20
-RESERVED = 3 * GIB // 2
-"""Bytes of a GPU: CUDA's context, the workspaces of its libraries, and what the allocator cannot use."""
-ENCODER_MAPS = 4
-"""Maps that the VAE encoder holds at once at its finest level: a block's input, its norm, a convolution's two ends."""
-CHECKPOINTED = 1 / 3
-"""Share of the activations that gradient checkpointing keeps; 0.14 to 0.40 when measured on the paper's networks."""
-RECOMPUTED = ("unet", "backbone")
-"""Parts that gradient checkpointing computes twice."""
-MARGIN = 1.2
-"""Reserved over expected host memory and time."""
-STARTING = 30
-"""Minutes for imports, prompts and saving, whatever the training."""
-HOST, WORKER = 3072, 1024
-"""MiB for a process with its two caches of 1 GiB, and for each of its loader processes."""
+RESERVED = 3 * GIB // 2  # bytes of a GPU: CUDA's context, its libraries' workspaces, what the allocator cannot use
+ENCODER_MAPS = 4  # that the VAE encoder holds at its finest level: a block's input, its norm, a convolution's two ends
+CHECKPOINTED = 1 / 3  # share of activations that checkpointing keeps; 0.14 to 0.40 measured on the paper's networks
+RECOMPUTED = ("unet", "backbone")  # parts that gradient checkpointing computes twice
+MARGIN = 1.2  # reserved over expected host memory and time
+STARTING = 30  # minutes for imports, prompts and saving, whatever the training
+HOST, WORKER = 3072, 1024  # MiB for a process with its two caches of 1 GiB, and for each of its loader processes
 SAMPLES = {"ade20k": 20210, "nyuv2": 24231, "refcoco": 42404, "refcoco+": 42278, "refcocog": 42226}
 """Training samples of the real datasets: images, and in the RefCOCO family (UMD split of RefCOCOg) objects."""
 EVALUATED = {"ade20k": 2000, "nyuv2": 654, "refcoco": 10834, "refcoco+": 10758, "refcocog": 4896}
 """Images, and in the RefCOCO family sentences, of the splits that the tables show."""
-TYPICAL = (512, 683)
-"""Height and width of a validation image of ADE20K, most of which have sides of 3 to 4."""
+TYPICAL = (512, 683)  # height and width of a validation image of ADE20K, most of which have sides of 3 to 4
 REFERENCES = {
     "segmentation": (26.0, 80_000 * 16, 1798.66e9),
     "referring": (83.0, 40 * SAMPLES["refcoco"], 1920.82e9),
@@ -59,14 +51,10 @@ class Cost:
 
     spec: Spec
     parts: dict[str, Part]
-    text_parameters: int
-    """Of the frozen text encoder where prompts come with the images; in the memory, but not in the paper's figures."""
-    encoder: int
-    """Working memory of VPD's frozen encoder for one image."""
-    images: int
-    """Training images that the run sees."""
-    evaluation_images: int
-    """Network inputs of the evaluation of all the run's milestones."""
+    text_parameters: int  # of a text encoder that is needed in memory; not in the paper's figures
+    encoder: int  # working memory of VPD's frozen encoder for one image
+    images: int  # training images that the run sees
+    evaluation_images: int  # network inputs of the evaluation of all the run's milestones
 
     @property
     def total(self) -> Part:
@@ -124,10 +112,7 @@ class Cost:
 def cost(spec: Spec, parts: Parts | None = None) -> Cost:
     """Count the cost of one run of ``spec`` on the real dataset without computing anything.
 
-    ``parts`` are VPD's configurations (Stable Diffusion 1's by default) or a baseline's backbone.
-
-    Raises:
-        UserError: ``parts`` are not those of the experiment's kind of network.
+    ``parts`` are VPD's configurations (Stable Diffusion 1's by default) or a baseline's backbone; UserError for others.
     """
     parts = parts or sd1_configs()
     if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
@@ -158,10 +143,7 @@ def forward_passes(spec: Spec) -> int:
 
 
 def resources(cost: Cost, gpus: int = 1) -> dict[str, dict[str, int]]:
-    """Return what jobs that train all seeds on ``gpus`` GPUs, or evaluate them on one, should reserve.
-
-    Returns by stage gpus, gpu_mem_mb (each), mem_mb, runtime (minutes) and cpus.
-    """
+    """Return by stage what jobs of all seeds should reserve: training on ``gpus`` GPUs, evaluation on one."""
     evaluated = cost.evaluation_bytes(), FLOAT * cost.total.parameters, cost.evaluation_hours
     return {
         "train": _reserved(cost, gpus, cost.gpu_bytes(gpus), gpus * cost.state, cost.gpu_hours),
@@ -181,11 +163,7 @@ def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: flo
 
 
 def all_costs(params: Params, names: Sequence[str] | None = None) -> dict[str, Cost]:
-    """Count the experiments ``names``, or the whole matrix, on the real datasets.
-
-    Raises:
-        UserError: an unknown experiment, or the scale generates its data.
-    """
+    """Count the experiments ``names``, or the whole matrix; UserError if the scale generates its data."""
     specs = [params.resolve(name) for name in names or params.experiments]
     for spec in specs:
         if params.dataset(spec.dataset).source == "synthetic":

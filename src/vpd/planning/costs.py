@@ -26,11 +26,7 @@ GIB = 1 << 30
 
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
-    """Read a file of ``vpd cost --out``: by experiment, the fields that the model ``entry`` has.
-
-    Raises:
-        UserError: the file is missing or damaged, or a field is missing or of another type; names the first one.
-    """
+    """Read a file of ``vpd cost --out``: by experiment, the fields of the model ``entry``; UserError if it is damaged."""
     try:
         return TypeAdapter(dict[str, entry]).validate_python(read_json(path))  # type: ignore[valid-type]
     except ValidationError as error:

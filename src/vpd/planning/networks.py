@@ -24,16 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BatchEncoding, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
 
-from vpd.config.schema import (
-    BackboneModel,
-    BackboneSpec,
-    DepthSpec,
-    LavtModel,
-    ReferringSpec,
-    SegmentationSpec,
-    Spec,
-    VPDModel,
-)
+from vpd.config.schema import BackboneModel, BackboneSpec, DepthSpec, LavtModel, ReferringData, Spec, VPDModel
 from vpd.models.backbones import build_backbone
 from vpd.models.baseline import Baseline
 from vpd.models.lavt import Lavt
@@ -41,16 +32,12 @@ from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES
 from vpd.utils.files import read_json
 
-Configs = dict[str, dict[str, Any]]
-"""Configurations of ``unet``, ``vae`` and ``text_encoder``, as diffusers and transformers write them."""
-Parts = Configs | BackboneSpec
-"""What a network is made of: the configurations of a Stable Diffusion checkpoint, or a backbone."""
+Configs = dict[str, dict[str, Any]]  # of ``unet``, ``vae`` and ``text_encoder``, as diffusers and transformers write
+Parts = Configs | BackboneSpec  # what a network is made of: a Stable Diffusion checkpoint, or a backbone
 CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
 """Classes of the real datasets by format: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
 PARTS = ("vae", "unet", "adapter", "backbone", "language", "fusion", "neck", "head")
-"""Of VPD the first three, of a baseline the backbone, of LAVT the next three; then what decodes their features."""
-FLOAT = 4
-"""Bytes."""
+FLOAT = 4  # bytes
 FORMATS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
 
 
@@ -109,8 +96,7 @@ def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
 
 def crop(spec: Spec) -> int:
     """Side of the square training images in pixels."""
-    assert isinstance(spec, SegmentationSpec | DepthSpec | ReferringSpec)
-    return spec.data.size if isinstance(spec, ReferringSpec) else spec.data.crop
+    return spec.data.size if isinstance(spec.data, ReferringData) else spec.data.crop
 
 
 def make_batch(spec: Spec, images: int, classes: int) -> dict[str, Any]:
@@ -120,22 +106,19 @@ def make_batch(spec: Spec, images: int, classes: int) -> dict[str, Any]:
     if isinstance(spec, DepthSpec):
         depth = torch.rand(images, side, side) * (spec.data.max_depth - 0.1) + 0.1
         return batch | {"depth": depth, "class_id": torch.randint(0, classes, (images,))}
-    values = 2 if isinstance(spec, ReferringSpec) else classes
+    values = 2 if isinstance(spec.data, ReferringData) else classes
     return batch | {"label": torch.randint(0, values, (images, side, side)), "text": [""] * images}
 
 
-# ---------------------------------------------------------------------------------------------------------------- counting
 @dataclass(frozen=True)
 class Part:
     """One part of a network; per training image and forward pass."""
 
     parameters: int
     trainable: int
-    macs: int
-    """True multiply-adds."""
+    macs: int  # true multiply-adds
     mmcv_macs: int
-    activations: int
-    """Bytes of the inputs and outputs of its trained layers: about what autograd keeps for the backward pass."""
+    activations: int  # bytes of its trained layers' inputs and outputs: about what autograd keeps
 
     def __add__(self, other: Part) -> Part:
         return Part(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -201,7 +184,7 @@ RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], int]] = {
     nn.ConvTranspose2d: _convolution,
     nn.Linear: lambda module, given, result: given.numel() * result.shape[-1],  # without the biases
     **dict.fromkeys(
-        (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, LayerNorm), lambda module, given, result: given.numel() * 2
+        (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, LayerNorm), lambda module, given, _: given.numel() * 2
     ),
     nn.ReLU: lambda module, given, result: result.numel(),
     nn.AdaptiveAvgPool2d: lambda module, given, result: given.numel(),

@@ -26,13 +26,10 @@ if TYPE_CHECKING:
     from vpd.config.params import Params
 
 FLOAT = 4
-SD1_BYTES = 4_265_000_000
-"""One Stable Diffusion 1 checkpoint in single precision: U-Net 859.5 M, VAE 83.7 M and text encoder 123.1 M parameters."""
-DATA_CORES = 2
-"""Cores of a data job in both workflows."""
+SD1_BYTES = 4_265_000_000  # single precision: U-Net 859.5 M, VAE 83.7 M and text encoder 123.1 M parameters
+DATA_CORES = 2  # of a data job in both workflows
 MEBIBYTE = 1 << 20
-NAMED = 8
-"""Jobs that a sentence names before it says how many more there are."""
+NAMED = 8  # jobs that a sentence names before it says how many more there are
 PLACEHOLDER = re.compile(r"\$\{([\w.-]+)\}")
 
 
@@ -60,23 +57,16 @@ class Estimate:
     """What one job takes; ``done`` if its outputs and those of all that it needs are current."""
 
     done: bool
-    hours: float | None
-    """Wall time with all its seeds on as many GPUs as it may use; None if unknown."""
+    hours: float | None  # wall time with all its seeds on as many GPUs as it may use; None if unknown
     gpus: int = 0
     gpu_mem_mb: int = 0
     mem_mb: int = 0
     cores: int = 1
-    written: int = 0
-    """Bytes that stay, as far as they are known."""
+    written: int = 0  # bytes that stay, as far as they are known
 
 
-# ------------------------------------------------------------------------------------------------------------------- graph
 def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, Job]:
-    """Read every job by name, each after those that it needs.
-
-    Raises:
-        UserError: the file is missing, or a placeholder in it names nothing.
-    """
+    """Read every job by name, each after those that it needs."""
     if not workflow.is_file():
         raise UserError(f"{workflow} does not exist; run vpd plan in the project's folder")
     stages = yaml.safe_load(workflow.read_text(encoding="utf-8"))["stages"]
@@ -133,11 +123,7 @@ def ancestors(jobs: Mapping[str, Job], names: Iterable[str]) -> dict[str, Job]:
 
 
 def select(params: Params, words: Sequence[str]) -> list[str]:
-    """Return the experiments that any of ``words`` names, in the matrix's order; all without words.
-
-    Raises:
-        UserError: a word is no experiment, task, or table or figure of the paper; names the nearest.
-    """
+    """Return the experiments that any of ``words`` (names, tasks, tables, figures) names, in order; all without words."""
     meanings = {name: {name} for name in params.experiments}
     for name, line in params.experiments.items():
         meanings.setdefault(line.task, set()).add(name)
@@ -149,7 +135,6 @@ def select(params: Params, words: Sequence[str]) -> list[str]:
     return [name for name in params.experiments if name in wanted or not words]
 
 
-# --------------------------------------------------------------------------------------------------------------- estimates
 def estimates(
     params: Params,
     jobs: Mapping[str, Job],
@@ -159,12 +144,7 @@ def estimates(
 ) -> dict[str, Estimate]:
     """Estimate every job: hours as recorded here, else as ``vpd cost`` computed them, and the bytes that it writes.
 
-    Args:
-        params: settings of the present scale.
-        jobs: by name, each after those that it needs.
-        computed: costs by experiment.
-        is_done: whether the output of (stage, name) is current.
-        root: folder that the jobs' paths are relative to.
+    ``is_done`` says whether the output of (stage, name) is current; ``root`` is what the jobs' paths are relative to.
     """
     result: dict[str, Estimate] = {}
     for name, job in jobs.items():
@@ -210,7 +190,6 @@ def _written(params: Params, job: Job, computed: Mapping[str, Computed]) -> int:
     return 0
 
 
-# -------------------------------------------------------------------------------------------------------------------- text
 def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate], gpus: int) -> str:
     """Format jobs, hours and disk by stage, and the least time on ``gpus`` GPUs."""
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))

@@ -17,8 +17,7 @@ LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
 KEY = ["table", "row", "column"]
 COLUMNS = (*KEY, "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment", "reason")
 PROVENANCES = ("measured", "counted", "released-weights", "quoted", "missing")
-PROTOCOL_OURS = ", protocol: ours"
-"""Suffix of verdicts on rows whose protocol nobody published: never a reproduction in the narrow sense."""
+PROTOCOL_OURS = ", protocol: ours"  # suffix of verdicts on rows whose protocol nobody published
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,8 @@ class Cell:
     metric: str = ""
     seeds: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
-    reruns: tuple[tuple[str, float], ...] = ()
-    """(source, value) of others who measured the same."""
-    reason: str = ""
-    """Why the number is quoted."""
+    reruns: tuple[tuple[str, float], ...] = ()  # (source, value) of others who measured the same
+    reason: str = ""  # why the number is quoted
 
     @property
     def value(self) -> float | None:

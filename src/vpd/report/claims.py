@@ -16,15 +16,11 @@ from vpd.config.reported import Claim, ReportedTable
 from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell, csv_text, number
 from vpd.report.judge import BEYOND
-from vpd.report.wording import heading, mean_sd, ordinal, signed
+from vpd.report.wording import heading, ordinal, rounded, signed
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
-NO_DIFFERENCE, ONE_SEED = "no difference seen", "one seed, cannot tell"
-"""Verdicts on questions, which have no expected answer; another one names who is ahead."""
-QUESTION_DECIMALS = dict.fromkeys(("rmse", "rel", "log10", "delta1", "delta2", "delta3"), 3)
-"""Decimals of a metric where it is not 1; a question has no printed numbers to take them from."""
-Points = Sequence[tuple[int, Cell]]
-"""(pre-training steps, cell) per point of a trend figure; 0 steps stands for untrained weights."""
+QUESTION_DECIMALS = dict.fromkeys(("rmse", "rel", "log10", "delta1", "delta2", "delta3"), 3)  # elsewhere 1
+Points = Sequence[tuple[int, Cell]]  # (pre-training steps, cell) of a trend figure; 0 stands for untrained weights
 COLUMNS = (
     "section", "claim", "place", "verdict", "comparison", "comparison_verdict", "difference", "low", "high", "effect",
     "paper_difference",
@@ -37,12 +33,9 @@ class Difference:
     """A difference of means, or a mean slope, with its interval over seeds."""
 
     mean: float
-    seeds: str
-    """Their number: ``3 and 3`` for two independent sets."""
-    interval: tuple[float, float] | None = None
-    """None if either side has one seed."""
-    effect: float | None = None
-    """Cohen's d: the difference over the pooled standard deviation; None without spread."""
+    seeds: str  # their number: ``3 and 3`` for two independent sets
+    interval: tuple[float, float] | None = None  # None if either side has one seed
+    effect: float | None = None  # Cohen's d: the difference over the pooled standard deviation; None without spread
 
     @property
     def significant(self) -> int:
@@ -59,9 +52,7 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     squares = sum(statistics.variance(values) * (len(values) - 1) for values in (a, b))
     if squares == 0:  # t is undefined without spread, and scipy returns NaN
         return Difference(mean, seeds, (mean, mean))
-    with warnings.catch_warnings():
-        # scipy warns of lost precision if the seeds of one side are all equal, as they may be
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # the seeds of one side may be all equal
         low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
     return Difference(mean, seeds, (float(low), float(high)), mean / math.sqrt(squares / (len(a) + len(b) - 2)))
 
@@ -84,14 +75,11 @@ class Line:
 
     label: str
     verdict: str
-    difference: Difference | None = None
-    """None if one side was not measured."""
-    paper: float | None = None
-    """The paper's difference."""
+    difference: Difference | None = None  # None if one side was not measured
+    paper: float | None = None  # the paper's difference
     decimals: int = 1
     remark: str = ""
-    sign: int = 1
-    """-1 where a negative difference is the better one."""
+    sign: int = 1  # -1 where a negative difference is the better one
 
     @property
     def numbers(self) -> str:
@@ -144,7 +132,8 @@ def compare(first: Cell, second: Cell, decimals: int) -> Line:
     """Test the claim that ``first`` is better than ``second``."""
     if absent := _not_measured(first, second):
         return absent
-    sides = [f"'{cell.row}' {mean_sd(cell.mean, cell.sd, decimals)}" for cell in (first, second)]
+    spread = ["" if cell.sd is None else f" ± {cell.sd:.{decimals}f}" for cell in (first, second)]
+    sides = [f"'{c.row}' {rounded(c.mean, decimals)}{sd}" for c, sd in zip((first, second), spread, strict=True)]
     paper = None if first.paper is None or second.paper is None else first.paper - second.paper
     return _judged(" against ".join(sides), difference(first.values, second.values), first.sign, decimals, paper)
 
@@ -232,8 +221,8 @@ def answers(questions: Iterable[QuestionSpec], cells: Iterable[Cell]) -> list[Fi
         line = compare(first, second, QUESTION_DECIMALS.get(metric, 1))
         if line.difference:
             named = {SUPPORTED: f"{first.row} is ahead", CONTRADICTED: f"{second.row} is ahead"}
-            verdict = named.get(line.verdict, NO_DIFFERENCE) if line.difference.interval else ONE_SEED
-            line = replace(line, verdict=verdict, remark="")
+            verdict = named.get(line.verdict, "no difference seen")
+            line = replace(line, verdict=verdict if line.difference.interval else "one seed, cannot tell", remark="")
         answered.append(Finding(question.title, f"{heading(metric)}, {milestone}", (line,)))
     return answered
 

@@ -19,8 +19,7 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
-Costs = Mapping[str, Mapping[str, float]]
-"""Experiment -> figures of ``vpd cost``."""
+Costs = Mapping[str, Mapping[str, float]]  # experiment -> figures of ``vpd cost``
 
 
 class _Entry(BaseModel):
@@ -36,17 +35,13 @@ class _Result(BaseModel):
 
 class _Metrics(BaseModel):
     provenance: Literal["measured", "released-weights"] = "measured"
-    """``released-weights``: this project evaluated weights that the authors trained."""
     results: list[_Result]
 
 
 def collect(
     metrics: Path, experiments: Iterable[str], released: Path | None = None, weights: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Read measurements into a tidy frame, one line per seed, milestone and metric; experiments without a file have none.
-
-    ``weights`` are experiments whose released weights were measured: they end in ``@released`` in the frame.
-    """
+    """Read measurements into a tidy frame; ``weights`` of others in ``released`` get the ending ``@released``."""
     names = list(experiments)
     lines = [line for name in names for line in _lines(metrics / f"{name}.json", name)]
     if not lines:
@@ -63,8 +58,7 @@ def _lines(path: Path, experiment: str) -> Iterator[tuple]:
         content = _Metrics.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        problem = f"{key}: {first['msg'].lower()}"
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
         raise UserError(f"{path} is not a metrics file ({problem}); delete it and evaluate again") from None
     for result in sorted(content.results, key=lambda result: (result.seed, result.step, result.milestone)):
         for name, value in sorted(result.metrics.items()):
@@ -85,8 +79,7 @@ def read_timings(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["stage", "name", "seconds", "peak_mb"])
 
 
-FIGURES = ("parameters (M)", "trainable (M)", "GMACs", "GMACs, mmcv")
-"""Figures of ``vpd cost`` in costs.csv."""
+FIGURES = ("parameters (M)", "trainable (M)", "GMACs", "GMACs, mmcv")  # figures of ``vpd cost`` in costs.csv
 COST_COLUMNS = ("table", "row", "experiment", "seeds", "seconds_per_seed", "peak_mb", *FIGURES)
 
 
@@ -96,11 +89,7 @@ def read_costs(path: Path | None) -> Costs:
 
 
 def row_costs(params: Params, timings: pd.DataFrame, costs: Costs) -> list[dict[str, Any]]:
-    """List every experiment once, in the first table or figure that shows it, then those that none shows.
-
-    Returns:
-        ``COST_COLUMNS`` by name; times of training, sizes and multiply-adds are None where they are not known.
-    """
+    """List every experiment once, by ``COST_COLUMNS``, in the first table or figure that shows it, then the others."""
     trained = timings[timings["stage"] == "train"].set_index("name")[["seconds", "peak_mb"]].to_dict("index")
     rows: dict[str, dict[str, Any]] = {}
     for table, label, experiment in _rows(params):

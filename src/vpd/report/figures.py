@@ -23,10 +23,9 @@ from vpd.report.claims import Points
 from vpd.report.wording import heading, metric_name, short
 
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d5d5d5"
+# From the palette of Okabe and Ito, which is distinguishable with any colour vision.
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-"""From the palette of Okabe and Ito, which is distinguishable with any colour vision."""
-CYCLE = (BLUE, ORANGE, GREEN, "#cc79a7", "#b58900", "#56b4e9", MUTED)
-"""Colours of lines: all of that palette that is visible on white."""
+CYCLE = (BLUE, ORANGE, GREEN, "#cc79a7", "#b58900", "#56b4e9", MUTED)  # all of it that is visible on white
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "figure.dpi": 100, "savefig.dpi": 150,
     "axes.titlesize": 11, "axes.titlelocation": "left", "axes.labelcolor": INK, "axes.edgecolor": MUTED,
@@ -35,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "svg.hashsalt": "vpd", "svg.fonttype": "path",  # equal ids and no fonts: equal bytes on every machine
 }  # fmt: skip
+CENTRED: dict[str, Any] = {"va": "center", "ha": "center", "color": MUTED}
 
 
 def styled() -> AbstractContextManager[None]:
@@ -54,7 +54,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 def empty_figure() -> Figure:
     """Make a figure that only says why it is empty."""
     figure = Figure(figsize=(6, 1.5), layout="constrained")
-    figure.text(0.5, 0.5, "not run yet", ha="center", va="center", color=MUTED)
+    figure.text(0.5, 0.5, "not run yet", **CENTRED)
     return figure
 
 
@@ -95,9 +95,8 @@ def trend_figure(points: Points, comparable: bool) -> Figure:
     if comparable and printed:
         axes.plot(*zip(*printed, strict=True), linestyle="", label="paper", **PAPER)
         axes.legend(loc="upper left", frameon=False)
-    for index, (steps, cell) in enumerate(
-        measured
-    ):  # the first above; others lower right, which a rising curve leaves free
+    for index, (steps, cell) in enumerate(measured):
+        # The first above; others lower right, which a rising curve leaves free.
         offset, across, down = ((9, -7), "left", "top") if index else ((0, 16), "center", "bottom")
         axes.annotate(cell.row, (steps, cell.mean), offset, textcoords="offset points", ha=across, va=down)
     axes.set_xlabel("pre-training steps of the diffusion model")
@@ -132,9 +131,7 @@ def _dots(axes: Axes, cells: Sequence[Cell], below: Transform, decimals: int, co
     best = max((cell.mean * cell.sign for cell in cells if cell.values), default=None)
     for y, cell in enumerate(cells):
         if not cell.values:
-            axes.annotate(
-                "not run", (0.5, y), xycoords=("axes fraction", "data"), va="center", ha="center", color=MUTED
-            )
+            axes.annotate("not run", (0.5, y), xycoords=("axes fraction", "data"), **CENTRED)
             continue
         color = ORANGE if cell.mean * cell.sign == best else BLUE
         if cell.sd is not None:
@@ -155,10 +152,7 @@ def _smooth(values: pd.Series, share: float = 0.05) -> pd.Series:
 
 
 def loss_figure(histories: Mapping[str, pd.DataFrame], label: str, share: bool) -> Figure:
-    """Draw a panel of losses (seed, step, loss) for each experiment or phase: seeds thin, their smoothed mean thick.
-
-    ``share`` gives all panels the same axes, with the range of all losses in grey.
-    """
+    """Draw a panel of losses by name: seeds thin, their smoothed mean thick; ``share``: equal axes, all losses grey."""
     if not histories:
         return empty_figure()
     smoothing, color = (0.05, BLUE) if share else (0.1, GREEN)
@@ -208,12 +202,9 @@ class Curve:
 
     label: str
     panel: str
-    own: bool
-    """Whether it is VPD, drawn in front of the baselines."""
-    history: pd.DataFrame | None = None
-    """Columns seed, step and loss; None if there is none."""
-    scores: pd.DataFrame | None = None
-    """Columns seed, step and value of the table's metric; None without results."""
+    own: bool  # whether it is VPD, drawn in front of the baselines
+    history: pd.DataFrame | None = None  # columns seed, step and loss; None if there is none
+    scores: pd.DataFrame | None = None  # columns seed, step and value of the table's metric; None without results
 
 
 def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
@@ -248,11 +239,10 @@ def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     labels = {curve.label: curve.own for curve in curves}
     if len(set(labels.values())) == 1:
         return {label: {"color": CYCLE[i % len(CYCLE)], "linestyle": "-", **BEHIND} for i, label in enumerate(labels)}
-    front, others = [name for name in labels if labels[name]], [name for name in labels if not labels[name]]
+    front, others = ([name for name, own in labels.items() if own == side] for side in (True, False))
     looks = {name: {"color": CYCLE[i % 2], "linestyle": "-", **FRONT} for i, name in enumerate(front)}
-    for i, name in enumerate(others):
-        looks[name] = {"color": CYCLE[2 + i % 5], "linestyle": DASHES[i % len(DASHES)], **BEHIND}
-    return looks
+    broken = [{"color": CYCLE[2 + i % 5], "linestyle": DASHES[i % len(DASHES)], **BEHIND} for i in range(len(others))]
+    return looks | dict(zip(others, broken, strict=True))
 
 
 def _draw_losses(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, dict[str, Any]]) -> None:

@@ -19,16 +19,11 @@ SLACK = 1e-9  # values carry six decimals; without it, 54.4 - 53.7 would fall ou
 SETTING = "a setting, not a result"
 UNCOUNTED = "the costs of this network were not given to the report"
 UNCLAIMED = "no experiment of params.yaml fills this cell"
-BEYOND = "beyond-the-paper"
-"""Table of the cells of questions that the paper does not ask."""
-Key = tuple[str, str, str]
-"""Table, row and column."""
-Origin = tuple[str, str]
-"""Experiment and ``milestone.metric``."""
-Reruns = tuple[tuple[str, float], ...]
-"""(source, value) of others."""
-Measured = Mapping[Origin, tuple[dict[int, float], str]]
-"""Value by seed, and provenance."""
+BEYOND = "beyond-the-paper"  # table of the cells of questions that the paper does not ask
+Key = tuple[str, str, str]  # table, row and column
+Origin = tuple[str, str]  # experiment and ``milestone.metric``
+Reruns = tuple[tuple[str, float], ...]  # (source, value) of others
+Measured = Mapping[Origin, tuple[dict[int, float], str]]  # value by seed, and provenance
 Reported = Mapping[str, ReportedTable]
 
 
@@ -46,15 +41,11 @@ class Judge:
     """Looks measurements up and gives verdicts."""
 
     measured: Measured
-    comparable: bool
-    """Whether the paper's absolute numbers can be expected at this scale."""
-    tolerances: Mapping[str, float] = field(default_factory=dict)
-    """Half-width of the ``reproduced`` band by metric, in its unit."""
-    released: frozenset[str] = frozenset()
-    """Experiments whose released weights the scale measures; elsewhere such rows are quoted."""
+    comparable: bool  # whether the paper's absolute numbers can be expected at this scale
+    tolerances: Mapping[str, float] = field(default_factory=dict)  # half-width of ``reproduced`` by metric
+    released: frozenset[str] = frozenset()  # experiments whose released weights the scale measures, not quotes
     costs: Costs = field(default_factory=dict)
-    full_size: bool = False
-    """Whether the costs are those of networks of the paper's size."""
+    full_size: bool = False  # whether the costs are those of networks of the paper's size
 
     def cell(
         self, key: Key, paper: float | None, origin: Origin, tolerance: float, ours: bool = False, reruns: Reruns = ()
@@ -84,10 +75,7 @@ class Judge:
 def all_cells(
     params: Params, reported: Reported, frame: pd.DataFrame, costs: Costs | None = None, full_size: bool = False
 ) -> list[Cell]:
-    """Fill every cell: of the paper's tables, of the points of trend figures, and of the questions' experiments.
-
-    ``frame`` is that of ``collect``; ``full_size`` says that the costs are those of networks of the paper's size.
-    """
+    """Fill every cell: of the paper's tables, of the points of trend figures, and of the questions' experiments."""
     released = frozenset(name + RELEASED for name in params.released)
     judge = Judge(by_origin(frame), params.comparable, params.tolerances, released, costs or {}, full_size)
     cells: list[Cell] = []
@@ -132,10 +120,9 @@ def _counted(key: Key, paper: float | None, judge: Judge, source: ReportedTable,
     """Fill a cell that is counted from the network, if its costs are known: only the network must be of full size."""
     if key[2] not in source.costs or row is None or row.released or row.experiment is None:
         return None
-    rule, figures = source.costs[key[2]], judge.costs.get(row.experiment, {})
-    if rule.figure not in figures:
+    rule, judge = source.costs[key[2]], replace(judge, comparable=judge.full_size)
+    if (value := judge.costs.get(row.experiment, {}).get(rule.figure)) is None:
         return None
-    value, judge = figures[rule.figure], replace(judge, comparable=judge.full_size)
     verdict = judge.verdict(value, paper, rule.tolerance * (paper or 0.0))
     return Cell(*key, paper, "counted", verdict, row.experiment, key[2], values=(value,))
 

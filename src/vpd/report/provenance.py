@@ -18,19 +18,12 @@ COLUMNS = (
 NETWORKS = (
     "checkpoint", "source", "objective", "images_seen", "parameters", "loss_first", "loss_last", "measures", "used_by",
 )  # fmt: skip
-"""Columns of backbones.csv."""
-
-
-def provenance_csv(runs: Iterable[Mapping[str, Any]]) -> str:
-    """Format one line per run as CSV."""
-    return csv_text(COLUMNS, (run.values() for run in runs))
 
 
 def runs_of(params: Params, name: str, metrics: Path) -> list[dict[str, Any]]:
     """Describe every run of an experiment, one per seed, by ``COLUMNS``; digests that are not recorded are empty.
 
-    ``run`` is scale/protocol/experiment/seed, which is also the run's key in MLflow; ``weights`` the digest of the final
-    weights; ``spec`` the digest of the resolved spec that was evaluated.
+    ``run`` is also the run's key in MLflow; ``weights`` is the digest of the final weights, ``spec`` of the resolved spec.
     """
     content, spec = read_json(metrics) if metrics.is_file() else {}, params.resolve(name)
     runs = []
@@ -46,10 +39,7 @@ def runs_of(params: Params, name: str, metrics: Path) -> list[dict[str, Any]]:
 
 
 def _made_from(record: Mapping[str, Any]) -> dict[str, str]:
-    """Digests by role of a metrics file or of one of its runs.
-
-    Results recorded before vpd had fingerprints name the digests beside the metrics, and the settings ``spec``.
-    """
+    """Digests by role of a metrics file or of one of its runs; before fingerprints they stood beside the metrics."""
     if fingerprint := record.get("fingerprint"):
         return {"settings": fingerprint["settings"], "code": fingerprint["code"], **fingerprint.get("inputs", {})}
     roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint", "commit": "commit"}
@@ -57,10 +47,9 @@ def _made_from(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def backbones(params: Params, folder: Path) -> list[dict[str, Any]]:
-    """Describe every checkpoint of the matrix by ``NETWORKS``, in the order of first use.
+    """Describe every checkpoint of the matrix by ``NETWORKS``, in the order of first use, from manifests in ``folder``.
 
-    ``folder`` has copies of their manifests. ``measures`` are held-out ones, of the trained network and of the same one
-    with fresh weights; what is not known is None.
+    ``measures`` are held-out ones, of the trained network and of the same one with fresh weights.
     """
     used: dict[str, list[str]] = {}
     for name in params.experiments:
@@ -109,7 +98,7 @@ def _diffusion(params: Params, name: str) -> dict[str, Any]:
         params.pretraining.milestones.get(name),
     )
     seen = steps * denoiser.batch_size if steps is not None and denoiser is not None else None
-    about = {"source": spec.source, "repo": spec.repo, "revision": spec.revision}
+    about = spec.model_dump(include={"source", "repo", "revision"})
     return {"objective": "text-to-image diffusion", "images_seen": seen, **about}
 
 

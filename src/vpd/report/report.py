@@ -33,13 +33,8 @@ class Report:
         costs_scale: str | None,
     ) -> None:
         """Read all inputs, and derive cells and verdicts; for arguments and errors see ``write_report``."""
-        self.params, self.results, self.pretraining, self.previews, self.out = (
-            params,
-            results,
-            pretraining,
-            previews,
-            out,
-        )
+        self.params, self.results, self.out = params, results, out
+        self.pretraining, self.previews = pretraining, previews
         self.costs_scale = costs_scale or params.scale
         counted = pick(self.costs_scale, params.document.scales, "scale", f"{params.source}: costs of the report")
         names = list(params.experiments)
@@ -48,8 +43,7 @@ class Report:
         figures, self.timings = read_costs(costs), read_timings(results / "timing")
         self.row_costs = row_costs(params, self.timings, figures)
         self.cells = all_cells(params, self.reported, self.frame, figures, counted.comparable)
-        self.points: dict[str, Points] = {}
-        """Points of each trend figure."""
+        self.points: dict[str, Points] = {}  # of each trend figure
         for name, figure in params.figures.items():
             if steps := pretraining_steps(params, name, figure):
                 here = [cell for cell in self.cells if cell.table == name and cell.row in steps]
@@ -64,7 +58,6 @@ class Report:
         index = results / "released" / "index.json"
         facts = read_json(index) if index.is_file() else {}
         self.released: dict[str, dict[str, Any]] = {**facts.get("released", {}), **facts.get("public", {})}
-        """Facts about released weights and public models, as the released stage recorded them."""
 
     @property
     def captions(self) -> dict[str, str]:
@@ -86,13 +79,11 @@ def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str
     steps = {}
     for point, experiment in figure.points.items():
         spec = params.resolve(experiment)
-        if getattr(spec.model, "unet", None) == "random":
-            steps[point] = 0
-        elif spec.checkpoint in known:
-            steps[point] = known[spec.checkpoint]
-        else:
+        untrained = getattr(spec.model, "unet", None) == "random"
+        if not untrained and spec.checkpoint not in known:
             cure = f"add it to figures.{name}.steps"
             raise UserError(f"figures.{name}: the pre-training steps of '{spec.checkpoint}' are not known; {cure}")
+        steps[point] = 0 if untrained else known[spec.checkpoint]
     return steps
 
 

@@ -21,17 +21,11 @@ from vpd.report.wording import duration, heading, ordinal, rounded
 
 View = dict[str, Any]
 STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate", "released")
-FILES = {
-    "spec": "specs/{}.json",
-    "metrics": "metrics/{}.json",
-    "history": "history/{}.csv",
-    "predictions": "panels/{}/predictions.png",
-    "attention": "panels/{}/attention.png",
-}
-"""Files of an experiment in the results."""
+FILES = {"spec": "specs/{}.json", "metrics": "metrics/{}.json", "history": "history/{}.csv"}  # of an experiment
+FILES |= {name: f"panels/{{}}/{name}.png" for name in ("predictions", "attention")}
 CONTENT: View = {"claims": (), "pictures": (), "tables": (), "grid": None, "runs": ()}
+# Name on the page -> column of provenance.csv.
 DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest", "commit": "commit"}
-"""Name on the page -> column of provenance.csv."""
 CAPTIONS = {
     "points": "VPD against the pre-training steps of its diffusion model; mean, standard deviation and seeds",
     "table": "mean, standard deviation and seeds of its rows; the best mean in orange",
@@ -113,10 +107,8 @@ def _panels(report: Report) -> Iterator[View]:
             text = "cross-attention maps by word over the image" if figure.panel else "image, ground truth, prediction"
             runs, title = (figure.panel,) if figure.panel else figure.panels, ordinal(name)
             paths = {run: report.results / FILES[file].format(run) for run in runs}
-            pictures = [
-                _picture(report, f"{title}, `{run}`: {text}", path, f"run-{run}") for run, path in paths.items()
-            ]
-            yield _section(name, title, pictures=pictures)
+            shown = (_picture(report, f"{title}, `{n}`: {text}", path, f"run-{n}") for n, path in paths.items())
+            yield _section(name, title, pictures=list(shown))
 
 
 def _entry(text: str, code: bool = False, anchor: str = "", title: str = "") -> View:

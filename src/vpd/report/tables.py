@@ -12,8 +12,7 @@ from vpd.report.judge import SETTING
 from vpd.report.wording import heading, rounded, signed
 
 MARKS = "abcdefghijklmnopqrstuvwxyz"
-Rows = Mapping[str, Mapping[str, Cell]]
-"""Cells of one table by row and column, rows in the paper's order."""
+Rows = Mapping[str, Mapping[str, Cell]]  # cells of one table by row and column, rows in the paper's order
 
 
 def by_row(cells: Iterable[Cell], table: str) -> Rows:
@@ -26,12 +25,7 @@ def by_row(cells: Iterable[Cell], table: str) -> Rows:
 
 
 def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> dict[str, Any]:
-    """Lay out one table for the templates.
-
-    Returns:
-        ``rows`` with label, ``own`` (whether this project runs it), cells, origin and distinct verdicts; ``notes`` with
-        letter, reason and rows of quoted numbers.
-    """
+    """Lay out one table for the templates; ``own`` rows are run here, ``notes`` explain quoted numbers."""
     every = [cell for cells in rows.values() for cell in cells.values()]
     reasons: dict[str, dict[str, None]] = {}
     for cell in every:
@@ -109,6 +103,4 @@ def table_csv(source: ReportedTable, rows: Rows) -> str:
 
 
 def _property(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "" if value is None else str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else "" if value is None else str(value)

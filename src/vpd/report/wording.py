@@ -47,12 +47,6 @@ def rounded(value: float, decimals: int) -> str:
     return f"{value:.2g}" if value and float(text) == 0 else text
 
 
-def mean_sd(mean: float, sd: float | None, decimals: int) -> str:
-    """Format ``31.2 ± 0.4``; without a standard deviation, the mean alone."""
-    text = rounded(mean, decimals)
-    return text if sd is None else f"{text} ± {sd:.{decimals}f}"
-
-
 def duration(seconds: float) -> str:
     """Format ``12 s``, ``3.5 min`` or ``2.1 h``."""
     if seconds < 60:

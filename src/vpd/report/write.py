@@ -17,20 +17,18 @@ from PIL import Image
 
 from vpd.config.params import Params
 from vpd.config.tables import FigureSpec
-from vpd.report.cells import cells_csv
+from vpd.report.cells import cells_csv, csv_text
 from vpd.report.claims import Line, claims_csv
 from vpd.report.collect import costs_csv
 from vpd.report.figures import dots_figure, empty_figure, learning_figure, loss_figure, save, styled, trend_figure
-from vpd.report.provenance import backbones_csv, provenance_csv
+from vpd.report.provenance import COLUMNS, backbones_csv
 from vpd.report.report import Report, learning_curves
 from vpd.report.sections import build_view
 from vpd.report.tables import by_row, table_csv, table_view
 from vpd.utils.files import atomic_folder, write_text
 
-PAGES = ("report.html", "REPORT.md")
-"""Also the names of their templates; REPORT.md, which the orchestrators wait for, is written last."""
-LARGE, WIDEST = 120_000, 1600
-"""Bytes from which a picture of pixels is packed again, and pixels to which a wider one is scaled down."""
+PAGES = ("report.html", "REPORT.md")  # also the templates; REPORT.md, which the orchestrators wait for, comes last
+LARGE, WIDEST = 120_000, 1600  # bytes from which a picture is packed again; pixels to which a wider one is scaled
 
 
 def write_report(
@@ -43,19 +41,15 @@ def write_report(
     costs: Path | None = None,
     costs_scale: str | None = None,
 ) -> None:
-    """Write REPORT.md, report.html, ``tables/`` and ``figures/``; mark what has not been run.
+    """Write REPORT.md, report.html, ``tables/`` and ``figures/`` to ``out``; mark what has not been run.
 
     Args:
         params: the matrix at the scale of the results.
         results: folder with metrics, history, panels, specs, timing, backbones and released.
         pretraining: output folder of the small Stable Diffusion.
         previews: dataset -> preview picture.
-        out: folder of the report.
         costs: file of ``vpd cost --out``.
         costs_scale: scale whose networks the costs are of; by default that of ``params``.
-
-    Raises:
-        UserError: no metrics exist at all, or a file is damaged.
     """
     report = Report(params, results, pretraining, previews, out, costs, costs_scale)
     tables = _table_texts(report)  # a damaged input raises here, before anything old is removed
@@ -83,7 +77,7 @@ def _table_texts(report: Report) -> dict[str, str]:
         "claims.csv": claims_csv({"paper": report.claims, "beyond the paper": report.answers}),
         "costs.csv": costs_csv(report.row_costs),
         "backbones.csv": backbones_csv(report.backbones),
-        "provenance.csv": provenance_csv(run for runs in report.runs.values() for run in runs),
+        "provenance.csv": csv_text(COLUMNS, (run.values() for runs in report.runs.values() for run in runs)),
     }
 
 
@@ -153,12 +147,10 @@ def _html_prose(text: str) -> Markup:
 
 
 def _bar(line: Line) -> dict[str, float | None]:
-    """Place a comparison on a line from 0 to 100, where 50 is no difference and the right what was claimed.
-
-    The paper's difference is placed only if it lies within twice the measured range, which it would squeeze otherwise.
-    """
+    """Place a comparison on a line from 0 to 100, where 50 is no difference and the right what was claimed."""
     values = (line.difference.mean, *(line.difference.interval or ())) if line.difference else (0.0,)
     widest = max(map(abs, values))
+    # Farther away, the paper's difference would squeeze the measured range.
     near = line.paper is not None and abs(line.paper) <= 2 * widest
     scale = line.sign * 46 / (max(widest, abs(line.paper or 0.0) if near else 0.0) or 1.0)
     at, *ends = (round(50 + scale * value, 2) for value in values)
