@@ -20,10 +20,10 @@ from vpd.utils.errors import UserError
 Result = TypeVar("Result")
 Predict = Callable[[dict], Tensor]
 Sink = Callable[[Tensor], None]
-Request = tuple[dict, Sink]
-"""One network input and what takes its output."""
-Work = tuple[dict, Iterable[Request], Callable[[], Result]]
-"""A sample, its network inputs, and what gives its prediction once all of them were answered."""
+Request = tuple[dict, Sink]  # one network input and what takes its output
+Work = tuple[
+    dict, Iterable[Request], Callable[[], Result]
+]  # a sample, its inputs, and its prediction once all are answered
 
 
 def answer(predict: Predict, requests: list[Request]) -> None:

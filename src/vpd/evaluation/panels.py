@@ -32,8 +32,7 @@ HEADLINES = {
     "referring": "overall IoU {oiou:.1f} %, mean IoU {miou:.1f} %",
     "depth": "RMSE {rmse:.3f} m, δ1 {delta1:.3f}",
 }
-Column = tuple[np.ndarray, np.ndarray, str]
-"""Pictures of ground truth and prediction, and a note on the latter."""
+Column = tuple[np.ndarray, np.ndarray, str]  # pictures of ground truth and prediction, and a note on the latter
 
 
 def draw_panels(

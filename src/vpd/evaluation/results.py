@@ -11,10 +11,8 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.utils.fingerprint import FINGERPRINT, Fingerprint, fingerprint, read_manifest
 
-CODE = ("datasets", "models", "evaluation")
-"""Packages that decide the scores of given weights."""
+CODE = ("datasets", "models", "evaluation")  # packages that decide the scores of given weights
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
-"""Metric that tells the best milestone, and in which direction."""
 DECIMALS = 6
 
 

@@ -39,8 +39,7 @@ EVALUATORS: dict[str, Callable[..., Iterator[tuple[str, float]]]] = {
     "referring": evaluate_referring,
     "depth": evaluate_depth,
 }
-Pair = tuple[int, str]
-"""A seed and a milestone."""
+Pair = tuple[int, str]  # a seed and a milestone
 
 
 def evaluate(
@@ -54,20 +53,10 @@ def evaluate(
     *,
     processes: int = 1,
 ) -> None:
-    """Score every seed and milestone on the validation split.
+    """Score every seed and milestone on the validation split, shared by ``processes``; write ``metrics`` last.
 
-    Args:
-        spec: the experiment.
-        runs: folder of its runs.
-        data: prepared dataset.
-        checkpoint: Stable Diffusion checkpoint or backbone.
-        metrics: JSON file to write, last.
-        panels: folder for pictures of predictions.
-        state: folder in which results of finished (seed, milestone) pairs wait for the others.
-        processes: how many share the pairs.
-
-    Raises:
-        UserError: a run was trained with other settings, its weights are damaged or a prediction is not finite.
+    Results of finished (seed, milestone) pairs wait in ``state`` for the others. UserError if a run was trained with other
+    settings, its weights are damaged or a prediction is not finite.
     """
     check_runs(spec, runs, data, checkpoint)
     made_from = evaluation_fingerprint(spec, runs, data, checkpoint)
@@ -141,12 +130,7 @@ def conclude(
 def evaluate_monocular(spec: DepthSpec, model: Monocular, data: Path, metrics: Path, facts: dict) -> None:
     """Score a public depth model on whole images of our NYUv2 test split, with our crop, depth range and errors.
 
-    Args:
-        spec: its ``name`` is the model's; there is one result, of the first seed, though nothing depends on a seed.
-        model: the public model.
-        data: prepared dataset.
-        metrics: JSON file to write.
-        facts: what else the file says about the weights.
+    The one result is said to be of the first seed, though nothing depends on it; ``facts`` go into the file as they are.
     """
     dataset = build_dataset(spec, data, "val")
     device = _device()

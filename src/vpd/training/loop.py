@@ -44,21 +44,10 @@ def fit(
     made_from: Fingerprint,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Train a network and publish its weights and history into ``out``.
+    """Train a network, given on the CPU with its initial weights, and publish its weights and history into ``out``.
 
-    Args:
-        model: on the CPU, with its initial weights; maps a batch to what ``spec.training.loss`` expects.
-        dataset: of training samples.
-        spec: the experiment.
-        seed: with the step, of everything random in a step.
-        out: folder of the finished run.
-        state: folder for resumable states.
-        made_from: names the state's folder and goes into ``out``.
-        observers: called at every logged step, by the first process only.
-
-    Raises:
-        UserError: the loss is not finite; raised before the step that would spoil the weights.
-        SystemExit, KeyboardInterrupt: after SIGTERM or SIGUSR1, or SIGINT, once the state is saved.
+    UserError if the loss is not finite, before the step that would spoil the weights; SystemExit or KeyboardInterrupt after
+    a signal, once the state is saved.
     """
     training, run = spec.training, f"{spec.name} seed {seed}"
     accelerator = start_accelerator(training.precision)
