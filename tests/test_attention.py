@@ -20,8 +20,6 @@ from vpd.models.attention import CrossAttention
 from vpd.models.diffusion import FeatureUNet
 from vpd.utils.errors import UserError
 
-UNET, TOKENS = (16, 32, 64, 64), 3
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from evaluation_fakes import CLASSES, Drawings, SmallModel, make_spec
-from vpd.evaluation.attention import attention_of, class_words, overlay, records_attention, sentence_words
+from vpd.evaluation.attention import attention_of, class_words, records_attention, sentence_words
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.panels import coloured, draw_panels, legend_classes, spread
 from vpd.evaluation.run import predictor
@@ -126,11 +126,3 @@ def test_words_of_a_sentence_average_the_maps_of_their_pieces():
     assert [word for word, _ in words] == ["the", "cat"]
     means = [word[1][0, 0].item() for word in words]
     assert means == pytest.approx([np.mean(range(1, first + 1)), np.mean(range(first + 1, len(pieces) + 1))])
-
-
-def test_the_brightest_overlay_is_where_attention_is():
-    attention = torch.zeros(8, 8)
-    attention[2, 5] = 1.0
-    heat = overlay(torch.zeros(3, 8, 8), attention).sum(-1)
-    assert np.unravel_index(heat.argmax(), heat.shape) == (2, 5)
-    assert np.isfinite(overlay(torch.zeros(3, 8, 8), torch.full((8, 8), 0.2))).all()  # a flat map

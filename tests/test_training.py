@@ -196,11 +196,6 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_starts(workers):
     assert straight[0]["key"] == [int(name) for name in straight[0]["id"]]
 
 
-def test_workers_do_not_change_the_weights(uninterrupted, tmp_path):
-    run(tmp_path, tiny_spec(workers=2))
-    assert digests(tmp_path) == digests(uninterrupted)
-
-
 def test_processes_share_each_micro_batch():
     training = tiny_spec(batch_size=8, accumulate=2).training
     whole = plan_batches(training, 17, 0).batch(3)

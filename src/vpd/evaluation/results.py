@@ -47,11 +47,8 @@ def check_runs(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> None:
 
 def header(spec: Spec) -> dict:
     """What a metrics file says about its experiment."""
-    return {
-        "experiment": spec.name,
-        **spec.model_dump(include={"scale", "task", "dataset", "variant"}),
-        "spec": spec.digest(),
-    }
+    own = spec.model_dump(include={"scale", "task", "dataset", "variant"})
+    return {"experiment": spec.name, **own, "spec": spec.digest()}
 
 
 def best_of(spec: Spec, results: list[dict], seed: int) -> dict:

@@ -43,15 +43,7 @@ Pair = tuple[int, str]  # a seed and a milestone
 
 
 def evaluate(
-    spec: Spec,
-    runs: Path,
-    data: Path,
-    checkpoint: Path,
-    metrics: Path,
-    panels: Path,
-    state: Path,
-    *,
-    processes: int = 1,
+    spec: Spec, runs: Path, data: Path, checkpoint: Path, metrics: Path, panels: Path, state: Path, processes: int = 1
 ) -> None:
     """Score every seed and milestone on the validation split, shared by ``processes``; write ``metrics`` last.
 
@@ -105,25 +97,18 @@ def measure(spec: Spec, model: Network, dataset: Dataset, pairs: list[Pair], run
 
 @torch.inference_mode()
 def conclude(
-    spec: Spec,
-    model: Network,
-    dataset: Dataset,
-    runs: Path,
-    metrics: Path,
-    panels: Path,
-    folder: Path,
-    key: Fingerprint,
+    spec: Spec, model: Network, dataset: Dataset, runs: Path, metrics: Path, panels: Path, state: Path, key: Fingerprint
 ) -> None:
-    """Draw the panels of the first seed's final weights, write all results as one file and remove ``folder``."""
-    results = [read_json(_result_path(folder, pair)) for pair in all_pairs(spec)]
+    """Draw the panels of the first seed's final weights, write all results as one file and remove ``state``."""
+    results = [read_json(_result_path(state, pair)) for pair in all_pairs(spec)]
     results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
     torch.manual_seed(spec.seeds[0])
     load_run(model, seed_folder(runs, spec.seeds[0]), "final")
-    final = read_json(_result_path(folder, (spec.seeds[0], "final")))
+    final = read_json(_result_path(state, (spec.seeds[0], "final")))
     draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
     content = {**header(spec), "fingerprint": asdict(key), "results": results, "runs": provenance(spec, runs)}
     write_json(metrics, content)
-    shutil.rmtree(folder)
+    shutil.rmtree(state)
 
 
 @torch.inference_mode()
@@ -165,7 +150,6 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# ----------------------------------------------------------------------------------------------------- weights, samples
 def load_run(model: Network, run: Path, milestone: str) -> int:
     """Load the weights of a milestone into ``model``, put it in eval mode and return its training step."""
     manifest, path = read_manifest(run), run / f"{milestone}.safetensors"

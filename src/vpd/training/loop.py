@@ -113,7 +113,6 @@ def fit(
         accelerator.wait_for_everyone()
 
 
-# ------------------------------------------------------------------------------------------------------------------ setup
 def start_accelerator(precision: str) -> Accelerator:
     """Accelerator of this process; algorithms are deterministic, on a GPU as far as it has them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
@@ -142,7 +141,6 @@ def milestone_steps(shares: dict[str, float], total: int) -> dict[str, int]:
     return {name: max(1, round(share * total)) for name, share in shares.items()}
 
 
-# --------------------------------------------------------------------------------------------------------------- one step
 def gradient(
     accelerator: Accelerator, model: nn.Module, batches: Iterator[dict], plan: Plan, step: int, spec: LossSpec
 ) -> torch.Tensor:
@@ -176,7 +174,6 @@ def log_row(journal: Journal, plan: Plan, lr: float, lr_unet: float) -> dict[str
     return row
 
 
-# ---------------------------------------------------------------------------------------------------------------- signals
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
     """Collect SIGTERM, SIGINT and SIGUSR1, so that a step ends before the process does; a second one acts at once."""

@@ -48,7 +48,6 @@ def state_folder(state: Path, made_from: Fingerprint) -> Path:
     return state / made_from.key
 
 
-# ------------------------------------------------------------------------------------------------------------ save, load
 def save_state(folder: Path, journal: Journal, model: Network, optimizer: optim.Optimizer) -> None:
     """Write everything a later process needs to continue after ``journal.step`` to the bit.
 
@@ -104,7 +103,6 @@ def _states(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
-# --------------------------------------------------------------------------------------------------------------- weights
 def weights_path(folder: Path, milestone: str) -> Path:
     """Where a milestone's weights wait until the run is finished."""
     return folder / f"{milestone}.safetensors"
@@ -132,7 +130,6 @@ def _writing(path: Path) -> Iterator[Path]:
             raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
-# ------------------------------------------------------------------------------------------------------------ randomness
 def seed_all(*numbers: int) -> None:
     """Seed Python, NumPy and torch (every device) from the numbers, such as (seed, step)."""
     value = int(np.random.SeedSequence(numbers).generate_state(1)[0])

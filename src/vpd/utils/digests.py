@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,8 +67,5 @@ def changed(folder: Path, files: dict[str, str]) -> list[str]:
 
 def tree(folder: Path) -> list[str]:
     """All files below ``folder``, relative to it, sorted."""
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not os.path.basename(path).startswith(".")
-    )
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(path.relative_to(folder).as_posix() for path in files)
