@@ -67,7 +67,9 @@ def test_a_killed_jobs_gpu_is_free_at_once():
 
 
 @pytest.mark.usefixtures("two_gpus")
-@pytest.mark.parametrize(("allowed", "count", "claimed"), [(None, 1, "GPU-aaaa"), ("1", 8, "GPU-bbbb")])
+@pytest.mark.parametrize(
+    ("allowed", "count", "claimed"), [(None, 1, "GPU-aaaa"), ("1", 8, "GPU-bbbb"), ("GPU-bbbb", 8, "GPU-bbbb")]
+)
 def test_cuda_sees_what_was_claimed_of_the_users_choice_and_only_meanwhile(allowed, count, claimed, monkeypatch):
     if allowed:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)

@@ -25,7 +25,7 @@ MAPS = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(1)) * 3 +
 FACTORS = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(2))
 
 
-def train_here(where: Path, delay: float = 0.0, wild: bool = False, norm: bool = False, **training) -> None:
+def train_here(where: Path, delay: float = 0.0, wild: bool = False, **training) -> None:
     """The tiny training, as one of several processes if the environment says so; each notes its beginning."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -37,7 +37,7 @@ def train_here(where: Path, delay: float = 0.0, wild: bool = False, norm: bool =
         file.write(f"{os.getpid()}\n")
     optimizer = tiny_spec().training.optimizer.model_copy(update={"lr": 1e30 if wild else 1e-2})
     spec = tiny_spec(**{"save_every": 2, "optimizer": optimizer} | training)
-    fit(network(dropout=0.0, norm=norm), Samples(delay=delay), spec, 0, where / "out", where / "state", MADE_FROM)
+    fit(network(dropout=0.0, norm=False), Samples(delay=delay), spec, 0, where / "out", where / "state", MADE_FROM)
 
 
 def weights(where: Path) -> dict[str, torch.Tensor]:
