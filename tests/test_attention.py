@@ -20,8 +20,6 @@ from vpd.models.attention import CrossAttention
 from vpd.models.diffusion import FeatureUNet
 from vpd.utils.errors import UserError
 
-UNET, TOKENS = (16, 32, 64, 64), 3
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -31,28 +29,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     return write_factor_8(tmp_path_factory.mktemp("factor8"))
-
-
-@pytest.mark.parametrize(
-    ("places", "limit", "levels"),
-    [
-        (("down", "up"), 0.5, [1, 2]),
-        (("down", "up"), 1.0, [0, 1, 2]),
-        (("down",), 0.25, [2]),
-        (("up",), 0.5, [1, 2]),
-        (("mid",), 0.5, [3]),
-        (("down", "mid", "up"), 1.0, [0, 1, 2, 3]),
-        ((), 0.5, []),
-    ],
-)
-def test_maps_are_recorded_where_the_spec_says(checkpoint, places, limit, levels):
-    spec = attention(places, limit)
-    model = build(make_spec("segmentation", attention=spec), checkpoint)
-    features = model.features(make_batch(48, 80))
-    assert [level for level, maps in enumerate(features.attention) if maps is not None] == levels
-    for level in levels:
-        assert features.attention[level].shape == (2, TOKENS, *features.maps[level].shape[-2:])
-    assert [x.shape[1] for x in features.maps] == [c + TOKENS * (i in levels) for i, c in enumerate(UNET)]
 
 
 def test_the_middle_joins_the_coarsest_level_of_the_others(wide):
@@ -70,20 +46,6 @@ def test_the_middle_joins_the_coarsest_level_of_the_others(wide):
 def test_a_place_that_records_nothing_is_an_error(checkpoint):
     with pytest.raises(UserError, match=r"no map at 'down'.*limit=0\.125"):
         build(make_spec("segmentation", attention=attention(("mid", "down"), 0.125)), checkpoint)
-
-
-def test_attached_maps_change_gradients_only(checkpoint):
-    """S14."""
-    outputs, gradients = [], []
-    for gradient in ("detached", "attached"):
-        model = build(make_spec("segmentation", attention=attention(gradient=gradient)), checkpoint)
-        features = model.features(make_batch())
-        assert features.attention[1].requires_grad == (gradient == "attached")
-        sum(x.square().mean() for x in features.maps).backward()
-        outputs.append(features.maps[1].detach())
-        gradients.append(model.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_q.weight.grad)
-    assert torch.equal(*outputs)
-    assert (gradients[0] - gradients[1]).norm() > 1e-6 * gradients[0].norm()
 
 
 def test_one_token_equals_full_attention_with_exact_zero_query_gradients(checkpoint):

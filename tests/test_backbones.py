@@ -44,7 +44,6 @@ SPECS = {
     "beitv2": ("timm", "beitv2_large_patch16_224", VIT),
     "sam": ("transformers", "sam", SAM),
     "blip": ("transformers", "blip", BLIP),
-    "blip-2": ("transformers", "blip-2", BLIP),
 }
 HIERARCHICAL = ("swin", "swinv2", "convnext")
 SIZES = [(64, 64), (88, 64), (65, 83), (20, 130)]
@@ -296,7 +295,7 @@ def test_smaller_grids_use_the_middle_of_the_bias_table():
     torch.testing.assert_close(part, whole[:, kept][:, :, kept])
 
 
-@pytest.mark.parametrize("name", ["sam", "blip", "blip-2"])
+@pytest.mark.parametrize("name", ["sam", "blip"])
 @torch.no_grad()
 def test_the_map_is_transformers_own_output_at_the_native_size(name):
     backbone, picture = evaluated(name), images(64, 64)
@@ -359,7 +358,7 @@ def test_random_weights_need_only_the_architecture_and_errors_name_the_file(tmp_
         ("timm", "convnext_base", {"dim": [8] * 4}, "has no option 'dim'; did you mean 'dims'"),
         ("timm", "convnext_base", {"dims": [8]}, "cannot build 'convnext_base' with options"),
         ("timm", "vit_base_patch16_224", {"pretrained_cfg": "maee"}, "Invalid pretrained tag"),
-        ("transformers", "blip2", {}, "did you mean 'blip-2'"),
+        ("transformers", "blip2", {}, "did you mean 'blip'"),
         ("transformers", "sam", {"window": 4}, "has no option 'window'; did you mean 'window_size'"),
         ("transformers", "blip", {"hidden_size": 97}, "cannot build 'blip' with options"),
         ("transformers", "blip", {"hidden_size": "wide"}, "cannot build 'blip' with options"),

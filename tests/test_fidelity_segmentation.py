@@ -77,14 +77,8 @@ def test_classes_are_one_sentence_or_the_mean_of_eighty(ade20k, checkpoint, name
 
 @shows(G9="data.crop")
 def test_label_0_is_ignored_and_the_others_count_from_0(ade20k):
-    changes = {
-        "short_side": 64,
-        "long_side": 96,
-        "ratio_range": [1.0, 1.0],
-        "crop": 96,
-        "flip": 0,
-        "photometric": False,
-    }
+    sizes = {"short_side": 64, "long_side": 96, "ratio_range": [1.0, 1.0], "crop": 96}
+    changes = {**sizes, "flip": 0, "photometric": False}
     spec = experiment("seg-full", {f"data.{key}": value for key, value in changes.items()})
     sample = build_dataset(spec, ade20k, "train").sample(0)
     assert sample["label"].shape == (96, 96)

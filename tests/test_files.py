@@ -147,14 +147,6 @@ def test_a_folder_made_again_alike_stays_under_its_readers(tmp_path, before, kep
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_folder_with_a_file_more_is_another(tmp_path):
-    for names in ("ab", "a", "ab"):
-        with atomic_folder(tmp_path / "out") as temporary:
-            for name in names:
-                (temporary / name).write_text("x")
-        assert sorted(os.listdir(tmp_path / "out")) == list(names)
-
-
 def test_who_may_not_write_beside_a_folder_does_not_wait_for_it(tmp_path):
     """As root everything may be written; so the folder beside is one in which nobody may."""
     with exclusive("/proc/self/made"):

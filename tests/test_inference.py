@@ -62,12 +62,6 @@ def test_depth_windows_and_windows_that_leave_a_gap():
         window_starts(100, 32, 40)
 
 
-@pytest.mark.parametrize(("length", "crop", "stride"), [(100, 32, 21), (33, 32, 32), (97, 16, 5)])
-def test_windows_cover_every_pixel_and_stay_inside(length, crop, stride):
-    covered = {start + offset for start in window_starts(length, crop, stride) for offset in range(crop)}
-    assert covered == set(range(length))
-
-
 def test_overlapping_windows_average_to_a_per_pixel_reference():
     """Each window's output depends on where in the window a pixel lies, so the overlaps must be averaged right."""
     image, crop, stride = torch.randn(3, 45, 70), 32, 21
@@ -86,18 +80,6 @@ def test_overlapping_windows_average_to_a_per_pixel_reference():
             ]
             expected[row, column] = sum(inside) / len(inside)
     assert torch.allclose(window.mean()[0], expected, rtol=1e-6)
-
-
-def test_sides_shorter_than_the_window_are_padded_with_grey_and_cut_off_again():
-    window = SlidingWindow(torch.ones(3, 20, 50), 32, 21)
-    assert window.corners == [(0, 0), (0, 18)]
-    content = window.window((0, 18))
-    assert content.shape == (3, 32, 32)
-    assert content[:, :20].eq(1).all()
-    assert content[:, 20:].eq(0).all()
-    for corner in window.corners:
-        window.add(corner, window.window(corner))
-    assert torch.equal(window.mean(), torch.ones(3, 20, 50))
 
 
 # --------------------------------------------------------------------------------------------------------- segmentation
@@ -234,26 +216,6 @@ def test_sentences_get_their_own_logits_and_share_the_images_key():
 
 def depth_sample(width: int = 48) -> dict:
     return {"id": "a", "image": torch.rand(3, 32, width) * 2 - 1, "class_id": torch.tensor(1)}
-
-
-def test_depth_averages_mirror_images_and_then_windows():
-    """Brute force for a network whose output depends on the column within the window; without mirroring as well."""
-    sample = depth_sample()
-    column = torch.arange(32.0)
-
-    def predict(batch: dict) -> Tensor:
-        assert batch["class_id"].tolist() == [1] * len(batch["image"])
-        return batch["image"][:, :1] + column
-
-    ((_, metres),) = estimate_depth(predict, [sample], DEPTH)
-    for x in range(48):
-        windows = [start for start in (0, 16) if start <= x < start + 32]
-        offset = np.mean([((x - start) + (31 - (x - start))) / 2 for start in windows])
-        assert torch.allclose(metres[:, x], sample["image"][0, :, x] + offset, atol=1e-5)
-    ((_, metres),) = estimate_depth(predict, [sample], DEPTH.model_copy(update={"flip": False}))
-    offsets = (metres - sample["image"][0]).mean(0)
-    expected = [x if x < 16 else ((x + (x - 16)) / 2 if x < 32 else x - 16) for x in range(48)]
-    assert torch.allclose(offsets, torch.tensor(expected, dtype=torch.float32), atol=1e-4)
 
 
 def test_images_that_do_not_fit_the_depth_window_are_refused():

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from evaluation_fakes import CLASSES, Drawings, SmallModel, make_spec
-from vpd.evaluation.attention import attention_of, class_words, overlay, records_attention, sentence_words
-from vpd.evaluation.drawing import palette, pixels
-from vpd.evaluation.panels import coloured, draw_panels, legend_classes, masked, spread
+from vpd.evaluation.attention import attention_of, class_words, records_attention, sentence_words
+from vpd.evaluation.drawing import palette
+from vpd.evaluation.panels import coloured, draw_panels, legend_classes, spread
 from vpd.evaluation.run import predictor
 from vpd.pretraining.clip import train_tokenizer
 
@@ -51,18 +51,6 @@ def test_panels_are_the_same_bytes_every_time_and_say_nothing_about_software(tmp
             assert not {"Software", "Creation Time"} & set(picture.info)
 
 
-def test_small_images_are_enlarged_without_smoothing(tmp_path):
-    """Every pixel inside the first picture has one of the drawing's own colours, apart from the cell's frame."""
-    draw("segmentation", tmp_path)
-    with Image.open(tmp_path / "predictions.png") as picture:
-        shown = np.asarray(picture.convert("RGB"))
-    wall = np.abs(shown.astype(int) - [200, 190, 180]).sum(-1) == 0
-    rows, columns = np.nonzero(wall)
-    cell = shown[rows.min() : rows.max(), columns.min() : columns.min() + 300].reshape(-1, 3)
-    own = (255 * pixels(Drawings("segmentation").sample(1)["image"])).round().reshape(-1, 3)
-    assert set(map(tuple, cell.tolist())) <= set(map(tuple, own.tolist()))
-
-
 # --------------------------------------------------------------------------------------------------------------- parts
 def test_the_first_twenty_classes_and_all_150_have_colours_of_their_own():
     assert len(np.unique(palette(20).round(3), axis=0)) == 20
@@ -80,15 +68,6 @@ def test_ignored_pixels_get_the_colour_of_no_class():
 def test_the_legend_lists_what_is_shown_largest_first():
     maps = [torch.tensor([[0, 0, 3, 255]]), torch.tensor([[3, 3, 1, 255]])]
     assert legend_classes(maps, 5) == [3, 0, 1]
-
-
-def test_masks_tint_exactly_their_pixels():
-    image = torch.zeros(3, 4, 4)
-    mask = torch.zeros(4, 4, dtype=torch.bool)
-    mask[1, 2] = True
-    picture = masked(image, mask)
-    tinted = picture[..., 0] - picture[..., 2] > 0.2
-    assert np.array_equal(tinted, mask.numpy())
 
 
 @pytest.mark.parametrize(("count", "wanted", "expected"), [(100, 4, [12, 37, 62, 87]), (3, 4, [0, 1, 2]), (5, 1, [2])])
@@ -147,11 +126,3 @@ def test_words_of_a_sentence_average_the_maps_of_their_pieces():
     assert [word for word, _ in words] == ["the", "cat"]
     means = [word[1][0, 0].item() for word in words]
     assert means == pytest.approx([np.mean(range(1, first + 1)), np.mean(range(first + 1, len(pieces) + 1))])
-
-
-def test_the_brightest_overlay_is_where_attention_is():
-    attention = torch.zeros(8, 8)
-    attention[2, 5] = 1.0
-    heat = overlay(torch.zeros(3, 8, 8), attention).sum(-1)
-    assert np.unravel_index(heat.argmax(), heat.shape) == (2, 5)
-    assert np.isfinite(overlay(torch.zeros(3, 8, 8), torch.full((8, 8), 0.2))).all()  # a flat map

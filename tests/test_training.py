@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,14 +21,12 @@ from safetensors.torch import load_file
 
 from training_fakes import MADE_FROM, Samples, network, tiny_spec, train_alone
 from vpd.config.schema import OptimizerSpec, ScheduleSpec
-from vpd.training import train
 from vpd.training.loader import micro_batches, plan_batches
 from vpd.training.loop import fit
 from vpd.training.runs import run_fingerprint
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
-from vpd.utils.fingerprint import is_finished, read_manifest
 
 OUTPUTS = ["final.safetensors", "fingerprint.json", "half.safetensors", "history.csv", "manifest.json", "timing.json"]
 CONTENT = ["final.safetensors", "half.safetensors", "history.csv"]
@@ -114,11 +111,6 @@ def test_equal_runs_are_equal_to_the_bit_whatever_the_random_state(uninterrupted
     assert digests(tmp_path) == digests(uninterrupted)
 
 
-def test_seeds_differ(uninterrupted, tmp_path):
-    fit(network(), Samples(), tiny_spec(), 1, tmp_path / "out", tmp_path / "state", MADE_FROM)
-    assert digests(tmp_path)["final.safetensors"] != digests(uninterrupted)["final.safetensors"]
-
-
 def test_weights_equal_a_plain_loop(tmp_path):
     """Twelve steps of torch's own AdamW with the rates written out by hand, without dropout and norm.
 
@@ -156,17 +148,6 @@ def test_weights_equal_a_plain_loop(tmp_path):
     assert [row["lr_unet"] for row in rows] == pytest.approx([1e-3 * 8 / 12, 1e-3 * 3 / 12, 1e-3 / 12])
 
 
-def test_two_micro_batches_of_two_equal_a_batch_of_four(tmp_path):
-    for folder, accumulate in (("whole", 1), ("halves", 2)):
-        model = network(dropout=0.0, norm=False)
-        run(tmp_path / folder, tiny_spec(accumulate=accumulate), model=model)
-    whole, halves = (load_file(tmp_path / folder / "out" / "final.safetensors") for folder in ("whole", "halves"))
-    start = network(dropout=0.0, norm=False).state_dict()
-    for name in whole:
-        torch.testing.assert_close(whole[name], halves[name], rtol=1e-4, atol=1e-6)
-        assert not torch.allclose(whole[name], start[name], atol=1e-3)
-
-
 def test_a_short_last_batch_counts_its_samples_once(tmp_path):
     """Ten samples, batch 4, accumulate 2: the third batch is 1 + 1, and weighs as a mean of two."""
     for folder, accumulate in (("whole", 1), ("halves", 2)):
@@ -174,26 +155,6 @@ def test_a_short_last_batch_counts_its_samples_once(tmp_path):
         run(tmp_path / folder, spec, model=network(dropout=0.0, norm=False))
     rows = [history(tmp_path / folder) for folder in ("whole", "halves")]
     assert rows[0][0]["loss"] == pytest.approx(rows[1][0]["loss"], rel=1e-5)
-
-
-def test_two_processes_equal_one(tmp_path):
-    """As torchrun starts them: each computes half of every micro-batch, and only the first writes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    two = tmp_path / "two"
-    processes = [start(two, plain=True, **common, RANK=r, LOCAL_RANK=r) for r in ("0", "1")]
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    assert [(two / f"seen{rank}").read_text() for rank in (0, 1)] == ["24", "24"]
-    run(tmp_path / "one", model=network(dropout=0.0, norm=False))
-    one, both = (load_file(tmp_path / folder / "out" / "final.safetensors") for folder in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(one[name], both[name], rtol=1e-5, atol=1e-7)
-    means = [[row["loss"] for row in history(tmp_path / folder)] for folder in ("one", "two")]
-    assert means[0] == pytest.approx(means[1], rel=1e-6)
-    assert sorted(path.name for path in (two / "out").iterdir()) == OUTPUTS
 
 
 def test_milestones_are_the_weights_after_their_steps(tmp_path, uninterrupted):
@@ -217,11 +178,6 @@ def test_bf16_trains_in_fp32_weights(tmp_path):
     assert all(0.1 < row["loss"] < 3 for row in history(tmp_path))
 
 
-def test_epochs_set_the_steps(tmp_path):
-    run(tmp_path, tiny_spec(steps=None, epochs=3))
-    assert read_manifest(tmp_path / "out")["steps"] == 6  # 10 // 4 batches an epoch
-
-
 # ---------------------------------------------------------------------------------------------------------------- batches
 def test_every_epoch_is_a_new_permutation():
     plan = plan_batches(tiny_spec(batch_size=5).training, 10, 3)
@@ -238,11 +194,6 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_starts(workers):
     assert [batch["id"] for batch in resumed] == [batch["id"] for batch in straight]
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(resumed, straight, strict=True))
     assert straight[0]["key"] == [int(name) for name in straight[0]["id"]]
-
-
-def test_workers_do_not_change_the_weights(uninterrupted, tmp_path):
-    run(tmp_path, tiny_spec(workers=2))
-    assert digests(tmp_path) == digests(uninterrupted)
 
 
 def test_processes_share_each_micro_batch():
@@ -419,31 +370,6 @@ def test_a_finished_run_returns_at_once_without_torch(tmp_path):
     assert done.stdout.split("\n")[:2] == ["None", "[]"]
     assert digests(tmp_path) == before
     assert not (tmp_path / "state").exists()
-
-
-def test_a_run_is_finished_only_with_equal_keys_and_files(tmp_path):
-    run(tmp_path)
-    out = tmp_path / "out"
-    assert is_finished(out, MADE_FROM)
-    assert not is_finished(out, replace(MADE_FROM, settings="t"))
-    assert not is_finished(tmp_path / "nowhere", MADE_FROM)
-    (out / "history.csv").write_text("step\n")
-    assert not is_finished(out, MADE_FROM)
-    run(tmp_path)
-    (out / "half.safetensors").unlink()
-    assert not is_finished(out, MADE_FROM)
-
-
-def test_a_new_run_replaces_the_old_one_whole(tmp_path):
-    run(tmp_path, tiny_spec(milestones={"first": 0.01, "final": 1.0}))
-    run(tmp_path, made_from=replace(MADE_FROM, settings="t"))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
-
-
-def test_missing_inputs_are_one_sentence(tmp_path):
-    data, _ = inputs(tmp_path)
-    with pytest.raises(UserError, match=r"nowhere/manifest.json does not exist; run the stage that makes"):
-        train(tiny_spec(), 0, data, tmp_path / "nowhere", tmp_path / "out", tmp_path / "state")
 
 
 # --------------------------------------------------------------------------------------------------------------- failures

@@ -108,14 +108,10 @@ def network(**options) -> Network:
     return Network(**options)
 
 
-def train_alone(where: Path, delay: float = 0.0, workers: int = 0, plain: bool = False, **environment: str) -> None:
-    """Train in a process (and group) of its own; ``environment`` makes it one of several as torchrun does."""
+def train_alone(where: Path, delay: float = 0.0, workers: int = 0) -> None:
+    """Train in a process (and group) of its own."""
     os.setpgrp()
-    os.environ.update(environment)
     torch.set_num_threads(1)
     from vpd.training.loop import fit
 
-    model = network(dropout=0.0, norm=False) if plain else network()
-    dataset = Samples(delay=delay)
-    fit(model, dataset, tiny_spec(workers=workers), 0, where / "out", where / "state", MADE_FROM)
-    (where / f"seen{os.environ.get('RANK', 0)}").write_text(str(len(dataset.seen)))
+    fit(network(), Samples(delay=delay), tiny_spec(workers=workers), 0, where / "out", where / "state", MADE_FROM)

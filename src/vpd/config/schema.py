@@ -159,7 +159,7 @@ class NetworkSpec(Frozen):
     library: Literal["timm", "transformers"]
     """Library that has it."""
     architecture: str
-    """timm: name of a model, such as `swin_large_patch4_window12_384`. transformers: `sam`, `blip` or `blip-2`."""
+    """timm: name of a model, such as `swin_large_patch4_window12_384`. transformers: `sam` or `blip`."""
     options: dict[str, Any] = {}
     """Settings that differ from the architecture's own, such as a scale's small sizes."""
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from vpd.models.network import VPD
 
 WORDS = 10
-Word = tuple[str, Tensor]
-"""A word and its attention map (H, W) at the size of the image."""
+Word = tuple[str, Tensor]  # a word and its attention map (H, W) at the size of the image
 
 
 def records_attention(spec: Spec) -> bool:

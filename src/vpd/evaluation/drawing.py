@@ -24,8 +24,7 @@ MARGIN = 0.12
 LINE = 0.17
 DPI = 120
 UNLABELLED = (0.82, 0.82, 0.82)
-Shape = tuple[int, int]
-"""Height and width of a picture in pixels."""
+Shape = tuple[int, int]  # height and width of a picture in pixels
 
 
 class FigureGrid:

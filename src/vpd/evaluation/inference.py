@@ -20,10 +20,10 @@ from vpd.utils.errors import UserError
 Result = TypeVar("Result")
 Predict = Callable[[dict], Tensor]
 Sink = Callable[[Tensor], None]
-Request = tuple[dict, Sink]
-"""One network input and what takes its output."""
-Work = tuple[dict, Iterable[Request], Callable[[], Result]]
-"""A sample, its network inputs, and what gives its prediction once all of them were answered."""
+Request = tuple[dict, Sink]  # one network input and what takes its output
+Work = tuple[
+    dict, Iterable[Request], Callable[[], Result]
+]  # a sample, its inputs, and its prediction once all are answered
 
 
 def answer(predict: Predict, requests: list[Request]) -> None:
@@ -61,7 +61,6 @@ def to_model(batch: dict, model: nn.Module) -> dict:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-# --------------------------------------------------------------------------------------------------------- segmentation
 def views(settings: SegmentationEvaluation) -> list[tuple[float, bool]]:
     """Return the (ratio, mirrored) copies of an image that are predicted, the plain one always among them (G7)."""
     plain = (1.0, False)
@@ -113,7 +112,6 @@ def _segmentation(sample: dict, settings: SegmentationEvaluation) -> Work[dict[s
     return sample, requests(), result
 
 
-# ----------------------------------------------------------------------------------------------------------- referring
 def refer(predict: Predict, samples: Iterable[dict], settings: ReferringEvaluation) -> Iterator[tuple[dict, Tensor]]:
     """Yield each sentence's sample with its logits (2, size, size); sentences on one image share its ``key``."""
     return _stream(predict, map(_referring, samples), settings.batch_size)
@@ -125,7 +123,6 @@ def _referring(sample: dict) -> Work[Tensor]:
     return sample, [(inputs, logits.append)], lambda: logits[0].cpu()
 
 
-# --------------------------------------------------------------------------------------------------------------- depth
 def estimate_depth(
     predict: Predict, samples: Iterable[dict], settings: DepthEvaluation
 ) -> Iterator[tuple[dict, Tensor]]:

@@ -32,8 +32,7 @@ HEADLINES = {
     "referring": "overall IoU {oiou:.1f} %, mean IoU {miou:.1f} %",
     "depth": "RMSE {rmse:.3f} m, δ1 {delta1:.3f}",
 }
-Column = tuple[np.ndarray, np.ndarray, str]
-"""Pictures of ground truth and prediction, and a note on the latter."""
+Column = tuple[np.ndarray, np.ndarray, str]  # pictures of ground truth and prediction, and a note on the latter
 
 
 def draw_panels(
@@ -78,7 +77,6 @@ def _figure(
     return figure
 
 
-# --------------------------------------------------------------------------------------------------------- segmentation
 def _segmentation_figure(
     spec: SegmentationSpec, predict: Predict, samples: list[dict], classes: list[str], title: str
 ) -> FigureGrid:
@@ -113,7 +111,6 @@ def coloured(labels: Tensor, colours: np.ndarray) -> np.ndarray:
     return table[labels.where(labels != IGNORED, len(colours)).numpy()]
 
 
-# ----------------------------------------------------------------------------------------------------------- referring
 def _referring_figure(
     spec: ReferringSpec, predict: Predict, samples: list[dict], classes: list[str], title: str
 ) -> FigureGrid:
@@ -134,7 +131,6 @@ def masked(image: Tensor, mask: Tensor) -> np.ndarray:
     return np.where(mask.numpy()[..., None], 0.35 * picture + 0.65 * MASK, grey)
 
 
-# --------------------------------------------------------------------------------------------------------------- depth
 def _depth_figure(spec: DepthSpec, predict: Predict, samples: list[dict], classes: list[str], title: str) -> FigureGrid:
     """Return the figure of depth maps on one scale of metres."""
     scenes, columns = [int(sample["class_id"]) for sample in samples], []

@@ -11,10 +11,8 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.utils.fingerprint import FINGERPRINT, Fingerprint, fingerprint, read_manifest
 
-CODE = ("datasets", "models", "evaluation")
-"""Packages that decide the scores of given weights."""
+CODE = ("datasets", "models", "evaluation")  # packages that decide the scores of given weights
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
-"""Metric that tells the best milestone, and in which direction."""
 DECIMALS = 6
 
 
@@ -49,11 +47,8 @@ def check_runs(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> None:
 
 def header(spec: Spec) -> dict:
     """What a metrics file says about its experiment."""
-    return {
-        "experiment": spec.name,
-        **spec.model_dump(include={"scale", "task", "dataset", "variant"}),
-        "spec": spec.digest(),
-    }
+    own = spec.model_dump(include={"scale", "task", "dataset", "variant"})
+    return {"experiment": spec.name, **own, "spec": spec.digest()}
 
 
 def best_of(spec: Spec, results: list[dict], seed: int) -> dict:

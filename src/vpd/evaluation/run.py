@@ -39,35 +39,16 @@ EVALUATORS: dict[str, Callable[..., Iterator[tuple[str, float]]]] = {
     "referring": evaluate_referring,
     "depth": evaluate_depth,
 }
-Pair = tuple[int, str]
-"""A seed and a milestone."""
+Pair = tuple[int, str]  # a seed and a milestone
 
 
 def evaluate(
-    spec: Spec,
-    runs: Path,
-    data: Path,
-    checkpoint: Path,
-    metrics: Path,
-    panels: Path,
-    state: Path,
-    *,
-    processes: int = 1,
+    spec: Spec, runs: Path, data: Path, checkpoint: Path, metrics: Path, panels: Path, state: Path, processes: int = 1
 ) -> None:
-    """Score every seed and milestone on the validation split.
+    """Score every seed and milestone on the validation split, shared by ``processes``; write ``metrics`` last.
 
-    Args:
-        spec: the experiment.
-        runs: folder of its runs.
-        data: prepared dataset.
-        checkpoint: Stable Diffusion checkpoint or backbone.
-        metrics: JSON file to write, last.
-        panels: folder for pictures of predictions.
-        state: folder in which results of finished (seed, milestone) pairs wait for the others.
-        processes: how many share the pairs.
-
-    Raises:
-        UserError: a run was trained with other settings, its weights are damaged or a prediction is not finite.
+    Results of finished (seed, milestone) pairs wait in ``state`` for the others. UserError if a run was trained with other
+    settings, its weights are damaged or a prediction is not finite.
     """
     check_runs(spec, runs, data, checkpoint)
     made_from = evaluation_fingerprint(spec, runs, data, checkpoint)
@@ -116,37 +97,25 @@ def measure(spec: Spec, model: Network, dataset: Dataset, pairs: list[Pair], run
 
 @torch.inference_mode()
 def conclude(
-    spec: Spec,
-    model: Network,
-    dataset: Dataset,
-    runs: Path,
-    metrics: Path,
-    panels: Path,
-    folder: Path,
-    key: Fingerprint,
+    spec: Spec, model: Network, dataset: Dataset, runs: Path, metrics: Path, panels: Path, state: Path, key: Fingerprint
 ) -> None:
-    """Draw the panels of the first seed's final weights, write all results as one file and remove ``folder``."""
-    results = [read_json(_result_path(folder, pair)) for pair in all_pairs(spec)]
+    """Draw the panels of the first seed's final weights, write all results as one file and remove ``state``."""
+    results = [read_json(_result_path(state, pair)) for pair in all_pairs(spec)]
     results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
     torch.manual_seed(spec.seeds[0])
     load_run(model, seed_folder(runs, spec.seeds[0]), "final")
-    final = read_json(_result_path(folder, (spec.seeds[0], "final")))
+    final = read_json(_result_path(state, (spec.seeds[0], "final")))
     draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
     content = {**header(spec), "fingerprint": asdict(key), "results": results, "runs": provenance(spec, runs)}
     write_json(metrics, content)
-    shutil.rmtree(folder)
+    shutil.rmtree(state)
 
 
 @torch.inference_mode()
 def evaluate_monocular(spec: DepthSpec, model: Monocular, data: Path, metrics: Path, facts: dict) -> None:
     """Score a public depth model on whole images of our NYUv2 test split, with our crop, depth range and errors.
 
-    Args:
-        spec: its ``name`` is the model's; there is one result, of the first seed, though nothing depends on a seed.
-        model: the public model.
-        data: prepared dataset.
-        metrics: JSON file to write.
-        facts: what else the file says about the weights.
+    The one result is said to be of the first seed, though nothing depends on it; ``facts`` go into the file as they are.
     """
     dataset = build_dataset(spec, data, "val")
     device = _device()
@@ -181,7 +150,6 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# ----------------------------------------------------------------------------------------------------- weights, samples
 def load_run(model: Network, run: Path, milestone: str) -> int:
     """Load the weights of a milestone into ``model``, put it in eval mode and return its training step."""
     manifest, path = read_manifest(run), run / f"{milestone}.safetensors"

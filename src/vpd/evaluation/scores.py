@@ -15,7 +15,6 @@ from vpd.utils.errors import UserError
 IGNORED = 255
 
 
-# --------------------------------------------------------------------------------------------------------- segmentation
 class SegmentationScores:
     """Pixel counts (truth x prediction) over all images; a class with nothing to count scores nan."""
 
@@ -61,7 +60,6 @@ def evaluate_segmentation(
         yield next(scores["ms"].values("ms"))
 
 
-# ----------------------------------------------------------------------------------------------------------- referring
 class ReferringScores:
     """Intersections and unions, in pixels, of all sentences (R7, R8)."""
 
@@ -108,7 +106,6 @@ def evaluate_referring(
         yield "oiou_native", native.overall()
 
 
-# --------------------------------------------------------------------------------------------------------------- depth
 def depth_errors(truth: Tensor, prediction: Tensor) -> dict[str, float]:
     """Return rmse (metres), delta1-3, rel and log10 of positive depths (N) in metres."""
     truth, prediction = truth.double(), prediction.double()

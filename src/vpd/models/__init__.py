@@ -16,13 +16,8 @@ __all__ = ["Features", "LatentCache", "Network", "build_model"]
 def build_model(spec: Spec, checkpoint: Path, classes: list[str]) -> Network:
     """Build the network of one experiment; new weights come from torch's global seed.
 
-    Args:
-        spec: the experiment.
-        checkpoint: folder of a Stable Diffusion checkpoint (VPD) or of a backbone (baselines, LAVT).
-        classes: the dataset's class names in label order.
-
-    Raises:
-        UserError: checkpoint and spec do not fit each other.
+    ``checkpoint`` is the folder of Stable Diffusion (VPD) or of a backbone (baselines, LAVT); ``classes`` are the dataset's
+    class names in label order. UserError if checkpoint and spec do not fit each other.
     """
     # Imported here: diffusers, transformers and timm take seconds each, and no network needs all three.
     if spec.model.kind == "vpd":

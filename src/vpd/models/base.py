@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from vpd.utils.errors import UserError
 
-Size = tuple[int, int]
-"""Height and width."""
+Size = tuple[int, int]  # height and width
 Batch = dict[str, Any]
 """``image`` (batch, 3, H, W) in [-1, 1]; ``text`` or ``class_id`` (batch,) where the network is told what to look for;
 ``key`` names images that are never augmented."""
@@ -22,21 +21,18 @@ Batch = dict[str, Any]
 class Features:
     """Feature maps of a batch, fine to coarse."""
 
-    maps: list[Tensor]
-    """What heads read: per level (batch, channels + tokens, h, w), recorded attention behind the U-Net's channels."""
-    strides: list[int]
-    """Input pixels per map pixel."""
-    attention: list[Tensor | None]
-    """Per level the recorded cross-attention (batch, tokens, h, w), which sums to 1 over tokens, or None."""
+    maps: list[Tensor]  # per level (batch, channels + tokens, h, w), recorded attention behind the U-Net's channels
+    strides: list[int]  # input pixels per map pixel
+    attention: list[Tensor | None]  # per level the recorded cross-attention (batch, tokens, h, w), or None
 
 
 class Network(nn.Module):
     """A network of one experiment: features of a batch, and a head that predicts from them."""
 
-    frozen: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of tensors that are never trained, hence not stored."""
-    latents: LatentCache | None = None
-    """Latents of images that have a ``key``; None where nothing is computed before training."""
+    frozen: ClassVar[
+        tuple[str, ...]
+    ] = ()  # beginnings of the names of tensors that are never trained, hence not stored
+    latents: LatentCache | None = None  # of images that have a ``key``; None where nothing is computed before training
     head: nn.Module
 
     def forward(self, batch: Batch) -> Tensor:

@@ -26,8 +26,7 @@ from vpd.models.heads import build_head
 from vpd.utils.errors import UserError
 
 LANGUAGE = "language"
-GATE_STD = 0.02
-"""Standard deviation of a gate's first weights, which all but close it."""
+GATE_STD = 0.02  # of a gate's first weights, which all but close it
 
 
 class PixelWordAttention(nn.Module):
@@ -128,11 +127,7 @@ class Words(nn.Module):
 
 
 class Lavt(Network):
-    """Stages of a Swin Transformer with word fusion between them, BERT, and a decoder head; all of it is trained.
-
-    Raises:
-        UserError: the task has no expressions, the backbone is no Swin Transformer, or a setting does not fit them.
-    """
+    """Stages of a Swin Transformer with word fusion between them, BERT, and a decoder head; all of it is trained."""
 
     def __init__(self, spec: Spec, backbone: Backbone, bert: BertModel, tokenizer: Callable[..., Any]) -> None:
         super().__init__()

@@ -10,26 +10,19 @@ from torch import Tensor, nn
 from transformers import DPTForDepthEstimation
 from transformers.modeling_outputs import DepthEstimatorOutput
 
-SMALLEST_INVERSE = 1e-8
-"""Least inverse depth of DPT, in 1 / metres."""
+SMALLEST_INVERSE = 1e-8  # of DPT, in 1 / metres
 
 
 @dataclass(frozen=True)
 class Protocol:
     """Pre- and post-processing with which a model's authors score it on NYUv2."""
 
-    size: tuple[int, int]
-    """Height and width that images are resized to ..."""
-    keep_ratio: bool
-    """... or, with the ratio of their sides kept, the nearer of the two."""
-    mode: str
-    """Interpolation of images to the network's size and of depth back to theirs ..."""
-    corners: bool
-    """... and whether the centres of the corner pixels stay corners."""
-    flip: bool
-    """Whether the scored depth is the mean over the image and its mirror image."""
-    inverse: tuple[float, float] | None = None
-    """Scale and shift that make 1 / metres of the network's output; None: it is metres."""
+    size: tuple[int, int]  # height and width that images are resized to ...
+    keep_ratio: bool  # ... or, with the ratio of their sides kept, the nearer of the two
+    mode: str  # interpolation of images to the network's size and of depth back to theirs ...
+    corners: bool  # ... and whether the centres of the corner pixels stay corners
+    flip: bool  # whether the scored depth is the mean over the image and its mirror image
+    inverse: tuple[float, float] | None = None  # scale and shift that make 1 / metres of the output; None: it is metres
 
 
 PROTOCOLS = {
@@ -39,8 +32,7 @@ PROTOCOLS = {
     # isl-org/DPT, run_monodepth.py --model_type dpt_hybrid_nyu --absolute_depth.
     "dpt-hybrid": Protocol((480, 640), True, mode="bicubic", corners=False, flip=False, inverse=(0.000305, 0.1378)),
 }
-MULTIPLE = 32
-"""Pixels; both networks need sides that are a multiple of it."""
+MULTIPLE = 32  # pixels; both networks need sides that are a multiple of it
 
 
 class DPTHybrid(DPTForDepthEstimation):

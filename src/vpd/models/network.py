@@ -19,18 +19,10 @@ LATENT_CACHE_BYTES = 1 << 30
 
 
 class VPD(Network):
-    """Visual perception with a pre-trained diffusion model.
+    """Visual perception with a pre-trained diffusion model, made of diffusers' U-Net and VAE on any device, ``meta`` included.
 
-    Args:
-        spec: the experiment.
-        unet: Stable Diffusion's U-Net (diffusers' ``UNet2DConditionModel``), on any device (``meta`` included).
-        vae: its autoencoder (diffusers' ``AutoencoderKL``).
-        classes: number of the dataset's classes.
-        text: text encoder, where prompts come with the images.
-        class_embeddings: encoded prompts (tokens, width), where they do not.
-
-    Raises:
-        UserError: the canvas does not fit the head or its grid, or the head does not fit the levels.
+    It has a ``text`` encoder where prompts come with the images, or else ``class_embeddings`` (tokens, width). UserError if
+    the canvas does not fit the head or its grid, or the head does not fit the levels.
     """
 
     frozen = ("vae.", "text.")

@@ -28,7 +28,7 @@ from vpd.utils.fingerprint import is_finished, write_manifest
 Tensors = dict[str, Tensor]
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-ENCODERS = {"sam": "vision_encoder.", "blip": "vision_model.", "blip-2": "vision_model."}
+ENCODERS = {"sam": "vision_encoder.", "blip": "vision_model."}
 """Beginning of the image encoder's names in transformers' models, by architecture."""
 NOT_IN_SHAPES = (
     "global_attn_indexes", "hidden_act", "layer_norm_eps", "num_attention_heads", "qkv_bias", "use_abs_pos", "use_rel_pos",

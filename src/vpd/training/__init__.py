@@ -20,20 +20,9 @@ def train(
 ) -> None:
     """Train one run, or return at once if ``out`` holds it already.
 
-    A killed training continues from its last saved state and ends with the same bits as an undisturbed one.
-
-    Args:
-        spec: the experiment.
-        seed: of the order of samples, augmentation, initial weights of the head and dropout.
-        data: prepared dataset.
-        checkpoint: Stable Diffusion checkpoint or backbone.
-        out: gets ``<milestone>.safetensors``, ``history.csv``, ``timing.json``, ``fingerprint.json`` and ``manifest.json``,
-            all at once at the end.
-        state: folder for resumable states; removed at the end.
-        observers: called at every logged step.
-
-    Raises:
-        UserError: the loss or a weight is not finite, or the batch does not fit the dataset.
+    A killed training continues from its last ``state`` and ends with the same bits as an undisturbed one. ``out`` gets
+    ``<milestone>.safetensors``, ``history.csv``, ``timing.json`` and the manifest, all at once at the end.
+    UserError if the loss or a weight is not finite, or the batch does not fit the dataset.
     """
     made_from = run_fingerprint(spec, seed, data, checkpoint)
     if is_finished(out, made_from):

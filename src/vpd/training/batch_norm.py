@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from vpd.models.base import Network
 
-SYNCHRONISED = ("segmentation", "referring")
-"""Tasks whose original synchronises them; those of its depth decoder are each process's own."""
+SYNCHRONISED = ("segmentation", "referring")  # those of the original's depth decoder are each process's own
 
 
 def synchronise(model: Network, device: torch.device) -> Network:

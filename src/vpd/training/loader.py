@@ -15,10 +15,8 @@ from vpd.config.schema import TrainingSpec
 from vpd.datasets.dataset import Dataset
 from vpd.utils.errors import UserError
 
-Position = tuple[int, int]
-"""(index in the dataset, epoch)"""
-GRACE = 20
-"""Seconds that a worker process goes on after SIGTERM; Slurm waits 30 before it kills."""
+Position = tuple[int, int]  # (index in the dataset, epoch)
+GRACE = 20  # seconds that a worker process goes on after SIGTERM; Slurm waits 30 before it kills
 
 
 @lru_cache(maxsize=2)

@@ -44,21 +44,10 @@ def fit(
     made_from: Fingerprint,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Train a network and publish its weights and history into ``out``.
+    """Train a network, given on the CPU with its initial weights, and publish its weights and history into ``out``.
 
-    Args:
-        model: on the CPU, with its initial weights; maps a batch to what ``spec.training.loss`` expects.
-        dataset: of training samples.
-        spec: the experiment.
-        seed: with the step, of everything random in a step.
-        out: folder of the finished run.
-        state: folder for resumable states.
-        made_from: names the state's folder and goes into ``out``.
-        observers: called at every logged step, by the first process only.
-
-    Raises:
-        UserError: the loss is not finite; raised before the step that would spoil the weights.
-        SystemExit, KeyboardInterrupt: after SIGTERM or SIGUSR1, or SIGINT, once the state is saved.
+    UserError if the loss is not finite, before the step that would spoil the weights; SystemExit or KeyboardInterrupt after
+    a signal, once the state is saved.
     """
     training, run = spec.training, f"{spec.name} seed {seed}"
     accelerator = start_accelerator(training.precision)
@@ -124,7 +113,6 @@ def fit(
         accelerator.wait_for_everyone()
 
 
-# ------------------------------------------------------------------------------------------------------------------ setup
 def start_accelerator(precision: str) -> Accelerator:
     """Accelerator of this process; algorithms are deterministic, on a GPU as far as it has them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
@@ -153,7 +141,6 @@ def milestone_steps(shares: dict[str, float], total: int) -> dict[str, int]:
     return {name: max(1, round(share * total)) for name, share in shares.items()}
 
 
-# --------------------------------------------------------------------------------------------------------------- one step
 def gradient(
     accelerator: Accelerator, model: nn.Module, batches: Iterator[dict], plan: Plan, step: int, spec: LossSpec
 ) -> torch.Tensor:
@@ -187,7 +174,6 @@ def log_row(journal: Journal, plan: Plan, lr: float, lr_unet: float) -> dict[str
     return row
 
 
-# ---------------------------------------------------------------------------------------------------------------- signals
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
     """Collect SIGTERM, SIGINT and SIGUSR1, so that a step ends before the process does; a second one acts at once."""

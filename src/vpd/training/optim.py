@@ -58,11 +58,9 @@ def pretrained_multiplier(optimizer: optim.Optimizer) -> float:
 
 
 def _group(multiplier: float, decay: float, lr: float) -> dict:
-    rate = lr * multiplier
-    name = f"lr x {multiplier:g}, decay {decay:g}"
-    return {
-        "params": [], "name": name, "multiplier": multiplier, "lr": rate, "initial_lr": rate, "weight_decay": decay
-    }  # fmt: skip
+    rate, name = lr * multiplier, f"lr x {multiplier:g}, decay {decay:g}"
+    rates = {"multiplier": multiplier, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+    return {"params": [], "name": name, **rates}
 
 
 def _default_decay(name: str, value: nn.Parameter, spec: OptimizerSpec) -> float:

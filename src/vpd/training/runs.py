@@ -16,8 +16,7 @@ from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, Fingerprint, fingerprin
 
 COLUMNS = ("step", "epoch", "loss", "lr", "lr_unet")
 """Of ``history.csv``."""
-CODE = ("datasets", "models", "training")
-"""Packages that decide the weights of a run."""
+CODE = ("datasets", "models", "training")  # packages that decide the weights of a run
 TIMING = "timing.json"
 
 
@@ -27,17 +26,7 @@ def seed_folder(runs: Path, seed: int) -> Path:
 
 
 def run_fingerprint(spec: Spec, seed: int, data: Path, checkpoint: Path) -> Fingerprint:
-    """Everything that decides the weights of one run.
-
-    Args:
-        spec: the experiment; its evaluation settings and its list of seeds do not count.
-        seed: of this run.
-        data: prepared dataset.
-        checkpoint: Stable Diffusion checkpoint or backbone.
-
-    Raises:
-        UserError: an input has no manifest yet.
-    """
+    """Everything that decides the weights of one run; UserError if an input has no manifest yet."""
     return fingerprint(run_settings(spec, seed), CODE, {"data": data, "checkpoint": checkpoint})
 
 
@@ -62,13 +51,8 @@ def publish(
 ) -> None:
     """Write a finished run to ``out`` as one folder that is complete or absent.
 
-    Args:
-        out: folder of the run.
-        weights: milestone -> file with its weights.
-        milestones: milestone -> step.
-        rows: the history, with ``COLUMNS``.
-        made_from: what the run was made from.
-        timing: start, end and seconds of the training; no part of the manifest, since equal runs differ in it.
+    ``weights`` are files by milestone, ``milestones`` steps by milestone; ``timing`` is no part of the manifest, since
+    equal runs differ in it.
     """
     with atomic_folder(out) as folder:
         for name in milestones:

@@ -33,17 +33,11 @@ class Journal:
     """What a run has done so far, apart from its weights."""
 
     step: int = 0
-    """Finished steps."""
-    started: float = 0.0
-    """Unix time at which the first attempt started."""
-    seconds: float = 0.0
-    """Time spent training, over all attempts, up to the last saved state."""
-    losses: list[float] = field(default_factory=list)
-    """Of the steps since the last log."""
-    rows: list[dict] = field(default_factory=list)
-    """The history."""
-    weights: dict[str, str] = field(default_factory=dict)
-    """Milestones kept so far and the SHA-256 of their files."""
+    started: float = 0.0  # Unix time of the first attempt
+    seconds: float = 0.0  # of training, over all attempts, up to the last saved state
+    losses: list[float] = field(default_factory=list)  # of the steps since the last log
+    rows: list[dict] = field(default_factory=list)  # the history
+    weights: dict[str, str] = field(default_factory=dict)  # milestones kept so far and the SHA-256 of their files
 
 
 def state_folder(state: Path, made_from: Fingerprint) -> Path:
@@ -54,17 +48,12 @@ def state_folder(state: Path, made_from: Fingerprint) -> Path:
     return state / made_from.key
 
 
-# ------------------------------------------------------------------------------------------------------------ save, load
 def save_state(folder: Path, journal: Journal, model: Network, optimizer: optim.Optimizer) -> None:
     """Write everything a later process needs to continue after ``journal.step`` to the bit.
 
     Random generators are not among it: the loop seeds them anew in every step.
     """
-    content = {
-        "journal": asdict(journal),
-        "model": model.trained_state(),
-        "optimizer": optimizer.state_dict(),
-    }
+    content = {"journal": asdict(journal), "model": model.trained_state(), "optimizer": optimizer.state_dict()}
     with _writing(folder / f"step-{journal.step:09d}.pt") as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
     for old in _states(folder)[KEPT_STATES:]:
@@ -114,7 +103,6 @@ def _states(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
-# --------------------------------------------------------------------------------------------------------------- weights
 def weights_path(folder: Path, milestone: str) -> Path:
     """Where a milestone's weights wait until the run is finished."""
     return folder / f"{milestone}.safetensors"
@@ -142,7 +130,6 @@ def _writing(path: Path) -> Iterator[Path]:
             raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
-# ------------------------------------------------------------------------------------------------------------ randomness
 def seed_all(*numbers: int) -> None:
     """Seed Python, NumPy and torch (every device) from the numbers, such as (seed, step)."""
     value = int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -14,10 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ASSIGNED_BY = ("SLURM_JOB_ID", "RANK")
-"""If one of these is set, Slurm or a launcher has assigned the GPUs already."""
-PAUSE = 0.5
-"""Seconds between attempts to get one."""
+ASSIGNED_BY = ("SLURM_JOB_ID", "RANK")  # if one of these is set, Slurm or a launcher has assigned the GPUs already
+PAUSE = 0.5  # seconds between attempts to get one
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +12,8 @@ from pathlib import Path
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 
-REMEMBERED = Path(".vpd/digests")
-"""Below the working directory. The folder can be deleted at any time."""
-SETTLED = 2.0
-"""Seconds. A file changed more recently could change again without a visible change of its time, as in git's index."""
+REMEMBERED = Path(".vpd/digests")  # below the working directory; can be deleted at any time
+SETTLED = 2.0  # seconds; a file changed more recently could change again without a visible change of its time
 
 
 def sha256(path: str | Path) -> str:
@@ -31,15 +28,7 @@ def digest(value: object) -> str:
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 digests of files below a folder; a file that has not changed since the last call is not read again.
-
-    Args:
-        folder: where the files lie.
-        names: paths relative to ``folder``.
-
-    Returns:
-        Digest by name, for the files that exist.
-    """
+    """SHA-256 by name of those ``names`` below a folder that exist; a file unchanged since the last call is not read again."""
     memory = REMEMBERED / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
     known = _load(memory)
     found, seen = {}, {}
@@ -78,8 +67,5 @@ def changed(folder: Path, files: dict[str, str]) -> list[str]:
 
 def tree(folder: Path) -> list[str]:
     """All files below ``folder``, relative to it, sorted."""
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not os.path.basename(path).startswith(".")
-    )
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(path.relative_to(folder).as_posix() for path in files)

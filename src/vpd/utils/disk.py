@@ -48,14 +48,7 @@ def existing(path: Path) -> Path:
 
 
 def require_space(needs: Iterable[tuple[Path, int, str]]) -> None:
-    """Check that every disk has room for all that is to be written to it.
-
-    Args:
-        needs: folder, bytes and purpose of each write; folders on the same disk are added up.
-
-    Raises:
-        UserError: a disk is too small; names the folder, the bytes needed and the bytes free.
-    """
+    """Raise UserError unless every disk has room for all writes to it, each given as folder, bytes and purpose."""
     disks: dict[int, list[tuple[Path, int, str]]] = {}
     for folder, size, what in needs:
         disks.setdefault(existing(folder).stat().st_dev, []).append((folder, size, what))

@@ -15,8 +15,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from vpd.utils.errors import UserError
 
-PAUSE = 0.1
-"""Seconds between attempts to get a lock."""
+PAUSE = 0.1  # seconds between attempts to get a lock
 
 
 @contextlib.contextmanager
@@ -121,14 +120,9 @@ def read_json(path: str | Path) -> dict:
 # beside the folder that it guards, because the folder may be replaced or removed under the lock.
 @contextlib.contextmanager
 def locked(folder: str | Path, wait: float = 20.0) -> Iterator[None]:
-    """Hold an exclusive lock on ``folder``, which is created, for the block.
+    """Hold an exclusive lock on ``folder``, which is created, for the block; UserError if another one keeps it.
 
-    Args:
-        folder: to work in.
-        wait: seconds to wait for another process; enough for the workers of a killed job to save their state.
-
-    Raises:
-        UserError: another process still holds the lock after ``wait`` seconds.
+    ``wait`` is in seconds; the default is enough for the workers of a killed job to save their state.
     """
     folder = Path(folder)
     try:
@@ -144,15 +138,8 @@ def locked(folder: str | Path, wait: float = 20.0) -> Iterator[None]:
 def exclusive(out: str | Path, what: str = "") -> Iterator[None]:
     """Be the only process, on all machines that share the folder, that makes ``out`` in the block.
 
-    Waits for another one without end, after one line that says so. A process that cannot write beside ``out`` can damage
-    nothing and does not wait.
-
-    Args:
-        out: file or folder to be made.
-        what: name of it for the message.
-
-    Raises:
-        UserError: the file system has no locks, or the lock file cannot be opened.
+    Waits for another one without end, after one line that says so, which calls ``out`` ``what``. A process that cannot write
+    beside ``out`` can damage nothing and does not wait. UserError if the lock file cannot be opened or locked.
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)

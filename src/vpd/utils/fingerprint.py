@@ -22,8 +22,7 @@ from vpd.utils.files import read_json, write_json
 ROOT = Path(__file__).parents[1]
 MANIFEST = "manifest.json"
 FINGERPRINT = "fingerprint.json"
-SCHEMA = 1
-"""Version of the manifests' structure."""
+SCHEMA = 1  # version of the manifests' structure
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,8 @@ class Fingerprint:
     """Digests of everything that decides a stage's output."""
 
     settings: str
-    """Of the stage's resolved settings."""
-    code: str
-    """Of the packages that make the output; comments, docstrings and layout do not count."""
-    inputs: dict[str, str] = field(default_factory=dict)
-    """Of the manifest of each input, by the input's role."""
+    code: str  # of the packages that make the output; comments, docstrings and layout do not count
+    inputs: dict[str, str] = field(default_factory=dict)  # of the manifest of each input, by the input's role
 
     @property
     def key(self) -> str:
@@ -53,15 +49,9 @@ class Fingerprint:
 
 
 def fingerprint(settings: object, code: Iterable[str], inputs: Mapping[str, Path] | None = None) -> Fingerprint:
-    """The fingerprint of an output that is to be made.
+    """The fingerprint of an output that is to be made; UserError if an input has no manifest yet.
 
-    Args:
-        settings: plain data, such as a spec's ``model_dump(mode="json")``.
-        code: packages or modules below ``vpd``, such as ``models`` or ``datasets/ade20k``.
-        inputs: role -> folder with a manifest.
-
-    Raises:
-        UserError: an input has no manifest yet.
+    ``settings`` are plain data, ``code`` packages or modules below ``vpd``, ``inputs`` folders with a manifest by role.
     """
     found = {role: sha256(manifest_path(folder)) for role, folder in (inputs or {}).items()}
     return Fingerprint(digest(settings), code_digest(*code), found)
@@ -78,13 +68,9 @@ def manifest_path(folder: Path) -> Path:
 def write_manifest(
     folder: Path, made_from: Fingerprint, facts: Mapping[str, Any], files: Mapping[str, str] | None = None
 ) -> None:
-    """Complete ``folder``: write its fingerprint and, last, its manifest.
+    """Complete ``folder``: write its fingerprint and, last, its manifest, of all files if not given (name -> SHA-256).
 
-    Args:
-        folder: holds the finished files.
-        made_from: what they were made from.
-        facts: what else the manifest says about the content; nothing that depends on time or place.
-        files: name -> SHA-256; all files in the folder if not given.
+    ``facts`` are what else the manifest says about the content; nothing that depends on time or place.
     """
     own = (MANIFEST, FINGERPRINT)
     files = files if files is not None else digests(folder, [name for name in tree(folder) if name not in own])
@@ -119,11 +105,7 @@ def is_finished(folder: Path, made_from: Fingerprint) -> bool:
 # ------------------------------------------------------------------------------------------------------------------ code
 @cache
 def code_digest(*packages: str) -> str:
-    """Sixteen hex digits of what packages do: their modules without comments, docstrings and layout, and their data files.
-
-    Args:
-        packages: below ``vpd``: ``models`` (all of a package) or ``datasets/ade20k`` (one module).
-    """
+    """Sixteen hex digits of what packages (``models``) or modules (``datasets/ade20k``) do, data files included."""
     total = hashlib.sha256()
     for package in packages:
         for path in source_files(package):

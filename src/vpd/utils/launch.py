@@ -17,10 +17,8 @@ from pathlib import Path
 from vpd.utils.errors import UserError
 from vpd.utils.processes import end_with_parent
 
-RESTARTS = 3
-"""Times that the processes are started again before a training counts as failed."""
-MISTAKE = "mistake.txt"
-"""Within the state: what the user has to cure, so that no process is started again for it."""
+RESTARTS = 3  # times that the processes are started again before a training counts as failed
+MISTAKE = "mistake.txt"  # within the state: what the user has to cure, so that no process is started again for it
 
 
 def process_count(gpus: int, environment: Mapping[str, str] = os.environ) -> int:
@@ -41,17 +39,9 @@ def process_count(gpus: int, environment: Mapping[str, str] = os.environ) -> int
 
 
 def launch(function: Callable[..., None], arguments: tuple, state: Path, count: int) -> None:
-    """Call a function in several processes, with RANK, WORLD_SIZE and the like set.
+    """Call an importable function in ``count`` processes, with RANK, WORLD_SIZE and the like set.
 
-    Args:
-        function: importable.
-        arguments: of the function.
-        state: folder for messages between the processes.
-        count: processes.
-
-    Raises:
-        UserError: one of the processes raised it.
-        SystemExit: with 128 + n after signal n.
+    UserError if one of the processes raised it; SystemExit with 128 + n after signal n.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -16,12 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Units of work done so far, as a context manager; ``advance`` shows them.
 
-    Args:
-        total: units in all; 0 if unknown.
-        label: what is being done.
-        unit: of the count.
-        done: units that an earlier attempt has finished; they do not count in the rate.
-        enabled: False shows nothing.
+    A ``total`` of 0 is unknown; units that an earlier attempt has ``done`` do not count in the rate.
     """
 
     def __init__(self, total: int, label: str, unit: str = "it", done: int = 0, enabled: bool = True) -> None:

@@ -26,16 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def checked(model: type[Model], value: object, where: str) -> Model:
-    """Validate plain data.
-
-    Args:
-        model: what ``value`` must fit.
-        value: as read from YAML or JSON.
-        where: file and key path of ``value``, for the message.
-
-    Raises:
-        UserError: the first problem, with its key path.
-    """
+    """Validate plain data from ``where`` (file and key path); UserError with the first problem and its key path."""
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -24,13 +24,8 @@ VISION, NETWORK, WEIGHTS = "vision", "network.json", "model.safetensors"
 def build_backbone(spec: NetworkSpec, *, drop_path: float = 0.0, gradient_checkpointing: bool = False) -> Backbone:
     """Build a backbone with fresh weights from torch's global seed, on torch's current default device.
 
-    Args:
-        spec: library, architecture and options.
-        drop_path: stochastic depth of the last block, from 0 at the first one.
-        gradient_checkpointing: recompute activations in the backward pass.
-
-    Raises:
-        UserError: the library has no such architecture, or the architecture no such option.
+    ``drop_path`` is the stochastic depth of the last block, from 0 at the first one. UserError if the library has no such
+    architecture, or that no such option.
     """
     if spec.library == "timm":
         from vpd.models.backbones.from_timm import build
@@ -49,12 +44,9 @@ def save_backbone(backbone: Backbone, spec: NetworkSpec, folder: Path) -> None:
 def load_backbone(
     folder: Path, weights: str = "pretrained", *, drop_path: float = 0.0, gradient_checkpointing: bool = False
 ) -> Backbone:
-    """Load the backbone of a checkpoint folder, built as by ``build_backbone``.
+    """Load the backbone of a checkpoint folder, with its stored weights (``pretrained``) or fresh ones (``random``).
 
-    ``weights`` are the stored ones (``pretrained``), or fresh ones from torch's global seed (``random``).
-
-    Raises:
-        UserError: the folder holds no backbone, or its weights are damaged or do not fit the architecture.
+    UserError if the folder holds no backbone, or its weights are damaged or do not fit the architecture.
     """
     stored, vision = pick(weights, {"pretrained": True, "random": False}, "choice of weights"), Path(folder) / VISION
     spec = _read_network(vision / NETWORK)

@@ -6,8 +6,7 @@ multiple of the window its mask then lets opposite borders attend to each other;
 BEiT's tables of relative position biases, resampled at every pass. A larger grid has offsets that pre-training never saw.
 As in BEiT's own fine-tuning, the known offsets are put at positions that grow geometrically towards the border, so that
 small offsets keep their meaning, and the others are interpolated between them. A smaller grid uses the middle of the table.
-timm's ``set_input_size`` does the same once, but replaces the tables by larger ones: the number of parameters and the shape
-of the stored weights would depend on the crop, and images of another size would be refused.
+timm's ``set_input_size`` does the same once, but for a single size and with tensors of other shapes.
 """
 
 from __future__ import annotations
@@ -25,10 +24,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from vpd.models.base import Size
 
-BLOCKED = -100.0
-"""Added to attention logits across the seam of a shifted map, as in pre-training."""
-EXTRA = 3
-"""Entries behind BEiT's offsets: class token to patch, patch to class token, class token to itself."""
+BLOCKED = -100.0  # added to attention logits across the seam of a shifted map, as in pre-training
+EXTRA = 3  # entries behind BEiT's offsets: class token to patch, patch to class token, class token to itself
 
 
 # -------------------------------------------------------------------------------------------------------------------- Swin

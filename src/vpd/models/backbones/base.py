@@ -48,16 +48,10 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> list[Tensor]:
-        """Compute the native levels of images of any size.
+        """Compute the native levels (batch, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), fine to coarse.
 
-        Args:
-            images: (batch, 3, H, W) in [-1, 1].
-            mask: (batch, ceil(H / mask_stride), ceil(W / mask_stride)); true hides a patch, as in SimMIM (Xie et al.
-                2022): the maps then do not depend on its pixels.
-            mask_token: ``mask_width`` numbers in place of a hidden patch's embedding.
-
-        Returns:
-            Maps (batch, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), fine to coarse.
+        ``images`` are (batch, 3, H, W) in [-1, 1]. Where ``mask`` (batch, ceil(H / mask_stride), ceil(W / mask_stride)) is
+        true, ``mask_token`` replaces the patch's embedding, as in SimMIM (Xie et al. 2022).
         """
         height, width = images.shape[-2:]
         with self._hidden(mask, mask_token):

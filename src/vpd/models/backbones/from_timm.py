@@ -21,8 +21,7 @@ from vpd.models.backbones.base import Backbone, Layout, to_map
 from vpd.models.base import Size
 from vpd.utils.errors import UserError, nearest
 
-OURS = ("self", "device", "dtype", "in_chans", "num_classes", "drop_path_rate")
-"""Parameters of timm's constructors that are no options."""
+OURS = ("self", "device", "dtype", "in_chans", "num_classes", "drop_path_rate")  # no options
 
 
 class SwinBackbone(Backbone):

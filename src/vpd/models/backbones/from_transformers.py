@@ -1,4 +1,4 @@
-"""Building transformers' image encoders: SAM, BLIP and BLIP-2, whose maps have one level at the stride of the patches."""
+"""Building transformers' image encoders: SAM and BLIP, whose maps have one level at the stride of the patches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from timm.layers import DropPath
 from torch import Tensor, nn
-from transformers import Blip2VisionConfig, Blip2VisionModel, BlipVisionConfig, BlipVisionModel
+from transformers import BlipVisionConfig, BlipVisionModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
@@ -18,25 +18,16 @@ from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone, to_map
 from vpd.utils.errors import UserError, nearest, pick
 
-FRESH_STD = 0.02
-"""Standard deviation of fresh weights; the configurations' own 1e-10 is meant for weights that are then loaded."""
+FRESH_STD = 0.02  # of fresh weights; the configurations' own 1e-10 is meant for weights that are then loaded
 
 
 class SamBackbone(Backbone):
     """Image encoder and neck of SAM; position embeddings are resampled to the image's grid."""
 
     def __init__(self, network: Any) -> None:
-        config = network.config
-        super().__init__(
-            network,
-            network.patch_embed.projection,
-            "NCHW",
-            [config.output_channels],
-            [config.patch_size],
-            IMAGENET_DEFAULT_MEAN,
-            IMAGENET_DEFAULT_STD,
-            mask_width=config.hidden_size,
-        )
+        config, pixels = network.config, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        patches, channels, strides = network.patch_embed.projection, [config.output_channels], [config.patch_size]
+        super().__init__(network, patches, "NCHW", channels, strides, *pixels, mask_width=config.hidden_size)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         # The encoder's own forward refuses any size but the native one.
@@ -52,7 +43,7 @@ class SamBackbone(Backbone):
 
 
 class BlipBackbone(Backbone):
-    """Image encoder of BLIP or BLIP-2; position embeddings are resampled to the image's grid."""
+    """Image encoder of BLIP; position embeddings are resampled to the image's grid."""
 
     def __init__(self, network: Any) -> None:
         config = network.config
@@ -67,7 +58,6 @@ class BlipBackbone(Backbone):
 ARCHITECTURES: dict[str, tuple[Any, Any, Callable[[nn.Module], Backbone]]] = {
     "sam": (SamVisionConfig, SamVisionEncoder, SamBackbone),
     "blip": (BlipVisionConfig, BlipVisionModel, BlipBackbone),
-    "blip-2": (Blip2VisionConfig, Blip2VisionModel, BlipBackbone),
 }
 
 
