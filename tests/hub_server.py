@@ -170,7 +170,6 @@ class Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
         self.send(content[start:], part, status=206 if start else 200)
 
-    # ------------------------------------------------------------------------------------------------------- sending
     def send_json(self, value: object) -> None:
         self.send(json.dumps(value).encode(), {"Content-Type": "application/json"})
 
@@ -198,7 +197,6 @@ def entry(file: str, content: bytes) -> dict:
     return value
 
 
-# ------------------------------------------------------------------------------------------------------------ processes
 SCRIPT = """
 import json, os, resource, sys
 from pathlib import Path

@@ -60,7 +60,6 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-# ---------------------------------------------------------------------------------------------------------- interrupted
 class Stopped(Exception):
     """Raised in place of a step."""
 

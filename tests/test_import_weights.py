@@ -176,14 +176,6 @@ def test_another_order_of_classes_shows():
     assert agreement["by_class"]["a"] < 0.9
 
 
-def test_released_weights_stand_for_one_seed_and_one_milestone():
-    spec = make_spec("depth")
-    two = spec.model_copy(update={"seeds": (4, 5)})
-    reduced = released_spec(two)
-    assert (reduced.seeds, reduced.training.milestones) == ((4,), {"final": 1.0})
-    assert released_spec(reduced) == reduced
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -84,7 +84,6 @@ def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
     return {part: load_file(folder / name) for part, name in WEIGHTS.items()}
 
 
-# -------------------------------------------------------------------------------------------------------------- configs
 def test_true_configurations_have_stable_diffusion_1s_parameters():
     configs = sd.sd1_configs()
     with torch.device("meta"):
@@ -96,7 +95,6 @@ def test_true_configurations_have_stable_diffusion_1s_parameters():
     assert sum(p.numel() for part in (vae.encoder, vae.quant_conv) for p in part.parameters()) == COUNTS["encoder"]
 
 
-# ------------------------------------------------------------------------------------------------------- original files
 def decoder_names() -> list[str]:
     """LDM's names of the VAE decoder's tensors at Stable Diffusion's depth, level 0 the finest."""
     norm_and_conv = [f"{layer}.{kind}" for layer in ("norm1", "conv1", "norm2", "conv2") for kind in ("weight", "bias")]
@@ -272,7 +270,6 @@ def test_other_mistakes_with_files_are_named(convert, original, tmp_path, pipeli
         convert(original, repo=str(words))
 
 
-# ------------------------------------------------------------------------------------------------------------------ hub
 @pytest.fixture
 def hub(small):
     with Hub(**{REPO: Repository(small)}) as server:
