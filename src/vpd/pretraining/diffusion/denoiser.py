@@ -39,11 +39,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The dataset as the U-Net sees it: posteriors of the latents, contexts, and which of them each pair (P,) has.
-
-    Autoencoder and text tower are frozen while the U-Net learns, so images and captions are encoded once, which saves
-    both networks' forward passes in every step.
-    """
+    """The dataset as the U-Net sees it, encoded once: latents' posteriors, contexts, and which of them each pair has."""
 
     means: Tensor  # (N,4,h,w), scaled
     stds: Tensor  # (N,4,h,w), scaled
