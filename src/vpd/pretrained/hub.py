@@ -76,28 +76,24 @@ def download(
     """
     faults = []
     for place in repos:
-        repo, _, revision = place.partition("@")
+        repo, revision = place.split("@") if "@" in place else (place, "main")
         try:
-            folder = _snapshot(repo, revision or "main", wanted)
-        except NotThereError as fault:
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
+        except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
+            fault = _explained(error, repo, revision)
+            if not isinstance(fault, NotThereError):
+                raise fault from None
             faults.append(str(fault))
             continue
         missing = [name for name in needed if not (folder / name).is_file()]
         if not missing:
             return Repository(entry, folder, repo, folder.name)
-        faults.append(f"{repo} has no {', no '.join(missing)} at revision {revision or 'main'}")
+        faults.append(f"{repo} has no {', no '.join(missing)} at revision {revision}")
     raise UserError(f"{entry}: {'; '.join(faults)}; {cure}")
 
 
 class NotThereError(Exception):
     """A repository lacks the files; a mirror may have them."""
-
-
-def _snapshot(repo: str, revision: str, wanted: Sequence[str]) -> Path:
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
-    except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
-        raise _explained(error, repo, revision) from None
 
 
 def _explained(error: Exception, repo: str, revision: str) -> Exception:
