@@ -109,7 +109,6 @@ def _other_architecture(repository: Repository, given: str | None, part: str, wa
     return f"{repository} holds '{given}', but {part}.architecture is '{wanted}'; correct one of them"
 
 
-# --------------------------------------------------------------------------------------------------------------- vision
 def _write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
     """Write the image encoder to ``out``/vision in single precision; return its number of parameters."""
     with torch.device("meta"):
@@ -171,7 +170,6 @@ def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Mo
     return {name.removeprefix(prefix): tensor for name, tensor in _read_weights(repository, prefix).items()}
 
 
-# ------------------------------------------------------------------------------------------------------------- language
 def _write_language(repository: Repository, spec: LanguageSpec, out: Path) -> int:
     """Write a BERT without its pooler, and its tokenizer, to ``out`` as transformers does; return its parameters."""
     given = _read_config(repository, spec, "language")

@@ -47,10 +47,8 @@ class Repository:
         return [name for name in wanted if (self.folder / name).is_file()]
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse a large file that does not have the SHA-256 digest that the hub states.
-
-        The cache names a large file after that digest; huggingface_hub itself does not compare the bytes with it.
-        """
+        """Refuse a large file that does not have the SHA-256 digest that the hub states; huggingface_hub does not."""
+        # The cache names a large file after that digest.
         for name, digest in digests(self.folder, names).items():
             blob = (self.folder / name).resolve()
             if self.repo and SHA256.fullmatch(blob.name) and blob.name != digest:
@@ -71,12 +69,11 @@ def download(
 ) -> Repository:
     """Download from the first of ``repos`` (``owner/model@revision``) that has the files; the cache is used first.
 
-    Files in ``wanted`` are downloaded where they exist, those in ``needed`` must exist. UserError, with ``cure`` if no
-    repository has them, or if the hub, the network or the disk fails.
+    Files in ``wanted`` may exist, those in ``needed`` must. UserError, with ``cure`` if no repository has them.
     """
     faults = []
     for place in repos:
-        repo, revision = place.split("@") if "@" in place else (place, "main")
+        repo, revision = (place if "@" in place else f"{place}@main").split("@", 1)
         try:
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
         except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:

@@ -71,7 +71,6 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
     return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)) / 2
 
 
-# ----------------------------------------------------------------------------------------------------------- a small CLIP
 def build_clip(spec: TextSpec, tokenizer: CLIPTokenizer, size: tuple[int, int]) -> CLIPModel:
     """Build a fresh CLIPModel whose two towers have the same width, depth and heads."""
     sizes = {"hidden_size": spec.width, "intermediate_size": 4 * spec.width}

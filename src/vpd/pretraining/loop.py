@@ -24,7 +24,6 @@ HISTORY_EVERY = 10  # steps that one line of history.csv averages
 LossOf = Callable[[Generator], Tensor]  # draws all that is random from the generator and returns the loss
 
 
-# ----------------------------------------------------------------------------------------------------------- randomness
 def seed_of(*key: object) -> int:
     """A 63-bit seed that depends on ``key`` and nothing else."""
     text = "/".join(map(str, key))
@@ -44,7 +43,6 @@ def initialised_by(*key: object) -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------------- learning rates
 def constant_after(warmup: int) -> Callable[[int], float]:
     """Learning-rate factor that rises linearly to 1 within ``warmup`` steps and stays there."""
     return lambda step: min(1.0, (step + 1) / max(warmup, 1))
@@ -56,7 +54,6 @@ def rise_and_fall(steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / rise, (steps - step) / max(steps - rise + 1, 1), 1.0)
 
 
-# ---------------------------------------------------------------------------------------------------------------- phase
 @dataclass
 class Phase:
     """Training of one model by AdamW with the learning rate ``lr * factor(step)``.
@@ -139,7 +136,6 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-# -------------------------------------------------------------------------------------------------------------- outputs
 def averaged(losses: list[float]) -> list[tuple[int, float]]:
     """(step, mean loss) of every HISTORY_EVERY steps, at the last of them; the final chunk may be shorter."""
     chunks = [losses[start : start + HISTORY_EVERY] for start in range(0, len(losses), HISTORY_EVERY)]

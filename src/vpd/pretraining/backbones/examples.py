@@ -71,7 +71,6 @@ def load_examples(captions: Path, objects: Path) -> Examples:
     return Examples(images, classes, visible, torch.from_numpy(masks), torch.tensor(things).reshape(-1, 2))
 
 
-# ---------------------------------------------------------------------------------------------------------------- views
 # Whole batches are augmented at once: at 64x64 the overhead of one call per image would exceed the training step.
 def flipped(images: Tensor, generator: Generator) -> Tensor:
     """Images (B,3,H,W), each mirrored left to right with probability one half."""

@@ -86,7 +86,6 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - (2 * both + 1) / (predicted.sum(dim=1) + target.sum(dim=1) + 1)).mean()
 
 
-# -------------------------------------------------------------------------------------------------------------- decoder
 class MaskDecoder(nn.Module):
     """SAM's two-way decoder, smaller: maps of a backbone, resized to the finest and added, and a point to mask logits."""
 

@@ -19,8 +19,7 @@ from vpd.utils.progress import track
 LATENT_CHANNELS = 4
 CHUNK = 64  # images encoded at a time
 COLOURS = 3
-SIGNED = 2 * COLOURS
-"""Channels that carry red, green, blue and their negatives: SiLU(x) - SiLU(-x) = x, so that the pair passes it unchanged."""
+SIGNED = 2 * COLOURS  # channels of the colours and their negatives: SiLU(x) - SiLU(-x) = x passes it unchanged
 CONTRAST = 0.4  # standard deviation to which the decoder's last norm is undone; about that of the synthetic images
 LOG_VARIANCE = -6.0  # of the posterior at first: little noise, so that the means are used
 
@@ -87,7 +86,6 @@ def reconstruction_psnr(model: AutoencoderKL, captions: Captions, device: torch.
     return 10.0 * math.log10(4.0 / F.mse_loss(decoded, images).item())  # the pixels' range is 2, its square 4
 
 
-# ------------------------------------------------------------------------------------------------------- initialisation
 @torch.no_grad()
 def initialise_as_pooling(model: AutoencoderKL) -> None:
     """Set ``model`` so that three latent channels are the pooled, normalised image; other channels stay random.

@@ -98,7 +98,6 @@ def _train(
     return vae, losses, facts
 
 
-# ------------------------------------------------------------------------------------------------------------ pipelines
 def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = StableDiffusionPipeline(**parts, scheduler=build_scheduler(), **unused)
