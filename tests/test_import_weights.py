@@ -134,7 +134,6 @@ def test_imported_run_is_accepted_and_computes_what_the_authors_code_computes(re
 
 
 def test_imported_weights_are_evaluated(tmp_path, checkpoints):
-    """The whole way, from the file to the metrics, on a drawn dataset."""
     released = Released("refer", tmp_path, checkpoints["refer"])
     shutil.rmtree(released.data)
     drawn = DatasetSpec(

@@ -1,7 +1,4 @@
-"""Checkpoint folders: what each is made from, and Stable Diffusion's, made from any source. Planning imports it without torch.
-
-``origin.json`` says where weights came from; the manifest does not, so that those of a mirror make no run stale.
-"""
+"""Checkpoint folders: what each is made from, and Stable Diffusion's, made from any source. Planning imports it without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_folder, read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, manifest_path, read_manifest, write_manifest
 
-ORIGIN = "origin.json"
+ORIGIN = "origin.json"  # where weights came from; not in the manifest, so that those of a mirror make no run stale
 CODE = tuple(f"pretrained/{name}" for name in ("checkpoints", "stable_diffusion", "tensors", "hub"))
 FILE_CODE = (*CODE, "pretrained/original")
 BACKBONE_CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("checkpoints", "backbones", "tensors", "hub")))
@@ -29,10 +26,7 @@ KINDS = {".json", ".safetensors", ".bin", ".txt"}  # endings of the files of a r
 
 
 def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -> Fingerprint:
-    """Return what checkpoint ``name`` is made from: local files count by their digests, a hub repository by its name alone.
-
-    UserError if the pre-training, where it is the source, has not run.
-    """
+    """Return what checkpoint ``name`` is made from: local files by digest, a hub repository by name; UserError if missing."""
     settings = {"checkpoint": name, **spec.model_dump(mode="json")}
     if spec.source == "pretrained":
         return fingerprint(settings, CODE, {"pretraining": pretraining})

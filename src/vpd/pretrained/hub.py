@@ -1,7 +1,4 @@
-"""Files of a model repository on the Hugging Face hub: of one commit, complete, and with the digests that the hub states.
-
-``huggingface_hub`` downloads and caches. It reads HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT.
-"""
+"""Files of a model repository on the hub: of one commit, complete, unaltered. HF_HOME, HF_ENDPOINT and the like hold."""
 
 from __future__ import annotations
 
@@ -73,7 +70,8 @@ def download(
     """
     faults = []
     for place in repos:
-        repo, revision = (place if "@" in place else f"{place}@main").split("@", 1)
+        repo, _, commit = place.partition("@")
+        revision = commit or "main"
         try:
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
         except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:

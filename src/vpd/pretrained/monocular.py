@@ -98,10 +98,7 @@ _LAYERS = {
     "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
     "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
 }  # fmt: skip
-_FUSION = {
-    "resConfUnit1.conv": "residual_layer1.convolution", "resConfUnit2.conv": "residual_layer2.convolution",
-    "out_conv": "projection",
-}  # fmt: skip
+_FUSION = {f"resConfUnit{i}.conv": f"residual_layer{i}.convolution" for i in (1, 2)} | {"out_conv": "projection"}
 
 
 def _fusion(level: str, part: str, x: str) -> str:

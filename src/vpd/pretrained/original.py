@@ -1,7 +1,4 @@
-"""Files with Latent Diffusion's names: original Stable Diffusion 1 files, to a pipeline folder, and the authors' VPD models.
-
-Diffusers' own loading takes the last weights where a file has averaged ones too, and passes over unknown tensors.
-"""
+"""Files with Latent Diffusion's names: original Stable Diffusion 1 files, to a pipeline folder, and the authors' VPD models."""
 
 from __future__ import annotations
 

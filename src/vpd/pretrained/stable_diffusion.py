@@ -33,12 +33,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"
 )  # fmt: skip
 TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either suffices
-CONFIGS = {
-    "vae": "vae/config.json",
-    "text_encoder": "text_encoder/config.json",
-    "unet": "unet/config.json",
-    "scheduler": "scheduler/scheduler_config.json",
-}
+CONFIGS = {**{part: f"{part}/config.json" for part in WEIGHTS}, "scheduler": "scheduler/scheduler_config.json"}
 # In a pipeline's repository, or in one of a tokenizer alone.
 TOKENIZER_PATHS = tuple(f"{parent}{name}" for name in TOKENIZER_FILES for parent in ("tokenizer/", ""))
 WEIGHT_FILES = tuple(f"{part}/{name}" for part, name in WEIGHTS.items())

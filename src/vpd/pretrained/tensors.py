@@ -24,7 +24,6 @@ BOOKKEEPING = (
 )  # fmt: skip
 # Regular expressions of names, and the new name: a template, or a function of the groups.
 Rules = tuple[tuple[str, str | Callable[..., str]], ...]
-LONGEST_REASON = 150  # characters of a library's own message that an error repeats
 
 
 class Inert:
@@ -38,10 +37,7 @@ class Inert:
 
 
 def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Read a .safetensors or torch file, mapped from disk, without running code; UserError if it holds no plain tensors.
-
-    ``containers`` are keys under which a torch file may hold its state dict; else the top level is read.
-    """
+    """Read a .safetensors or torch file without running code: under the first of ``containers`` there, or its top level."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; download the file, or correct its path")
     content = _read(path)
@@ -81,7 +77,7 @@ def _read(path: Path) -> object:
 
 def reason(error: Exception) -> str:
     """Return a library's message on one line, shortened."""
-    return " ".join(str(error).split())[:LONGEST_REASON]
+    return " ".join(str(error).split())[:150]
 
 
 def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

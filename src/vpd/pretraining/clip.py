@@ -27,10 +27,7 @@ SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 def train_tokenizer(
     texts: Iterable[str], vocabulary: int, length: int, key: str = "pretraining.text.vocabulary"
 ) -> CLIPTokenizer:
-    """Learn at most ``vocabulary`` tokens, laid out as OpenAI's: all 256 bytes, inside and at the end of a word, and more.
-
-    ``length`` is that of padded and truncated texts, ``key`` the vocabulary's in params.yaml.
-    """
+    """Learn at most ``vocabulary`` tokens (``key`` in params.yaml), all bytes among them; texts are cut to ``length``."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     alphabet = letters + [letter + WORD_END for letter in letters]
     least = len(alphabet) + len(SPECIAL)

@@ -73,10 +73,7 @@ class Phase:
     average: dict[str, Tensor] = field(default_factory=dict)  # moving average of the parameters, with ``ema_decay``
 
     def train(self, workdir: Workdir, loss_of: LossOf, after: Callable[[int], None] = lambda step: None) -> list[float]:
-        """Train from the last saved state to the end; return the loss of every step; UserError if one is not finite.
-
-        ``after`` is called with the number of steps done, before a state is saved.
-        """
+        """Train from the last saved state; return the loss of every step. ``after`` gets each step's number from 1."""
         self.model.to(workdir.device).train()
         self.average = (
             {} if self.ema_decay is None else {n: w.detach().clone() for n, w in self.model.named_parameters()}

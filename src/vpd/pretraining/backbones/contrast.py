@@ -90,8 +90,7 @@ class Contrast(VisionObjective):
 class CaptionContrast(Contrast):
     """Learn to match images with captions and to write the captions, after BLIP (Li et al. 2022; B4).
 
-    CLIP's contrast, and a causal decoder that attends to the coarsest map and continues the caption. BLIP's third loss,
-    matching with hard negatives, and its momentum encoder are left out.
+    A causal decoder continues the caption. BLIP's matching with hard negatives and its momentum encoder are left out.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:

@@ -21,7 +21,6 @@ from vpd.utils.progress import track
 HELD_SHARE, LEAST_HELD = 0.05, 2  # images held out: this share of all, but at least this many
 LEAST_PIXELS = 8  # smaller visible parts are not prompted for
 ASPECT = 4 / 3  # most a crop is stretched, as in the common random resized crop
-LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -106,4 +105,4 @@ def jittered(images: Tensor, strength: float, grey: float, generator: Generator)
 
 def luminance(images: Tensor) -> Tensor:
     """(B,1,H,W) weighted mean of the colours."""
-    return (images * torch.tensor(LUMA).to(images)[:, None, None]).sum(dim=1, keepdim=True)
+    return (images * torch.tensor((0.299, 0.587, 0.114)).to(images)[:, None, None]).sum(dim=1, keepdim=True)

@@ -23,8 +23,7 @@ class MaskedImage(VisionObjective):
     """Learn to predict the pixels of hidden patches, each patch normalised by itself.
 
     After SimMIM (Xie et al. 2022) and MAE (He et al. 2022); stands in for SwinV2's SimMIM weights, which are in no hub
-    (B3), and for BEiT v2 (B5) and MAE. The predictions of all levels add up; SimMIM reads only the coarsest one, whose
-    stride of 32 is half of a 64-pixel image.
+    (B3), and for BEiT v2 (B5) and MAE. The predictions of all levels add up; SimMIM reads only the coarsest one.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:

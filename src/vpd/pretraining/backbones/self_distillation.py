@@ -30,8 +30,7 @@ NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07  # of the vote of nearest neighbour
 class SelfDistillation(VisionObjective):
     """Learn features that agree between crops of an image, without labels, after DINO (Caron et al. 2021; B1).
 
-    A student that sees four crops imitates a teacher that sees two; the teacher is the student's moving average, and its
-    backbone is the result.
+    A student that sees four crops imitates its own moving average, the teacher, which sees two and is the result.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:

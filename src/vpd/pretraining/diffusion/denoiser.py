@@ -17,6 +17,10 @@ from vpd.pretraining.diffusion.autoencoder import LATENT_CHANNELS
 from vpd.pretraining.loop import Phase, constant_after, initialised_by
 from vpd.pretraining.workdir import Workdir
 
+Save = Callable[
+    [str, UNet2DConditionModel], None
+]  # gets a milestone's name and a U-Net with averaged weights, on the CPU
+
 
 def build_unet(spec: DenoiserSpec, context_width: int, latent_side: int) -> UNet2DConditionModel:
     """Build a fresh U-Net with cross-attention at every level but the coarsest, as in Stable Diffusion 1.x."""
@@ -60,16 +64,9 @@ class Encoded:
 
 
 def train_denoiser(
-    spec: DenoiserSpec,
-    milestones: Mapping[str, int],
-    encoded: Encoded,
-    workdir: Workdir,
-    save: Callable[[str, UNet2DConditionModel], None],
+    spec: DenoiserSpec, milestones: Mapping[str, int], encoded: Encoded, workdir: Workdir, save: Save
 ) -> tuple[UNet2DConditionModel, list[float]]:
-    """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step.
-
-    At the step of each of the ``milestones``, ``save`` gets its name and a U-Net with the averaged weights, on the CPU.
-    """
+    """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step."""
     latent_side = max(encoded.means.shape[-2:])
     with initialised_by(workdir.seed, "denoiser"):
         unet = build_unet(spec, encoded.contexts.shape[-1], latent_side)
