@@ -48,7 +48,6 @@ TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num
 
 
 def small(architecture: str) -> dict:
-    """Options that make an architecture small."""
     return next(options for beginning, options in SMALL.items() if architecture.startswith(beginning))
 
 
@@ -74,7 +73,6 @@ def write_timm(folder: Path, architecture: str, repo: str, options: dict, classe
 
 
 def write_transformers(folder: Path, architecture: str, options: dict) -> PreTrainedModel:
-    """A repository of transformers': the whole model that the image encoder is a part of; its network."""
     torch.manual_seed(4)
     model = randomise(WRITERS[architecture](options)).eval()
     model.save_pretrained(folder)
@@ -83,16 +81,20 @@ def write_transformers(folder: Path, architecture: str, options: dict) -> PreTra
 
 def _sam(options: dict) -> PreTrainedModel:
     prompt = {"hidden_size": 16, "image_size": 64, "image_embedding_size": 4, "mask_input_channels": 4}
-    mask = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 16}
-    mask |= {"iou_head_hidden_dim": 16}
+    mask = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mlp_dim": 16,
+        "iou_head_hidden_dim": 16,
+    }
     return SamModel(SamConfig(vision_config=options, prompt_encoder_config=prompt, mask_decoder_config=mask))
 
 
-def _blip(options: dict) -> PreTrainedModel:
-    return BlipForConditionalGeneration(BlipConfig(text_config=TEXT, vision_config=options))
-
-
-WRITERS = {"sam": _sam, "blip": _blip}
+WRITERS = {
+    "sam": _sam,
+    "blip": lambda options: BlipForConditionalGeneration(BlipConfig(text_config=TEXT, vision_config=options)),
+}
 
 
 def write_bert(folder: Path) -> None:
@@ -101,10 +103,10 @@ def write_bert(folder: Path) -> None:
     model = randomise(BertForPreTraining(BertConfig(**BERT)))
     folder.mkdir(parents=True)
     write_json(folder / "config.json", model.config.to_dict())
-    norms = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for new, old in norms:  # TensorFlow's names
-        state = {name.replace(new, old): tensor for name, tensor in state.items()}
+    state = {  # TensorFlow's names
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor.clone()
+        for name, tensor in model.state_dict().items()
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     write_text(folder / "vocab.txt", "\n".join(WORDS) + "\n")
     write_json(folder / "tokenizer_config.json", {"do_lower_case": True, "tokenizer_class": "BertTokenizer"})

@@ -1,13 +1,11 @@
-"""A real HTTP server that speaks as much of the Hugging Face hub as ``snapshot_download`` asks for.
-
-Tests start a ``Hub`` in threads and give its address to a process as HF_ENDPOINT.
-"""
+"""A real HTTP server that speaks as much of the Hugging Face hub as ``snapshot_download`` asks for."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,24 +15,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+JSON = {"Content-Type": "application/json"}
 LARGE = ".safetensors"
 """Files that the hub keeps outside git: their ETag is the SHA-256 digest, and requests are redirected."""
 
 
 @dataclass
 class Repository:
-    """Files of one commit, and how the hub treats those who ask.
-
-    ``token``: gated, and what the accepted user sends; ``corrupt``: files sent with the first byte changed;
-    ``drops``: how many requests for a file's content are cut off half way; ``disabled``: taken down.
-    """
+    """Files of one commit, and how the hub treats those who ask."""
 
     folder: Path
-    token: str | None = None
-    disabled: bool = False
-    corrupt: set[str] = field(default_factory=set)
-    drops: dict[str, int] = field(default_factory=dict)
-    truncate: set[str] = field(default_factory=set)
+    token: str | None = None  # gated, and what the accepted user sends
+    disabled: bool = False  # taken down
+    corrupt: set[str] = field(default_factory=set)  # files sent with the first byte changed
+    drops: dict[str, int] = field(default_factory=dict)  # how many requests for a file's content are cut off half way
+    truncate: set[str] = field(default_factory=set)  # files sent by half
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -54,20 +49,16 @@ def etag(name: str, content: bytes) -> str:
 
 
 class Hub:
-    """The server, its repositories by name, and the requests it got; a context manager.
-
-    ``failing``: status with which all requests fail; ``told``: tokens that the second address heard.
-    """
+    """The server, its repositories by name, and the requests it got; a context manager."""
 
     def __init__(self, **repositories: Repository) -> None:
         self.repositories = repositories
         self.requests: list[tuple[str, str]] = []
-        self.failing: int | None = None
-        self.told: set[str] = set()
+        self.failing: int | None = None  # status with which all requests fail
+        self.told: set[str] = set()  # tokens that the second address heard
         # Large files come from a second address, which a token must not be told.
-        self.servers = [
-            ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self})) for _ in range(2)
-        ]
+        handler = type("Handler", (Handler,), {"hub": self})
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
         self.url, self.store = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
 
     def __enter__(self) -> Hub:
@@ -82,9 +73,8 @@ class Hub:
 
     def served(self) -> set[str]:
         """Names of the files whose content was asked for."""
-        return {
-            path.split("/", 4)[4] for method, path in self.requests if method == "GET" and path.startswith("/cdn/")
-        } | {path.split("/", 5)[5] for method, path in self.requests if method == "GET" and "/resolve/" in path}
+        paths = [path for method, path in self.requests if method == "GET"]
+        return {match[1] for path in paths if (match := re.match(r"(?:/cdn/.+?/.+?|.+/resolve/.+?)/(.+)", path))}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,29 +84,24 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.answer()
-
     def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
         parts = path.strip("/").split("/")
         if self.hub.failing:
             return self.fail(self.hub.failing)
         if parts[:2] == ["api", "models"]:
-            return self.describe("/".join(parts[2:4]), parts[4:])
+            return self.describe("/".join(parts[2:4]), *parts[4:6])
         if parts[0] == "cdn":
             self.hub.told |= {self.headers["Authorization"]} - {None}
             return self.content("/".join(parts[1:3]), "/".join(parts[3:]))
         if parts[2:3] == ["resolve"]:
-            return self.resolve("/".join(parts[:2]), parts[2:])
+            return self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         return self.fail(404)
 
-    def repository(self, name: str, revision: str | None = None) -> Repository | None:
-        """The repository if the asker may see it at this revision; otherwise the refusal is sent."""
+    do_HEAD = do_GET
+
+    def repository(self, name: str, revision: str) -> Repository | None:
         repository = self.hub.repositories.get(name)
         if repository is None:
             # The hub hides whether a repository is private from those without a token.
@@ -125,26 +110,24 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(403, message="Access to this resource is disabled.")
         if repository.token and self.headers.get("Authorization") != f"Bearer {repository.token}":
             return self.fail(403 if "Authorization" in self.headers else 401, "GatedRepo")
-        if revision not in (None, "main", repository.commit):
+        if revision not in ("main", repository.commit):
             return self.fail(404, "RevisionNotFound")
         return repository
 
-    def describe(self, name: str, rest: list[str]) -> None:
+    def describe(self, name: str, kind: str, revision: str) -> None:
         """Answer ``revision/<revision>`` and ``tree/<revision>``; both stay open to all in a gated repository."""
         repository = self.hub.repositories.get(name)
-        if repository is None or repository.disabled or rest[1] not in ("main", repository.commit):
-            self.repository(name, rest[1])
-        elif rest[0] == "tree":
-            self.send_json([entry(file, content) for file, content in repository.files.items()])
+        if repository is None or repository.disabled or revision not in ("main", repository.commit):
+            self.repository(name, revision)
+        elif kind == "tree":
+            self.send(json.dumps([entry(file, content) for file, content in repository.files.items()]).encode())
         else:
             siblings = [{"rfilename": file} for file in repository.files]
-            self.send_json({"id": name, "sha": repository.commit, "siblings": siblings})
+            self.send(json.dumps({"id": name, "sha": repository.commit, "siblings": siblings}).encode())
 
-    def resolve(self, name: str, rest: list[str]) -> None:
-        repository = self.repository(name, rest[1])
-        if repository is None:
+    def resolve(self, name: str, revision: str, file: str) -> None:
+        if (repository := self.repository(name, revision)) is None:
             return None
-        file = "/".join(rest[2:])
         if file not in repository.files:
             return self.fail(404, "EntryNotFound")
         content = repository.files[file]
@@ -155,30 +138,25 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(b"", headers | linked | {"Location": f"{self.hub.store}/cdn/{name}/{file}"}, status=302)
 
     def content(self, name: str, file: str) -> None:
-        """A large file's bytes from where the redirect leads, damaged as the repository says."""
         repository = self.hub.repositories[name]
         content = repository.files[file]
         if file in repository.corrupt:
             content = bytes([content[0] ^ 0xFF]) + content[1:]
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         part = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        cut = None
         if repository.drops.get(file, 0) > 0:
             repository.drops[file] -= 1
-            self.send(content[start:], part, status=206 if start else 200, cut=(len(content) - start) // 2)
-            return
-        if file in repository.truncate:
+            cut = (len(content) - start) // 2
+        elif file in repository.truncate:
             content = content[: len(content) // 2]
-        self.send(content[start:], part, status=206 if start else 200)
-
-    # ------------------------------------------------------------------------------------------------------- sending
-    def send_json(self, value: object) -> None:
-        self.send(json.dumps(value).encode(), {"Content-Type": "application/json"})
+        self.send(content[start:], part, 206 if start else 200, cut)
 
     def fail(self, status: int, code: str | None = None, message: str | None = None) -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
         self.send(b"{}", {name: value for name, value in headers.items() if value}, status)
 
-    def send(self, body: bytes, headers: dict[str, str], status: int = 200, cut: int | None = None) -> None:
+    def send(self, body: bytes, headers: dict = JSON, status: int = 200, cut: int | None = None) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -191,14 +169,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def entry(file: str, content: bytes) -> dict:
-    """What the tree listing says about one file."""
     value = {"type": "file", "path": file, "size": len(content), "oid": etag(file, content)}
     if file.endswith(LARGE):
         value |= {"lfs": {"oid": etag(file, content), "size": len(content), "pointerSize": 130}}
     return value
 
 
-# ------------------------------------------------------------------------------------------------------------ processes
 SCRIPT = """
 import json, os, resource, sys
 from pathlib import Path

@@ -24,17 +24,13 @@ TEXT = {"vocabulary": 600, "width": 16, "layers": 1, "heads": 2, "length": 12, "
 UNET = {"channels": [8, 16, 16, 16], "layers_per_block": 1, "heads": 2, "norm_groups": 4, "batch_size": 4, "lr": 1e-3}
 SPEC = PretrainingSpec.model_validate(
     {
-        "dataset": "captions",
-        "seed": 0,
-        "threads": 1,
-        "milestones": {"sd-a": 3, "sd-b": 6},
+        "dataset": "captions", "seed": 0, "threads": 1, "milestones": {"sd-a": 3, "sd-b": 6},
         "autoencoder": VAE,
         "text": TEXT | {"steps": 5, "batch_size": 8, "lr": 1e-3},
         "denoiser": UNET | {"warmup_steps": 2, "ema_decay": 0.9, "caption_dropout": 0.1},
-        "sample_prompts": ["a red ball"],
-        "sample_steps": 2,
+        "sample_prompts": ["a red ball"], "sample_steps": 2,
     }
-)
+)  # fmt: skip
 
 
 def draw_captions(folder: Path, count: int = 16, side: int = 32) -> Path:
@@ -60,18 +56,13 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-# ---------------------------------------------------------------------------------------------------------- interrupted
 class Stopped(Exception):
     """Raised in place of a step."""
 
 
-def _stop() -> None:
-    raise Stopped
-
-
 @contextlib.contextmanager
-def watched(phase: str = "", step: int = 0, end: Callable[[], None] = _stop) -> Iterator[list[tuple[str, int]]]:
-    """Yield the list of all steps done in the block; ``end`` is called after ``step`` of ``phase`` (its key in params.yaml)."""
+def watched(phase: str = "", step: int = 0, kill: bool = False) -> Iterator[list[tuple[str, int]]]:
+    """Yield the list of all steps done in the block, which is stopped after ``step`` of ``phase`` (its key in params.yaml)."""
     steps: list[tuple[str, int]] = []
 
     class Watched(loop.Progress):
@@ -79,7 +70,9 @@ def watched(phase: str = "", step: int = 0, end: Callable[[], None] = _stop) -> 
             super().advance(count, note)
             steps.append((self.label, self.count))
             if steps[-1] == (phase, step):
-                end()
+                if kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise Stopped
 
     with mock.patch.object(loop, "Progress", Watched):
         yield steps
@@ -97,5 +90,5 @@ def kill_at(phase: str, step: int, function: Callable, *arguments: object, **opt
 
 def _killed_at(phase: str, step: int, function: Callable, arguments: tuple, options: dict) -> None:
     torch.use_deterministic_algorithms(True)
-    with watched(phase, step, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+    with watched(phase, step, kill=True):
         function(*arguments, **options)

@@ -1,7 +1,4 @@
-"""Backbones' public weights by their real names: from a hub cache, a real server on this machine, and copies.
-
-The files are small ones of the real architectures. What they mean is taken from timm's and transformers' own loading.
-"""
+"""Backbones' public weights by their real names, small: timm's and transformers' own loading says what they mean."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertModel, BlipConfig, BlipModel, SamConfig, SamModel
 
 from backbone_repositories import WORDS, WRITERS, same, small, write_bert, write_cache, write_timm, write_transformers
-from hub_server import Hub, Repository, make
+from hub_server import make
 from vpd.config.params import load_params
 from vpd.config.schema import BackboneSpec
 from vpd.models.backbones import build_backbone, load_backbone
@@ -59,24 +56,17 @@ def repositories(tmp_path_factory) -> Path:
     return folder
 
 
-def fetch(home: Path, jobs: dict[Path, tuple[str, BackboneSpec]], **environment: str) -> list[str]:
-    """Fetch in a process with its own cache; one line for every job: ``made``, or what was refused."""
-    given = [(name, spec.model_dump(mode="json"), out) for out, (name, spec) in jobs.items()]
-    return make(home, given, **{"HF_HUB_OFFLINE": "1"} | environment)
-
-
 @pytest.fixture(scope="module")
 def fetched(repositories, tmp_path_factory) -> dict[str, Path]:
     """Checkpoint folders of all lines, made offline from a hub cache."""
     home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("checkpoints")
     for folder in sorted(repositories.glob("*/*")):
         write_cache(home, folder.relative_to(repositories).as_posix(), folder)
-    jobs = {out / name: (name, line(name)) for name in LINES}
-    assert fetch(home, jobs) == ["made"] * len(jobs)
-    return {folder.name: folder for folder in jobs}
+    jobs = [(name, line(name).model_dump(mode="json"), out / name) for name in LINES]
+    assert make(home, jobs, HF_HUB_OFFLINE="1") == ["made"] * len(jobs)
+    return {name: out / name for name in LINES}
 
 
-# ----------------------------------------------------------------------------------------------------------- references
 def pictures(name: str) -> tuple[Tensor, Tensor]:
     """Images in [-1, 1], and the same as the architecture wants them (its own constants, not our code's)."""
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -150,7 +140,6 @@ def test_the_manifest_says_what_came_from_where(fetched, repositories):
     assert not changed(folder, manifest["files"])
 
 
-# ------------------------------------------------------------------------------------------------------------ true size
 CLASSIFIERS = {
     "swin": {"norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"},
     "convnext": {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"},
@@ -170,10 +159,7 @@ def test_at_true_size_the_network_is_timms_without_its_classifier(name):
     assert {key: own[key].shape for key in own} == {key: whole[key].shape for key in whole if key not in left}
 
 
-WHOLE = {
-    "sam": (SamConfig, SamModel, "vision_encoder."),
-    "blip": (BlipConfig, BlipModel, "vision_model."),
-}
+WHOLE = {"sam": (SamConfig, SamModel, "vision_encoder."), "blip": (BlipConfig, BlipModel, "vision_model.")}
 
 
 @pytest.mark.parametrize("architecture", WHOLE)
@@ -187,30 +173,11 @@ def test_at_true_size_the_network_is_the_image_encoder_of_transformers(architect
     assert {key: tensor.shape for key, tensor in own.items()} == expected
 
 
-# ------------------------------------------------------------------------------------------------------------------ hub
-@pytest.fixture
-def hub(repositories):
-    name = "timm/convnext_large.fb_in22k"
-    with Hub(**{name: Repository(repositories / name)}) as server:
-        yield server
-
-
-def test_bytes_that_changed_on_the_way_are_refused(hub, tmp_path):
-    spec = line("convnext-l")
-    hub.repositories[spec.repo].corrupt = {"model.safetensors"}
-    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
-    (refused,) = fetch(tmp_path / "home", {tmp_path / "out": ("convnext-l", spec)}, **online)
-    assert "backbones.convnext-l: model.safetensors has sha256" in refused
-    assert refused.endswith("and fetch it again")
-    assert not (tmp_path / "out").exists()
-
-
-# --------------------------------------------------------------------------------------------------------------- copies
 @pytest.fixture
 def copy(repositories, tmp_path):
     """A copy of a line's repository with some tensors changed (None: removed), and a way to make a checkpoint of it."""
 
-    def make(name: str, changes: dict[str, Tensor | None] | None = None, **settings) -> Path:
+    def run(name: str, changes: dict[str, Tensor | None] | None = None, **settings) -> Path:
         folder = tmp_path / "copy"
         shutil.copytree(repositories / LINES[name].repo, folder, dirs_exist_ok=True)
         if changes:
@@ -220,7 +187,7 @@ def copy(repositories, tmp_path):
         fetch_backbone(name, spec, tmp_path / "out")
         return tmp_path / "out"
 
-    return make
+    return run
 
 
 def vision(folder: Path) -> dict[str, Tensor]:
@@ -233,34 +200,13 @@ def test_a_copy_gives_the_same_checkpoint_as_the_hub(copy, fetched):
     assert read_json(out / "manifest.json") == read_json(fetched["convnext-l"] / "manifest.json")
 
 
-def test_half_precision_becomes_single(copy, repositories):
-    state = load_file(repositories / LINES["convnext-l"].repo / "model.safetensors")
-    out = copy("convnext-l", {name: tensor.half() for name, tensor in state.items()})
-    assert {tensor.dtype for tensor in vision(out).values()} == {torch.float32}
-
-
-def test_the_original_files_of_swin_are_understood_too(copy, repositories, fetched):
-    """They count a downsampling to the stage before it."""
-    state = load_file(repositories / LINES["swin-l"].repo / "model.safetensors")
-    moved = {name: None for name in state if ".downsample." in name or name.startswith("head.")}
-    for name in [name for name in moved if ".downsample." in name]:
-        stage = int(name.split(".")[1])
-        moved[name.replace(f"layers.{stage}.", f"layers.{stage - 1}.", 1)] = state[name]
-    original = dict.fromkeys(state) | {k: v for k, v in state.items() if k not in moved}
-    original |= {name: tensor for name, tensor in moved.items() if tensor is not None}
-    original |= {"head.weight": state["head.fc.weight"], "head.bias": state["head.fc.bias"]}
-    assert same(vision(copy("swin-l", original)), vision(fetched["swin-l"]))
-
-
 def test_position_embeddings_are_resampled_as_timm_does(copy, repositories):
     options = {**line("mae-vit-l").vision.options, "img_size": 32}
     architecture = LINES["mae-vit-l"].vision.architecture
-    network = {"library": "timm", "architecture": architecture, "options": options}
-    out = copy("mae-vit-l", vision=network)
-    overlay = {"file": str(repositories / LINES["mae-vit-l"].repo / "model.safetensors")}
-    expected = timm.create_model(
-        architecture, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **options
-    )
+    out = copy("mae-vit-l", vision={"library": "timm", "architecture": architecture, "options": options})
+    file = str(repositories / LINES["mae-vit-l"].repo / "model.safetensors")
+    settings = {"pretrained": True, "pretrained_cfg_overlay": {"file": file}, "num_classes": 0}
+    expected = timm.create_model(architecture, **settings, **options)
     assert vision(out)["pos_embed"].shape == (1, 1 + 4, 32)
     assert same(vision(out), expected.state_dict())
 
@@ -269,7 +215,6 @@ def test_position_embeddings_are_resampled_as_timm_does(copy, repositories):
     ("name", "changes", "message"),
     [
         ("convnext-l", {"stem.0.bias": None}, r"does not fit convnext_large \(1 missing, first 'stem\.0\.bias'\)"),
-        ("convnext-l", {"stem.0.more": torch.ones(1)}, r"\(1 unexpected, first 'stem\.0\.more'\)"),
         ("swin-l", {"norm.more": torch.ones(1), "x": torch.ones(1)}, r"\(2 unexpected, first 'norm\.more'\)"),
         ("clip-vit-b", {"norm_pre.bias": torch.ones(3)}, r"1 of another shape, first 'norm_pre\.bias' \(3,\) instead"),
         ("sam", {"vision_encoder.neck.conv1.weight": None}, r"1 missing, first 'neck\.conv1\.weight'"),
@@ -296,11 +241,7 @@ def test_another_architecture_is_refused(repositories, tmp_path):
         with pytest.raises(UserError, match=message):
             fetch_backbone(name, line(name, source="folder", path=str(repositories / repo)), tmp_path / "out")
 
-    refuse(
-        "convnext-l",
-        LINES["convnext-xl"].repo,
-        r"holds 'convnext_xlarge', but vision\.architecture is 'convnext_large'",
-    )
+    refuse("convnext-l", LINES["convnext-xl"].repo, r"holds 'convnext_xlarge', but vision\.architecture is 'convnext_l")
     # OpenAI's weights go by the name of the architecture without their activation; other weights of it do not fit.
     refuse("mae-vit-l", LINES["clip-vit-b"].repo, r"holds 'vit_base_patch16_clip_224', but .* 'vit_large_patch16_224'")
     refuse("sam", LINES["blip"].repo, r"holds 'blip', but vision\.architecture is 'sam'")
@@ -338,11 +279,7 @@ def test_mistakes_with_the_text_encoder_are_named(copy, repositories, tmp_path):
     def language(**changes) -> dict:
         return {"architecture": "bert", "repo": str(bert)} | changes
 
-    assert read_json(copy(name, language=language()) / "manifest.json")["parameters"]["language"] > 0
-    shutil.rmtree(tmp_path / "out")
-    with pytest.raises(
-        UserError, match=r"swin-b-bert\.language: .* has hidden_size 32, but language\.options\.hidden_size"
-    ):
+    with pytest.raises(UserError, match=r"swin-b-bert\.language: .* has hidden_size 32, but language\.options\.hid"):
         copy(name, language=language(options={"hidden_size": 64}))
     (bert / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer\.json, no vocab\.txt"):

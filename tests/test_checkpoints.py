@@ -56,8 +56,7 @@ def test_milestone_becomes_a_verified_checkpoint(pretraining, tmp_path):
     assert not changed(tmp_path / "out", read_json(tmp_path / "out/manifest.json")["files"])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     manifest = read_json(tmp_path / "out/manifest.json")
-    networks = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder, "unet": pipeline.unet}
-    counted = {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
+    counted = {name: getattr(pipeline, name).num_parameters() for name in ("vae", "text_encoder", "unet")}
     assert manifest["parameters"] == counted
     assert UNET in manifest["files"]
 
@@ -83,12 +82,9 @@ def test_folder_with_the_older_tokenizer_files_gives_the_same_tokens(folder, tmp
     assert old(text).input_ids == new(text).input_ids
 
 
-def test_unknown_milestone_names_the_nearest(pretraining, tmp_path):
+def test_unknown_or_changed_milestone_is_refused(pretraining, tmp_path):
     with pytest.raises(UserError, match=r"unknown milestone 'sd-c'; did you mean 'sd-[ab]'\? \(known: sd-a, sd-b\)"):
         assemble("sd-c", PRETRAINED, pretraining, tmp_path / "out")
-
-
-def test_milestone_that_changed_since_is_refused(pretraining, tmp_path):
     copy = tmp_path / "pretraining"
     shutil.copytree(pretraining, copy)
     with open(copy / "sd-b" / UNET, "r+b") as file:
@@ -122,6 +118,7 @@ def test_planning_loads_neither_torch_nor_diffusers():
     script = """
 import sys
 from pathlib import Path
+import vpd.pretraining.workdir
 from vpd.config.params import load_params
 from vpd.pretrained.checkpoints import checkpoint_fingerprint, fetched_backbone_fingerprint
 params = load_params("params.yaml", "paper")
@@ -137,15 +134,10 @@ print({"torch", "diffusers", "transformers", "timm"} & set(sys.modules))
 
 
 def rewrite(folder: Path, part: str, change) -> None:
-    """Change the state dict of a network."""
     (file,) = (folder / part).glob("*.safetensors")
     state = {name: tensor.clone().contiguous() for name, tensor in change(load_file(file)).items()}
     file.unlink()  # A checkpoint may be a hard link to it.
     save_file(state, file, {"format": "pt"})
-
-
-def drop(state: dict, ending: str) -> dict:
-    return {name: tensor for name, tensor in state.items() if not name.endswith(ending)}
 
 
 def prefixed(prefix: str):
@@ -155,15 +147,14 @@ def prefixed(prefix: str):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("unet", lambda state: drop(state, "conv_out.bias"), r"the unet is not .*1 missing, first 'conv_out\.bias'"),
+        (
+            "unet",
+            lambda x: {n: x[n] for n in x if n != "conv_out.bias"},
+            r"the unet is not .*1 missing, first 'conv_out",
+        ),
         ("unet", prefixed("module."), r"the unet is not .* missing, first .* unexpected, first 'module\."),
         ("vae", lambda x: x | {NORM: x[NORM] * torch.nan}, rf"the vae .*1 with NaN or infinite values, first '{NORM}'"),
         ("vae", lambda x: x | {NORM: x[NORM][1:]}, rf"the vae is not .*1 of another shape, first '{NORM}'"),
-        (
-            "text_encoder",
-            lambda state: drop(state, "final_layer_norm.bias"),
-            r"the text_encoder .*1 missing, first 'final",
-        ),
         ("text_encoder", prefixed("clip."), r"the text_encoder is not .*unexpected, first 'clip\."),
     ],
 )
@@ -196,11 +187,7 @@ INDEX, PICKLE = "model_index.json", "unet/diffusion_pytorch_model.bin"
         (INDEX, None, r"has no model_index\.json"),
         (INDEX, {"vae": [None, None]}, r"lists no vae; .*unet"),
         (INDEX, {"text_encoder": ["transformers", "T5EncoderModel"]}, r"is a T5EncoderModel, but .* a CLIPTextModel"),
-        (
-            "unet/config.json",
-            {"cross_attention_dim": 1024},
-            r"is a Stable Diffusion 2 U-Net .*width 1024\); .* has 768",
-        ),
+        ("unet/config.json", {"cross_attention_dim": 1024}, r"is a Stable Diffusion 2 U-Net .*1024\); .* has 768"),
         ("unet/config.json", {"in_channels": 9}, r"takes 9 channels"),
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, r"predicts 'v_prediction'"),
         (UNET, PICKLE, r"has diffusion_pytorch_model\.bin where .*safetensors is needed"),
@@ -209,7 +196,6 @@ INDEX, PICKLE = "model_index.json", "unet/diffusion_pytorch_model.bin"
     ],
 )
 def test_folder_that_is_not_stable_diffusion_1_is_refused(folder, tmp_path, file, damage, message):
-    """``file`` is changed (a dict), cut off (bytes), renamed (str) or removed."""
     if isinstance(damage, dict):
         change(folder / file, **damage)
     elif isinstance(damage, bytes):

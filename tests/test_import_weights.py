@@ -134,7 +134,6 @@ def test_imported_run_is_accepted_and_computes_what_the_authors_code_computes(re
 
 
 def test_imported_weights_are_evaluated(tmp_path, checkpoints):
-    """The whole way, from the file to the metrics, on a drawn dataset."""
     released = Released("refer", tmp_path, checkpoints["refer"])
     shutil.rmtree(released.data)
     drawn = DatasetSpec(
@@ -176,27 +175,16 @@ def test_another_order_of_classes_shows():
     assert agreement["by_class"]["a"] < 0.9
 
 
-def test_released_weights_stand_for_one_seed_and_one_milestone():
-    spec = make_spec("depth")
-    two = spec.model_copy(update={"seeds": (4, 5)})
-    reduced = released_spec(two)
-    assert (reduced.seeds, reduced.training.milestones) == ((4,), {"final": 1.0})
-    assert released_spec(reduced) == reduced
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"gamma": None}, r"changed\.pth does not fit .*\(1 missing, first 'adapter\.gamma'\)"),
         ({"classifier.conv9": torch.zeros(2)}, r"changed\.pth: 1 tensors have names .* first 'classifier\.conv9'"),
-        (
-            {"text_adapter.fc.2.more": torch.zeros(2)},
-            r"does not fit .*\(1 unexpected, first 'adapter\.fc\.2\.more'\)",
-        ),
+        ({"text_adapter.fc.2.more": torch.zeros(2)}, r"does not fit .*\(1 unexpected, first 'adapter\.fc\.2\.more'\)"),
         ({"gamma": torch.zeros(5)}, r"1 of another shape, first 'adapter\.gamma' \(5,\) instead of \(32,\)"),
         (
             {"encoder_vq.encoder.conv_in.weight": torch.ones(32, 3, 3, 3)},
-            r"made with another VAE than the checkpoint's .*trained from",
+            r"made with another VAE than the checkpoint's",
         ),
     ],
 )
@@ -205,9 +193,6 @@ def test_file_that_does_not_fit_is_refused_in_one_sentence(refer, changes, messa
         refer.run(refer.change(**changes))
     assert "\n" not in str(caught.value)
     assert not refer.runs.exists()
-
-
-def test_another_tasks_file_is_named(refer):
     with pytest.raises(UserError, match=r"refer\.pth holds a referring model, but the experiment is depth"):
         refer.run(task="depth")
 
@@ -253,14 +238,16 @@ def test_cut_off_file_is_named(refer, share):
     assert "\n" not in str(caught.value)
 
 
-def test_files_without_weights_are_named(refer, tmp_path):
-    torch.save({"epoch": 3, "model": {}}, tmp_path / "empty.pth")
-    with pytest.raises(
-        UserError, match=r"empty\.pth has no tensors under state_dict or model \(it holds epoch, model\)"
-    ):
-        refer.run(tmp_path / "empty.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match=r"list\.pth holds a list, not weights by name"):
-        refer.run(tmp_path / "list.pth")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "model": {}}, r"x\.pth has no tensors under state_dict or model \(it holds epoch, model\)"),
+        ([1, 2], r"x\.pth holds a list, not weights by name"),
+    ],
+)
+def test_files_without_weights_are_named(refer, tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=message):
+        refer.run(tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"absent\.pth does not exist"):
         refer.run(tmp_path / "absent.pth")

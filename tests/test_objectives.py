@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -35,29 +34,21 @@ from vpd.pretraining.backbones.pretrain import (
 from vpd.pretraining.backbones.promptable_masks import dice_loss, focal_loss, points_inside
 from vpd.pretraining.backbones.self_distillation import SelfDistillation, distillation, sharpened, voted
 from vpd.pretraining.loop import HISTORY_EVERY, generator_of
-from vpd.pretraining.workdir import Workdir, backbone_fingerprint
+from vpd.pretraining.workdir import Workdir
 from vpd.stages.data import prepare_dataset
+from vpd.utils.digests import changed
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
 OBJECTIVES = get_args(ObjectiveName)
 COUNT, SIDE = 32, 32
-VIT = {
-    "library": "timm",
-    "architecture": "vit_base_patch8_224",
-    "options": {"img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
-}
-SWIN = {
-    "library": "timm",
-    "architecture": "swin_base_patch4_window7_224",
-    "options": {"img_size": SIDE, "window_size": 2, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
-}
+SMALL_VIT = {"img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+SMALL_SWIN = {"img_size": SIDE, "window_size": 2, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+VIT = {"library": "timm", "architecture": "vit_base_patch8_224", "options": SMALL_VIT}
+SWIN = {"library": "timm", "architecture": "swin_base_patch4_window7_224", "options": SMALL_SWIN}
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-BERT = {
-    "architecture": "bert",
-    "repo": "google-bert/bert-base-uncased",
-    "options": SIZES | {"max_position_embeddings": 40},
-}
+SIZES["max_position_embeddings"] = 40
+BERT = {"architecture": "bert", "repo": "google-bert/bert-base-uncased", "options": SIZES}
 
 
 def spec_of(objective: str, vision: dict = VIT, *, steps: int = 5, lr: float = 3e-3, **changes) -> BackboneSpec:
@@ -90,7 +81,6 @@ def pretrain(spec: BackboneSpec, data: dict[str, Path], root: Path, **more) -> P
     return root / "out"
 
 
-# ------------------------------------------------------------------------------------------------------------- examples
 def test_the_last_images_are_kept_out_of_training(examples, data):
     assert examples.first_held == COUNT - 2
     assert examples.numbers("images", held=True).tolist() == [COUNT - 2, COUNT - 1]
@@ -106,25 +96,15 @@ def test_the_last_images_are_kept_out_of_training(examples, data):
 
 
 def test_objects_of_other_images_are_refused(data, tmp_path):
-    for name in ("images/000003.jpg", None):
-        root = Path(shutil.copytree(data["objects"], tmp_path / str(bool(name))))
-        if name:
-            shutil.copy(root / "images/000004.jpg", root / name)
-        else:
-            (root / "objects.json").write_text(json.dumps(read_json(root / "objects.json")[:-1]))
-        with pytest.raises(UserError, match="show different images; give both the same seed"):
-            load_examples(data["captions"], root)
+    root = Path(shutil.copytree(data["objects"], tmp_path / "objects"))
+    shutil.copy(root / "images/000004.jpg", root / "images/000003.jpg")
+    with pytest.raises(UserError, match="show different images; give both the same seed"):
+        load_examples(data["captions"], root)
 
 
-# ---------------------------------------------------------------------------------------------------------------- views
-def test_a_crop_of_everything_is_the_image_and_flips_mirror():
+def test_flips_mirror():
     images = torch.rand(6, 3, 16, 24)
-    generator = generator_of("views")
-    whole = crops(images, (16, 24), (1.0, 1.0), generator)
-    # The stretch cuts a side at the image's own, so one side is whole and the other at least three quarters.
-    assert whole.shape == images.shape
-    assert whole.min() >= images.min() - 1e-6
-    mirrored = flipped(images, generator)
+    mirrored = flipped(images, generator_of("views"))
     kinds = [torch.equal(one, two) - torch.equal(one.flip(-1), two) for one, two in zip(images, mirrored, strict=True)]
     assert set(kinds) == {1, -1}
 
@@ -150,7 +130,6 @@ def test_jitter_without_strength_changes_nothing_and_grey_takes_all_colour():
     torch.testing.assert_close(grey, luminance(images).expand_as(images))
 
 
-# --------------------------------------------------------------------------------------------------------------- losses
 def test_mean_average_precision_leaves_out_classes_that_all_or_no_images_show():
     scores, generator = torch.rand(30, 4), torch.Generator().manual_seed(1)
     shown = torch.rand(30, 4, generator=generator) < 0.5
@@ -216,7 +195,6 @@ def test_teacher_is_centred_and_sharpened():
     outputs, centre = torch.tensor([[0.3, 0.1, 0.2]]), torch.tensor([0.3, 0.0, 0.2])
     expected = torch.tensor([[0.0, 0.1, 0.0]]) / 0.04
     torch.testing.assert_close(sharpened(outputs, centre), expected.softmax(dim=1))
-    assert sharpened(outputs, torch.zeros(3)).argmax().item() == 0
 
 
 def test_distillation_compares_different_views_only():
@@ -299,7 +277,6 @@ def test_most_words_to_predict_are_masked_and_others_kept_as_they_are(examples):
     assert kept == pytest.approx(0.1, abs=0.03)
 
 
-# ------------------------------------------------------------------------------------------------------------ wordpiece
 def test_wordpiece_knows_frequent_words_and_splits_others(tmp_path):
     texts = ["a red ball in the kitchen", "the red box", "a red lamp", "a kitchen with a red ball"]
     made = train_wordpiece(texts, 200, 16)
@@ -318,49 +295,18 @@ def test_wordpiece_knows_frequent_words_and_splits_others(tmp_path):
         train_wordpiece(texts, 50, 16)
 
 
-# ------------------------------------------------------------------------------------------------------------- learning
-LEARNING = {
-    "classification": (SWIN, 30, 3e-3),
-    "masked-image": (SWIN, 30, 3e-3),
-    "contrast": (VIT, 20, 2e-3),
-    "caption-contrast": (VIT, 16, 3e-3),
-    "promptable-masks": (VIT, 20, 3e-3),
-}
-
-
 def train(objective: nn.Module, training: ObjectiveSpec, folder: Path) -> list[float]:
     workdir = Workdir(folder, 0, 1000, torch.device("cpu"))
     return train_objective("phase", "backbones.tiny.training", objective, training, workdir)
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "self-distillation"])
 def test_every_objective_learns(name, examples, tmp_path):
-    vision, steps, lr = LEARNING[name]
-    spec = spec_of(name, vision, steps=steps, lr=lr)
+    spec = spec_of(name, SWIN if name in ("classification", "masked-image") else VIT, steps=30)
     objective = build_objective(name, spec, examples)
     losses = train(objective, spec.training, tmp_path)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert all(value <= 1 for value in objective.measure().values())
-
-
-def test_student_learns_what_a_fixed_teacher_says(examples):
-    """In training the target moves with the student, so that the loss alone tells little."""
-    spec = spec_of("self-distillation", training={"steps": 30, "batch_size": 16, "lr": 1e-3, "momentum": 1.0})
-    objective = SelfDistillation(build_backbone(spec.vision), examples, spec)
-    optimizer = torch.optim.AdamW(parameter_groups(objective, 0.0), lr=3e-3)
-    losses = []
-    for _ in range(30):
-        objective.centre.zero_()
-        loss = objective.loss(torch.arange(16), generator_of("the same views"))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        objective.after(0.5)
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
-    measured = objective.eval().measure()
-    assert 0 <= measured["view_matching"] <= 1
-    assert 0 <= measured["chance"] <= measured["neighbour_average_precision"] <= 1
 
 
 def test_masked_language_learns(examples, tmp_path):
@@ -378,7 +324,6 @@ def test_only_matrices_are_decayed():
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
 
 
-# -------------------------------------------------------------------------------------------------------------- outputs
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("trained")
@@ -398,10 +343,8 @@ def test_checkpoint_folder_holds_vision_and_language(trained):
     hidden = bert(**tokenizer("a red ball", return_tensors="pt")).last_hidden_state
     assert hidden.shape == (1, 5, 16)
     manifest = read_json(trained / "manifest.json")
-    assert manifest["parameters"] == {
-        "vision": sum(weight.numel() for weight in backbone.network.parameters()),
-        "language": sum(weight.numel() for weight in bert.parameters()),
-    }
+    counted = {"vision": backbone.network, "language": bert}
+    assert manifest["parameters"] == {part: sum(p.numel() for p in net.parameters()) for part, net in counted.items()}
 
 
 def test_manifest_and_history_tell_what_was_done(trained):
@@ -410,9 +353,7 @@ def test_manifest_and_history_tell_what_was_done(trained):
     assert manifest["images_seen"] == 40
     phases = manifest["phases"]
     assert set(phases["classification"]["measures"]) == {"fresh", "trained"}
-    assert manifest["files"] == {
-        name: digest for name, digest in digests(trained).items() if name not in ("manifest.json", "fingerprint.json")
-    }
+    assert not changed(trained, manifest["files"])
     rows = [line.split(",") for line in (trained / "history.csv").read_text().splitlines()]
     assert [row[:2] for row in rows] == [["phase", "step"], ["classification", "5"], ["masked-language", "5"]]
     assert HISTORY_EVERY > 5
@@ -442,29 +383,6 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(data, trained, 
     assert digests(out) == digests(trained)
 
 
-def test_finished_backbones_are_left_alone_and_others_are_not(data, trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "out")
-    with watched() as steps:
-        pretrain(with_language(), data, tmp_path)
-    assert steps == []
-    (tmp_path / "out/vision/model.safetensors").unlink()
-    for spec in (with_language(), with_language(seed=1)):
-        with pytest.raises(Stopped), watched("backbones.tiny.training", 1):
-            pretrain(spec, data, tmp_path)
-
-
-def test_the_fingerprint_follows_settings_and_data(data, tmp_path):
-    copy = shutil.copytree(data["objects"], tmp_path / "objects")
-    (copy / "manifest.json").write_text("{}")
-    first = backbone_fingerprint("tiny", with_language(), data["captions"], data["objects"])
-    assert first == backbone_fingerprint("tiny", with_language(), data["captions"], data["objects"])
-    assert first.differences(vars(backbone_fingerprint("tiny", with_language(seed=1), data["captions"], copy))) == [
-        "settings",
-        "objects",
-    ]
-
-
-# --------------------------------------------------------------------------------------------------------------- errors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -6,8 +6,6 @@ import ast
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +51,6 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-# ------------------------------------------------------------------------------------------------------------ tokenizer
 def test_tokenizer_is_the_same_after_saving_and_loading(tmp_path):
     made = train_tokenizer(TEXTS, 700, 12)
     made.save_pretrained(tmp_path)
@@ -66,27 +63,15 @@ def test_tokenizer_is_the_same_after_saving_and_loading(tmp_path):
         train_tokenizer(TEXTS, 500, 12)
 
 
-def test_tokenizer_knows_words_of_captions_and_splits_others():
-    tokenizer = train_tokenizer(TEXTS, 700, 12)
-    assert tokenizer.tokenize("A Photo of a lamp") == ["a</w>", "photo</w>", "of</w>", "a</w>", "lamp</w>"]
-    pieces = tokenizer.tokenize("zebra")
-    assert len(pieces) > 1
-    assert "".join(pieces) == "zebra</w>"
-    assert tokenizer.decode(tokenizer("zebra 🙂", add_special_tokens=False).input_ids) == "zebra 🙂"
-
-
 def test_tokenizer_pads_with_end_of_text_and_cuts_long_texts():
     tokenizer = train_tokenizer(TEXTS, 700, 6)
+    assert tokenizer.tokenize("A Photo of a lamp") == ["a</w>", "photo</w>", "of</w>", "a</w>", "lamp</w>"]
     short, long = encode(tokenizer, ["ball", "a a a a a a a a a"]).tolist()
-    end = tokenizer.eos_token_id
-    assert short[0] == tokenizer.bos_token_id
-    assert short[2:] == [end] * 4
-    assert (len(long), long[-1]) == (6, end)
-    last = [len(tokenizer) - 2, len(tokenizer) - 1]
-    assert tokenizer.convert_ids_to_tokens(last) == ["<|startoftext|>", "<|endoftext|>"]
+    start, end = len(tokenizer) - 2, len(tokenizer) - 1
+    assert (short[0], short[2:], len(long), long[-1]) == (start, [end] * 4, 6, end)
+    assert tokenizer.convert_ids_to_tokens([start, end]) == ["<|startoftext|>", "<|endoftext|>"]
 
 
-# --------------------------------------------------------------------------------------------------------------- pieces
 def test_average_matches_hand_computation():
     model = nn.Linear(1, 1, bias=False)
     average, expected = {"weight": torch.ones(1, 1)}, 1.0
@@ -131,7 +116,6 @@ def test_learning_rate_factors():
     assert all(factor(step) > factor(step + 1) for step in range(2, 19))
 
 
-# ---------------------------------------------------------------------------------------------- the autoencoder's start
 def autoencoder(channels):
     return build_autoencoder(SPEC.autoencoder.model_copy(update={"channels": channels}), (32, 32)).eval()
 
@@ -151,32 +135,15 @@ def test_latents_are_pooled_colours():
         assert correlation(latent[:, channel], pooled[:, channel]) > 0.999
     decoded, repeated = model.decode(model.encode(image).latent_dist.mean).sample, F.interpolate(pooled, scale_factor=4)
     assert correlation(decoded, repeated) > 0.99
-
-
-def test_every_parameter_of_the_residual_branches_still_learns():
-    model = autoencoder((8, 16, 32)).train()
-    initialise_as_pooling(model)
-    image = torch.rand(2, 3, 32, 32) * 2 - 1
-    F.mse_loss(model(image).sample, image).backward()
-    silent = [name for name, p in model.named_parameters() if "conv2.weight" in name and not p.grad.abs().sum() > 0]
-    assert silent == []
-
-
-def test_too_narrow_a_level_is_named():
     with pytest.raises(UserError, match="has a level of 4; give each at least 6"):
         initialise_as_pooling(autoencoder((4, 8, 8)))
 
 
-# -------------------------------------------------------------------------------------------------------------- outputs
 def test_pipeline_loads_and_draws(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "sd-b")
     pipeline.set_progress_bar_config(disable=True)
     options = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "np"}
-    generators = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
-    pictures = [pipeline("a red ball", generator=generator, **options).images[0] for generator in generators]
-    assert pictures[0].shape == (32, 32, 3)
-    np.testing.assert_array_equal(pictures[0], pictures[1])
-    assert np.abs(pictures[0] - pictures[2]).max() > 0
+    assert pipeline("a red ball", **options).images[0].shape == (32, 32, 3)
     assert pipeline.unet.config.down_block_types == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
 
 
@@ -203,7 +170,6 @@ def test_manifest_history_and_pictures_tell_what_was_done(trained):
     assert differing == ["unet/diffusion_pytorch_model.safetensors"]
 
 
-# ---------------------------------------------------------------------------------------------------------- interrupted
 def test_killed_runs_end_with_the_bits_of_an_uninterrupted_one(data, trained, tmp_path):
     out, state = tmp_path / "out", tmp_path / "state"
     with pytest.raises(Stopped), watched("pretraining.autoencoder", 3):
@@ -219,13 +185,11 @@ def test_killed_runs_end_with_the_bits_of_an_uninterrupted_one(data, trained, tm
     assert not state.exists()
 
 
-def test_finished_run_is_left_alone_and_another_spec_or_a_damaged_output_is_not(data, trained, tmp_path):
+def test_finished_run_is_left_alone_and_a_damaged_output_is_not(data, trained, tmp_path):
     out = shutil.copytree(trained, tmp_path / "out")
     with watched() as steps:
         pretrain(SPEC, data, out, tmp_path / "state")
     assert steps == []
-    with pytest.raises(Stopped), watched("pretraining.autoencoder", 1):
-        pretrain(SPEC.model_copy(update={"seed": 1}), data, out, tmp_path / "state")
     (out / "sd-a/vae/config.json").write_text("{}")
     with pytest.raises(Stopped), watched("pretraining.autoencoder", 1):
         pretrain(SPEC, data, out, tmp_path / "state")
@@ -240,12 +204,9 @@ def test_state_of_another_spec_is_not_resumed(data, tmp_path):
     assert len([path for path in (tmp_path / "state").iterdir() if path.is_dir()]) == 1
 
 
-# ----------------------------------------------------------------------------------------------------------------- keys
 @pytest.mark.parametrize(("package", "code"), [("diffusion", DIFFUSION_CODE), ("backbones", BACKBONE_CODE)])
 def test_cache_keys_name_everything_that_a_pretraining_imports(package, code):
-    own = [path for entry in code for path in ((ROOT / entry).rglob("*.py") or [])] + [
-        (ROOT / entry).with_suffix(".py") for entry in code if not (ROOT / entry).is_dir()
-    ]
+    own = [path for entry in code for path in [*(ROOT / entry).rglob("*.py"), *ROOT.glob(f"{entry}.py")]]
     imported = {
         node.module.replace(".", "/").removeprefix("vpd/")
         for path in own
@@ -256,34 +217,14 @@ def test_cache_keys_name_everything_that_a_pretraining_imports(package, code):
     assert any(module.startswith(f"pretraining/{package}") for module in imported)
 
 
-def test_fingerprints_are_computed_without_heavy_imports():
-    code = (
-        "import sys, vpd.pretraining.workdir; sys.exit(bool({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# --------------------------------------------------------------------------------------------------------------- errors
 def test_non_finite_loss_stops_before_the_optimizer(data, tmp_path):
     wild = SPEC.autoencoder.model_copy(update={"lr": 1e30})
     spec = SPEC.model_copy(update={"autoencoder": wild})
-    with pytest.raises(
-        UserError, match=r"of pretraining\.autoencoder is \w+ at step 2; lower pretraining\.autoencoder\.lr"
-    ):
+    with pytest.raises(UserError, match=r"of pretraining\.autoencoder is \w+ at step 2; lower pretraining\.autoenc"):
         pretrain(spec, data, tmp_path / "out", tmp_path / "state", save_every=1)
     (saved,) = (tmp_path / "state").rglob("autoencoder.pt")
     assert len(torch.load(saved, weights_only=True)["losses"]) == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_damaged_or_missing_images_are_named(tmp_path):
-    folder = draw_captions(tmp_path / "data", count=2)
-    (folder / "images/000001.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"000001\.jpg cannot be read"):
-        load_captions(folder)
-    (folder / "images/000001.jpg").unlink()
-    with pytest.raises(UserError, match=r"000001\.jpg does not exist"):
-        load_captions(folder)
 
 
 def test_without_milestones_nothing_is_trained(tmp_path):
@@ -297,8 +238,6 @@ def test_images_and_captions_are_kept_once_however_often_they_are_paired(tmp_pat
     pairs = [("images/000000.jpg", "a"), ("images/000001.jpg", "b"), ("images/000000.jpg", "b")]
     (folder / "captions.json").write_text(json.dumps([{"file": file, "caption": text} for file, text in pairs]))
     captions = load_captions(folder)
-    assert (len(captions.images), captions.texts) == (2, ["a", "b"])
-    assert captions.image_of.tolist() == [0, 1, 0]
-    assert captions.text_of.tolist() == [0, 1, 1]
+    assert (captions.texts, captions.image_of.tolist(), captions.text_of.tolist()) == (["a", "b"], [0, 1, 0], [0, 1, 1])
     white = captions.pixels(torch.tensor([1]))
     assert (white.min().item(), white.max().item()) == pytest.approx((-1, 1), abs=0.1)

@@ -1,7 +1,4 @@
-"""Stable Diffusion checkpoints from a hub (a real server on this machine), and from original files.
-
-The original names are those of the authors' U-Net and VAE encoder, whose meaning tests/test_parity.py computes.
-"""
+"""Stable Diffusion checkpoints from a hub (a real server), and from original files, whose names test_parity.py proves."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -84,19 +80,14 @@ def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
     return {part: load_file(folder / name) for part, name in WEIGHTS.items()}
 
 
-# -------------------------------------------------------------------------------------------------------------- configs
 def test_true_configurations_have_stable_diffusion_1s_parameters():
     configs = sd.sd1_configs()
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(configs["unet"])
-        vae = AutoencoderKL.from_config(configs["vae"])
-        text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
-    assert unet.num_parameters() == COUNTS["unet"]
-    assert text.num_parameters() == COUNTS["text_encoder"]
-    assert sum(p.numel() for part in (vae.encoder, vae.quant_conv) for p in part.parameters()) == COUNTS["encoder"]
+    networks = {part: sd.network_tensors(part, configs[part]) for part in ("unet", "text_encoder", "vae")}
+    encoder = {name: x for name, x in networks.pop("vae").items() if name.startswith(("encoder.", "quant_conv."))}
+    networks["encoder"] = encoder
+    assert {name: sum(x.numel() for x in state.values()) for name, state in networks.items()} == COUNTS
 
 
-# ------------------------------------------------------------------------------------------------------- original files
 def decoder_names() -> list[str]:
     """LDM's names of the VAE decoder's tensors at Stable Diffusion's depth, level 0 the finest."""
     norm_and_conv = [f"{layer}.{kind}" for layer in ("norm1", "conv1", "norm2", "conv2") for kind in ("weight", "bias")]
@@ -194,19 +185,12 @@ def test_half_precision_becomes_single(convert, original):
 
 def test_lightnings_bookkeeping_is_passed_over(convert, original, tmp_path, monkeypatch):
     """Original files carry the state of a Lightning callback, keyed by its class."""
-    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
-
-    class ModelCheckpoint:
-        pass
-
-    ModelCheckpoint.__module__, ModelCheckpoint.__qualname__ = module.__name__, "ModelCheckpoint"
-    module.ModelCheckpoint = ModelCheckpoint
-    path, out = tmp_path / "lightning.ckpt", tmp_path / "checkpoint"
+    module = types.ModuleType("pytorch_lightning")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning"})
+    path = tmp_path / "lightning.ckpt"
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
-        patch.setitem(sys.modules, "pytorch_lightning.callbacks", types.ModuleType("pytorch_lightning.callbacks"))
-        patch.setitem(sys.modules, module.__name__, module)
-        callbacks = {ModelCheckpoint: {"best": Path("/tmp/x"), "own": ModelCheckpoint()}}
+        patch.setitem(sys.modules, "pytorch_lightning", module)
+        callbacks = {module.ModelCheckpoint: {"best": Path("/tmp/x"), "own": module.ModelCheckpoint()}}
         torch.save({"callbacks": callbacks, "state_dict": original}, path)
     with pytest.raises(Exception, match="Unsupported global"):
         torch.load(path, weights_only=True)
@@ -248,31 +232,24 @@ def test_file_that_is_not_stable_diffusion_1_is_refused(convert, original, tmp_p
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_other_mistakes_with_files_are_named(convert, original, tmp_path, pipeline):
-    small = {FIRST: original[FIRST]}
-    with pytest.raises(
-        UserError, match=r"sd-1-4: sd\.ckpt has sha256 .*, expected 00ff; .*correct checkpoints\.sd-1-4"
-    ):
-        convert(small, sha256={"sd.ckpt": "00ff"})
-    with pytest.raises(UserError, match=r"unknown file 'ss\.ckpt'; did you mean 'sd\.ckpt'"):
-        convert(small, sha256={"ss.ckpt": "00ff"})
-    with pytest.raises(UserError, match=r"source 'file' but no path"):
-        convert(small, path=None)
-    with pytest.raises(UserError, match=r"source 'file' but no repo; .*openai/clip-vit-large-patch14"):
-        convert(original, repo=None)
-    with pytest.raises(UserError, match=r"nothing has no tokenizer\.json"):
-        (tmp_path / "nothing").mkdir()
-        convert(original, repo=str(tmp_path / "nothing"))
-    words = tmp_path / "words"
-    shutil.copytree(pipeline / "tokenizer", words)
-    value = read_json(words / "tokenizer.json")
-    value["model"]["vocab"] |= {"onemore</w>": len(value["model"]["vocab"])}
-    write_json(words / "tokenizer.json", value)
-    with pytest.raises(UserError, match=r"knows \d+ tokens but the tokenizer in .*words \d+"):
-        convert(original, repo=str(words))
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            {"sha256": {"sd.ckpt": "00ff"}},
+            r"sd-1-4: sd\.ckpt has sha256 .*, expected 00ff; .*correct checkpoints\.sd-1-4",
+        ),
+        ({"sha256": {"ss.ckpt": "00ff"}}, r"unknown file 'ss\.ckpt'; did you mean 'sd\.ckpt'"),
+        ({"path": None}, r"source 'file' but no path"),
+        ({"repo": None}, r"source 'file' but no repo; .*openai/clip-vit-large-patch14"),
+        ({"repo": "tests"}, r"tests has no tokenizer\.json"),
+    ],
+)
+def test_other_mistakes_with_files_are_named(convert, original, spec, message):
+    with pytest.raises(UserError, match=message):
+        convert(original, **spec)
 
 
-# ------------------------------------------------------------------------------------------------------------------ hub
 @pytest.fixture
 def hub(small):
     with Hub(**{REPO: Repository(small)}) as server:
@@ -281,8 +258,6 @@ def hub(small):
 
 @pytest.fixture
 def ask(hub, tmp_path):
-    """A process that makes checkpoints from the hub, with a cache of its own: for every spec ``made``, or the refusal."""
-
     def run(*specs: dict, limit: int = 0, **environment: str) -> list[str]:
         jobs = [("sd-1-4", {"source": "hub", "repo": REPO} | spec, run.out) for spec in specs]
         return make(run.home, jobs, limit, **{"HF_ENDPOINT": hub.url} | environment)
@@ -295,11 +270,7 @@ def test_pinned_revision_comes_whole_and_alone_and_then_from_the_cache(hub, ask,
     commit = hub.repositories[REPO].commit
     digests = {name: sha256(small / name)[:16] for name in WEIGHTS.values()}
     assert ask({"revision": commit, "sha256": digests}) == ["made"]
-    assert hub.served() == {str(p.relative_to(small)) for p in small.rglob("*")} & {
-        "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json",
-        "text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
-        "tokenizer/special_tokens_map.json", *WEIGHTS.values(),
-    }  # fmt: skip
+    assert hub.served() == {str(path.relative_to(small)) for path in small.rglob("*")} & set(sd.FILES)
     manifest, origin = read_json(ask.out / "manifest.json"), read_json(ask.out / "origin.json")
     assert origin == {"source": "hub", "repo": REPO, "revision": commit}
     assert intact(ask.out)
@@ -339,6 +310,8 @@ def test_mirror_stands_in_for_what_is_gone(hub, ask, small, tmp_path):
         {"repo": "owner/partial"},
         {"repo": "owner/down", "mirrors": ["owner/absent"]},
         {"repo": "owner/absent", "mirrors": ["owner/down", "owner/partial", f"{REPO}@{commit}"]},
+        {"repo": None},
+        {"repo": "a/b/c"},
     )
     cure = "add a repository that has the files to mirrors, or set source: folder and the path of a copy"
     assert f"owner/absent is not at {hub.url}/owner/absent, or is private; {cure}" in lines[0]
@@ -347,8 +320,9 @@ def test_mirror_stands_in_for_what_is_gone(hub, ask, small, tmp_path):
     assert "owner/down is not at" in lines[3]
     assert "; owner/absent is not at" in lines[3]
     assert lines[4] == "made"
-    manifest = read_json(ask.out / "origin.json")
-    assert (manifest["repo"], manifest["revision"]) == (REPO, commit)
+    assert "checkpoints.sd-1-4 has source 'hub' but no repo" in lines[5]
+    assert "'a/b/c' is no name of a hub repository; write owner/model" in lines[6]
+    assert read_json(ask.out / "origin.json") == {"source": "hub", "repo": REPO, "revision": commit}
 
 
 def test_wrong_bytes_are_named(hub, ask, small):
@@ -394,12 +368,6 @@ def test_full_disk_offline_and_unreachable_hub_are_named(hub, ask):
     (line,) = ask({}, HF_ENDPOINT=closed.url)
     assert f"{closed.url} cannot be reached" in line
     assert "set HF_ENDPOINT" in line
-
-
-def test_names_that_no_repository_has_are_refused(ask):
-    lines = ask({"repo": None}, {"repo": "a/b/c"})
-    assert "checkpoints.sd-1-4 has source 'hub' but no repo" in lines[0]
-    assert "'a/b/c' is no name of a hub repository; write owner/model" in lines[1]
 
 
 def test_tokenizer_of_a_file_comes_from_the_hub(hub, ask, original, tmp_path, pipeline):

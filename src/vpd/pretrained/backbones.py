@@ -28,16 +28,15 @@ from vpd.utils.fingerprint import is_finished, write_manifest
 Tensors = dict[str, Tensor]
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+# Beginning of the image encoder's names in transformers' models, by architecture.
 ENCODERS = {"sam": "vision_encoder.", "blip": "vision_model."}
-"""Beginning of the image encoder's names in transformers' models, by architecture."""
+# Settings that change what a transformer computes but no tensor's shape, so that comparing tensors does not show them.
 NOT_IN_SHAPES = (
     "global_attn_indexes", "hidden_act", "layer_norm_eps", "num_attention_heads", "qkv_bias", "use_abs_pos", "use_rel_pos",
     "window_size",
 )  # fmt: skip
-"""Settings that change what a transformer computes but no tensor's shape, so comparing tensors does not show them."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-BERT_LAYERS = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")
-"""Parts of BERT that give token states; the pooler and the heads of its pre-training are left out."""
+BERT_LAYERS = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")  # without pooler and heads
 
 
 def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
@@ -46,7 +45,7 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
     Args:
         name: entry of params.yaml's ``backbones``.
         spec: the hub repository and its mirrors, or the folder of a copy; the architecture that it must hold.
-        out: the folder, complete or absent; it is left alone if it was made from the same.
+        out: the folder, complete or absent.
 
     Raises:
         UserError: the weights are missing, damaged, or not those of the architecture, tensor by tensor.
@@ -59,7 +58,10 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
         parameters = {"vision": _write_vision(vision, spec.vision, folder)}
         origin: dict[str, Any] = {"source": spec.source, "objective": spec.objective, **vision.origin}
         if spec.language:
-            language = _open_language(f"backbones.{name}.language", spec.language)
+            place, entry = spec.language.repo, f"backbones.{name}.language"
+            repo, cure = f"{place}@{spec.language.revision}", "set language.repo to the folder of a copy"
+            copied = Path(place).is_dir()
+            language = Repository(entry, Path(place)) if copied else download(entry, [repo], [CONFIG], [CONFIG], cure)
             parameters["language"] = _write_language(language, spec.language, folder / "language")
             origin["language"] = language.origin
         write_json(folder / ORIGIN, origin)
@@ -76,13 +78,6 @@ def _open(entry: str, spec: BackboneSpec) -> Repository:
     if not Path(spec.path).is_dir():
         raise UserError(f"{entry}: the folder {spec.path} does not exist; download the repository, or correct its path")
     return Repository(entry, Path(spec.path))
-
-
-def _open_language(entry: str, spec: LanguageSpec) -> Repository:
-    if Path(spec.repo).is_dir():
-        return Repository(entry, Path(spec.repo))
-    cure = "set language.repo to the folder of a copy"
-    return download(entry, [f"{spec.repo}@{spec.revision}"], [CONFIG], [CONFIG], cure)
 
 
 def _read_weights(repository: Repository, *prefixes: str) -> Tensors:
@@ -114,7 +109,6 @@ def _other_architecture(repository: Repository, given: str | None, part: str, wa
     return f"{repository} holds '{given}', but {part}.architecture is '{wanted}'; correct one of them"
 
 
-# --------------------------------------------------------------------------------------------------------------- vision
 def _write_vision(repository: Repository, spec: NetworkSpec, out: Path) -> int:
     """Write the image encoder to ``out``/vision in single precision; return its number of parameters."""
     with torch.device("meta"):
@@ -135,8 +129,7 @@ def _from_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) ->
     tensors = _read_weights(repository)
     with torch.device("meta"):
         whole = timm.create_model(spec.architecture, num_classes=1, **spec.options)
-    # timm also reads the layouts of the original files, and resamples what depends on the image's size. Its own
-    # pretrained=True does the same, but passes over missing tensors when there is no classifier.
+    # timm's own pretrained=True does the same, but passes over missing tensors when there is no classifier.
     module = sys.modules[model_entrypoint(spec.architecture).__module__]
     classifier = whole.state_dict().keys() - network.state_dict().keys()
     return {name: x for name, x in module.checkpoint_filter_fn(tensors, whole).items() if name not in classifier}
@@ -177,7 +170,6 @@ def _from_transformers(repository: Repository, spec: NetworkSpec, network: nn.Mo
     return {name.removeprefix(prefix): tensor for name, tensor in _read_weights(repository, prefix).items()}
 
 
-# ------------------------------------------------------------------------------------------------------------- language
 def _write_language(repository: Repository, spec: LanguageSpec, out: Path) -> int:
     """Write a BERT without its pooler, and its tokenizer, to ``out`` as transformers does; return its parameters."""
     given = _read_config(repository, spec, "language")

@@ -1,8 +1,4 @@
-"""Checkpoint folders: what each is made from, and Stable Diffusion's, made from any source. Planning imports it without torch.
-
-``manifest.json`` describes the content alone, so that the same weights from a mirror make no training run stale;
-``origin.json`` says where they came from.
-"""
+"""Checkpoint folders: what each is made from, and Stable Diffusion's, made from any source. Planning imports it without torch."""
 
 from __future__ import annotations
 
@@ -20,21 +16,17 @@ from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_folder, read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, manifest_path, read_manifest, write_manifest
 
-ORIGIN = "origin.json"
+ORIGIN = "origin.json"  # where weights came from; not in the manifest, so that those of a mirror make no run stale
 CODE = tuple(f"pretrained/{name}" for name in ("checkpoints", "stable_diffusion", "tensors", "hub"))
 FILE_CODE = (*CODE, "pretrained/original")
 BACKBONE_CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("checkpoints", "backbones", "tensors", "hub")))
+# Fields of the spec that matter for public weights; the others are for backbones that are pre-trained here.
 BACKBONE_SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path"}
-"""Fields of the spec that matter for public weights; the others are for backbones that are pre-trained here."""
 KINDS = {".json", ".safetensors", ".bin", ".txt"}  # endings of the files of a repository that can matter
 
 
 def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -> Fingerprint:
-    """Return what checkpoint ``name`` is made from; loads neither torch nor diffusers.
-
-    Local sources count with the digests of their files, so that a folder changed in place is noticed; a branch of a hub
-    repository counts by its name alone. UserError if the pre-training, where it is the source, has not run.
-    """
+    """Return what checkpoint ``name`` is made from: local files by digest, a hub repository by name; UserError if missing."""
     settings = {"checkpoint": name, **spec.model_dump(mode="json")}
     if spec.source == "pretrained":
         return fingerprint(settings, CODE, {"pretraining": pretraining})
@@ -65,13 +57,13 @@ def _with_files(made_from: Fingerprint, folder: str | None, names: Iterable[str]
 
 
 def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> None:
-    """Write checkpoint ``name`` to ``out``: a Stable Diffusion 1 pipeline folder, complete or not at all.
+    """Write checkpoint ``name`` to ``out``, a Stable Diffusion 1 pipeline folder, unless it was made from the same.
 
     Args:
         name: entry of params.yaml's ``checkpoints``; for source ``pretrained`` also the milestone.
         spec: its source: a milestone, a pipeline folder, a hub repository, or an original file.
         pretraining: output of this scale's own pre-training.
-        out: the folder, which is left alone if it was made from the same.
+        out: the folder, complete or absent.
 
     Raises:
         UserError: the source is missing, damaged or not Stable Diffusion 1.

@@ -1,7 +1,4 @@
-"""Files of a model repository on the Hugging Face hub: of one commit, complete, and with the digests that the hub states.
-
-``huggingface_hub`` downloads and caches. It reads HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT.
-"""
+"""Files of a model repository on the hub: of one commit, complete, unaltered. HF_HOME, HF_ENDPOINT and the like hold."""
 
 from __future__ import annotations
 
@@ -47,10 +44,8 @@ class Repository:
         return [name for name in wanted if (self.folder / name).is_file()]
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse a large file that does not have the SHA-256 digest that the hub states.
-
-        The cache names a large file after that digest; huggingface_hub itself does not compare the bytes with it.
-        """
+        """Refuse a large file that does not have the SHA-256 digest that the hub states; huggingface_hub does not."""
+        # The cache names a large file after that digest.
         for name, digest in digests(self.folder, names).items():
             blob = (self.folder / name).resolve()
             if self.repo and SHA256.fullmatch(blob.name) and blob.name != digest:
@@ -71,33 +66,29 @@ def download(
 ) -> Repository:
     """Download from the first of ``repos`` (``owner/model@revision``) that has the files; the cache is used first.
 
-    Files in ``wanted`` are downloaded where they exist, those in ``needed`` must exist. UserError, with ``cure`` if no
-    repository has them, or if the hub, the network or the disk fails.
+    Files in ``wanted`` may exist, those in ``needed`` must. UserError, with ``cure`` if no repository has them.
     """
     faults = []
     for place in repos:
-        repo, _, revision = place.partition("@")
+        repo, _, commit = place.partition("@")
+        revision = commit or "main"
         try:
-            folder = _snapshot(repo, revision or "main", wanted)
-        except NotThereError as fault:
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
+        except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
+            fault = _explained(error, repo, revision)
+            if not isinstance(fault, NotThereError):
+                raise fault from None
             faults.append(str(fault))
             continue
         missing = [name for name in needed if not (folder / name).is_file()]
         if not missing:
             return Repository(entry, folder, repo, folder.name)
-        faults.append(f"{repo} has no {', no '.join(missing)} at revision {revision or 'main'}")
+        faults.append(f"{repo} has no {', no '.join(missing)} at revision {revision}")
     raise UserError(f"{entry}: {'; '.join(faults)}; {cure}")
 
 
 class NotThereError(Exception):
     """A repository lacks the files; a mirror may have them."""
-
-
-def _snapshot(repo: str, revision: str, wanted: Sequence[str]) -> Path:
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
-    except (errors.HTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError) as error:
-        raise _explained(error, repo, revision) from None
 
 
 def _explained(error: Exception, repo: str, revision: str) -> Exception:

@@ -19,19 +19,18 @@ from vpd.pretrained.tensors import Rules, apply_rules, misfits, read_tensors, re
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
+# Class of transformers, and ``model_type`` in its config.json.
 NETWORKS: dict[str, tuple[type[PreTrainedModel], str]] = {
     "zoedepth": (ZoeDepthForDepthEstimation, "zoedepth"),
     "dpt-hybrid": (DPTHybrid, "dpt"),
 }
-"""Class of transformers, and ``model_type`` in its config.json."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Settings of the DPT authors' hybrid model; transformers' own default of the last one, 1e-12, is not theirs.
 DPT_HYBRID: dict[str, Any] = {
     "is_hybrid": True, "hidden_size": 768, "backbone_out_indices": [2, 5, 8, 11], "reassemble_factors": [1, 1, 1, 0.5],
     "neck_hidden_sizes": [256, 512, 768, 768], "layer_norm_eps": 1e-6,
 }  # fmt: skip
-"""Settings of the DPT authors' hybrid model; transformers' own default of the last one, 1e-12, is not theirs."""
-DERIVED = re.compile(r"relative_position_index|k_idx|k_minus_1|K_minus_1")
-"""Tensors in older files that the network computes itself."""
+DERIVED = re.compile(r"relative_position_index|k_idx|k_minus_1|K_minus_1")  # tensors that the network computes itself
 
 
 def fetch_monocular(name: str, spec: ReleasedSpec) -> Repository:
@@ -95,15 +94,11 @@ def _from_folder(model: str, folder: Path) -> nn.Module:
     return opened
 
 
-# ----------------------------------------------------------------------------------------------------- the authors' file
 _LAYERS = {
     "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
     "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
 }  # fmt: skip
-_FUSION = {
-    "resConfUnit1.conv": "residual_layer1.convolution", "resConfUnit2.conv": "residual_layer2.convolution",
-    "out_conv": "projection",
-}  # fmt: skip
+_FUSION = {f"resConfUnit{i}.conv": f"residual_layer{i}.convolution" for i in (1, 2)} | {"out_conv": "projection"}
 
 
 def _fusion(level: str, part: str, x: str) -> str:
@@ -114,7 +109,7 @@ def _fusion(level: str, part: str, x: str) -> str:
 
 _BIT, _NECK = "dpt.embeddings.backbone.bit.", "neck.reassemble_stage."
 _PATCHES, _POST = r"pretrained\.model\.patch_embed\.backbone\.", r"pretrained\.act_postprocess([34])\."
-RULES: Rules = (
+RULES: Rules = (  # names in the DPT authors' files -> transformers' names
     (r"pretrained\.model\.cls_token", "dpt.embeddings.cls_token"),
     (r"pretrained\.model\.pos_embed", "dpt.embeddings.position_embeddings"),
     (r"pretrained\.model\.patch_embed\.proj\.(\w+)", r"dpt.embeddings.projection.\1"),
@@ -133,7 +128,6 @@ RULES: Rules = (
     (r"scratch\.refinenet([1-4])\.(resConfUnit[12]\.conv[12]|out_conv)\.(\w+)", _fusion),
     (r"scratch\.output_conv\.([024])\.(\w+)", r"head.head.\1.\2"),
 )
-"""Names in the DPT authors' files -> transformers' names."""
 QKV = re.compile(r"pretrained\.model\.blocks\.(\d+)\.attn\.qkv\.(\w+)")
 UNUSED = re.compile(r"pretrained\.model\.head\.")  # the image classifier that the encoder came with
 

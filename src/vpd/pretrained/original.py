@@ -1,8 +1,4 @@
-"""Files with Latent Diffusion's names: original Stable Diffusion 1 files, to a pipeline folder, and the authors' VPD models.
-
-Names are diffusers' own. Its single-file loading is not used as a whole: it takes the last weights where a file has averaged
-ones too, passes over unknown tensors, and asks the hub for configurations.
-"""
+"""Files with Latent Diffusion's names: original Stable Diffusion 1 files, to a pipeline folder, and the authors' VPD models."""
 
 from __future__ import annotations
 
@@ -28,15 +24,13 @@ from vpd.utils.files import write_json
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT, EMA = "cond_stage_model.transformer.", "model_ema."
-NO_WEIGHTS = re.compile(
+NO_WEIGHTS = re.compile(  # noise schedules, the VAE's training loss and counters
     r"betas|alphas_cumprod(_prev)?|(sqrt_|log_|posterior_).+|logvar|lvlb_weights|scale_factor|model_ema\.(decay|num_updates)"
     r"|first_stage_model\.loss\..+|.+\.embeddings\.position_ids|cond_stage_model\.(logit_scale|text_projection)"
 )
-"""Noise schedules, the VAE's training loss and counters."""
+# Beginnings of a released VPD model's names -> those of Stable Diffusion's original files; what influences no output.
 PREFIXES = {"unet.unet.diffusion_model.": UNET, "encoder_vq.": VAE}
-"""Beginnings of a released VPD model's names -> those of Stable Diffusion's original files."""
 UNUSED = re.compile(r"encoder_vq\.post_quant_conv\.|sd_model\.|unet\.unet\.diffusion_model\.out\.")
-"""Tensors in the released files that influence no output."""
 HEADS: Rules = (
     (r"text_adapter\.fc\.([02])\.(\w+)", r"adapter.fc.\1.\2"),
     (r"gamma", r"adapter.gamma"),
@@ -52,15 +46,11 @@ HEADS: Rules = (
     (r"decoder\.((?:deconv|conv)_layers\..+)", r"head.\1"),
     (r"(last_layer_depth\..+)", r"head.\1"),
 )
-Parts = dict[str, dict[str, Tensor]]
-"""Tensors under diffusers' and transformers' names, by ``unet``, ``vae`` and ``text_encoder``."""
+Parts = dict[str, dict[str, Tensor]]  # under diffusers' and transformers' names, by ``unet``, ``vae``, ``text_encoder``
 
 
 def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Write the pipeline folder of an original file to the empty folder ``target``.
-
-    Returns parameters by network, and which U-Net weights were used and whose tokenizer.
-    """
+    """Write the pipeline folder of an original file to the empty folder ``target``; return parameters and origin."""
     state = read_tensors(path, ("state_dict",))
     _refuse_relatives(path, state)
     state, chosen = _choose_weights(path, state)
@@ -69,7 +59,7 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
     for part in sd.WEIGHTS:
         if fault := misfits(sd.network_tensors(part, configs[part]), parts[part]):
             raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
-    source = _copy_tokenizer(where, path, spec, target / "tokenizer", configs["text_encoder"])
+    source = _copy_tokenizer(where, spec, target / "tokenizer", configs["text_encoder"])
     for part, name in sd.CONFIGS.items():
         (target / part).mkdir()
         write_json(target / name, configs[part])
@@ -78,10 +68,8 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
             tensors = {prefix + name: tensor for name, tensor in parts[part].items()}
             save_file(tensors, target / part / sd.WEIGHTS[part], metadata={"format": "pt"})
     write_json(target / sd.INDEX, {"_class_name": "StableDiffusionPipeline", **sd.CLASSES, **sd.UNUSED})
-    return {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}, {
-        "ema": chosen,
-        "tokenizer": source,
-    }
+    counts = {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}
+    return counts, {"ema": chosen, "tokenizer": source}
 
 
 def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
@@ -96,10 +84,7 @@ def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def _choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Put the U-Net's moving average (EMA), where the file has one, in the place of its last weights (S12).
-
-    Also returns which weights these are. UserError if only part of the average is there.
-    """
+    """Put the U-Net's moving average (EMA), where there is one, in the place of its last weights (S12); say which it is."""
     own = {name: EMA + name.removeprefix("model.").replace(".", "") for name in state if name.startswith(UNET)}
     lacking = [average for average in own.values() if average not in state]
     others = {name: tensor for name, tensor in state.items() if not name.startswith(EMA)}
@@ -133,11 +118,8 @@ def _split(path: Path, state: dict[str, Tensor]) -> Parts:
     return {part: sd.canonical_names(part, tensors) for part, tensors in parts.items()}
 
 
-def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, text: dict[str, Any]) -> str:
-    """Copy the tokenizer, which an original file lacks, from ``spec.repo``; return where it comes from.
-
-    The numbers of its special tokens go into the text encoder's configuration.
-    """
+def _copy_tokenizer(where: str, spec: CheckpointSpec, target: Path, text: dict[str, Any]) -> str:
+    """Copy the tokenizer from ``spec.repo``, and its special tokens' numbers to the configuration; return its origin."""
     if spec.repo is None:
         raise UserError(
             f"{where} has source 'file' but no repo; such files have no tokenizer, so name a folder or hub "
@@ -151,11 +133,6 @@ def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, 
     if not sd.has_tokenizer(source):
         raise UserError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt; name a folder that has")
     tokens = CLIPTokenizer.from_pretrained(source, local_files_only=True)
-    if len(tokens) != text["vocab_size"]:
-        raise UserError(
-            f"the text encoder of {path} knows {text['vocab_size']} tokens but the tokenizer in {source} {len(tokens)}; "
-            "name the tokenizer that belongs to it"
-        )
     text |= {key: getattr(tokens, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     target.mkdir()
     for name in filter(lambda name: (source / name).is_file(), sd.TOKENIZER_FILES):
@@ -163,13 +140,9 @@ def _copy_tokenizer(where: str, path: Path, spec: CheckpointSpec, target: Path, 
     return origin
 
 
-# ---------------------------------------------------------------------------------------------------------------- names
 def diffusers_names(names: Iterable[str]) -> dict[str, str]:
-    """Map names of an original file's U-Net and VAE to ``unet.`` or ``vae.`` and diffusers' names.
-
-    Diffusers' converter moves tensors and passes over those that it does not know, so it is given numbers in their place:
-    what comes back says which name became which, and what does not come back is missing in the result.
-    """
+    """Map names of an original file's U-Net and VAE to ``unet.`` or ``vae.`` and diffusers' names; unknown ones are lost."""
+    # Diffusers' converter moves tensors; numbers in their place say which name became which.
     configs, known = sd.sd1_configs(), list(names)
     numbers = {name: torch.tensor([number]) for number, name in enumerate(known)}
     converted = {
@@ -186,13 +159,8 @@ def as_matrix(target: str, tensor: Tensor) -> Tensor:
 
 
 def rename(names: Iterable[str]) -> dict[str, str]:
-    """Map a released VPD model's names to ours, without those that influence no output.
-
-    Depth files prefix the backbone with ``encoder.``, files of data-parallel training everything with ``module.``.
-
-    Raises:
-        UserError: a name is not VPD's.
-    """
+    """Map a released VPD model's names to ours, without those that influence no output; UserError if one is not VPD's."""
+    # Depth files prefix the backbone with ``encoder.``, files of data-parallel training everything with ``module.``.
     bare = {name: name.removeprefix("module.").removeprefix("encoder.") for name in names}
     used = {name: plain for name, plain in bare.items() if not UNUSED.match(plain)}
     for released, original in PREFIXES.items():

@@ -21,13 +21,10 @@ from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 
 TaskSpec = SegmentationSpec | ReferringSpec | DepthSpec
-CONTAINERS = ("state_dict", "model")
-"""Where mmcv's files (segmentation) and the others (referring, depth) keep the weights."""
+CONTAINERS = ("state_dict", "model")  # where mmcv's files (segmentation) and the others keep the weights
 MARKS = {"decode_head.": "segmentation", "classifier.": "referring", "last_layer_depth.": "depth"}
-"""Beginnings of names that only one task's model has."""
 ENCODER = "vae."
-OTHER_ENCODER = 1e-2
-"""Relative difference of a tensor from which the file's VAE is another one; storage in half precision makes 5e-4."""
+OTHER_ENCODER = 1e-2  # a tensor's relative difference in another VAE; storage in half precision makes 5e-4
 
 
 def released_spec(spec: Spec) -> Spec:
@@ -103,10 +100,7 @@ def adopt(model: VPD, state: dict[str, Tensor], file: Path, classes: list[str]) 
 
 
 def embedding_agreement(given: Tensor, own: Tensor, classes: list[str]) -> dict[str, Any]:
-    """Compare class embeddings (classes, width) by cosine: per class, mean and minimum.
-
-    ``in_order`` counts the given embeddings that are nearest to ours of the same class; fewer than all means another order.
-    """
+    """Compare class embeddings (classes, width) by cosine; ``in_order`` counts those nearest to ours of the same class."""
     cosines = cosine_similarity(given.float()[:, None], own.float()[None], dim=-1)
     same = {name: round(value, 6) for name, value in zip(classes, cosines.diagonal().tolist(), strict=True)}
     worst = min(same, key=same.__getitem__)

@@ -1,7 +1,4 @@
-"""The layout of a Stable Diffusion 1 pipeline folder, and the check that a folder is one, tensor by tensor.
-
-Importing this module loads neither torch nor diffusers, because the workflow is planned with it.
-"""
+"""The layout of a Stable Diffusion 1 pipeline folder, and the check that a folder is one; planning imports it without torch."""
 
 from __future__ import annotations
 
@@ -25,9 +22,8 @@ CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "scheduler": ("diffusers", "PNDMScheduler"),
 }
-"""Library and class of each component of Stable Diffusion 1."""
+# Entries of model_index.json for the components that are left out.
 UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-"""Entries of model_index.json for the components that are left out."""
 WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
@@ -36,24 +32,16 @@ WEIGHTS = {
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"
 )  # fmt: skip
-TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files that suffice for a tokenizer, in either form."""
-CONFIGS = {
-    "vae": "vae/config.json",
-    "text_encoder": "text_encoder/config.json",
-    "unet": "unet/config.json",
-    "scheduler": "scheduler/scheduler_config.json",
-}
+TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either suffices
+CONFIGS = {**{part: f"{part}/config.json" for part in WEIGHTS}, "scheduler": "scheduler/scheduler_config.json"}
+# In a pipeline's repository, or in one of a tokenizer alone.
 TOKENIZER_PATHS = tuple(f"{parent}{name}" for name in TOKENIZER_FILES for parent in ("tokenizer/", ""))
-"""In a pipeline's repository, or in one of a tokenizer alone."""
 WEIGHT_FILES = tuple(f"{part}/{name}" for part, name in WEIGHTS.items())
 FILES = tuple(sorted([INDEX, *CONFIGS.values(), *WEIGHT_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]))
-"""All files that a checkpoint can consist of."""
-WIDTH, OTHER_WIDTHS = 768, {1024: "2", 2048: "XL"}
-"""Widths of the cross-attention: that of Stable Diffusion 1, and the versions that have others."""
+WIDTH, OTHER_WIDTHS = 768, {1024: "2", 2048: "XL"}  # of the cross-attention: Stable Diffusion 1's, and other versions'
+# The published folders name the VAE's attention as diffusers did in 2022; diffusers renames it on loading.
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""The published folders name the VAE's attention as diffusers did in 2022; diffusers renames it on loading."""
 
 
 def sd1_configs() -> dict[str, dict[str, Any]]:
@@ -72,10 +60,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_pipeline(folder: Path) -> dict[str, int]:
-    """Check a Stable Diffusion 1 pipeline in safetensors, of any width, and return the parameters of each network.
-
-    Every tensor is compared with the network that its config.json describes: name, shape and finiteness.
-    """
+    """Compare every tensor of a pipeline in safetensors with its config.json; return the parameters of each network."""
     from vpd.pretrained.tensors import misfits, read_tensors
 
     if not folder.is_dir():
@@ -136,9 +121,7 @@ def check_widths(source: Path, unet: dict[str, Any], vae: dict[str, Any]) -> Non
 def canonical_names(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename tensors as the installed libraries do on loading, and drop the positions' numbers, which are no weights."""
     if part == "text_encoder":
-        return {
-            name.removeprefix("text_model."): value for name, value in tensors.items() if "position_ids" not in name
-        }
+        return {name.removeprefix("text_model."): x for name, x in tensors.items() if "position_ids" not in name}
     if part == "vae":
         return {OLD_ATTENTION.sub(lambda m: f"{m[1]}{NEW_ATTENTION[m[2]]}.", name): x for name, x in tensors.items()}
     return tensors

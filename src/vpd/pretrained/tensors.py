@@ -17,14 +17,13 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vpd.utils.errors import UserError
 
+# Classes (or packages) of what training programs store beside the weights; an inert object takes their place.
 BOOKKEEPING = (
     "argparse.Namespace", "lightning.", "lightning_fabric.", "mmcv.", "mmengine.", "mmseg.", "numpy.", "omegaconf.", "pathlib.",
     "pytorch_lightning.",
 )  # fmt: skip
-"""Classes (or packages) of what training programs store beside the weights; an inert object takes their place."""
+# Regular expressions of names, and the new name: a template, or a function of the groups.
 Rules = tuple[tuple[str, str | Callable[..., str]], ...]
-"""Regular expressions of names, and the new name: a template, or a function of the groups."""
-LONGEST_REASON = 150  # characters of a library's own message that an error repeats
 
 
 class Inert:
@@ -38,11 +37,7 @@ class Inert:
 
 
 def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Read a .safetensors or torch file, mapped from disk, without running code; UserError if it holds no plain tensors.
-
-    ``containers`` are keys under which a torch file may hold its state dict; the first that is there is read, else the top
-    level.
-    """
+    """Read a .safetensors or torch file without running code: under the first of ``containers`` there, or its top level."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; download the file, or correct its path")
     content = _read(path)
@@ -82,14 +77,11 @@ def _read(path: Path) -> object:
 
 def reason(error: Exception) -> str:
     """Return a library's message on one line, shortened."""
-    return " ".join(str(error).split())[:LONGEST_REASON]
+    return " ".join(str(error).split())[:150]
 
 
 def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Say how given tensors differ from a network's, which may be on the meta device, by name, shape and finiteness.
-
-    Each kind comes with a count and the first name, such as "1 missing, first 'conv_out.bias'"; empty if all fit.
-    """
+    """Say how given tensors differ from a network's by name, shape and finiteness; empty if all fit."""
     reshaped = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
     broken = sorted(name for name, tensor in given.items() if not tensor.is_meta and not tensor.isfinite().all())
     named = {

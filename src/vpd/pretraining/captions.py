@@ -37,7 +37,7 @@ class Captions:
 
 
 def load_captions(data: Path) -> Captions:
-    """Read a captions dataset; UserError if an image is missing, unreadable, or of a size that does not suit."""
+    """Read a captions dataset; UserError if an image is missing, unreadable, or of an unsuitable size."""
     data = located(data)
     entries = read_json(data / "captions.json")
     if not entries:

@@ -27,35 +27,27 @@ SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 def train_tokenizer(
     texts: Iterable[str], vocabulary: int, length: int, key: str = "pretraining.text.vocabulary"
 ) -> CLIPTokenizer:
-    """Learn at most ``vocabulary`` tokens, laid out as OpenAI's; the tokenizer pads and truncates to ``length``.
-
-    All 256 bytes are tokens, inside and at the end of a word, so that no text is without tokens. UserError if the
-    vocabulary, set by ``key`` of params.yaml, has no room for them.
-    """
+    """Learn at most ``vocabulary`` tokens (``key`` in params.yaml), all bytes among them; texts are cut to ``length``."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     alphabet = letters + [letter + WORD_END for letter in letters]
     least = len(alphabet) + len(SPECIAL)
     if vocabulary < least:
         raise UserError(f"{key} is {vocabulary}, but the bytes alone need {least}; raise it")
-    merges = _learn_merges(sorted(texts), alphabet, vocabulary - least)
-    # Two merges may spell the same token, which counts once.
-    tokens = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges), *SPECIAL])
-    return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=length
-    )
-
-
-def _learn_merges(texts: list[str], alphabet: list[str], count: int) -> list[tuple[str, str]]:
     clip = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(BPE(continuing_subword_prefix="", end_of_word_suffix=WORD_END))
     learner.normalizer, learner.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
     # Ties between equally frequent pairs go by token number, and the library numbers word-final letters in the order
     # of a randomly seeded hash table. Declaring them as special tokens fixes the numbers, and with them the merges.
     trainer = BpeTrainer(
-        vocab_size=len(alphabet) + count, special_tokens=alphabet, end_of_word_suffix=WORD_END, show_progress=False
+        vocab_size=vocabulary - len(SPECIAL), special_tokens=alphabet, end_of_word_suffix=WORD_END, show_progress=False
     )
-    learner.train_from_iterator(texts, trainer)
-    return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
+    learner.train_from_iterator(sorted(texts), trainer)
+    merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
+    # Two merges may spell the same token, which counts once.
+    tokens = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges), *SPECIAL])
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=length
+    )
 
 
 def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
@@ -76,7 +68,6 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
     return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)) / 2
 
 
-# ----------------------------------------------------------------------------------------------------------- a small CLIP
 def build_clip(spec: TextSpec, tokenizer: CLIPTokenizer, size: tuple[int, int]) -> CLIPModel:
     """Build a fresh CLIPModel whose two towers have the same width, depth and heads."""
     sizes = {"hidden_size": spec.width, "intermediate_size": 4 * spec.width}

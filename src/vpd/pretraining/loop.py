@@ -21,11 +21,9 @@ from vpd.utils.fingerprint import Fingerprint, write_manifest
 from vpd.utils.progress import Progress
 
 HISTORY_EVERY = 10  # steps that one line of history.csv averages
-LossOf = Callable[[Generator], Tensor]
-"""Draws a batch, and all else that is random, from the generator and returns the loss, a scalar."""
+LossOf = Callable[[Generator], Tensor]  # draws all that is random from the generator and returns the loss
 
 
-# ----------------------------------------------------------------------------------------------------------- randomness
 def seed_of(*key: object) -> int:
     """A 63-bit seed that depends on ``key`` and nothing else."""
     text = "/".join(map(str, key))
@@ -45,7 +43,6 @@ def initialised_by(*key: object) -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------------- learning rates
 def constant_after(warmup: int) -> Callable[[int], float]:
     """Learning-rate factor that rises linearly to 1 within ``warmup`` steps and stays there."""
     return lambda step: min(1.0, (step + 1) / max(warmup, 1))
@@ -57,13 +54,11 @@ def rise_and_fall(steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / rise, (steps - step) / max(steps - rise + 1, 1), 1.0)
 
 
-# ---------------------------------------------------------------------------------------------------------------- phase
 @dataclass
 class Phase:
     """Training of one model by AdamW with the learning rate ``lr * factor(step)``.
 
-    All randomness of a step comes from (seed, phase, step). Hence model, optimizer, average and losses are the whole
-    state: there is no random state to save, and a resumed run draws what an uninterrupted one draws.
+    All randomness of a step comes from (seed, phase, step), so that there is no random state to save.
     """
 
     name: str  # names the state file and, with the seed, all randomness: another name gives other weights
@@ -78,18 +73,18 @@ class Phase:
     average: dict[str, Tensor] = field(default_factory=dict)  # moving average of the parameters, with ``ema_decay``
 
     def train(self, workdir: Workdir, loss_of: LossOf, after: Callable[[int], None] = lambda step: None) -> list[float]:
-        """Train from the last saved state to the end and return the loss of every step.
-
-        ``after`` is called with the number of steps done, before a state is saved. UserError if a loss is not finite;
-        the saved state is then older than that step.
-        """
+        """Train from the last saved state; return the loss of every step. ``after`` gets each step's number from 1."""
         self.model.to(workdir.device).train()
         self.average = (
             {} if self.ema_decay is None else {n: w.detach().clone() for n, w in self.model.named_parameters()}
         )
         optimizer = torch.optim.AdamW(self.groups or self.model.parameters(), lr=self.lr, fused=True)
-        path = workdir.folder / f"{self.name}.pt"
-        losses = self._resume(path, optimizer)
+        path, losses = workdir.folder / f"{self.name}.pt", list[float]()
+        if path.exists():
+            state = torch.load(path, map_location=workdir.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.average, losses = state["average"], state["losses"].tolist()
         progress = Progress(self.steps, self.settings, "steps", len(losses))
         for step in range(len(losses), self.steps):
             losses.append(self._step(step, optimizer, workdir, loss_of))
@@ -123,15 +118,6 @@ class Phase:
             update_average(self.average, self.model, step, self.ema_decay)
         return value
 
-    def _resume(self, path: Path, optimizer: torch.optim.Optimizer) -> list[float]:
-        if not path.exists():
-            return []
-        state = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
-        return state["losses"].tolist()
-
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
@@ -147,7 +133,6 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-# -------------------------------------------------------------------------------------------------------------- outputs
 def averaged(losses: list[float]) -> list[tuple[int, float]]:
     """(step, mean loss) of every HISTORY_EVERY steps, at the last of them; the final chunk may be shorter."""
     chunks = [losses[start : start + HISTORY_EVERY] for start in range(0, len(losses), HISTORY_EVERY)]

@@ -1,7 +1,4 @@
-"""The fingerprint of a pre-training, and the folder where an interrupted one finds its state again.
-
-The workflow computes fingerprints when it is planned, so this module imports neither torch nor diffusers nor transformers.
-"""
+"""The fingerprint of a pre-training, for planning without torch, and the folder that an interrupted one resumes from."""
 
 from __future__ import annotations
 
@@ -53,14 +50,12 @@ class Workdir:
 def open_workdir(
     state: Path, made_from: Fingerprint, spec: PretrainingSpec | BackboneSpec, save_every: int
 ) -> Iterator[Workdir]:
-    """Lock ``state`` and compute with ``spec.threads`` threads in the block; remove ``state`` if the block succeeds.
-
-    States of any other fingerprint are deleted: to resume one would mix two settings, data or versions of the code.
-    """
+    """Lock ``state`` and compute with ``spec.threads`` threads in the block; remove ``state`` if the block succeeds."""
     import torch
 
     with locked(state):
         folder = state / made_from.key
+        # To resume a state of another fingerprint would mix two settings, data or versions of the code.
         for other in state.iterdir():
             if other.is_dir() and other != folder:
                 shutil.rmtree(other)

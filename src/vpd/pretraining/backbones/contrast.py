@@ -17,18 +17,14 @@ from vpd.pretraining.clip import MATCHED, contrastive_loss, encode, special_toke
 
 WIDTH, LAYERS, HEADS = 96, 2, 4  # of the text networks, which are thrown away
 LONGEST = 77  # tokens of a caption at most; shorter if all captions are
-AREAS = (0.8, 1.0)
-"""Share of the image that a training crop covers. Images are never mirrored, because captions say left and right."""
+AREAS = (0.8, 1.0)  # share of the image that a crop covers; images are not mirrored: captions say left and right
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
 SMOOTHING = 0.1  # label smoothing of the caption's tokens (BLIP's)
 IGNORED = -100
 
 
 class Contrast(VisionObjective):
-    """Learn to match images with their captions, after CLIP (Radford et al. 2021); CLIP-ViT-B's objective (B1).
-
-    The pooled coarsest map and [EOS] of a small text transformer are projected and compared by cosine.
-    """
+    """Learn to match images with their captions, after CLIP (Radford et al. 2021); CLIP-ViT-B's objective (B1)."""
 
     kind = "pairs"
 
@@ -94,8 +90,7 @@ class Contrast(VisionObjective):
 class CaptionContrast(Contrast):
     """Learn to match images with captions and to write the captions, after BLIP (Li et al. 2022; B4).
 
-    CLIP's contrast, and a causal decoder that attends to the coarsest map and continues the caption. BLIP's third loss,
-    matching with hard negatives, and its momentum encoder are left out.
+    A causal decoder continues the caption. BLIP's matching with hard negatives and its momentum encoder are left out.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:

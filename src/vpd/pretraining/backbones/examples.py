@@ -19,10 +19,8 @@ from vpd.utils.errors import UserError
 from vpd.utils.progress import track
 
 HELD_SHARE, LEAST_HELD = 0.05, 2  # images held out: this share of all, but at least this many
-LEAST_PIXELS = 8
-"""Smaller visible parts are not prompted for: on a 64x64 image they are a speck of two or three pixels a side."""
+LEAST_PIXELS = 8  # smaller visible parts are not prompted for
 ASPECT = 4 / 3  # most a crop is stretched, as in the common random resized crop
-LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ def load_examples(captions: Path, objects: Path) -> Examples:
     return Examples(images, classes, visible, torch.from_numpy(masks), torch.tensor(things).reshape(-1, 2))
 
 
-# ---------------------------------------------------------------------------------------------------------------- views
-# Whole batches are augmented at once, every image with its own random numbers, because at 64x64 the overhead of one call
-# per image would exceed the training step.
+# Whole batches are augmented at once: at 64x64 the overhead of one call per image would exceed the training step.
 def flipped(images: Tensor, generator: Generator) -> Tensor:
     """Images (B,3,H,W), each mirrored left to right with probability one half."""
     mirrored = torch.rand(len(images), generator=generator) < 0.5
@@ -96,10 +92,7 @@ def crops(images: Tensor, size: tuple[int, int], areas: tuple[float, float], gen
 
 
 def jittered(images: Tensor, strength: float, grey: float, generator: Generator) -> Tensor:
-    """Images in [-1,1] with brightness, contrast and saturation each changed by a factor within 1 +- ``strength``.
-
-    With probability ``grey`` an image loses its colours.
-    """
+    """Change brightness, contrast and saturation by factors within 1 +- ``strength``; take all colour from a share ``grey``."""
     factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, generator=generator) - 1)
     factors[2][torch.rand(len(images), generator=generator) < grey] = 0.0
     bright, contrast, saturation = factors.to(images)
@@ -112,4 +105,4 @@ def jittered(images: Tensor, strength: float, grey: float, generator: Generator)
 
 def luminance(images: Tensor) -> Tensor:
     """(B,1,H,W) weighted mean of the colours."""
-    return (images * torch.tensor(LUMA).to(images)[:, None, None]).sum(dim=1, keepdim=True)
+    return (images * torch.tensor((0.299, 0.587, 0.114)).to(images)[:, None, None]).sum(dim=1, keepdim=True)

@@ -13,9 +13,7 @@ from vpd.pretraining.backbones.objective import CHUNK, VisionObjective
 from vpd.pretraining.loop import generator_of
 from vpd.utils.errors import UserError
 
-LEAST_UNIT = 8
-"""Pixels on a side of what is hidden at once; smaller patches, such as Swin's, are hidden in groups, as in SimMIM: a
-single one could be copied from its neighbours."""
+LEAST_UNIT = 8  # pixels on a side of what is hidden at once: a smaller patch could be copied from its neighbours
 AREAS = (0.67, 1.0)  # share of the image that a training crop covers (SimMIM's)
 FLOOR = 0.02  # added to a patch's standard deviation, of images in [-1,1], so that a flat wall's grain is not blown up
 COLOURS = 3
@@ -25,9 +23,7 @@ class MaskedImage(VisionObjective):
     """Learn to predict the pixels of hidden patches, each patch normalised by itself.
 
     After SimMIM (Xie et al. 2022) and MAE (He et al. 2022); stands in for SwinV2's SimMIM weights, which are in no hub
-    (B3), and for BEiT v2 (B5) and MAE. A learned token takes the place of a hidden patch's embedding. A linear layer at
-    every level of the backbone predicts the pixels under it, and the levels' predictions add up; SimMIM reads only the
-    coarsest level, whose stride of 32 is half of a 64-pixel image.
+    (B3), and for BEiT v2 (B5) and MAE. The predictions of all levels add up; SimMIM reads only the coarsest one.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:

@@ -22,9 +22,7 @@ from vpd.pretraining.loop import generator_of, turn_off_library_bars
 from vpd.utils.errors import UserError
 
 HIDDEN_SHARE = 0.15
-MASKED, RANDOM = 0.8, 0.1
-"""Of the tokens to be predicted: share replaced by [MASK], and by a random token. The rest stays, because the tasks will
-show BERT no [MASK]."""
+MASKED, RANDOM = 0.8, 0.1  # of the tokens to be predicted: share replaced by [MASK], and by a random token
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 INSIDE = "##"  # marks a piece that continues a word
 
@@ -32,8 +30,7 @@ INSIDE = "##"  # marks a piece that continues a word
 class MaskedLanguage(Objective):
     """Learn to predict hidden tokens of a caption from the others, after BERT (Devlin et al. 2019), for LAVT (B2).
 
-    BERT's second task, whether one sentence follows another, is left out: captions are single sentences. A batch (B,)
-    numbers distinct captions.
+    BERT's second task is left out, because captions are single sentences. A batch (B,) numbers distinct captions.
     """
 
     def __init__(self, examples: Examples, spec: BackboneSpec) -> None:
@@ -99,11 +96,7 @@ def to_predict(tokens: Tensor, special: Tensor, generator: Generator) -> Tensor:
 
 
 def train_wordpiece(texts: Iterable[str], vocabulary: int, length: int) -> BertTokenizer:
-    """Learn at most ``vocabulary`` lower-case pieces, as BERT's; the tokenizer truncates to ``length``.
-
-    Printable ASCII is among them, at the beginning of a word and inside, so that no English text is without pieces.
-    UserError if the vocabulary has no room for it.
-    """
+    """Learn at most ``vocabulary`` lower-case pieces, ASCII among them, as BERT's; the tokenizer truncates to ``length``."""
     texts = sorted(texts)
     normalizer = normalizers.BertNormalizer(lowercase=True)
     seen = {letter for text in texts for letter in normalizer.normalize_str(text)} - set(string.whitespace)

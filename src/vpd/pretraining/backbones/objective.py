@@ -81,10 +81,7 @@ def pooled(maps: list[Tensor]) -> Tensor:
 
 
 def mean_average_precision(scores: Tensor, visible: Tensor) -> tuple[float, float]:
-    """Mean average precision of ``scores`` (N,K) for the classes ``visible`` (N,K) bool, and that of chance.
-
-    Only classes that some of the images show and some do not count; (0, 0) if there is none.
-    """
+    """Mean average precision of ``scores`` (N,K) for the classes that some images show and some do not; that of chance."""
     mixed = visible.any(dim=0) & ~visible.all(dim=0)
     precisions = []
     for score, positive in zip(scores.T[mixed], visible.T[mixed], strict=True):
@@ -96,10 +93,7 @@ def mean_average_precision(scores: Tensor, visible: Tensor) -> tuple[float, floa
 
 
 class Classification(VisionObjective):
-    """Learn which classes are visible in an image, in place of ImageNet's: for Swin, SwinV2-L (22K) and ConvNeXt (B1, B2).
-
-    One sigmoid per class over the pooled coarsest map, since a synthetic scene shows several classes at once.
-    """
+    """Learn which classes are visible in an image, in place of ImageNet's: for Swin, SwinV2-L (22K) and ConvNeXt (B1, B2)."""
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
         super().__init__(backbone, examples, spec)

@@ -30,20 +30,16 @@ def pretrain_backbone(
 ) -> None:
     """Pre-train a backbone unless ``out`` is finished already; an interrupted run resumes to the bit.
 
-    The phases are the vision objective and, for a backbone with a text encoder, masked language modelling.
-
     Args:
         name: the backbone's in params.yaml.
         spec: networks, objective and training.
         captions: a captions dataset.
         objects: the objects dataset of the same scenes.
-        out: gets vision/, perhaps language/, history.csv and the manifest, all at once at the end.
-        state: holds the resumable state; removed at the end.
-        save_every: steps between two saved states.
+        out: gets vision/, with a text encoder language/, history.csv and the manifest, all at once at the end.
+        state: holds the resumable state, saved every ``save_every`` steps; removed at the end.
 
     Raises:
-        UserError: ``spec`` lacks what its objectives need, a dataset is missing or damaged, a loss is not finite, or
-            another process works in ``state``.
+        UserError: ``spec`` or a dataset does not suffice, a loss is not finite, or another process works in ``state``.
     """
     reads = spec.language is not None or spec.objective in CAPTIONED
     needed = {"training": True, "language_training": spec.language is not None, "vocabulary": reads}

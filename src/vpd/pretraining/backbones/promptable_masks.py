@@ -23,9 +23,7 @@ WIDTH, LAYERS, HEADS = 64, 2, 4  # of the mask decoder, which is thrown away (SA
 class PromptableMasks(VisionObjective):
     """Learn to segment the thing under a point, after SAM (Kirillov et al. 2023; B4).
 
-    A light decoder takes one point and the backbone's maps. One mask is predicted; SAM offers three, because a point in a
-    photograph may mean a part, a thing or a group, but the synthetic scenes know only things. Images are not augmented,
-    as in SAM.
+    One mask is predicted where SAM offers three: the synthetic scenes know things, but neither parts nor groups.
     """
 
     kind = "things"
@@ -88,7 +86,6 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - (2 * both + 1) / (predicted.sum(dim=1) + target.sum(dim=1) + 1)).mean()
 
 
-# -------------------------------------------------------------------------------------------------------------- decoder
 class MaskDecoder(nn.Module):
     """SAM's two-way decoder, smaller: maps of a backbone, resized to the finest and added, and a point to mask logits."""
 
@@ -100,13 +97,8 @@ class MaskDecoder(nn.Module):
         self.point = nn.Parameter(torch.randn(WIDTH))
         self.mask = nn.Parameter(torch.randn(WIDTH))
         self.layers = nn.ModuleList(TwoWayLayer() for _ in range(LAYERS))
-        self.enlarge = nn.Sequential(
-            nn.ConvTranspose2d(WIDTH, WIDTH // 2, 2, 2),
-            nn.GroupNorm(1, WIDTH // 2),
-            nn.GELU(),
-            nn.ConvTranspose2d(WIDTH // 2, WIDTH // 4, 2, 2),
-            nn.GELU(),
-        )
+        double, again = nn.ConvTranspose2d(WIDTH, WIDTH // 2, 2, 2), nn.ConvTranspose2d(WIDTH // 2, WIDTH // 4, 2, 2)
+        self.enlarge = nn.Sequential(double, nn.GroupNorm(1, WIDTH // 2), nn.GELU(), again, nn.GELU())
         self.select = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH // 4))
 
     def forward(self, maps: list[Tensor], points: Tensor) -> Tensor:

@@ -18,24 +18,19 @@ from vpd.pretraining.backbones.examples import Examples, crops, flipped, jittere
 from vpd.pretraining.backbones.objective import CHUNK, VisionObjective, mean_average_precision, pooled
 from vpd.pretraining.loop import generator_of
 
-GLOBAL_AREAS, LOCAL_AREAS = (0.4, 1.0), (0.1, 0.4)
-"""Share of the image that a crop covers; DINO's local ones start at 0.05, which is 14 pixels of 64."""
-GLOBAL_SIDE, LOCAL_SIDE = 3 / 4, 3 / 8
-"""Sides of a crop as the networks see it, relative to the image; local ones are about half as large, as 96 is of 224."""
+GLOBAL_AREAS, LOCAL_AREAS = (0.4, 1.0), (0.1, 0.4)  # share of the image that a crop covers; DINO's begin at 0.05
+GLOBAL_SIDE, LOCAL_SIDE = 3 / 4, 3 / 8  # sides of a crop as the networks see it, relative to the image
 STRENGTH, GREY = 0.4, 0.2  # colour jitter; DINO's hue shifts, blur and solarisation are left out
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
 CENTRE_MOMENTUM = 0.9
-HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 128
-"""Widths of the projection head, which is thrown away (DINO: 2048, 256 and 65536)."""
-NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07
-"""Of the weighted vote of nearest neighbours by which the paper judges features."""
+HIDDEN, BOTTLENECK, PROTOTYPES = 256, 64, 128  # of the projection head, which is thrown away (DINO: 2048, 256, 65536)
+NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07  # of the vote of nearest neighbours by which the paper judges features
 
 
 class SelfDistillation(VisionObjective):
     """Learn features that agree between crops of an image, without labels, after DINO (Caron et al. 2021; B1).
 
-    A student that sees four crops imitates a teacher that sees two; the teacher is the student's moving average, and its
-    backbone is the result.
+    A student that sees four crops imitates its own moving average, the teacher, which sees two and is the result.
     """
 
     def __init__(self, backbone: Backbone, examples: Examples, spec: BackboneSpec) -> None:
@@ -77,11 +72,7 @@ class SelfDistillation(VisionObjective):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Measure how well features alone tell held-out images, and their classes, apart.
-
-        ``view_matching`` is the share of held-out images whose one global view is nearest to their other among all of
-        them, ``neighbour_average_precision`` that of the classes by a vote of the nearest training images.
-        """
+        """Share of held-out images whose two views are nearest, and the precision of a vote of the nearest images."""
         held, trained = self.candidates(held=True), self.candidates(held=False)
         votes = voted(self._features(held), self._features(trained), self.examples.visible[trained])
         precision, chance = mean_average_precision(votes, self.examples.visible[held])
@@ -129,10 +120,7 @@ def distillation(answers: list[Tensor], targets: list[Tensor]) -> Tensor:
 
 
 def voted(features: Tensor, known: Tensor, visible: Tensor) -> Tensor:
-    """Share (N,K) of the vote for each class: of the nearest of ``known`` (M,C), weighted by their cosine.
-
-    ``features`` (N,C) and ``known`` have unit length; ``visible`` (M,K) bool has the known images' classes.
-    """
+    """Share (N,K) of the vote of the nearest of ``known`` (M,C), weighted by cosine, whose classes are ``visible`` (M,K)."""
     cosines, nearest = (features @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
     weights = (cosines / NEIGHBOUR_TEMPERATURE).softmax(dim=1)
     return (weights[..., None] * visible[nearest].float()).sum(dim=1)

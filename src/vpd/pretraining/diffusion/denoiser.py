@@ -17,6 +17,10 @@ from vpd.pretraining.diffusion.autoencoder import LATENT_CHANNELS
 from vpd.pretraining.loop import Phase, constant_after, initialised_by
 from vpd.pretraining.workdir import Workdir
 
+Save = Callable[
+    [str, UNet2DConditionModel], None
+]  # gets a milestone's name and a U-Net with averaged weights, on the CPU
+
 
 def build_unet(spec: DenoiserSpec, context_width: int, latent_side: int) -> UNet2DConditionModel:
     """Build a fresh U-Net with cross-attention at every level but the coarsest, as in Stable Diffusion 1.x."""
@@ -39,11 +43,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The dataset as the U-Net sees it: posteriors of the latents, contexts, and which of them each pair (P,) has.
-
-    Autoencoder and text tower are frozen while the U-Net learns, so images and captions are encoded once, which saves
-    both networks' forward passes in every step.
-    """
+    """The dataset as the U-Net sees it, encoded once: latents' posteriors, contexts, and which of them each pair has."""
 
     means: Tensor  # (N,4,h,w), scaled
     stds: Tensor  # (N,4,h,w), scaled
@@ -64,16 +64,9 @@ class Encoded:
 
 
 def train_denoiser(
-    spec: DenoiserSpec,
-    milestones: Mapping[str, int],
-    encoded: Encoded,
-    workdir: Workdir,
-    save: Callable[[str, UNet2DConditionModel], None],
+    spec: DenoiserSpec, milestones: Mapping[str, int], encoded: Encoded, workdir: Workdir, save: Save
 ) -> tuple[UNet2DConditionModel, list[float]]:
-    """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step.
-
-    At the step of each of the ``milestones``, ``save`` gets its name and a U-Net with the averaged weights, on the CPU.
-    """
+    """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step."""
     latent_side = max(encoded.means.shape[-2:])
     with initialised_by(workdir.seed, "denoiser"):
         unet = build_unet(spec, encoded.contexts.shape[-1], latent_side)

@@ -27,14 +27,11 @@ from vpd.utils.fingerprint import is_finished
 def pretrain(spec: PretrainingSpec, data: Path, out: Path, state: Path, *, save_every: int = 100) -> None:
     """Pre-train a small Stable Diffusion unless ``out`` is finished already; an interrupted run resumes to the bit.
 
-    The phases are autoencoder, text, latents (encoded once) and denoiser.
-
     Args:
         spec: networks, training and milestones; without milestones (paper scale) nothing is trained or read.
         data: a captions dataset.
         out: gets a pipeline folder per milestone, samples.png, history.csv and the manifest, all at once at the end.
-        state: holds the resumable state; removed at the end.
-        save_every: steps between two saved states.
+        state: holds the resumable state, saved every ``save_every`` steps; removed at the end.
 
     Raises:
         UserError: ``data`` is missing or damaged, a loss is not finite, or another process works in ``state``.
@@ -101,7 +98,6 @@ def _train(
     return vae, losses, facts
 
 
-# ------------------------------------------------------------------------------------------------------------ pipelines
 def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = StableDiffusionPipeline(**parts, scheduler=build_scheduler(), **unused)
@@ -113,10 +109,7 @@ def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:
 def _sample_rows(
     spec: PretrainingSpec, captions: Captions, vae: AutoencoderKL, folder: Path
 ) -> dict[str, list[np.ndarray]]:
-    """Images (H,W,3) uint8, one per milestone in each row: a row per sample prompt, then real images and reconstructions.
-
-    ``folder`` holds a pipeline folder per milestone.
-    """
+    """Images (H,W,3) uint8, one per milestone in each row: a row per sample prompt, then real images and reconstructions."""
     samples = [_sample(folder / name, spec, captions.size) for name in spec.milestones if spec.sample_prompts]
     rows = {prompt: [column[index] for column in samples] for index, prompt in enumerate(spec.sample_prompts)}
     images = captions.pixels(torch.arange(len(spec.milestones)) % len(captions.images))
