@@ -219,7 +219,7 @@ def test_released_weights_are_fetched_imported_and_measured_and_a_dead_link_is_r
     assert released.run("released") == 0
     said = capsys.readouterr()
     assert "released weights of seg-full: " in said.err
-    assert "not measured, because their weights could not be had: seg-full" in said.out
+    assert "not measured, because the weights are not available: seg-full" in said.out
 
     folder = released.paths.released
     index = read_json(folder / "index.json")["released"]
