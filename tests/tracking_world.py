@@ -69,7 +69,8 @@ def _write_experiment(folder: Path, params: Params, name: str) -> None:
         for seed in SEEDS
         for half, step in (("half", 80), ("final", 160))
     ]
-    write_json(folder / "metrics" / f"{name}.json", {"spec": spec.digest(), "results": rows})
+    runs = {f"seed{seed}": {"fingerprint": {"inputs": {"data": "d1", "checkpoint": "c1"}}} for seed in SEEDS}
+    write_json(folder / "metrics" / f"{name}.json", {"spec": spec.digest(), "results": rows, "runs": runs})
     with open(folder / "history" / f"{name}.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["seed", "step", "epoch", "loss", "lr", "lr_unet"])

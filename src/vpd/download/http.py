@@ -45,8 +45,7 @@ class Archive:
     """A verified file."""
 
     path: Path
-    origin: str
-    """URL that it came from, or what else brought it."""
+    origin: str  # URL that it came from, or what else brought it
     sha256: str
 
 
@@ -84,13 +83,6 @@ def download(file: FileSource, target: Path) -> Archive:
     """Make ``target`` hold ``file``; it appears only when it is complete and verified.
 
     Bytes that arrived before a failure or a SIGKILL stay in ``<target>.part``, and the next call continues from them.
-
-    Args:
-        file: mirrors in the order in which they are tried; size and digests as far as known.
-        target: path of the file; a file there that fails the checks is downloaded again.
-
-    Raises:
-        UserError: no mirror serves the file, or the disk is too small.
     """
     if target.is_file():
         try:

@@ -48,14 +48,7 @@ def plain_text() -> Iterator[None]:
 
 
 def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> FigureGrid:
-    """Draw a picture beside its prediction.
-
-    Args:
-        task: segments get a legend of the largest, an object an outline, metres a colour scale.
-        image: RGB (H, W, 3) uint8.
-        values: the prediction (H, W).
-        title: in front of what is known of the prediction.
-    """
+    """Draw an RGB picture (H, W, 3) beside its prediction (H, W) with a legend, an outline or a colour scale."""
     picture = _scaled(image, smooth=True)
     if isinstance(task, Segmentation):
         areas = np.bincount(values.ravel(), minlength=len(task.names))
