@@ -20,8 +20,7 @@ from vpd.utils.progress import track
 
 RATIO = 200
 """Unpacked bytes per byte of the archive above which it counts as a bomb; images and .mat files stay below 20."""
-ALLOWED = 100_000_000
-"""Unpacked bytes that need no such ratio."""
+ALLOWED = 100_000_000  # unpacked bytes that need no such ratio
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """What ``zipfile`` raises."""
 

@@ -24,10 +24,8 @@ ATTEMPTS = 6
 """Failures in a row, without a single new byte, after which the next mirror is tried."""
 PAUSE = 60
 """Seconds between two attempts at most; pauses double from 1 s, or are what a server's Retry-After asks for."""
-STALL = 60.0
-"""Seconds without a byte after which a connection counts as broken."""
-TRANSIENT = (408, 425, 429, *range(500, 600))
-"""Statuses after which the same request may succeed later."""
+STALL = 60.0  # seconds without a byte after which a connection counts as broken
+TRANSIENT = (408, 425, 429, *range(500, 600))  # statuses after which the same request may succeed later
 WEB_PAGE = "it is a web page, usually a login form or a notice that a download quota is used up"
 CHUNK = 1 << 20
 

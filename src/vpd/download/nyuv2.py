@@ -21,8 +21,7 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import write_text
 from vpd.utils.progress import track
 
-FOCAL = 518.8579
-"""Pixels; the released lists of BTS give it to every frame."""
+FOCAL = 518.8579  # pixels; the released lists of BTS give it to every frame
 HEIGHT, WIDTH = 480, 640
 INSIDE = (slice(7, 474), slice(7, 632))
 """Rows and columns within the white border of the labelled images; the released extraction makes the rest black."""

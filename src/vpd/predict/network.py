@@ -21,10 +21,8 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.utils.fingerprint import FINGERPRINT, MANIFEST
 
-CLASSIFIERS = {
-    "semantic-fpn": "head.conv_seg.bias",
-    "upernet": "head.conv_seg.bias",
-    "simple-decoding": "head.classify.bias",
+CLASSIFIERS = dict.fromkeys(("semantic-fpn", "upernet"), "head.conv_seg.bias") | {
+    "simple-decoding": "head.classify.bias"
 }
 """Head -> the tensor with one number per class."""
 EMBEDDINGS = "class_embeddings"

@@ -33,8 +33,7 @@ SPEC, WEIGHTS, CLASSES, CHECKPOINT = "spec.json", "final.safetensors", "classes.
 """Names in a model; the classes' file also names the folder of a checkpoint that is not copied."""
 MODEL, CHAMPION = "vpd.model", "champion"
 """Tag with the digest that distinguishes versions, and alias of the version that was tracked last."""
-UPLOAD_SECONDS = "600"
-"""A server answers only when it has stored a whole file."""
+UPLOAD_SECONDS = "600"  # a server answers only when it has stored a whole file
 DESCRIPTIONS = {
     "segmentation": "Semantic segmentation; the PNG holds class ids, with the classes' colours as palette",
     "referring": "The object that a text describes; the PNG is 255 where it is and 0 elsewhere",
@@ -215,9 +214,6 @@ def model_places(uri: str, tracking_uri: str, folder: Path = DOWNLOADS) -> dict[
 
     Returns:
         Paths of ``spec``, ``weights``, ``checkpoint`` and ``classes`` (a JSON file).
-
-    Raises:
-        UserError: there is no such model, or the checkpoint that it refers to is not here.
     """
     form = FORM.fullmatch(uri)
     if form is None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from vpd.config.params import Params
 from vpd.tracking.models import networks_to_register, register
 from vpd.tracking.records import HASH, KEY, UNKNOWN, Point, Record, collect, run_key
-from vpd.tracking.store import Unavailable, connected, database_file, experiment_id, experiment_name, scheme, shown
+from vpd.tracking.store import Unavailable, connected, database_file, experiment_id, scheme, shown
 from vpd.utils.files import exclusive, write_json
 from vpd.utils.progress import Progress
 
@@ -80,7 +80,7 @@ def sync(
     """
     records, unfinished = collect(results, params)
     networks = networks_to_register(results, params, data, checkpoints)
-    summary = Summary(shown(uri), experiment_name(params.scale), missed=len(records), unfinished=unfinished)
+    summary = Summary(shown(uri), f"vpd-{params.scale}", missed=len(records), unfinished=unfinished)
     try:
         with connected(uri) as client, exclusive(results / "runs" / "tracked", f"tracking of {results}"):
             experiment = experiment_id(client, uri, params.scale)
