@@ -52,16 +52,12 @@ class Postgres:
 
     def ask(self, query: str, database: str = "postgres") -> list[tuple]:
         """Rows of a query, without anything of MLflow between."""
-        connection = psycopg2.connect(
-            host="127.0.0.1", port=self.port, user="postgres", password=PASSWORD, dbname=database
-        )
-        try:
+        login = {"host": "127.0.0.1", "port": self.port, "user": "postgres", "password": PASSWORD, "dbname": database}
+        with contextlib.closing(psycopg2.connect(**login)) as connection:
             connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(query)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+            cursor = connection.cursor()
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []
 
     def shell(self, command: str) -> None:
         """Run documented commands as PostgreSQL's own user."""
@@ -87,13 +83,10 @@ class Postgres:
 
     def _run(self, program: str, *arguments: object) -> None:
         """Run one of PostgreSQL's programs, which refuse to work for root."""
-        command = [*_as_postgres(), _program(program), "-D", str(self.root / "data"), *map(str, arguments)]
+        user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        command = [*user, _program(program), "-D", str(self.root / "data"), *map(str, arguments)]
         done = subprocess.run(command, cwd=self.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 0, done.stderr
-
-
-def _as_postgres() -> list[str]:
-    return ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
 
 
 def _program(name: str) -> str:

@@ -88,9 +88,7 @@ def splits_mat(path: Path, test: Sequence[int], train: Sequence[int] = ()) -> Pa
     return path
 
 
-def sync_files(
-    frames: Mapping[str, Sequence[int]], height: int = 48, width: int = 64, top: str = "sync"
-) -> dict[str, bytes]:
+def sync_files(frames: Mapping[str, Sequence[int]], height: int = 48, width: int = 64, top: str = "sync") -> dict:
     """Files of BTS' sync.zip; the depth of frame n of the s-th scene is 1000 (s + 1) + n millimetres, 0 at the border."""
     files: dict[str, bytes] = {}
     for scene_number, (scene, numbers) in enumerate(frames.items()):
@@ -144,12 +142,7 @@ def coco_files(numbers: Sequence[int]) -> dict[str, bytes]:
 
 def annotations(numbers: Sequence[int]) -> dict:
     """instances.json with a polygon (id 10 n) and a crowd (id 10 n + 1) in each image."""
-    shared = {
-        "license": 1,
-        "coco_url": "http://mscoco.org/images/1",
-        "date_captured": "2013-11-18",
-        "flickr_url": "http",
-    }
+    shared = {"license": 1, "coco_url": "http://mscoco.org/images/1", "date_captured": "2013-11-18"}
     images = [{"id": n, "file_name": image_name(n), "height": SIZE[0], "width": SIZE[1], **shared} for n in numbers]
     things = [
         {
@@ -164,46 +157,28 @@ def annotations(numbers: Sequence[int]) -> dict:
         for n in numbers
         for crowd in (0, 1)
     ]
-    categories = [
-        {"supercategory": "person", "id": 1, "name": "person"},
-        {"supercategory": "x", "id": 2, "name": "cat"},
-    ]
+    categories = [{"supercategory": "x", "id": number, "name": name} for number, name in ((1, "person"), (2, "cat"))]
     return {"info": {"year": 2014}, "licenses": [], "images": images, "annotations": things, "categories": categories}
 
 
 def references(splits: Mapping[int, str]) -> list[dict]:
     """refs(...).p: two references to each image, with two sentences each; ``splits`` by image id."""
     refs = []
-    for number, split in splits.items():
-        for crowd in (0, 1):
-            ids = [4 * number + 2 * crowd, 4 * number + 2 * crowd + 1]
-            texts = [f"Thing {number}, the {word}!" for word in ("left", "right")]
-            refs.append(
-                {
-                    "sent_ids": ids,
-                    "file_name": f"COCO_train2014_{number:012d}_{10 * number + crowd}.jpg",
-                    "ann_id": 10 * number + crowd,
-                    "ref_id": 2 * number + crowd,
-                    "image_id": number,
-                    "split": split,
-                    "sentences": [
-                        {
-                            "tokens": text.lower().split(),
-                            "raw": text,
-                            "sent_id": sent_id,
-                            "sent": text.lower().strip("!"),
-                        }
-                        for sent_id, text in zip(ids, texts, strict=True)
-                    ],
-                    "category_id": 1 + crowd,
-                }
-            )
+    for number, crowd in ((number, crowd) for number in splits for crowd in (0, 1)):
+        ids = [4 * number + 2 * crowd, 4 * number + 2 * crowd + 1]
+        texts = [f"Thing {number}, the {word}!" for word in ("left", "right")]
+        sentences = [
+            {"tokens": text.lower().split(), "raw": text, "sent_id": sent_id, "sent": text.lower().strip("!")}
+            for sent_id, text in zip(ids, texts, strict=True)
+        ]
+        thing, split = 10 * number + crowd, splits[number]
+        names = {"file_name": f"COCO_train2014_{number:012d}_{thing}.jpg", "split": split, "category_id": 1 + crowd}
+        numbers = {"sent_ids": ids, "ann_id": thing, "ref_id": 2 * number + crowd, "image_id": number}
+        refs.append({**numbers, **names, "sentences": sentences})
     return refs
 
 
-def refcoco_files(
-    variant: str, splits: Mapping[int, str], authors: Sequence[str] = ("unc", "google")
-) -> dict[str, bytes]:
+def refcoco_files(variant: str, splits: Mapping[int, str], authors: Sequence[str] = ("unc", "google")) -> dict:
     """Files of refcoco.zip; each author's references of their own, the first one's being ``splits``."""
     files = {f"{variant}/instances.json": json.dumps(annotations(list(splits))).encode()}
     for number, author in enumerate(authors):

@@ -128,22 +128,17 @@ def points(database: Postgres, run: str, prefix: str, name: str = "mlflow") -> l
 
 def versions(database: Postgres, model: str, name: str = "mlflow") -> list[int]:
     """Versions of a registered model."""
-    query = (
-        f"SELECT version FROM model_versions WHERE name = '{model}' AND current_stage != 'Deleted_Internal' ORDER BY 1"
-    )
-    return [version for (version,) in database.ask(query, name)]
+    where = f"name = '{model}' AND current_stage != 'Deleted_Internal'"
+    return [
+        version for (version,) in database.ask(f"SELECT version FROM model_versions WHERE {where} ORDER BY 1", name)
+    ]
 
 
 def history(path: Path) -> list[tuple[str, int, float]]:
     """(metric, step, value) of every cell of a history.csv."""
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return sorted(
-        (f"train/{name}", int(row["step"]), float(value))
-        for row in rows
-        for name, value in row.items()
-        if name not in ("seed", "step")
-    )
+        rows = [(int(row.pop("step")), row) for row in csv.DictReader(file)]
+    return sorted((f"train/{k}", step, float(row[k])) for step, row in rows for k in row if k != "seed")
 
 
 # ------------------------------------------------------------------------------------------------------ several at once
@@ -210,14 +205,11 @@ def tracked(group: Group, server: Server) -> list[str]:
     return on_machines(list(group.machines.values()), group.track(server.uri))
 
 
-def test_one_machine_prepares_and_the_others_find_it_whole(group):
+def test_one_machine_prepares_and_the_others_train_on_the_same(group):
     for made in ("hashing captions", "hashing ade20k", "pretraining.denoiser"):
         assert sum(made in said for said in group.said) == 1, made
     for folder in ("data/smoke/captions", "data/smoke/ade20k", "checkpoints/smoke/sd-1-5"):
         assert changed(group.shared / folder, read_manifest(group.shared / folder)["files"]) == []
-
-
-def test_trainings_saw_the_same_data_and_checkpoint(group):
     folders = {"data": "data/smoke/ade20k", "checkpoint": "checkpoints/smoke/sd-1-5"}
     wanted = {role: sha256(group.shared / folder / "manifest.json") for role, folder in folders.items()}
     for name, place in group.machines.items():
@@ -234,10 +226,8 @@ def test_machines_that_track_at_once_lose_and_double_nothing(group, tracked, dat
         assert len(expected) == STEPS_OF_A_JOB * 4
         assert points(database, ids[group.key(name)], "train") == expected
         finals = points(database, ids[group.key(name)], "final")
-        assert [(label, step) for label, step, _ in finals] == [
-            ("final/miou_ss", STEPS_OF_A_JOB),
-            ("final/miou_ss_mean", STEPS_OF_A_JOB),
-        ]
+        assert [label for label, *_ in finals] == ["final/miou_ss", "final/miou_ss_mean"]
+        assert {step for _, step, _ in finals} == {STEPS_OF_A_JOB}
         assert [value for *_, value in finals] == pytest.approx([number + 0.1] * 2)
     assert versions(database, "vpd-segmentation") == [1]
 
@@ -289,10 +279,9 @@ def test_the_same_results_tracked_four_times_at_once_are_there_once(server, data
 def test_what_is_wrong_with_a_database_is_one_sentence(database, small, tmp_path):
     _, command = small
     place = f"postgresql://127.0.0.1:{database.port}"
+    failed = f'{place}/mlflow refused: .*password authentication failed for user "mlflow"'
     cases = {
-        database.uri(
-            "mlflow", "guessed"
-        ): f'{place}/mlflow refused: .*password authentication failed for user "mlflow"',
+        database.uri("mlflow", "guessed"): failed,
         database.uri("vanished"): f'{place}/vanished refused: .*database "vanished" does not exist',
         database.uri("mlflow", PASSWORD): "is not a valid address; write special characters of the password as %XX",
         f"postgresql://mlflow:{QUOTED}@127.0.0.1:{free_port()}/mlflow": "is unreachable; start it",

@@ -40,13 +40,12 @@ from vpd.utils.files import write_json
 from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 DATASETS = {
-    "segmentation": DatasetSpec(
-        format="ade20k", source="synthetic", images={"training": 1, "validation": 2}, size=(88, 64)
-    ),
-    "referring": DatasetSpec(
-        format="refcoco", source="synthetic", images={"train": 2, "val": 1, "testA": 1, "testB": 1}, size=(80, 64)
-    ),
-    "depth": DatasetSpec(format="nyuv2", source="synthetic", images={"train": 1, "test": 1}, size=(96, 64)),
+    task: DatasetSpec(format=kind, source="synthetic", images=images, size=size)
+    for task, kind, images, size in (
+        ("segmentation", "ade20k", {"training": 1, "validation": 2}, (88, 64)),
+        ("referring", "refcoco", {"train": 2, "val": 1, "testA": 1, "testB": 1}, (80, 64)),
+        ("depth", "nyuv2", {"train": 1, "test": 1}, (96, 64)),
+    )
 }
 TASKS = tuple(DATASETS)
 OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
@@ -67,7 +66,7 @@ class World:
             self.specs[task] = spec.model_copy(update=variant)
             self.models[task] = lively(build_model(spec, self.checkpoint, self.reader(task).classes))
             self.weights[task] = folder / f"runs/{task}/final.safetensors"
-            write_run(self.weights[task], self.models[task], self.specs[task])
+            write_run(self.weights[task], self.models[task].trained_state(), self.specs[task])
 
     def reader(self, task: str):
         return build_dataset(self.specs[task], self.data[task], "val")
@@ -91,9 +90,10 @@ def lively(model: VPD) -> VPD:
     return model.eval()
 
 
-def write_run(path: Path, model: VPD, spec: Spec) -> None:
-    path.parent.mkdir(parents=True)
-    save_file(model.trained_state(), path)
+def write_run(path: Path, state: dict[str, torch.Tensor], spec: Spec) -> None:
+    """The weights of a trained network with their manifest, as training leaves them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)
     made_from = Fingerprint(digest(run_settings(spec, spec.seeds[0])), "")
     write_manifest(path.parent, made_from, {}, {path.name: sha256(path)})
 
@@ -139,9 +139,8 @@ def test_labels_are_those_of_evaluation(world, tmp_path):
     dataset, spec = world.reader("segmentation"), world.specs["segmentation"]
     samples = [dataset.sample(index) for index in range(2)]
     with torch.inference_mode():
-        expected = [
-            found["ss"] for _, found in segment(predictor(spec, world.models[spec.task]), samples, spec.evaluation)
-        ]
+        answers = segment(predictor(spec, world.models[spec.task]), samples, spec.evaluation)
+        expected = [found["ss"] for _, found in answers]
     names = class_names(spec, world.data["segmentation"])
     for (image, _), labels in zip(dataset.pairs, expected, strict=True):
         assert labels.unique().numel() > 2
@@ -169,14 +168,9 @@ def test_masks_are_those_of_evaluation_at_the_pictures_size(world, tmp_path):
     np.testing.assert_allclose(found, native, atol=1e-3)
     mask = native_mask(logits, 64, 80)
     assert 0 < mask.sum() < mask.numel()
+    assert not np.allclose(found, world.result("referring", image, tmp_path / "other", text="wall"), atol=1e-2)
     with Image.open(tmp_path / f"{image.stem}.png") as picture:
         assert np.array_equal(np.array(picture), 255 * mask.numpy().astype(np.uint8))
-
-
-def test_another_text_gives_another_mask(world, tmp_path):
-    image = write(tmp_path / "x.png", scene())
-    one, other = (world.result("referring", image, tmp_path / text, text=text) for text in ("red ball", "wall"))
-    assert not np.allclose(one, other, atol=1e-2)
 
 
 def test_metres_are_those_of_evaluation(world, tmp_path):
@@ -215,12 +209,8 @@ def test_every_size_has_a_prediction_of_its_own_size(world, tmp_path, task):
     assert world.predict(task, images, tmp_path / "out") == 0
     for name, size in sizes.items():
         assert arrays(tmp_path / f"out/{name}.npz")[KEYS[task]].shape == size
-        with (
-            Image.open(tmp_path / f"out/{name}.png") as picture,
-            Image.open(tmp_path / f"out/{name}.panel.png") as panel,
-        ):
-            assert picture.size == size[::-1]
-            assert max(panel.size) < 2000
+        assert Image.open(tmp_path / f"out/{name}.png").size == size[::-1]
+        assert max(Image.open(tmp_path / f"out/{name}.panel.png").size) < 2000
 
 
 @pytest.mark.parametrize("size", [(40, 50), (5, 9), (13, 17), (1, 1), (301, 17)])
@@ -252,12 +242,9 @@ def test_depth_windows_overlap_by_half_and_are_no_fewer_than_in_evaluation():
 # ---------------------------------------------------------------------------------------------------------- picture files
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.jp2", "colour.png", "colour.tif"])
 def test_sixteen_bits_are_scaled_to_eight(tmp_path, name):
-    eight = scene() if name.startswith("colour") else scene()[..., 0]
-    sixteen = eight.astype(np.uint16) * 257
-    assert cv2.imwrite(str(tmp_path / name), sixteen[..., ::-1] if sixteen.ndim == 3 else sixteen)
-    pixels = read_image(tmp_path / name)
-    expected = eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, -1)
-    assert np.abs(pixels.astype(int) - expected).max() <= 1
+    eight = scene() if name.startswith("colour") else np.repeat(scene()[..., :1], 3, -1)
+    assert cv2.imwrite(str(tmp_path / name), (eight[..., ::-1] if "colour" in name else eight[..., 0]) * np.uint16(257))
+    assert np.abs(read_image(tmp_path / name).astype(int) - eight).max() <= 1
 
 
 def test_floating_point_from_0_to_1_is_read_and_other_ranges_are_refused(tmp_path):
@@ -286,16 +273,8 @@ def test_transparent_parts_lie_on_white(tmp_path, mode):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_the_exif_orientation_is_applied(tmp_path, orientation, suffix):
     """A camera stores the picture as its sensor lies; the inverse of what viewers do to it."""
-    stored = {
-        1: lambda x: x,
-        2: np.fliplr,
-        3: lambda x: np.rot90(x, 2),
-        4: np.flipud,
-        5: lambda x: x.transpose(1, 0, 2),
-        6: lambda x: np.rot90(x, 1),
-        7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
-        8: lambda x: np.rot90(x, -1),
-    }[orientation](scene())
+    turns, mirrored = [(0, 0), (0, 1), (2, 0), (2, 1), (1, 1), (1, 0), (3, 1), (3, 0)][orientation - 1]
+    stored = np.rot90(np.fliplr(scene()) if mirrored else scene(), turns)
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(tmp_path / f"x.{suffix}", np.ascontiguousarray(stored), exif=exif)
@@ -354,15 +333,6 @@ def test_bad_files_are_a_sentence_each_and_do_not_stop_the_others(world, tmp_pat
     assert names == {f"good{number}.{kind}" for number in range(2) for kind in ("png", "npz", "panel.png")}
 
 
-def test_nothing_is_loaded_if_no_picture_is_there(world, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    missing = [tmp_path / "x.jpg", tmp_path / "empty"]
-    spec = world.specs["segmentation"]
-    assert predict(spec, tmp_path / "none", tmp_path / "none", missing, tmp_path / "out") == 2
-    assert "contains no pictures" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 # ------------------------------------------------------------------------------------------------------ names of files
 def test_folders_are_searched_and_other_files_are_skipped(tmp_path, capsys):
     for name in ("b.JPG", "a/x.png", "a/deep/x.gif", "predictions/old.png"):
@@ -400,9 +370,7 @@ def test_pictures_are_never_overwritten(world, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_rerun_gives_the_same_bytes_whatever_else_is_predicted(world, tmp_path, task):
-    pictures = [
-        write(tmp_path / "in" / f"{name}.png", scene(*size)) for name, size in (("a", (30, 70)), ("b", (64, 64)))
-    ]
+    pictures = [write(tmp_path / f"in/{name}.png", scene(*size)) for name, size in (("a", (30, 70)), ("b", (64, 64)))]
     assert world.predict(task, [tmp_path / "in"], tmp_path / "out") == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert world.predict(task, [pictures[1]], tmp_path / "out") == 0
@@ -411,14 +379,13 @@ def test_a_rerun_gives_the_same_bytes_whatever_else_is_predicted(world, tmp_path
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_any_name_and_text_can_be_drawn(world, tmp_path, task, capsys):
+def test_any_name_and_text_can_be_drawn(world, tmp_path, task):
     path = write(tmp_path / "5$ or $x_^{ 客厅 🪑\n.png", scene())
     options = {"text": "the $5 note and the $ sign, 椅子"} if task == "referring" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert world.predict(task, [path], tmp_path / "out", **options) == 0
     assert (tmp_path / "out" / f"{path.stem}.panel.png").stat().st_size > 1000
-    assert "Traceback" not in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------- options and weights
@@ -439,25 +406,19 @@ def test_options_that_do_not_fit_are_named(world, tmp_path, task, options, messa
     assert not (tmp_path / "out").exists()
 
 
-def test_without_names_classes_have_numbers(world, tmp_path):
-    world.result("segmentation", write(tmp_path / "x.png", scene()), tmp_path / "out")
-    assert arrays(tmp_path / "out/x.npz")["names"][:2].tolist() == ["class 0", "class 1"]
-    assert class_names(world.specs["segmentation"], None) is class_names(world.specs["depth"], tmp_path) is None
-
-
-def test_a_text_that_is_cut_is_said(world, tmp_path, capsys):
+def test_a_long_text_and_unnamed_classes(world, tmp_path, capsys):
     image = write(tmp_path / "x.png", scene())
     world.result("referring", image, tmp_path / "out", text="the red ball " * 9)
     assert "tokens, of which the network sees 12; shorten it" in capsys.readouterr().err
+    world.result("segmentation", image, tmp_path / "out")
+    assert arrays(tmp_path / "out/x.npz")["names"][:2].tolist() == ["class 0", "class 1"]
 
 
 def test_class_prompts_come_with_the_weights_and_need_no_text_encoder(world, tmp_path):
-    shutil.copytree(world.checkpoint, tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut/text_encoder")
-    image = write(tmp_path / "x.png", scene())
+    shutil.copytree(world.checkpoint, tmp_path / "cut", ignore=shutil.ignore_patterns("text_encoder"))
+    image, spec = write(tmp_path / "x.png", scene()), world.specs["depth"]
     whole = world.result("depth", image, tmp_path / "out")
-    spec, weights = world.specs["depth"], world.weights["depth"]
-    assert predict(spec, weights, tmp_path / "cut", [image], tmp_path / "other", scene="kitchen") == 0
+    assert predict(spec, world.weights["depth"], tmp_path / "cut", [image], tmp_path / "other", scene="kitchen") == 0
     assert np.array_equal(arrays(tmp_path / "other/x.npz")["depth"], whole)
 
 

@@ -19,12 +19,10 @@ from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5,
 from vpd.cli import main
 from vpd.config.params import Params, load_params
 from vpd.tracking import Live, Summary, compare_links, shown, sync, ui_command
-from vpd.tracking.records import flatten, manifest_digests, metric_name, table_tags
+from vpd.tracking.records import flatten, metric_name, table_tags
 from vpd.tracking.store import _reason, connected
 from vpd.tracking.sync import compare_url
-from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_json
 
 RUNS = 7 * len(SEEDS) + 1  # and the report
 SCRIPT = """
@@ -78,13 +76,6 @@ def track(results: Path, params: Params, uri: str, strict: bool = True) -> Summa
     return sync(results, params, uri, results.parent / "data", results.parent / "checkpoints", strict=strict)
 
 
-def write_manifest(results: Path, kind: str, name: str, **content: object) -> str:
-    """Prepare a dataset or checkpoint; return the digest of its manifest."""
-    path = results.parent / kind / name / "manifest.json"
-    write_json(path, content)
-    return sha256(path)
-
-
 def shown_runs(uri: str) -> dict[str, list]:
     """All runs that the UI would list, by name."""
     client, runs = MlflowClient(uri), {}
@@ -111,7 +102,6 @@ def start(results: Path, uri: str, before: str = "") -> subprocess.Popen:
 
 # ------------------------------------------------------------------------------------------------------------ contents
 def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, params):
-    data, checkpoint = write_manifest(results, "data", "ade20k"), write_manifest(results, "checkpoints", "sd-1-5")
     summary = track(results, params, uri)
     assert (summary.added, summary.missed, summary.unfinished) == (RUNS, 0, 0)
     assert_complete(uri, params)
@@ -136,7 +126,7 @@ def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, par
     tags = {"table": "table5", "row": "table5: + mid attention", "table5": "+ mid attention", "scale": "mini"}
     tags |= {"tables": "table5", "method": "vpd", "backbone": "sd-1-5"}
     tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "git_commit": "unknown"}
-    tags |= {"data_digest": data, "checkpoint_digest": checkpoint, "vpd.key": "mini/official/seg-mid/seed0"}
+    tags |= {"data_digest": "d1", "checkpoint_digest": "c1", "vpd.key": "mini/official/seg-mid/seed0"}
     assert tags.items() <= run.data.tags.items()
 
     panel = client.download_artifacts(run.info.run_id, "panels/predictions.png")
@@ -152,21 +142,17 @@ def test_the_report_is_a_run_with_files_and_measured_cells(results, uri):
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["REPORT.md", "figures", "tables"]
 
 
-def test_a_commit_and_what_the_run_was_trained_on_are_recorded(results, uri):
-    params = table5(experiments=2)
-    metrics = json.loads((results / "metrics/seg-empty.json").read_text())
-    inputs = {"data": "own data", "checkpoint": "own checkpoint"}
-    write_json(results / "metrics/seg-empty.json", metrics | {"runs": {"seed0": {"fingerprint": {"inputs": inputs}}}})
-    given = write_manifest(results, "data", "ade20k")
+def test_the_commit_is_recorded_and_a_dataset_with_other_content_replaces_the_run(results, uri):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(results)]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-    track(results, params, uri)
-    first, second = (shown_runs(uri)[f"{name}/seed0"][0].data.tags for name in params.experiments)
-    assert first["git_commit"] == second["git_commit"] == commit
-    assert (first["data_digest"], first["checkpoint_digest"]) == ("own data", "own checkpoint")
-    assert (second["data_digest"], second["checkpoint_digest"]) == (given, "unknown")
+    file = results / "metrics/seg-empty.json"
+    for data, kept in (("d1", 0), ("d1", 4), ("d2", 1)):  # the report is kept
+        file.write_text(file.read_text().replace('"d1"', f'"{data}"'))
+        assert track(results, table5(experiments=1), uri).kept == kept
+        tags = shown_runs(uri)["seg-empty/seed0"][0].data.tags
+        assert (tags["data_digest"], tags["git_commit"]) == (data, commit)
 
 
 def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(results, uri):
@@ -186,7 +172,6 @@ def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(
         ("metrics/seg-mid.json", '{"spec": "SPEC", "results": [{"seed": 0}]}', "seg-mid.json is not a metrics file"),
         ("metrics/seg-mid.json", '{"results"', "seg-mid.json is not valid JSON"),
         ("history/seg-mid.csv", "seed,step,loss\n0,5,abc\n", "seg-mid.csv is damaged"),
-        ("history/seg-mid.csv", "step,loss\n5,1\n", "seg-mid.csv is damaged"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(results, uri, params, file, text, said):
@@ -207,50 +192,24 @@ def test_names_and_values_fit_mlflow():
 def test_tags_name_the_tables_and_rows_that_show_a_run():
     params = load_params(Path(__file__).parents[1] / "params.yaml", "paper")
     tags = table_tags(params, "seg-full")
-    tables = [
-        name
-        for name, table in params.tables.items()
-        if "seg-full" in {e for r in table.rows for e in r.trained.values()}
-    ]
-    assert tags["tables"].split(", ")[: len(tables)] == tables
-    assert tags["table"] == tables[0]
-    assert tags["row"].startswith(f"{tables[0]}: {tags[tables[0]]}")
+    first = tags["table"]
+    assert first == tags["tables"].split(", ")[0]
+    assert any("seg-full" in row.trained.values() for row in params.tables[first].rows)
+    assert tags["row"].startswith(f"{first}: {tags[first]}")
     assert table_tags(params, "not in any table") == {}
     # Rows of released weights do not show a run of this project.
     assert table_tags(params, "refcoco-full").keys() == {"table", "tables", "row", "table3"}
-
-
-def test_manifest_digests_name_datasets_and_checkpoints(tmp_path):
-    (tmp_path / "data/ade20k").mkdir(parents=True)
-    (tmp_path / "data/ade20k/manifest.json").write_text("{}\n")
-    found = manifest_digests(tmp_path / "data", tmp_path / "checkpoints")
-    assert found == {"data/ade20k": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"}
-
-
-def test_a_dataset_with_other_content_replaces_the_run(results, uri):
-    params = table5(experiments=1)
-    track(results, params, uri)
-    for version, kept in ((1, 4), (1, 4), (2, 1)):  # the report is always kept
-        digest = write_manifest(results, "data", "ade20k", version=version)
-        summary = track(results, params, uri)
-        assert (summary.kept, summary.replaced) == (kept, 4 - kept)
-        assert shown_runs(uri)["seg-empty/seed0"][0].data.tags["data_digest"] == digest
 
 
 # ---------------------------------------------------------------------------------------------------------- repetition
 def test_a_second_sync_keeps_every_run_and_every_row(results, uri, params):
     track(results, params, uri)
     first = shown_runs(uri)
-    known = write_manifest(results, "data", "ade20k")
     summary = track(results, params, uri)
     second = shown_runs(uri)
     assert (summary.kept, summary.added, summary.replaced) == (RUNS, 0, 0)
     assert {name: run.info.run_id for name, (run,) in second.items()} == {n: r.info.run_id for n, (r,) in first.items()}
-    assert second["seg-up/seed1"][0].data.tags["data_digest"] == known
     assert_complete(uri, params)
-    (results.parent / "data/ade20k/manifest.json").unlink()
-    track(results, params, uri)
-    assert shown_runs(uri)["seg-up/seed1"][0].data.tags["data_digest"] == known
 
 
 def test_new_results_replace_the_runs_of_their_experiment_alone(results, uri, params):
@@ -291,20 +250,14 @@ def test_processes_that_start_at_once_share_one_new_database(results, tmp_path, 
     assert_complete(new, params)
 
 
-def test_an_mlflow_experiment_deleted_by_hand_is_restored(results, uri):
-    params = table5(experiments=1)
-    track(results, params, uri)
-    client = MlflowClient(uri)
-    client.delete_experiment(client.get_experiment_by_name("vpd-mini").experiment_id)
-    track(results, params, uri)
-    assert set(shown_runs(uri)) == {"report", *(f"seg-empty/seed{seed}" for seed in SEEDS)}
-
-
 # --------------------------------------------------------------------------------------------------------- dead servers
-@pytest.mark.parametrize("uri", ["mlruns", "htp://localhost:5000", "sqlite:///", "sqlite:///:memory:"])
+@pytest.mark.parametrize("uri", ["mlruns", "htp://localhost", "sqlite:///", "postgresql://me:se/cret@host/db"])
 def test_a_uri_that_names_no_store_is_refused(results, params, uri):
-    with pytest.raises(UserError, match=r"names no (store|file)"):
+    with pytest.raises(
+        UserError, match=r"names no (store|file)|is not a valid address; write special characters"
+    ) as error:
         track(results, params, uri)
+    assert "cret" not in str(error.value)
 
 
 def test_passwords_are_not_shown():
@@ -317,10 +270,8 @@ def test_passwords_are_not_shown():
     for unescaped in ("http://me:se/cret@host", "http://me:se?cret@host", "postgresql://me:12/se?cret@host/db"):
         assert "cret" not in shown(unescaped)
     error = "cannot open http://me:se%2Fcret@host?token=t0ken, password se/cret\nsecond line"
-    assert (
-        _reason("http://me:se%2Fcret@host?token=t0ken", error)
-        == "cannot open http://me:***@host?token=***, password ***"
-    )
+    shortened = _reason("http://me:se%2Fcret@host?token=t0ken", error)
+    assert shortened == "cannot open http://me:***@host?token=***, password ***"
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:{}", "postgresql://u:p@127.0.0.1:{}/db"])
@@ -329,20 +280,10 @@ def test_a_dead_server_is_one_sentence_and_fails_only_when_strict(results, param
     with pytest.raises(UserError, match="is unreachable"):
         track(results, params, uri)
     summary = track(results, params, uri, strict=False)
-    assert summary.as_dict() == {
-        "experiment": "vpd-mini", "runs": 0, "missed": RUNS, "unfinished": 0, "models": 0
-    }  # fmt: skip
+    assert (summary.missed, summary.added) == (RUNS, 0)
     assert capsys.readouterr().err == (
         f"MLflow at {shown(uri)} is unreachable; {RUNS} runs are not logged yet; run 'vpd track' later\n"
     )
-
-
-def test_a_password_that_is_not_written_as_in_an_address_is_one_sentence(results, params):
-    with pytest.raises(
-        UserError, match="'postgresql://host/db' is not a valid address; write special characters"
-    ) as caught:
-        track(results, params, "postgresql://me:se/cret@host/db")
-    assert "cret" not in str(caught.value)
 
 
 def test_help_does_not_show_the_address_in_the_environment(monkeypatch, capsys):
@@ -350,12 +291,6 @@ def test_help_does_not_show_the_address_in_the_environment(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["track", "--help"])
     assert "secret" not in capsys.readouterr().out
-
-
-def test_a_damaged_database_is_one_sentence(results, params, tmp_path):
-    (tmp_path / "mlflow.db").write_text("this is no database " * 100)
-    with pytest.raises(UserError, match="refused: "):
-        track(results, params, f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 def test_a_server_that_comes_late_gets_what_it_missed(results, params, tmp_path):
@@ -378,26 +313,18 @@ def test_a_server_that_comes_late_gets_what_it_missed(results, params, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- live logging
-def test_a_dead_server_costs_a_training_one_line(params, capsys):
-    uri = f"http://127.0.0.1:{free_port()}"
-    with Live(uri, params.resolve("seg-up"), 0) as live:
-        for step in range(300):
-            live(step, {"loss": 1.0, "lr": 0.1})
+@pytest.mark.parametrize("kind", ["dead", "silent"])
+def test_a_server_that_does_not_answer_costs_a_training_one_line_and_a_few_seconds(params, capsys, kind):
+    started = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{free_port() if kind == 'dead' else silent.getsockname()[1]}"
+        with Live(uri, params.resolve("seg-up"), 0) as live:
+            for step in range(2000):
+                live(step, {"loss": 1.0, "lr": 0.1})
+    assert time.monotonic() - started < 10
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"live logging of seg-up/seed0 stopped: MLflow at {uri} is unreachable" in said
-
-
-def test_a_server_that_does_not_answer_costs_a_training_a_few_seconds(params, capsys):
-    started = time.monotonic()
-    with (
-        socket.create_server(("127.0.0.1", 0)) as silent,
-        Live(f"http://127.0.0.1:{silent.getsockname()[1]}", params.resolve("seg-up"), 0) as live,
-    ):
-        for step in range(2000):
-            live(step, {"loss": 1.0})
-    assert time.monotonic() - started < 10
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_requests_take_a_small_part_of_the_time(params, uri, monkeypatch):
@@ -415,18 +342,6 @@ def test_requests_take_a_small_part_of_the_time(params, uri, monkeypatch):
             now[0] += 1
     assert sum(sent) == 100
     assert 0.5 * len(sent) < 0.04 * (now[0] - 1000)
-
-
-def test_live_logging_survives_a_bad_uri(params, capsys):
-    with Live("mlruns", params.resolve("seg-up"), 0) as live:
-        live(5, {"loss": 1.0})
-    assert "names no store" in capsys.readouterr().err
-
-
-def test_a_training_that_logs_nothing_leaves_no_run(uri, params):
-    with Live(uri, params.resolve("seg-up"), 0):
-        pass
-    assert MlflowClient(uri).get_experiment_by_name("vpd-mini") is None
 
 
 def test_a_resumed_training_continues_its_live_run_and_sync_replaces_it(results, uri, params):

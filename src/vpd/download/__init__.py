@@ -22,10 +22,7 @@ RECEIPTS = ".fetched"
 
 
 class Preparation(NamedTuple):
-    """How a tree is made: a function of files by role and the tree, the roles that it needs, and the module with it.
-
-    A correction of that module makes its trees anew; how archives are downloaded and unpacked changes none of their bytes.
-    """
+    """A function of files by role and the tree, the roles that it needs, and its module, whose edits make trees anew."""
 
     run: Callable[[dict[str, Path], Path], object]
     roles: tuple[str, ...] = ()
@@ -43,8 +40,6 @@ def fetch(
 ) -> None:
     """Complete the tree ``out`` with an entry of the catalogue; do nothing if its receipt still holds.
 
-    Another job that fetches the same is waited for.
-
     Args:
         name: of the entry.
         out: tree, which other entries may share.
@@ -52,9 +47,6 @@ def fetch(
         sources: catalogue; the one that comes with vpd if not given.
         accept: whether the user accepts the terms, if that is not recorded yet.
         given: files that the user has already.
-
-    Raises:
-        UserError: for every failure.
     """
     catalogue, where = load_sources(sources), str(sources or "vpd fetch")
     entry = pick(name, catalogue.entries, "download", where)

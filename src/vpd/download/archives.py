@@ -20,8 +20,7 @@ from vpd.utils.progress import track
 
 RATIO = 200
 """Unpacked bytes per byte of the archive above which it counts as a bomb; images and .mat files stay below 20."""
-ALLOWED = 100_000_000
-"""Unpacked bytes that need no such ratio."""
+ALLOWED = 100_000_000  # unpacked bytes that need no such ratio
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """What ``zipfile`` raises."""
 
@@ -49,11 +48,7 @@ def _opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipIn
 
 
 def choose(archive: Path, pattern: re.Pattern[str], path: str, wanted: str) -> dict[str, str]:
-    """Select the members whose whole name matches ``pattern``; UserError, which calls them ``wanted``, if there are none.
-
-    Returns:
-        Member's name -> its path in the tree: ``path`` with the groups of the match, as in ``re.Match.expand``.
-    """
+    """Map the members that match ``pattern`` to ``path`` with the match's groups; UserError without a ``wanted`` one."""
     with _opened(archive) as (_, members):
         names = [member.filename for member in members]
     matches = {name: pattern.fullmatch(str(PurePosixPath(name))) for name in names}
@@ -70,10 +65,7 @@ def places(names: Iterable[str]) -> str:
 
 
 def extract(archive: Path, folder: Path, chosen: dict[str, str]) -> None:
-    """Unpack the ``chosen`` members (name -> path) into ``folder``, which a damaged archive leaves half full.
-
-    UserError naming archive and member for a link, a device or a password.
-    """
+    """Unpack the ``chosen`` members (name -> path) into ``folder``; UserError for a link, a device or a password."""
     with _opened(archive) as (file, members):
         selected = [member for member in members if member.filename in chosen]
         for member in selected:

@@ -24,10 +24,8 @@ ATTEMPTS = 6
 """Failures in a row, without a single new byte, after which the next mirror is tried."""
 PAUSE = 60
 """Seconds between two attempts at most; pauses double from 1 s, or are what a server's Retry-After asks for."""
-STALL = 60.0
-"""Seconds without a byte after which a connection counts as broken."""
-TRANSIENT = (408, 425, 429, *range(500, 600))
-"""Statuses after which the same request may succeed later."""
+STALL = 60.0  # seconds without a byte after which a connection counts as broken
+TRANSIENT = (408, 425, 429, *range(500, 600))  # statuses after which the same request may succeed later
 WEB_PAGE = "it is a web page, usually a login form or a notice that a download quota is used up"
 CHUNK = 1 << 20
 
@@ -45,8 +43,7 @@ class Archive:
     """A verified file."""
 
     path: Path
-    origin: str
-    """URL that it came from, or what else brought it."""
+    origin: str  # URL that it came from, or what else brought it
     sha256: str
 
 
@@ -84,13 +81,6 @@ def download(file: FileSource, target: Path) -> Archive:
     """Make ``target`` hold ``file``; it appears only when it is complete and verified.
 
     Bytes that arrived before a failure or a SIGKILL stay in ``<target>.part``, and the next call continues from them.
-
-    Args:
-        file: mirrors in the order in which they are tried; size and digests as far as known.
-        target: path of the file; a file there that fails the checks is downloaded again.
-
-    Raises:
-        UserError: no mirror serves the file, or the disk is too small.
     """
     if target.is_file():
         try:

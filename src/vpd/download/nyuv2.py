@@ -21,8 +21,7 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import write_text
 from vpd.utils.progress import track
 
-FOCAL = 518.8579
-"""Pixels; the released lists of BTS give it to every frame."""
+FOCAL = 518.8579  # pixels; the released lists of BTS give it to every frame
 HEIGHT, WIDTH = 480, 640
 INSIDE = (slice(7, 474), slice(7, 632))
 """Rows and columns within the white border of the labelled images; the released extraction makes the rest black."""
@@ -65,12 +64,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _frame(labeled: h5py.File, index: int) -> tuple[str, ndarray, ndarray]:
-    """Read one labelled frame; MATLAB 7.3 files are HDF5 with the axes of every array reversed.
-
-    Returns:
-        Type of scene, such as ``living_room``; RGB image, (H, W, 3) uint8; depth as the sensor measured it, (H, W) float32
-        metres, 0 where it did not.
-    """
+    """Read type of scene, RGB image and raw depth in metres (0: none); MATLAB's HDF5 has reversed the axes of arrays."""
     references = labeled["sceneTypes"][...].ravel()  # not "scenes", whose strings are numbered
     letters = labeled[references[index]][...].ravel()
     scene = "".join(map(chr, letters))
@@ -94,10 +88,7 @@ def _depth_name(image: str) -> str:
 
 
 def prepare_sync(files: dict[str, Path], out: Path) -> None:
-    """Unpack the training frames that the released train_list.txt (role ``list``) names (D2).
-
-    The archive of BTS (role ``archive``) holds half as many frames again.
-    """
+    """Unpack the training frames that the released train_list.txt names (D2); BTS' archive holds half as many again."""
     archive, list_file = files["archive"], files["list"]
     with staged(out, "nyuv2-sync", [FOLDERS["train"], "train_list.txt"]) as stage:
         shutil.copyfile(list_file, stage / "train_list.txt")

@@ -15,11 +15,7 @@ IMAGE = re.compile(r"(?:.*/)?train2014/(COCO_train2014_\d{12}\.jpg)")
 
 
 def prepare_references(files: dict[str, Path], out: Path) -> None:
-    """Unpack the references and annotations of a variant, with the splits that VPD is measured on (R9).
-
-    UserError if the pickle holds more than containers, text and numbers, or refers to an image or object that
-    instances.json lacks.
-    """
+    """Unpack the references and annotations of a variant, with the splits that VPD is measured on (R9)."""
     archive = files["archive"]
     chosen = choose(archive, MEMBER, r"\1/\2", f"{VARIANTS[0]}/instances.json or another of {', '.join(VARIANTS)}")
     paths = set(chosen.values())

@@ -27,24 +27,18 @@ class Licence(Frozen):
     """Terms under which something may be used."""
 
     name: str
-    terms: str = Field(min_length=1)
-    """Summary in one paragraph of this project's own words."""
-    text: Url
-    """Where the authoritative text is."""
+    terms: str = Field(min_length=1)  # summary in this project's own words
+    text: Url  # where the authoritative text is
 
 
 class FileSource(Frozen):
     """One file: its mirrors in the order in which they are tried, and how to recognise it."""
 
-    name: FileName
-    """Name in the archives folder."""
-    aliases: tuple[FileName, ...] = ()
-    """Other names under which a user may have downloaded it."""
+    name: FileName  # in the archives folder
+    aliases: tuple[FileName, ...] = ()  # under which a user may have downloaded it
     urls: tuple[Url, ...] = ()
-    size: PositiveInt | None = None
-    """Exact size in bytes."""
-    about: PositiveInt | None = None
-    """Rough size in bytes where the exact one is not known."""
+    size: PositiveInt | None = None  # exact bytes
+    about: PositiveInt | None = None  # rough bytes where the exact ones are not known
     digests: dict[Literal["md5", "sha1", "sha256"], Digest] = {}
     """Hex digests, or at least the first eight digits where only those are known."""
 
@@ -58,16 +52,11 @@ class Entry(Frozen):
     """Something that can be fetched: its files, their terms, and the preparation that makes a tree from them."""
 
     title: str
-    licence: str
-    """A key of ``licences``."""
-    files: dict[str, FileSource] = Field(min_length=1)
-    """Role in the preparation -> file."""
-    prepare: str
-    """Kind of preparation: see vpd.download."""
-    prepared: PositiveInt
-    """Rough bytes of the prepared tree."""
-    by_hand: str | None = None
-    """What to get from where when no mirror works, as half a sentence."""
+    licence: str  # a key of ``licences``
+    files: dict[str, FileSource] = Field(min_length=1)  # by role in the preparation
+    prepare: str  # kind of preparation: see vpd.download
+    prepared: PositiveInt  # rough bytes of the prepared tree
+    by_hand: str | None = None  # what to get from where when no mirror works, as half a sentence
 
     @model_validator(mode="after")
     def _obtainable(self) -> Self:

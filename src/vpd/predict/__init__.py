@@ -1,7 +1,6 @@
 """Predict for any picture: load a trained network, read pictures, write predictions and panels."""
 
-from vpd.predict.network import TrainedNetwork, class_names, load_network
+from vpd.predict.network import class_names
 from vpd.predict.run import predict
-from vpd.predict.tasks import Prediction, Task, build_task
 
-__all__ = ["Prediction", "Task", "TrainedNetwork", "build_task", "class_names", "load_network", "predict"]
+__all__ = ["class_names", "predict"]

@@ -13,8 +13,6 @@ from torch import Tensor
 from vpd.config.schema import Spec, VPDModel
 from vpd.datasets import ade20k
 from vpd.datasets.manifest import located
-from vpd.evaluation.inference import Predict
-from vpd.evaluation.run import predictor
 from vpd.models import LatentCache, Network, build_model
 from vpd.predict.pictures import say
 from vpd.training.runs import has_settings
@@ -23,10 +21,8 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 from vpd.utils.fingerprint import FINGERPRINT, MANIFEST
 
-CLASSIFIERS = {
-    "semantic-fpn": "head.conv_seg.bias",
-    "upernet": "head.conv_seg.bias",
-    "simple-decoding": "head.classify.bias",
+CLASSIFIERS = dict.fromkeys(("semantic-fpn", "upernet"), "head.conv_seg.bias") | {
+    "simple-decoding": "head.classify.bias"
 }
 """Head -> the tensor with one number per class."""
 EMBEDDINGS = "class_embeddings"
@@ -41,24 +37,9 @@ class TrainedNetwork:
     names: list[str]
     """Names of the segmentation classes, in label order; empty for the other tasks."""
 
-    @property
-    def forward(self) -> Predict:
-        """The network as a function of a batch."""
-        return predictor(self.spec, self.model)
-
 
 def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] | None = None) -> TrainedNetwork:
-    """Build a trained network; no file is unpickled.
-
-    Args:
-        spec: resolved spec of the experiment.
-        weights: ``final.safetensors`` or another milestone of a run.
-        checkpoint: provides VPD's frozen encoders, or a baseline's architecture.
-        names: segmentation classes in label order; numbered if not given.
-
-    Raises:
-        UserError: the weights are missing, damaged, not those that the run's manifest lists, or of another experiment.
-    """
+    """Build a trained network; no file is unpickled. Segmentation classes are numbered if no ``names`` are given."""
     state = _load_weights(weights, spec)
     known: list[str] = []
     if spec.task == "segmentation":

@@ -27,16 +27,13 @@ from vpd.predict.tasks import Referring, Segmentation, Task
 BOX_WIDTH, BOX_HEIGHT = 4.6, 4.0
 NARROWEST = 4.5
 LEGEND_LINE = 0.195
-LABELLED = 0.9
-"""Height from which on a colour scale has room for its full label."""
+LABELLED = 0.9  # height from which on a colour scale has room for its full label
 
-LONGEST = 1100
-"""Longest side in pixels of what is drawn: about twice the figure's own."""
+LONGEST = 1100  # longest side in pixels of what is drawn: about twice the figure's own
 LONGEST_NAME = 26
 OPACITY = 0.62
 EDGE = 0.6 * MASK
-FLAT = 0.1
-"""Metres that a colour scale spans at least."""
+FLAT = 0.1  # metres that a colour scale spans at least
 
 
 @contextlib.contextmanager
@@ -48,14 +45,7 @@ def plain_text() -> Iterator[None]:
 
 
 def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> FigureGrid:
-    """Draw a picture beside its prediction.
-
-    Args:
-        task: segments get a legend of the largest, an object an outline, metres a colour scale.
-        image: RGB (H, W, 3) uint8.
-        values: the prediction (H, W).
-        title: in front of what is known of the prediction.
-    """
+    """Draw an RGB picture (H, W, 3) beside its prediction (H, W) with a legend, an outline or a colour scale."""
     picture = _scaled(image, smooth=True)
     if isinstance(task, Segmentation):
         areas = np.bincount(values.ravel(), minlength=len(task.names))

@@ -35,15 +35,7 @@ def say(sentence: str, progress: Progress | None = None) -> None:
 
 
 def find_pictures(given: Sequence[Path], out: Path) -> tuple[list[Path], list[str]]:
-    """Collect the pictures among files and in folders (recursively), each once.
-
-    Args:
-        given: files and folders.
-        out: folder of predictions, whose files are not pictures of a folder around it.
-
-    Returns:
-        The pictures, and one sentence for each of ``given`` that does not exist or holds none.
-    """
+    """Collect the pictures in files and folders but ``out``, and a sentence for each of ``given`` that holds none."""
     pictures: dict[Path, Path] = {}
     faults = []
     for path in given:
@@ -71,23 +63,16 @@ def _in_folder(folder: Path, out: Path) -> list[Path]:
 
 
 class Job(NamedTuple):
-    """One picture and the files that are written for it."""
+    """A picture and the files that are written for it: the prediction as PNG and arrays, and the two side by side."""
 
     image: Path
     picture: Path
-    """The prediction as a PNG."""
     arrays: Path
-    """The prediction as numpy arrays."""
     panel: Path
-    """The picture beside its prediction."""
 
 
 def plan_outputs(images: Sequence[Path], out: Path) -> list[Job]:
-    """Name the files of every picture after it; if a name is taken, ``x`` becomes ``x-2``, ``x-3`` and so on.
-
-    Raises:
-        UserError: a prediction would overwrite one of the pictures.
-    """
+    """Name the files of every picture after it; if a name is taken, ``x`` becomes ``x-2``, ``x-3`` and so on."""
     originals = {image.resolve() for image in images}
     taken: set[str] = set()
     jobs = []

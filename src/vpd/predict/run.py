@@ -35,8 +35,6 @@ def predict(
 ) -> int:
     """Predict for pictures and write ``x.png``, ``x.npz`` and ``x.panel.png`` for ``x.jpg``, all at its upright size.
 
-    A picture that fails is reported in one sentence on standard error and does not stop the others.
-
     Args:
         spec: resolved spec of the experiment.
         weights: its ``final.safetensors``.
@@ -48,10 +46,7 @@ def predict(
         names: classes in label order (segmentation).
 
     Returns:
-        How many pictures failed.
-
-    Raises:
-        UserError: options, weights or ``out`` cannot be used.
+        How many pictures failed, each of them reported in one sentence.
     """
     check_options(spec, text, scene)
     if out.exists() and not out.is_dir():
@@ -75,19 +70,16 @@ def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
             image = read_image(job.image)
             if max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):  # its windows would fill the memory
                 raise UserError(f"{job.image} has a side of more than {MAX_ASPECT} times the other; crop it")
-            _write(job, task, image, _infer(spec, task, image, str(job.image)), f"{name}   {spec.name}")
+            torch.manual_seed(spec.seeds[0])  # VAE latents may be samples: reproducible whatever was predicted before
+            with torch.inference_mode():
+                prediction = task.infer(image, str(job.image))
+            _write(job, task, image, prediction, f"{name}   {spec.name}")
         except UserError as fault:
             failed += 1
             say(str(fault), progress)
         progress.advance(note=name)
     progress.close()
     return failed
-
-
-@torch.inference_mode()
-def _infer(spec: Spec, task: Task, image: ndarray, name: str) -> Prediction:
-    torch.manual_seed(spec.seeds[0])  # VAE latents may be samples: reproducible whatever was predicted before
-    return task.infer(image, name)
 
 
 def _write(job: Job, task: Task, image: ndarray, prediction: Prediction, title: str) -> None:

@@ -30,6 +30,7 @@ from vpd.datasets.nyuv2 import SCENES
 from vpd.datasets.transforms import normalise, resize_square
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import Predict, Request, Sink, answer, refer
+from vpd.evaluation.run import predictor
 from vpd.evaluation.windows import SlidingWindow, depth_windows, resize, scaled_image
 from vpd.predict.network import TrainedNetwork
 from vpd.predict.pictures import say
@@ -44,12 +45,9 @@ FARTHEST = 2**16 - 1
 class Prediction:
     """The prediction for one picture, at the picture's size."""
 
-    values: ndarray
-    """(H, W): class ids uint8, mask bool, or metres float32."""
-    arrays: dict[str, ndarray]
-    """Content of the .npz file."""
-    png: Image.Image
-    """Class ids with a palette of colours, a mask of 0 and 255, or 16-bit millimetres."""
+    values: ndarray  # (H, W): class ids uint8, mask bool, or metres float32
+    arrays: dict[str, ndarray]  # content of the .npz file
+    png: Image.Image  # class ids with a palette of colours, a mask of 0 and 255, or 16-bit millimetres
 
 
 def check_options(spec: Spec, text: str | None, scene: str | None) -> None:
@@ -74,30 +72,23 @@ def _prompted_by_scene(spec: Spec) -> bool:
 
 
 def build_task(network: TrainedNetwork, text: str | None = None, scene: str | None = None) -> Task:
-    """Prepare a network to predict.
-
-    Args:
-        network: see ``load_network``.
-        text: expression to find; referring only, and needed there.
-        scene: scene class, such as ``living room``; depth only. Without it the mean of all scene prompts is used.
-    """
-    spec = network.spec
-    check_options(spec, text, scene)
+    """Prepare a network to predict; without ``scene``, depth uses the mean of all scene prompts."""
+    spec, forward = network.spec, predictor(network.spec, network.model)
     if isinstance(spec, SegmentationSpec):
-        return Segmentation(network.forward, spec.evaluation, network.names)
+        return Segmentation(forward, spec.evaluation, network.names)
     if isinstance(spec, ReferringSpec):
         reader = getattr(network.model, "language" if isinstance(spec.model, LavtModel) else "text")
         tokens = len(reader.tokenizer(text).input_ids)
         if tokens > reader.length:
             say(f"the text has {tokens} tokens, of which the network sees {reader.length}; shorten it")
-        return Referring(network.forward, spec.evaluation, text or "")
+        return Referring(forward, spec.evaluation, text or "")
     assert isinstance(spec, DepthSpec)
     if scene is not None:
         key = _scene_key(scene)
-        return Depth(network.forward, spec.evaluation, SCENES.index(key), key.replace("_", " "))
+        return Depth(forward, spec.evaluation, SCENES.index(key), key.replace("_", " "))
     if _prompted_by_scene(spec):
         say(f"no --scene is given, so the prompt is the mean of all {len(SCENES)} scene classes")
-    return Depth(network.forward, spec.evaluation, -1, "scene not given")
+    return Depth(forward, spec.evaluation, -1, "scene not given")
 
 
 def _answer_all(forward: Predict, requests: Iterable[Request], batch_size: int) -> None:

@@ -16,10 +16,8 @@ from vpd.tracking.sync import log_points_and_params, tracked_runs
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PAUSE = 5.0
-"""Seconds between two requests, at least."""
-SHARE = 0.02
-"""Part of the training's time that requests may take."""
+PAUSE = 5.0  # seconds between two requests, at least
+SHARE = 0.02  # part of the training's time that requests may take
 # What a silent server may cost, once: a probe and one request.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 

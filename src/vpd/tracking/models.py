@@ -33,8 +33,7 @@ SPEC, WEIGHTS, CLASSES, CHECKPOINT = "spec.json", "final.safetensors", "classes.
 """Names in a model; the classes' file also names the folder of a checkpoint that is not copied."""
 MODEL, CHAMPION = "vpd.model", "champion"
 """Tag with the digest that distinguishes versions, and alias of the version that was tracked last."""
-UPLOAD_SECONDS = "600"
-"""A server answers only when it has stored a whole file."""
+UPLOAD_SECONDS = "600"  # a server answers only when it has stored a whole file
 DESCRIPTIONS = {
     "segmentation": "Semantic segmentation; the PNG holds class ids, with the classes' colours as palette",
     "referring": "The object that a text describes; the PNG is 255 where it is and 0 elsewhere",
@@ -55,16 +54,13 @@ class RegisteredNetwork:
 
     spec: Spec
     seed: int
-    run: Path
-    """Folder with the weights and their manifest."""
+    run: Path  # the folder with the weights
     spec_file: Path
     weights_digest: str
     checkpoint: Path
     checkpoint_digest: str
-    copied: bool
-    """Whether the model holds the checkpoint, or names its folder."""
+    copied: bool  # whether the model holds the checkpoint, or names its folder
     classes: list[str] | None
-    """Names of the segmentation classes."""
 
     @property
     def name(self) -> str:
@@ -163,12 +159,9 @@ def _upload(client: MlflowClient, experiment: str, network: RegisteredNetwork, r
         folder = Path(temporary)
         described.save(str(folder / "MLmodel"))
         # Copies follow links into a cache; MLflow does not.
-        for path, name in (
-            (network.spec_file, SPEC),
-            (network.run / WEIGHTS, WEIGHTS),
-            (network.run / MANIFEST, MANIFEST),
-        ):
-            shutil.copyfile(path, folder / name)
+        for path in (network.run / WEIGHTS, network.run / MANIFEST):
+            shutil.copyfile(path, folder / path.name)
+        shutil.copyfile(network.spec_file, folder / SPEC)
         reference = {"checkpoint": str(network.checkpoint.resolve()), "checkpoint_digest": network.checkpoint_digest}
         if network.copied:
             shutil.copytree(network.checkpoint, folder / CHECKPOINT)
@@ -221,9 +214,6 @@ def model_places(uri: str, tracking_uri: str, folder: Path = DOWNLOADS) -> dict[
 
     Returns:
         Paths of ``spec``, ``weights``, ``checkpoint`` and ``classes`` (a JSON file).
-
-    Raises:
-        UserError: there is no such model, or the checkpoint that it refers to is not here.
     """
     form = FORM.fullmatch(uri)
     if form is None:
@@ -237,7 +227,12 @@ def model_places(uri: str, tracking_uri: str, folder: Path = DOWNLOADS) -> dict[
     if (root / CHECKPOINT).is_dir():
         return {**places, "checkpoint": root / CHECKPOINT}
     reference = read_json(root / CLASSES)
-    return {**places, "checkpoint": _checked(Path(reference["checkpoint"]), reference["checkpoint_digest"])}
+    checkpoint = Path(reference["checkpoint"])
+    if not (checkpoint / MANIFEST).is_file():
+        raise UserError(f"the model refers to the checkpoint {checkpoint}, which is not here; fetch it or put it there")
+    if sha256(checkpoint / MANIFEST) != reference["checkpoint_digest"]:
+        raise UserError(f"{checkpoint} is not the checkpoint that the model was trained from; put that one back")
+    return {**places, "checkpoint": checkpoint}
 
 
 def _version(client: MlflowClient, uri: str, form: re.Match[str]) -> ModelVersion:
@@ -272,12 +267,3 @@ def _files(client: MlflowClient, version: ModelVersion, tracking_uri: str, folde
                 store = f"sqlite:///{path}" if path else tracking_uri
                 download_artifacts(location, dst_path=str(temporary), tracking_uri=store)
     return download / location.rstrip("/").rpartition("/")[2]
-
-
-def _checked(folder: Path, expected: str) -> Path:
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise UserError(f"the model refers to the checkpoint {folder}, which is not here; fetch it or put it there")
-    if sha256(manifest) != expected:
-        raise UserError(f"{folder} is not the checkpoint that the model was trained from; put that one back")
-    return folder

@@ -17,7 +17,6 @@ from vpd.config.schema import Spec, load_spec
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
-from vpd.utils.fingerprint import MANIFEST
 
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
 UNKNOWN = "unknown"
@@ -57,7 +56,7 @@ class Record:
         return digest([self.name, self.params, self.points, files])
 
 
-def collect(results: Path, params: Params, digests: Mapping[str, str]) -> tuple[list[Record], int]:
+def collect(results: Path, params: Params) -> tuple[list[Record], int]:
     """Collect the finished experiments of the matrix, and the report; count those that are not finished.
 
     An experiment is finished if its metrics carry the digest of its present spec: a new spec never stands beside old numbers.
@@ -72,7 +71,7 @@ def collect(results: Path, params: Params, digests: Mapping[str, str]) -> tuple[
         tags = {**commit, **table_tags(params, name)}
         try:
             seeds = sorted({row["seed"] for row in metrics["results"]})
-            records += [_seed_record(results, spec, seed, metrics, tags, digests) for seed in seeds]
+            records += [_seed_record(results, spec, seed, metrics, tags) for seed in seeds]
         except (AttributeError, KeyError, TypeError) as error:
             path = results / "metrics" / f"{name}.json"
             raise UserError(f"{path} is not a metrics file ({error!r}); delete it and evaluate {name} again") from None
@@ -91,24 +90,13 @@ def _finished(results: Path, name: str) -> tuple[Spec | None, dict[str, Any]]:
     return (spec if metrics["spec"] == spec.digest() else None), metrics
 
 
-def _seed_record(
-    results: Path,
-    spec: Spec,
-    seed: int,
-    metrics: dict[str, Any],
-    tags: dict[str, str],
-    digests: Mapping[str, str],
-) -> Record:
+def _seed_record(results: Path, spec: Spec, seed: int, metrics: dict[str, Any], tags: dict[str, str]) -> Record:
     points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics["results"], seed)
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
         artifacts |= {f"panels/{path.name}": path for path in sorted((results / "panels" / spec.name).glob("*.png"))}
-    # What the run was trained on: as the evaluation recorded it, else as it is now.
     inputs = metrics.get("runs", {}).get(f"seed{seed}", {}).get("fingerprint", {}).get("inputs", {})
-    trained_on = {
-        "data_digest": inputs.get("data") or digests.get(f"data/{spec.dataset}", UNKNOWN),
-        "checkpoint_digest": inputs.get("checkpoint") or digests.get(f"checkpoints/{spec.checkpoint}", UNKNOWN),
-    }
+    trained_on = {f"{name}_digest": inputs.get(name, UNKNOWN) for name in ("data", "checkpoint")}
     tags, params = {**tags, **trained_on, **spec_tags(spec, seed)}, flatten(spec.model_dump(mode="json"))
     return Record(tags[KEY], run_name(spec.name, seed), params, tuple(points), tags, artifacts)
 
@@ -179,9 +167,8 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
-        text = ", ".join(map(_text, value)) or "none"
-    else:
-        text = value if isinstance(value, str) else json.dumps(value)
+        value = ", ".join(map(_text, value)) or "none"
+    text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 
 
@@ -197,10 +184,8 @@ def run_name(experiment: str, seed: int) -> str:
 
 def spec_tags(spec: Spec, seed: int) -> dict[str, str]:
     """Return the tags that follow from spec and seed."""
-    tags = {name: str(getattr(spec, name)) for name in FROM_SPEC}
-    tags |= {"experiment": spec.name, "seed": str(seed), "backbone": spec.checkpoint, SPEC: spec.digest()}
-    tags[KEY] = run_key(spec, seed)
-    return tags
+    own = {"experiment": spec.name, "seed": str(seed), "backbone": spec.checkpoint, SPEC: spec.digest()}
+    return {name: str(getattr(spec, name)) for name in FROM_SPEC} | own | {KEY: run_key(spec, seed)}
 
 
 def table_tags(params: Params, experiment: str) -> dict[str, str]:
@@ -222,13 +207,6 @@ def table_tags(params: Params, experiment: str) -> dict[str, str]:
     tags = {table: "; ".join(names) for table, names in labels.items()}
     rows = "; ".join(f"{table}: {text}" for table, text in tags.items())
     return {**tags, "table": next(iter(tags)), "tables": ", ".join(tags), "row": rows}
-
-
-def manifest_digests(data: Path, checkpoints: Path) -> dict[str, str]:
-    """Digest every dataset's and checkpoint's manifest, as ``data/<name>`` and ``checkpoints/<id>``."""
-    folders = (("data", data), ("checkpoints", checkpoints))
-    paths = [(kind, path) for kind, folder in folders for path in sorted(folder.glob(f"*/{MANIFEST}"))]
-    return {f"{kind}/{path.parent.name}": sha256(path) for kind, path in paths}
 
 
 def git_commit(folder: Path) -> str:

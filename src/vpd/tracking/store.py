@@ -33,8 +33,7 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 USER, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
-TABLES_LOCK = 0x767064
-"""Number of PostgreSQL's advisory lock under which this project creates MLflow's tables."""
+TABLES_LOCK = 0x767064  # PostgreSQL's advisory lock under which this project creates MLflow's tables
 
 
 class Unavailable(UserError):
@@ -169,10 +168,10 @@ def _database_client(uri: str) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, uri: str, scale: str) -> str:
-    """Return the id of the MLflow experiment of ``scale``; create or restore it if needed."""
+    """Return the id of the MLflow experiment of ``scale``; create it if needed."""
     from mlflow.exceptions import MlflowException
 
-    name, path = experiment_name(scale), database_file(uri)
+    name, path = f"vpd-{scale}", database_file(uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -181,14 +180,7 @@ def experiment_id(client: MlflowClient, uri: str, scale: str) -> str:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
-    if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
-
-
-def experiment_name(scale: str) -> str:
-    """Name the MLflow experiment that holds the runs of one scale."""
-    return f"vpd-{scale}"
 
 
 @contextlib.contextmanager

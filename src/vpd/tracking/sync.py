@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from vpd.config.params import Params
 from vpd.tracking.models import networks_to_register, register
-from vpd.tracking.records import HASH, KEY, UNKNOWN, Point, Record, collect, manifest_digests, run_key
-from vpd.tracking.store import Unavailable, connected, database_file, experiment_id, experiment_name, scheme, shown
+from vpd.tracking.records import HASH, KEY, UNKNOWN, Point, Record, collect, run_key
+from vpd.tracking.store import Unavailable, connected, database_file, experiment_id, scheme, shown
 from vpd.utils.files import exclusive, write_json
 from vpd.utils.progress import Progress
 
@@ -35,16 +35,12 @@ class Summary:
     replaced: int = 0
     kept: int = 0
     missed: int = 0
-    unfinished: int = 0
-    """Experiments without final results."""
+    unfinished: int = 0  # experiments without final results
     models: int = 0
-    """Registered models whose newest version is that of the results."""
     new_versions: int = 0
-    links: dict[str, str] = field(default_factory=dict)
-    """Table -> page that compares its runs."""
+    links: dict[str, str] = field(default_factory=dict)  # table -> page that compares its runs
 
     def __str__(self) -> str:
-        """One line for the terminal."""
         text = f"MLflow experiment {self.experiment} at {self.uri}: "
         text += f"{self.added} runs added, {self.replaced} replaced, {self.kept} kept"
         text += f", {self.missed} not logged" if self.missed else ""
@@ -53,9 +49,8 @@ class Summary:
 
     def as_dict(self) -> dict[str, str | int]:
         """The state that was reached, equal on every machine and for every repetition."""
-        logged = self.added + self.replaced + self.kept
         counts = {"missed": self.missed, "unfinished": self.unfinished, "models": self.models}
-        return {"experiment": self.experiment, "runs": logged, **counts}
+        return {"experiment": self.experiment, "runs": self.added + self.replaced + self.kept, **counts}
 
 
 def sync(
@@ -71,8 +66,8 @@ def sync(
     """Log every finished run that the store does not show as it is now, then register the trained networks.
 
     A run with the same key and content is kept; one with other content, a killed attempt or a live run is replaced. Runs of
-    other keys are left alone. Only one process tracks the same results at a time; two machines that track the same results
-    to one server at the same moment may log a run twice, and the next ``sync`` deletes the second.
+    other keys are left alone. Two machines that track the same results to one server at the same moment may log a run
+    twice, and the next ``sync`` deletes the second.
 
     Args:
         results: folder of one scale.
@@ -81,15 +76,11 @@ def sync(
         data: folder of the prepared datasets.
         checkpoints: folder of the checkpoints.
         out: JSON file for the summary.
-        strict: whether an unavailable store is an error; if not, it is reported in one line.
-
-    Raises:
-        UserError: a result file is damaged.
-        Unavailable: MLflow cannot be reached or refuses; only if ``strict``.
+        strict: whether an unavailable store raises Unavailable, or is reported in one line.
     """
-    records, unfinished = collect(results, params, manifest_digests(data, checkpoints))
+    records, unfinished = collect(results, params)
     networks = networks_to_register(results, params, data, checkpoints)
-    summary = Summary(shown(uri), experiment_name(params.scale), missed=len(records), unfinished=unfinished)
+    summary = Summary(shown(uri), f"vpd-{params.scale}", missed=len(records), unfinished=unfinished)
     try:
         with connected(uri) as client, exclusive(results / "runs" / "tracked", f"tracking of {results}"):
             experiment = experiment_id(client, uri, params.scale)
@@ -143,13 +134,12 @@ def tracked_runs(client: MlflowClient, experiment: str, condition: str = "") -> 
 
 
 def _is_current(run: Run, record: Record) -> bool:
-    tags = run.data.tags
-    data = {tags.get("data_digest", UNKNOWN), record.tags.get("data_digest", UNKNOWN)} - {UNKNOWN}
-    return run.info.status == "FINISHED" and tags.get(HASH) == record.digest() and len(data) < 2
+    tags, same_data = run.data.tags, run.data.tags.get("data_digest") == record.tags.get("data_digest")
+    return run.info.status == "FINISHED" and tags.get(HASH) == record.digest() and same_data
 
 
 def _amend(client: MlflowClient, run: Run, record: Record) -> None:
-    """Add tags that were not known when the run was logged; the commit stays that of the first time."""
+    """Bring the tags of tables and rows up to date; the commit stays that of the first time."""
     for name, value in record.tags.items():
         if name != "git_commit" and value not in (UNKNOWN, run.data.tags.get(name)):
             client.set_tag(run.info.run_id, name, value)
