@@ -332,7 +332,7 @@ def test_images_too_small_or_too_large_are_refused(drawn, specs, tmp_path, monke
 def test_a_missing_dataset_says_what_is_needed(tmp_path, specs):
     for path, complaint in (
         (str(tmp_path), "holds none of ADEChallengeData2016"),
-        (str(tmp_path / "x"), "does not exist; put ADE"),
+        (str(tmp_path / "x"), "x holds none of ADEChallengeData2016"),
         (None, "dataset 'ade20k' has source folder but no path"),
     ):
         with pytest.raises(UserError, match=complaint):
