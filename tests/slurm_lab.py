@@ -83,8 +83,6 @@ MEGABYTE = 1 << 20
 
 
 class Lab:
-    """The running cluster."""
-
     def __init__(self, root: Path, accounting: bool = False) -> None:
         self.root, self.host, self.accounting = root, socket.gethostname(), accounting
         self.mariadb: subprocess.Popen | None = None
@@ -128,7 +126,6 @@ class Lab:
             subprocess.run(["sacctmgr", "--immediate", "add", *words], check=True, capture_output=True)
 
     def start_node(self) -> None:
-        """Start slurmd, also after it was killed."""
         subprocess.run(["slurmd", "-N", self.host], check=True)
 
     def kill_node(self) -> None:
@@ -139,7 +136,6 @@ class Lab:
                 os.kill(int(step), signal.SIGKILL)
 
     def stop(self) -> None:
-        """Cancel all jobs and end all daemons."""
         subprocess.run(["scancel", "--user", "root"], check=False)
         for name in ("slurmd", "slurmctld", "slurmdbd"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
@@ -160,14 +156,12 @@ class Lab:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise AssertionError(
-                    "\n".join([complaint, *(log.read_text()[-2000:] for log in self.root.glob("*.log"))])
-                )
+                logs = (log.read_text()[-2000:] for log in self.root.glob("*.log"))
+                raise AssertionError("\n".join([complaint, *logs]))
             time.sleep(0.5)
 
 
 def start_munge() -> None:
-    """Start munged unless it runs."""
     if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0:
         return
     Path("/run/munge").mkdir(exist_ok=True)
@@ -183,12 +177,8 @@ def output(*command: str) -> str:
 @contextlib.contextmanager
 def slurm(root: Path, accounting: bool = False) -> Iterator[Lab]:
     """A cluster while the block runs; with ``accounting``, only ACCOUNT may submit."""
-    missing = [
-        name
-        for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "sbatch", "mariadbd")
-        if shutil.which(name) is None
-    ]
-    assert not missing, f"{', '.join(missing)} not found; run `make test-cluster`, which installs them"
+    for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "sbatch", "mariadbd"):
+        assert shutil.which(name), f"{name} not found; run `make test-cluster`, which installs it"
     assert not CONF.exists() or MARK in CONF.read_text(), f"{CONF} is a real cluster's; this test would replace it"
     lab = Lab(root, accounting)
     try:

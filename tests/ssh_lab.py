@@ -37,19 +37,15 @@ class Server:
         self.user, self.keyfile = pwd.getpwuid(os.getuid()).pw_name, root / "id_ed25519"
 
     def url(self, folder: Path) -> str:
-        """Address of a folder of this machine on the server."""
         return f"ssh://127.0.0.1:{self.port}{folder}"
 
-    def prepare(self) -> None:
-        """Make both key pairs and let the user in."""
+    def start(self) -> subprocess.Popen:
+        """Make both key pairs, let the user in, start the server and wait until it answers."""
         self.root.mkdir(parents=True, exist_ok=True)
         for key in (self.root / "host", self.keyfile):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
         shutil.copy(self.keyfile.with_suffix(".pub"), self.root / "authorized_keys")
         (self.root / "sshd_config").write_text(SETTINGS.format(port=self.port, root=self.root))
-
-    def start(self) -> subprocess.Popen:
-        """Start the server and wait until it answers."""
         if os.getuid() == 0:
             PRIVILEGES.mkdir(mode=0o755, exist_ok=True)
         command = [sshd(), "-D", "-f", str(self.root / "sshd_config"), "-E", str(self.root / "log")]
@@ -69,14 +65,12 @@ def sshd() -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def answers(port: int) -> bool:
-    """Whether an SSH server greets on ``port``."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
             return connection.recv(4) == b"SSH-"
@@ -86,9 +80,7 @@ def answers(port: int) -> bool:
 
 @contextlib.contextmanager
 def ssh_server(root: Path) -> Iterator[Server]:
-    """A server while the block runs."""
     server = Server(root)
-    server.prepare()
     process = server.start()
     try:
         yield server

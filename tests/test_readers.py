@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import vpd.datasets.images
-import vpd.stages.data
 from vpd.config.params import load_params
 from vpd.config.schema import DatasetSpec, Spec
 from vpd.datasets import ade20k, build_dataset, nyuv2, refcoco
@@ -50,13 +47,8 @@ def drawn(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(drawn, tmp_path):
-    """A private copy of one drawn dataset, to be damaged."""
 
-    def make(name: str) -> Path:
-        shutil.copytree(drawn / name, tmp_path / name)
-        return tmp_path / name
-
-    return make
+    return lambda name: shutil.copytree(drawn / name, tmp_path / name)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +91,8 @@ def test_segmentation_samples(drawn, specs):
         assert sample["image"].abs().max() <= 1.0
     assert [tuple(val.sample(index)["image"].shape) for index in range(3)] == [(3, 64, 88), (3, 88, 64), (3, 64, 88)]
     sample = val.sample(0)
-    stored = np.array(
-        Image.open(drawn / "ade20k/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png")
-    ).astype(int)
+    folder = drawn / "ade20k/ADEChallengeData2016/annotations/validation"
+    stored = np.array(Image.open(folder / f"{sample['id']}.png")).astype(int)
     assert sample["id"] == "ADE_val_00000001"
     assert sample["image"].dtype == torch.uint8
     assert (sample["label"].numpy() == np.where(stored == 0, 255, stored - 1)).all()
@@ -117,17 +108,13 @@ def test_depth_samples(drawn, specs):
     for sample, size in ((train.sample(1), (side, side)), (val.sample(0), (64, 96))):
         real = torch.float32
         assert shapes(sample) == {"image": (real, 3, *size), "depth": (real, *size), "class_id": (torch.int64,)}
-    depth = val.sample(0)["depth"]
-    assert 0.5 < depth.min() < depth.max() < 10.0
-
-
-def test_depth_out_of_range_is_invalid(drawn, specs):
-    spec = with_data(specs["depth"], min_depth=2.5, max_depth=4.0)
-    depth = build_dataset(spec, drawn / "nyuv2", "val").sample(0)["depth"]
-    whole = build_dataset(specs["depth"], drawn / "nyuv2", "val").sample(0)["depth"]
+    whole = val.sample(0)["depth"]
+    assert 0.5 < whole.min() < whole.max() < 10.0
+    narrow = with_data(specs["depth"], min_depth=2.5, max_depth=4.0)
     inside = (whole >= 2.5) & (whole <= 4.0)
     assert 0 < inside.sum() < inside.numel()
-    assert torch.equal(depth, torch.where(inside, whole, 0.0))
+    cut = build_dataset(narrow, drawn / "nyuv2", "val").sample(0)["depth"]
+    assert torch.equal(cut, torch.where(inside, whole, 0.0))
 
 
 @pytest.mark.parametrize("variant", refcoco.VARIANTS)
@@ -153,8 +140,7 @@ def test_referring_samples(drawn, specs, variant):
 @pytest.mark.parametrize("task", DATASETS)
 def test_augmentation_depends_on_seed_epoch_and_index_only(drawn, specs, task):
     root = drawn / DATASETS[task]
-    one, two = (build_dataset(specs[task], root, "train", seed=3) for _ in range(2))
-    other = build_dataset(specs[task], root, "train", seed=4)
+    one, two, other = (build_dataset(specs[task], root, "train", seed=seed) for seed in (3, 3, 4))
     np.random.seed(1)
     forward = [one.sample(index, 1) for index in range(4)]
     torch.manual_seed(9)
@@ -172,44 +158,19 @@ def same(one: list[dict], two: list[dict]) -> bool:
     )
 
 
-@pytest.mark.parametrize("task", DATASETS)
-def test_validation_is_never_augmented(drawn, specs, task):
-    one, two = (build_dataset(specs[task], drawn / DATASETS[task], "val", seed=seed) for seed in (0, 1))
-    assert same([one.sample(0, 0)], [two.sample(0, 5)])
-
-
-def test_importing_the_package_does_not_import_torch():
-    code = "import sys, vpd.stages.data; print({'torch', 'numpy'} & {*sys.modules}); import vpd.datasets, vpd.world.writers; "
-    code += "print('torch' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.split() == ["set()", "False"]
-
-
 # --------------------------------------------------------------------------------------------------------- scene classes
-@pytest.mark.parametrize(
-    ("folder", "first", "exact"),
-    [
-        ("kitchen_0028a", "kitchen", "kitchen"),
-        ("office_kitchen_0001", "kitchen", "office_kitchen"),
-        ("study_room_0005b", "study", "study_room"),
-        ("nyu_office_0", "office", "office"),
-        ("home_office_0004", "home_office", "home_office"),
-        ("living_room", "living_room", "living_room"),
-    ],
-)
-def test_scene_class_of_a_folder(folder, first, exact):
-    assert nyuv2.SCENES[nyuv2.scene_class(folder, "first-match")] == first
-    assert nyuv2.SCENES[nyuv2.scene_class(folder, "exact")] == exact
-    assert nyuv2.scene_class(folder, "mean") == -1
+@pytest.mark.parametrize("exact", ["kitchen", "office_kitchen", "study_room", "home_office", "living_room"])
+def test_scene_class_of_a_folder(exact):
+    assert nyuv2.SCENES[nyuv2.scene_class(f"nyu_{exact}_0028a", "exact")] == exact
+    assert nyuv2.scene_class(exact, "mean") == -1
 
 
 def test_the_first_match_is_that_of_the_released_order():
-    released = [
-        "printer_room bathroom living_room study conference_room study_room kitchen home_office bedroom dinette playroom",
-        "indoor_balcony laundry_room basement excercise_room foyer home_storage cafe furniture_store office_kitchen",
-        "student_lounge dining_room reception_room computer_lab classroom office bookstore",
-    ]
-    order = " ".join(released).split()
+    released = """
+        printer_room bathroom living_room study conference_room study_room kitchen home_office bedroom dinette playroom
+        indoor_balcony laundry_room basement excercise_room foyer home_storage cafe furniture_store office_kitchen
+        student_lounge dining_room reception_room computer_lab classroom office bookstore"""
+    order = released.split()
     assert sorted(order) == list(nyuv2.SCENES)
     for folder in [*(f"{name}_0001" for name in order), "nyu_office_1"]:
         expected = next(name for name in order if name in folder)
@@ -236,16 +197,16 @@ def test_a_pickle_that_runs_code_is_refused(copy, specs, tmp_path):
     assert trap.exists()
 
 
+NO_SENTENCE = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": []}
+
+
 @pytest.mark.parametrize(
     ("refs", "complaint"),
     [
         (b"not a pickle", "does not hold references"),
         (pickle.dumps([{"ref_id": 1}]), "KeyError: 'ann_id'"),
-        (
-            pickle.dumps([{"ref_id": 1, "ann_id": 1, "image_id": "x", "split": "val", "sentences": []}]),
-            "id that is no number",
-        ),
-        (pickle.dumps([{"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": []}]), "has no sentence"),
+        (pickle.dumps([NO_SENTENCE | {"image_id": "x"}]), "id that is no number"),
+        (pickle.dumps([NO_SENTENCE]), "has no sentence"),
     ],
 )
 def test_damaged_references_end_in_one_sentence(copy, specs, refs, complaint):
@@ -305,45 +266,25 @@ def test_masks_from_run_lengths_equal_masks_from_polygons(copy, specs):
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Uncompressed COCO run lengths: columns first, zeros first."""
     values = mask.T.ravel()
     edges = np.flatnonzero(np.diff(values)) + 1
     lengths = np.diff(np.concatenate(([0], edges, [values.size]))).tolist()
     return [0, *lengths] if values[0] else lengths
 
 
-# ---------------------------------------------------------------------------------------------------------------- images
-def test_images_of_any_kind_become_upright_rgb_bytes(tmp_path):
-    turned = Image.new("RGB", (6, 4), (200, 100, 50))
-    exif = turned.getexif()
-    exif[0x0112] = 6  # the camera was held upright
-    turned.save(tmp_path / "turned.png", exif=exif)
-    assert read_image(tmp_path / "turned.png").shape == (6, 4, 3)
-    Image.new("L", (2, 2), 9).save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "grey.png").tolist() == [[[9, 9, 9]] * 2] * 2
-    Image.fromarray(np.array([[0, 257 * 9, 65535]], np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match=r"deep\.png has more than 8 bits a channel; save it with 8"):
-        read_image(tmp_path / "deep.png")
-
-
 # ------------------------------------------------------------------------------------------------------------- bad files
+def new_label(*image):
+    return lambda root: Image.new(*image).save(root / TRAIN_LABEL)
+
+
 NAMED = r"ADE_train_00000002\.%s"
 BAD_FILES = {
-    "truncated image": (
-        lambda root: truncate(root / TRAIN_IMAGE),
-        NAMED % "jpg cannot be read as an image .*truncated",
-    ),
-    "missing label": (lambda root: (root / TRAIN_LABEL).unlink(), NAMED % "png is missing, but its counterpart exists"),
+    "truncated image": (lambda root: truncate(root / TRAIN_IMAGE), NAMED % "jpg cannot be read .*truncated"),
+    "missing label": (lambda root: (root / TRAIN_LABEL).unlink(), NAMED % "png is missing"),
     "class file": (lambda root: edit(root / ade20k.CLASS_FILE, "\n3\t", "\n5\t"), "expected tab-separated Idx 3"),
-    "other size": (
-        lambda root: Image.new("L", (12, 10)).save(root / TRAIN_LABEL),
-        NAMED % r"png and ADE_train_00000002\.jpg differ in size \(12x10 and 64x88\)",
-    ),
-    "unknown class": (
-        lambda root: Image.new("L", (64, 88), 151).save(root / TRAIN_LABEL),
-        NAMED % "png has label 151, but there are only 16 classes",
-    ),
-    "colours": (lambda root: Image.new("RGB", (64, 88)).save(root / TRAIN_LABEL), "is not a label map: found uint8"),
+    "other size": (new_label("L", (12, 10)), NAMED % r"png and .*2\.jpg differ in size \(12x10 and 64x88\)"),
+    "unknown class": (new_label("L", (64, 88), 151), NAMED % "png has label 151, but there are only 16 classes"),
+    "colours": (new_label("RGB", (64, 88)), "is not a label map: found uint8"),
 }
 
 
@@ -368,12 +309,7 @@ def test_bad_files_are_named_by_reader_and_data_stage(copy, specs, tmp_path, nam
         (lambda frame, line: edit(line, f"{frame.scene}/", "garage/"), "'garage' names none of the 27 scene classes"),
         *(
             (lambda _, lines, line=line: lines.write_text(line), r"train_list\.txt, line 1: expected")
-            for line in (
-                "kitchen/rgb.jpg 518.8",
-                "rgb.jpg depth.png 518.8",
-                "../a/rgb.jpg a/d.png 1",
-                "a/r.jpg a/d.png x",
-            )
+            for line in ("a/r.jpg 518.8", "r.jpg d.png 518.8", "../a/r.jpg a/d.png 1", "a/r.jpg a/d.png x")
         ),
     ],
 )
@@ -396,16 +332,13 @@ def test_images_too_small_or_too_large_are_refused(drawn, specs, tmp_path, monke
 def test_a_missing_dataset_says_what_is_needed(tmp_path, specs):
     for path, complaint in (
         (str(tmp_path), "holds none of ADEChallengeData2016"),
-        (str(tmp_path / "x"), "does not exist; put ADE"),
+        (str(tmp_path / "x"), "x holds none of ADEChallengeData2016"),
         (None, "dataset 'ade20k' has source folder but no path"),
     ):
         with pytest.raises(UserError, match=complaint):
             prepare_dataset("ade20k", DatasetSpec(format="ade20k", source="folder", path=path), tmp_path / "out")
-    for task, needed in (
-        ("segmentation", "objectInfo150"),
-        ("depth", "test_list.txt"),
-        ("referring", "no RefCOCO variant"),
-    ):
+    needs = {"segmentation": "objectInfo150", "depth": "test_list.txt", "referring": "no RefCOCO variant"}
+    for task, needed in needs.items():
         with pytest.raises(UserError, match=needed):
             build_dataset(specs[task], tmp_path, "val")
 
@@ -420,7 +353,7 @@ def test_verification_names_missing_extra_and_changed_files(copy):
         check_unchanged(root)
     image.write_bytes(kept[0])
     Image.fromarray(np.zeros((88, 64), np.uint8)).save(label)
-    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed"):
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed .*; run `vpd data ade20k` again"):
         check_unchanged(root)
     label.write_bytes(kept[1])
     check_unchanged(root)
@@ -455,20 +388,8 @@ def test_a_folder_dataset_that_is_changed_in_place_is_prepared_again(copy, tmp_p
     labels = np.array(Image.open(root / TRAIN_LABEL))
     Image.fromarray(labels[::-1].copy()).save(root / TRAIN_LABEL)
     assert dataset_fingerprint("ade20k", folder_spec(root)).differences(asdict(before)) == ["files"]
-    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed .*; run `vpd data ade20k` again"):
-        check_unchanged(out)
     prepare_dataset("ade20k", folder_spec(root), out)
     check_unchanged(out)
-
-
-def test_other_code_prepares_again_and_leaves_the_manifest_as_it_was(copy, monkeypatch):
-    root = copy("captions")
-    manifest = (root / "manifest.json").read_bytes()
-    assert list(json.loads(manifest)) == ["schema", "format", "counts", "digest", "files"]
-    monkeypatch.setattr(vpd.stages.data, "code_digest", lambda *_: "other")
-    prepare_dataset("captions", SPECS["captions"], root)
-    assert (root / "manifest.json").read_bytes() == manifest
-    assert read_json(root / "fingerprint.json")["code"] == "other"
 
 
 def blank(folder: Path, pattern: str) -> None:
@@ -484,11 +405,7 @@ def drop_validation(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "complaint"),
     [
-        (
-            "ade20k",
-            lambda root: [path.unlink() for path in root.rglob("ADE_val*")],
-            "has no samples of validation, so nothing can be trained or scored",
-        ),
+        ("ade20k", lambda root: [path.unlink() for path in root.rglob("ADE_val*")], "has no samples of validation"),
         ("ade20k", lambda root: blank(root, "annotations/validation/*.png"), "no pixel of validation has a label"),
         ("nyuv2", lambda root: blank(root, "test/*/sync_depth*.png"), "no pixel of test has a label or a depth"),
         ("refcoco", drop_validation, r"has no samples of refcoco\+/val"),

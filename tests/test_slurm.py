@@ -35,14 +35,12 @@ def lab(tmp_path_factory):
 # ---------------------------------------------------------------------------------------------------------------- whole
 @pytest.fixture(scope="module")
 def locally(tmp_path_factory):
-    """All of smoke, without a cluster."""
     folder = copy_of_project(tmp_path_factory.mktemp("local"))
     run("snakemake --cores 2", folder)
     return folder
 
 
 def page() -> str:
-    """What docs/slurm.md tells the reader to type."""
     return "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs/slurm.md").read_text(), flags=re.S))
 
 
@@ -59,14 +57,12 @@ def test_the_page_word_for_word_makes_smoke_with_the_cells_of_a_local_run(lab, l
 
 # --------------------------------------------------------------------------------------------------------- interruptions
 def longer(folder: Path) -> Path:
-    """A project whose NAME trains long enough to be interrupted."""
     edited(folder, NAME, training=f"{{epochs: null, steps: {STEPS}, save_every: {SAVE_EVERY}}}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The metrics of NAME when nothing happens."""
     folder = longer(copy_of_project(tmp_path_factory.mktemp("undisturbed")))
     run(f"snakemake --cores 2 {TARGET}", folder)
     return folder
@@ -76,31 +72,23 @@ def undisturbed(tmp_path_factory):
 def prepared(undisturbed, tmp_path):
     """The same project before the training of NAME: data and checkpoints are there."""
     subprocess.run(["cp", "-a", f"{undisturbed}/.", str(tmp_path)], check=True)
-    for made in (f"results/smoke/runs/{NAME}", TARGET, f"results/smoke/specs/{NAME}.json", f".vpd/smoke/train/{NAME}"):
-        subprocess.run(["rm", "-rf", str(tmp_path / made)], check=True)
+    made = (f"results/smoke/runs/{NAME}", TARGET, f"results/smoke/specs/{NAME}.json", f".vpd/smoke/train/{NAME}")
+    subprocess.run(["rm", "-rf", *made], cwd=tmp_path, check=True)
     return tmp_path
 
 
 def job() -> str:
-    """Number of the running job; empty while there is none."""
     return output("squeue", "-h", "-t", "R", "-o", "%A").strip()
 
 
 def saved_steps(folder: Path) -> bool:
-    """Whether the training has a state to go on from."""
     return any((folder / f".vpd/smoke/train/{NAME}").rglob("step-*.pt"))
 
 
 def disturbed(lab: Lab, folder: Path, disturb, extra: str = "") -> str:
     """Run NAME on the cluster, call ``disturb`` once a state is saved, and wait for the end; the training's log."""
-    engine = subprocess.Popen(
-        [*PROFILE.split(), *extra.split(), "--", TARGET],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command, pipes = [*PROFILE.split(), *extra.split(), "--", TARGET], (subprocess.PIPE, subprocess.STDOUT)
+    engine = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=pipes[0], stderr=pipes[1], text=True)
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(engine.stdout), daemon=True)
     reader.start()

@@ -44,23 +44,15 @@ def test_a_seeds_mistake_reaches_the_caller(count):
 
 
 def test_no_orphan_outlives_a_killed_job(tmp_path):
-    code = (
-        "import os, sys, time\n"
+    (tmp_path / "main.py").write_text(
+        "import os, pathlib, sys, time\n"
         "from vpd.utils.processes import side_by_side\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "from sleeper import sleep\n"
-        "if __name__ == '__main__': side_by_side(sleep, [(sys.argv[1], 0), (sys.argv[1], 1)], 2)\n"
-    )
-    (tmp_path / "sleeper.py").write_text(
-        "import os, pathlib, time\n"
-        "def sleep(folder, k):\n"
-        "    pathlib.Path(folder, f'pid{k}').write_text(str(os.getpid()))\n"
+        "def sleep(k):\n"
+        "    pathlib.Path(sys.argv[1], f'pid{k}').write_text(str(os.getpid()))\n"
         "    time.sleep(120)\n"
+        "if __name__ == '__main__': side_by_side(sleep, [(0,), (1,)], 2)\n"
     )
-    (tmp_path / "main.py").write_text(code)
-    parent = subprocess.Popen(
-        [sys.executable, tmp_path / "main.py", tmp_path], env={**os.environ, "PYTHONPATH": str(tmp_path)}
-    )
+    parent = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path])
     deadline = time.monotonic() + 60
     files = [tmp_path / "pid0", tmp_path / "pid1"]
     while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
@@ -74,7 +66,6 @@ def test_no_orphan_outlives_a_killed_job(tmp_path):
 
 
 def alive(pid):
-    """Whether a process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

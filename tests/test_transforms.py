@@ -7,22 +7,7 @@ import numpy as np
 import pytest
 
 from vpd.config.schema import DepthData, SegmentationData
-from vpd.datasets import transforms
-from vpd.datasets.transforms import (
-    augment_depth,
-    augment_segmentation,
-    cut_depth,
-    distort,
-    draw_window,
-    normalise,
-    pad,
-    random_crop,
-    reduce_zero_label,
-    resize_image,
-    resize_labels,
-    resize_square,
-    resized_size,
-)
+from vpd.datasets import transforms as t
 
 SEGMENTATION = SegmentationData(
     short_side=64, long_side=256, ratio_range=(0.5, 2.0), crop=64, max_class_share=0.75, flip=0.5, photometric=True
@@ -38,7 +23,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def augment(image: np.ndarray, depth: np.ndarray, seed: int, **changes) -> tuple[np.ndarray, np.ndarray]:
-    return augment_depth(image, depth, DEPTH.model_copy(update=changes), rng(seed))
+    return t.augment_depth(image, depth, DEPTH.model_copy(update=changes), rng(seed))
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -58,15 +43,15 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     ],
 )
 def test_resized_size_follows_mmsegmentation(height, width, ratio, expected):
-    assert resized_size(height, width, 512, 2048, ratio) == expected
+    assert t.resized_size(height, width, 512, 2048, ratio) == expected
 
 
 def test_image_is_interpolated_and_labels_are_picked():
     image = np.zeros((2, 2, 3), np.uint8)
     image[:, 1] = 100
-    assert resize_image(image, 2, 4)[0, :, 0].tolist() == [0, 25, 75, 100]
+    assert t.resize_image(image, 2, 4)[0, :, 0].tolist() == [0, 25, 75, 100]
     labels = np.array([[1, 7], [200, 255]], np.uint8)
-    assert resize_labels(labels, 4, 4).tolist() == np.repeat(np.repeat(labels, 2, 0), 2, 1).tolist()
+    assert t.resize_labels(labels, 4, 4).tolist() == np.repeat(np.repeat(labels, 2, 0), 2, 1).tolist()
 
 
 def test_square_resize_smooths_the_image_and_picks_mask_pixels():
@@ -74,34 +59,34 @@ def test_square_resize_smooths_the_image_and_picks_mask_pixels():
     image[:, ::2] = 200
     mask = np.zeros((4, 8), np.uint8)
     mask[:, 5:] = 1
-    small, label = resize_square(image, mask, 4)
+    small, label = t.resize_square(image, mask, 4)
     assert small.shape == (4, 4, 3)
     assert np.abs(small[:, 1:3].astype(int) - 100).max() <= 1  # two columns share a pixel: their mean
     assert label.tolist() == [[0, 0, 1, 1]] * 4  # the pixel under each new centre: columns 1, 3, 5, 7
 
 
-def test_normalise_maps_bytes_to_plus_minus_one():
-    values = normalise(np.array([[[0, 51, 255]]], np.uint8))
+def test_values_are_mapped_by_hand():
+    values = t.normalise(np.array([[[0, 51, 255]]], np.uint8))
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, [[[-1.0, -0.6, 1.0]]], rtol=1e-6)
-
-
-def test_zero_label_becomes_ignored():
-    assert reduce_zero_label(np.array([[0, 1, 2, 150]], np.uint8)).tolist() == [[255, 0, 1, 149]]
+    assert t.reduce_zero_label(np.array([[0, 1, 2, 150]], np.uint8)).tolist() == [[255, 0, 1, 149]]
+    values = np.array([[10, 100, 250]], np.uint8)
+    assert t._scale(values, 1.0, -30.5).tolist() == [[0, 69, 219]]
+    assert t._scale(values, 1.5, 0.0).tolist() == [[15, 150, 255]]
 
 
 def test_padding_goes_to_the_bottom_and_right():
-    padded = pad(np.ones((2, 3, 3), np.float32), 4, 0.0)
+    padded = t.pad(np.ones((2, 3, 3), np.float32), 4, 0.0)
     assert padded.shape == (4, 4, 3)
     assert padded[:2, :3].min() == 1.0
     assert padded[2:].max() == padded[:, 3:].max() == 0.0
-    assert pad(np.ones((2, 4), np.uint8), 4, 255)[2:].tolist() == [[255] * 4] * 2
+    assert t.pad(np.ones((2, 4), np.uint8), 4, 255)[2:].tolist() == [[255] * 4] * 2
 
 
 def test_windows_reach_every_offset_and_stay_inside():
-    offsets = {(w[0].start, w[1].start) for w in (draw_window((6, 5), 4, rng(seed)) for seed in range(200))}
+    offsets = {(w[0].start, w[1].start) for w in (t.draw_window((6, 5), 4, rng(seed)) for seed in range(200))}
     assert offsets == {(top, left) for top in range(3) for left in range(2)}
-    window = draw_window((3, 9), 4, rng())
+    window = t.draw_window((3, 9), 4, rng())
     assert np.zeros((3, 9))[window].shape == (3, 4)
 
 
@@ -111,7 +96,7 @@ def test_crops_hold_no_class_above_the_limit_where_that_is_possible():
     labels[:, 120:] = 1
     full = []
     for limit in (1.0, 0.75):
-        crops = (labels[random_crop(labels, 64, limit, rng(seed))] for seed in range(200))
+        crops = (labels[t.random_crop(labels, 64, limit, rng(seed))] for seed in range(200))
         full.append(np.mean([np.bincount(crop.ravel()).max() / crop.size >= 0.75 for crop in crops]))
     assert full[0] > 0.6
     # One of 64 + 1 draws in 193 offsets fits, eleven draws each: (1 - 31/193)^11 = 0.15 remain.
@@ -139,7 +124,7 @@ class CountingRng:
 )
 def test_number_of_redraws(labels, windows):
     counting = CountingRng()
-    random_crop(labels, 8, 0.75, counting)
+    t.random_crop(labels, 8, 0.75, counting)
     assert counting.draws == 2 * windows
 
 
@@ -149,7 +134,7 @@ def test_segmentation_pipeline_keeps_pixels_and_labels_together():
     image = np.where((labels == 1)[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
     data = SEGMENTATION.model_copy(update={"photometric": False})
     for seed in range(30):
-        x, y = augment_segmentation(image, labels, data, rng(seed))
+        x, y = t.augment_segmentation(image, labels, data, rng(seed))
         assert x.shape == (64, 64, 3)
         assert y.shape == (64, 64)
         known = (y != 255) & (np.abs(x[..., 0]) > 0.99)
@@ -158,7 +143,7 @@ def test_segmentation_pipeline_keeps_pixels_and_labels_together():
 
 def test_segmentation_pads_after_normalising():
     data = SEGMENTATION.model_copy(update={"ratio_range": (0.5, 0.5), "photometric": False})
-    x, y = augment_segmentation(np.full((64, 64, 3), 255, np.uint8), np.ones((64, 64), np.uint8), data, rng())
+    x, y = t.augment_segmentation(np.full((64, 64, 3), 255, np.uint8), np.ones((64, 64), np.uint8), data, rng())
     assert (x[:32, :32] == 1.0).all()
     assert (x[32:] == 0.0).all()
     assert (y[:32, :32] == 1).all()
@@ -171,7 +156,7 @@ def test_distortion_is_one_of_the_chains_of_its_parts():
     hue, saturation, value = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[0, 0].astype(int)
     seen = []
     for seed in range(400):
-        result = distort(image, rng(seed))
+        result = t.distort(image, rng(seed))
         assert (result == result[0, 0]).all()
         seen.append(cv2.cvtColor(np.ascontiguousarray(result), cv2.COLOR_RGB2HSV)[0, 0].astype(int))
     seen = np.array(seen)
@@ -183,12 +168,6 @@ def test_distortion_is_one_of_the_chains_of_its_parts():
     assert turn.max() > 12
 
 
-def test_brightness_is_clipped_and_truncated():
-    values = np.array([[10, 100, 250]], np.uint8)
-    assert transforms._scale(values, 1.0, -30.5).tolist() == [[0, 69, 219]]
-    assert transforms._scale(values, 1.5, 0.0).tolist() == [[15, 150, 255]]
-
-
 # ---------------------------------------------------------------------------------------------------------------- depth
 def ramp_depth(height: int = 48, width: int = 64) -> np.ndarray:
     return np.linspace(0.5, 9.5, height * width, dtype=np.float32).reshape(height, width)
@@ -196,7 +175,7 @@ def ramp_depth(height: int = 48, width: int = 64) -> np.ndarray:
 
 def test_cutdepth_pastes_millimetres_modulo_256():
     image, depth = noise(48, 64), ramp_depth()
-    result = cut_depth(image, depth, DEPTH, rng(1))
+    result = t.cut_depth(image, depth, DEPTH, rng(1))
     columns = np.nonzero((result != image).any(axis=(0, 2)))[0]
     assert len(columns)
     assert (np.diff(columns) == 1).all()
@@ -212,7 +191,7 @@ def test_colour_changes_keep_the_range_and_leave_depth_alone():
         x, d = augment(image, depth, seed, photometric=1.0)
         assert np.abs(x).max() <= 1.0
         assert (d == depth).all()
-        assert (x != normalise(image)).mean() > 0.5
+        assert (x != t.normalise(image)).mean() > 0.5
 
 
 def test_inputs_are_never_written_to():
@@ -221,4 +200,4 @@ def test_inputs_are_never_written_to():
         array.setflags(write=False)
     for seed in range(10):
         augment(image, depth, seed, cutdepth=1.0, photometric=1.0, flip=0.5)
-        augment_segmentation(image, labels, SEGMENTATION, rng(seed))
+        t.augment_segmentation(image, labels, SEGMENTATION, rng(seed))

@@ -25,15 +25,12 @@ READERS: dict[str, Callable[..., Dataset]] = {
 
 
 def build_dataset(spec: Spec, root: Path, split: str, seed: int = 0) -> Dataset:
-    """Open a prepared dataset for reading.
+    """Open a dataset for reading; UserError if files are missing or lists are unsound.
 
     Args:
         spec: the experiment; its task decides the reader.
         root: folder that ``vpd data`` made, with a manifest.json.
         split: ``train`` (augmented) or ``val``; RefCOCO has ``testA``, ``testB`` or ``test`` as well.
         seed: of the augmentation.
-
-    Raises:
-        UserError: files are missing or lists are unsound.
     """
     return pick(spec.task, READERS, "task")(spec, located(Path(root)), split, seed)

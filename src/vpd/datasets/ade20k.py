@@ -29,9 +29,7 @@ def pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     images, labels = root / FOLDER / "images" / split, root / FOLDER / "annotations" / split
     for folder in (images, labels):
         if not folder.is_dir():
-            raise UserError(
-                f"{folder} does not exist; an ADE20K dataset has {FOLDER}/images and annotations, each with {SPLITS}"
-            )
+            raise UserError(f"{folder} does not exist; ADE20K has images and annotations, each with {SPLITS}")
     names = {path.stem for path in images.glob("*.jpg")}
     labelled = {path.stem for path in labels.glob("*.png")}
     for stem in sorted(names ^ labelled):
@@ -51,12 +49,8 @@ def class_names(root: Path) -> list[tuple[str, ...]]:
     for line in filter(str.strip, lines[1:]):
         cells = [cell.strip() for cell in line.split("\t")]
         if not cells[0].isdigit() or int(cells[0]) != len(names) + 1 or not cells[-1]:
-            raise UserError(
-                f"{path}: cannot read the line '{line}'; expected tab-separated Idx {len(names) + 1}, ..., Name"
-            )
+            raise UserError(f"{path}: found '{line}', expected tab-separated Idx {len(names) + 1}, ..., Name")
         names.append(tuple(name.strip() for name in cells[-1].split(",")))
-    if not names:
-        raise UserError(f"{path} names no classes; fetch it again")
     return names
 
 

@@ -29,7 +29,7 @@ def decoders() -> tuple[str, ...]:
     return tuple(name for name in DECODERS if name in Image.OPEN)
 
 
-def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image | ndarray]) -> ndarray:
+def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lambda image, _: image) -> ndarray:
     """Decode all of an image file; UserError for whatever a decoder raises."""
     try:
         with warnings.catch_warnings():
@@ -49,17 +49,10 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image | ndarr
 
 
 def read_image(path: Path) -> ndarray:
-    """Read a photograph from a dataset or a user.
+    """Read a photograph of any colour mode as (H, W, 3) uint8 RGB; UserError if it is damaged, too large or no image.
 
-    Args:
-        path: JPEG, PNG or another format of ``DECODERS``, in any colour mode.
-
-    Returns:
-        (H, W, 3) uint8 RGB. The Exif orientation is applied, transparent parts lie on white, 16-bit grey and
-        floating-point grey from 0 to 1 are scaled to 8 bits.
-
-    Raises:
-        UserError: the file is missing, truncated, too large, or no image.
+    The Exif orientation is applied, transparent parts lie on white, 16-bit grey and floating-point grey from 0 to 1 are
+    scaled to 8 bits.
     """
     return _read(path, _rgb)
 
@@ -79,32 +72,24 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
 def _eight_bits(values: ndarray, path: Path) -> ndarray:
     limit = 1 if np.issubdtype(values.dtype, np.floating) else 65535
     if not (values.min() >= 0 and values.max() <= limit):  # true for NaN as well
-        raise UserError(
-            f"{path} has {values.dtype} values from {values.min()} to {values.max()}, but only 0 to {limit} has a known "
-            "meaning; save it with 8 or 16 bits"
-        )
+        extent = f"{values.dtype} values from {values.min()} to {values.max()}"
+        raise UserError(f"{path} has {extent}, but only 0 to {limit} has a known meaning; save it with 8 or 16 bits")
     return np.rint(values.astype(np.float32) * np.float32(255 / limit)).astype(np.uint8)
-
-
-def _as_stored(image: Image.Image, path: Path) -> Image.Image:
-    return image
 
 
 def read_labels(path: Path, classes: int) -> ndarray:
     """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``; an Exif orientation is not applied."""
-    labels = _read(path, _as_stored)
+    labels = _read(path)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise UserError(f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel")
     if labels.size and labels.max() > classes:
-        raise UserError(
-            f"{path} has label {labels.max()}, but there are only {classes} classes; check objectInfo150.txt"
-        )
+        raise UserError(f"{path} has label {labels.max()}, but there are only {classes} classes; check the class file")
     return labels
 
 
 def read_depth(path: Path) -> ndarray:
     """Read a depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
-    depth = _read(path, _as_stored)
+    depth = _read(path)
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.int32):
         raise UserError(f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel")
     return depth.astype(np.float32) / np.float32(MILLIMETRES)
@@ -114,9 +99,7 @@ def check_pair(image: ndarray, image_path: Path, other: ndarray, other_path: Pat
     """UserError unless both have the same height and width."""
     if image.shape[:2] != other.shape[:2]:
         sizes = " and ".join(f"{array.shape[1]}x{array.shape[0]}" for array in (other, image))
-        raise UserError(
-            f"{other_path} and {image_path.name} differ in size ({sizes}); one of them is damaged, replace it"
-        )
+        raise UserError(f"{other_path} and {image_path.name} differ in size ({sizes}); replace the damaged one")
 
 
 def save_jpeg(path: Path, image: ndarray) -> None:

@@ -33,14 +33,7 @@ def located(root: Path) -> Path:
 
 
 def describe(root: Path, spec: DatasetSpec, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read and check every file of the dataset in ``root``.
-
-    Returns:
-        The manifest's facts (format, counts, digest), and the SHA-256 of every file.
-
-    Raises:
-        UserError: naming the first unsound file or wrong count, or the split without anything to train on or to score.
-    """
+    """Read and check every file of the dataset in ``root``; return the manifest's facts, and the files' SHA-256."""
     contents = FORMATS[spec.format].contents(root)
     check_counts(root, spec, contents.counts)
     _check_samples(root, contents, name)
@@ -55,10 +48,8 @@ def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
     """UserError naming the first count that is not the expected one, or the split that is empty."""
     for key, expected in spec.expect.items():
         if counts.get(key) != expected:
-            known = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise UserError(
-                f"{root} has {counts.get(key, 'no')} {key}, expected {expected} (counted: {known}); fetch the whole dataset"
-            )
+            found = f"{root} has {counts.get(key, 'no')} {key}, expected {expected} (counted: {counts})"
+            raise UserError(f"{found}; fetch the whole dataset")
     for key, count in counts.items():
         split = key.rsplit("/", 1)[-1]
         # A scale that never reads a synthetic dataset asks for none of it: images: {train: 0}.
@@ -75,9 +66,7 @@ def _check_samples(root: Path, contents: Contents, name: str) -> None:
         scored[split] |= check()
     for split, any_scored in scored.items():
         if not any_scored:
-            raise UserError(
-                f"{root}: no pixel of {split} has a label or a depth, so no score can be computed; replace it"
-            )
+            raise UserError(f"{root}: no pixel of {split} has a label or a depth, so nothing can be scored; replace it")
 
 
 def check_unchanged(data: Path) -> None:

@@ -49,9 +49,7 @@ def frames(root: Path, split: str) -> list[Frame]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; it lists the {split} frames, one 'image depth [focal]' a line"
-        ) from None
+        raise UserError(f"{path} does not exist; it lists the frames, 'image depth [focal]' on each line") from None
     return [_frame(root / FOLDERS[split], line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -64,9 +62,8 @@ def _frame(folder: Path, line: str, path: Path, number: int) -> Frame:
             raise ValueError
         return Frame(folder / inside[0], folder / inside[1], inside[0].parts[-2], *map(float, focal))
     except ValueError:
-        raise UserError(
-            f"{path}, line {number}: expected '<scene>/<image> <scene>/<depth> [<focal>]', found '{line}'"
-        ) from None
+        expected = "'<scene>/<image> <scene>/<depth> [<focal>]'"
+        raise UserError(f"{path}, line {number}: expected {expected}, found '{line}'") from None
 
 
 def scene_class(folder: str, source: str) -> int:
@@ -80,7 +77,7 @@ def scene_class(folder: str, source: str) -> int:
     matches = [name for name in SCENES if name in folder]
     if not matches:
         raise UserError(
-            f"scene folder '{folder}' names none of the {len(SCENES)} scene classes; rename it, e.g. kitchen_0001"
+            f"folder '{folder}' names none of the {len(SCENES)} scene classes; rename it, e.g. kitchen_0001"
         )
     return SCENES.index(matches[0] if source == "first-match" else max(matches, key=len))
 

@@ -34,8 +34,7 @@ class Entry(TypedDict):
 
 def entries(root: Path) -> list[Entry]:
     """Read objects.json."""
-    keys = "file, mask, classes (names) and instances (each with an id and a class)"
-    return read_entries(root / INDEX, Entry, keys)
+    return read_entries(root / INDEX, Entry, "file, mask, classes (names) and instances (each with an id and a class)")
 
 
 def read_mask(path: Path) -> ndarray:
@@ -58,9 +57,7 @@ def _check(image_path: Path, mask_path: Path, entry: Entry) -> bool:
     listed = sorted(one["id"] for one in entry["instances"])
     visible = [value for value in np.unique(mask).tolist() if value != NOTHING]
     if visible != listed:
-        raise UserError(
-            f"{mask_path} shows the instances {visible}, but {INDEX} lists {listed}; draw the dataset again"
-        )
+        raise UserError(f"{mask_path} shows instances {visible}, but {INDEX} lists {listed}; draw the dataset again")
     for number, name in ((one["id"], one["class"]) for one in entry["instances"]):
         if name not in entry["classes"]:
             raise UserError(f"{INDEX}: instance {number} of {entry['mask']} is a {name}, which classes lacks; add it")

@@ -82,9 +82,7 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; prepare the dataset again") from None
     except _Refused as error:
-        raise UserError(
-            f"{path} was refused: it wants to load {error}, but references are only lists and text"
-        ) from None
+        raise UserError(f"{path} was refused: it wants to load {error}, but should hold only lists and text") from None
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} does not hold references ({type(error).__name__}: {error}); fetch it again") from None
     return refs
@@ -115,9 +113,7 @@ def references(root: Path, variant: str, split: str | None = None) -> list[Refer
     for ref in sorted(refs, key=lambda ref: ref["ref_id"]):
         for table, key in ((images, ref["image_id"]), (annotations, ref["ann_id"])):
             if key not in table:
-                raise UserError(
-                    f"{index} lacks id {key}, which reference {ref['ref_id']} needs; fetch both files again"
-                )
+                raise UserError(f"{index} lacks id {key}, which reference {ref['ref_id']} needs; fetch both again")
         image, segmentation = images[ref["image_id"]], annotations[ref["ann_id"]]["segmentation"]
         path, size = root / IMAGES / Path(image["file_name"]).name, (int(image["height"]), int(image["width"]))
         sentences = tuple((int(one["sent_id"]), str(one["sent"])) for one in ref["sentences"])
@@ -128,9 +124,8 @@ def references(root: Path, variant: str, split: str | None = None) -> list[Refer
 def _table(index: Path, coco: Any, name: str, keys: set[str]) -> dict[int, dict[str, Any]]:
     rows = coco.get(name) if isinstance(coco, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise UserError(
-            f"{index} needs a list '{name}' of objects with the keys {', '.join(sorted(keys))}; fetch it again"
-        )
+        needed = ", ".join(sorted(keys))
+        raise UserError(f"{index} needs a list '{name}' of objects with the keys {needed}; fetch it again")
     return {row["id"]: row for row in rows}
 
 
@@ -145,9 +140,8 @@ def object_mask(reference: Reference) -> ndarray:
         else:
             mask = coco_mask.decode(coco_mask.frPyObjects(segmentation, height, width)).sum(axis=2) == 1
     except Exception as error:  # pycocotools raises bare Exception
-        raise UserError(
-            f"reference {reference.ref_id} ({reference.image.name}) has a bad segmentation: {error}"
-        ) from None
+        name = f"reference {reference.ref_id} ({reference.image.name})"
+        raise UserError(f"{name} has a bad segmentation: {error}") from None
     return np.ascontiguousarray(mask, dtype=np.uint8)
 
 
@@ -166,9 +160,8 @@ def contents(root: Path) -> Contents:
             by_image.setdefault(reference.image, []).append(reference)
         files |= {path.relative_to(root).as_posix(), f"{variant}/instances.json"}
     if not files:
-        raise UserError(
-            f"{root} holds none of {', '.join(VARIANTS)}; each needs refs(unc).p or refs(umd).p and instances.json"
-        )
+        needed = f"{', '.join(VARIANTS)}; each needs refs(unc).p or refs(umd).p and instances.json"
+        raise UserError(f"{root} holds none of {needed}")
     files |= {path.relative_to(root).as_posix() for path in by_image}
     checks = [partial(_check, path, by_image[path]) for path in sorted(by_image)]
     return Contents(sorted(files), counts, {"images": checks})  # which the variants and splits share
@@ -176,15 +169,13 @@ def contents(root: Path) -> Contents:
 
 def _check(path: Path, references: list[Reference]) -> bool:
     if not path.is_file():
-        raise UserError(
-            f"{path} does not exist, but reference {references[0].ref_id} is in it; fetch all of COCO's train2014 images"
-        )
+        found = f"{path} does not exist, but reference {references[0].ref_id} is in it"
+        raise UserError(f"{found}; fetch all of COCO's train2014 images")
     height, width = read_image(path).shape[:2]
     for reference in references:
         if reference.size != (height, width):
-            raise UserError(
-                f"{path} is {width}x{height}, but its masks are {reference.size[1]}x{reference.size[0]}; fetch it again"
-            )
+            other = f"{reference.size[1]}x{reference.size[0]}"
+            raise UserError(f"{path} is {width}x{height}, but its masks are {other}; fetch it again")
         if not object_mask(reference).any():
             raise UserError(f"reference {reference.ref_id} ({path.name}) has an empty mask; fetch instances.json again")
     return True

@@ -19,12 +19,7 @@ PREPARED = ("ade20k", "nyuv2", "refcoco")
 def dataset_fingerprint(name: str, spec: DatasetSpec) -> Fingerprint:
     """Return what the dataset is made from: its spec, the code that makes it, and the files that it is found in.
 
-    Args:
-        name: key of the dataset in params.yaml.
-        spec: its settings. Files at ``spec.path`` are read only if their size, time or inode changed since the last call.
-
-    Raises:
-        UserError: a dataset that is not synthetic has no path.
+    Files at ``spec.path`` are read only if their size, time or inode changed since the last call.
     """
     if spec.source == "synthetic":
         return Fingerprint(digest(spec.model_dump(mode="json")), code_digest("datasets", "world"))
@@ -40,16 +35,8 @@ def prepare_dataset(name: str, spec: DatasetSpec, out: Path, archives: Path = Pa
     """Make ``out`` hold a dataset that can be trained on and scored.
 
     A finished dataset of the same fingerprint is left alone; anything else in ``out`` is replaced, whole or not at all.
-
-    Args:
-        name: key of the dataset in params.yaml.
-        spec: its settings. Synthetic images are drawn into ``out``; other files stay at ``spec.path``, where they are
-            checked and listed, after the entries in ``spec.download`` have been fetched.
-        out: folder for the files, preview.png, fingerprint.json and, last, manifest.json.
-        archives: where downloaded archives are kept.
-
-    Raises:
-        UserError: the dataset is missing, incomplete, damaged, or has nothing to score.
+    Synthetic images are drawn into ``out``; other files stay at ``spec.path``, where they are checked and listed, after the
+    entries in ``spec.download`` have been fetched. UserError if the dataset is incomplete, damaged, or cannot be scored.
     """
     made_from = dataset_fingerprint(name, spec)
     if is_finished(out, made_from) and (out / PREVIEW).is_file():
@@ -69,8 +56,10 @@ def prepare_dataset(name: str, spec: DatasetSpec, out: Path, archives: Path = Pa
         if spec.source == "synthetic":
             draw_dataset(spec, folder)
         else:
-            source = _path(name, spec)
-            _check_present(name, source, FORMATS[spec.format].TOPS)
+            source, tops = _path(name, spec), FORMATS[spec.format].TOPS
+            if not any((source / top).exists() for top in tops):
+                needed = f"{source} holds none of {', '.join(tops)}"
+                raise UserError(f"dataset '{name}': {needed}; put them there, or change its path")
         facts, files = describe(source, spec, name)
         if source != folder:
             facts[PLACE] = os.path.relpath(source, out)
@@ -82,12 +71,3 @@ def _path(name: str, spec: DatasetSpec) -> Path:
     if spec.path is None:
         raise UserError(f"dataset '{name}' has source {spec.source} but no path; add its folder as path: FOLDER")
     return Path(spec.path)
-
-
-def _check_present(name: str, source: Path, tops: tuple[str, ...]) -> None:
-    """UserError if nothing of the dataset is there."""
-    needed = ", ".join(tops)
-    if not source.is_dir():
-        raise UserError(f"dataset '{name}': {source} does not exist; put {needed} there, or change its path")
-    if not any((source / top).exists() for top in tops):
-        raise UserError(f"dataset '{name}': {source} holds none of {needed}; put them there, or change its path")

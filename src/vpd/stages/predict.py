@@ -24,20 +24,13 @@ def predict_pictures(
     text: str | None = None,
     scene: str | None = None,
 ) -> int:
-    """Predict for pictures with a trained experiment or a registered model; write files into ``out``.
+    """Predict for pictures (files, and folders that are searched) into ``out``; return how many failed.
 
     Args:
-        name: experiment of ``params``, or ``models:/NAME/VERSION``.
-        images: files, and folders that are searched.
-        out: folder to write into.
-        params: the settings; None for a registered model.
+        name: experiment of ``params``, or ``models:/NAME/VERSION`` of the MLflow store ``uri`` (``params`` is then None).
         given: ``spec``, ``weights``, ``checkpoint`` and ``data`` that replace the usual ones.
-        uri: MLflow store that knows registered models.
         text: expression to find (referring segmentation).
         scene: kind of room (depth).
-
-    Returns:
-        How many pictures failed.
     """
     if params is None:
         from vpd.tracking import model_places

@@ -65,9 +65,7 @@ def _source(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, di
 
         fetch(released.download, path.parent, archives)
     if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; put the file there, or remove {name} from the scale's released weights"
-        )
+        raise UserError(f"{path} does not exist; put it there, or remove {name} from the scale's released weights")
     return path, {}
 
 

@@ -16,8 +16,7 @@ from vpd.stages.training import evaluate_experiment, train_experiment
 from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.fingerprint import MANIFEST
 
-Facts = dict[str, object]
-"""What the timing file says besides the time."""
+Facts = dict[str, object]  # what the timing file says besides the time
 
 
 class Stopwatch:
@@ -97,17 +96,9 @@ STAGES: dict[str, Callable[..., Facts]] = {
 
 
 def run_stage(stage: str, name: str, params: Params, paths: Paths, **options: object) -> str:
-    """Run a stage and note how long it took; torch is not imported to find out that there is nothing to do.
+    """Run a stage, note how long it took, and return what to tell the user; idle stages do not import torch.
 
-    Args:
-        stage: one of ``STAGES``.
-        name: of its dataset, checkpoint, backbone or experiment; empty for the pre-training.
-        params: the settings.
-        paths: of their scale.
-        options: ``archives`` of data, ``live`` of train.
-
-    Returns:
-        What to tell the user.
+    ``name`` is empty for the pre-training; ``options`` are ``archives`` of data and ``live`` of train.
     """
     timing = paths.timing(stage, name or "pretraining")
     if timing.is_file() and is_current(stage, name, params, paths):

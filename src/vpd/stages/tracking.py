@@ -7,14 +7,7 @@ from vpd.config.paths import Paths
 
 
 def track_results(params: Params, paths: Paths, uri: str, strict: bool) -> None:
-    """Log every finished run and print how to open the runs, side by side per table.
-
-    Args:
-        params: the settings, which name tables and registered models.
-        paths: of their scale.
-        uri: MLflow store.
-        strict: whether an unreachable store is an error.
-    """
+    """Log every finished run and print how to open the runs; ``strict``: an unreachable store is an error."""
     from vpd.tracking import shown, sync, ui_command
 
     summary = sync(paths.results, params, uri, paths.datasets, paths.checkpoints, paths.tracked, strict=strict)

@@ -16,16 +16,11 @@ from vpd.utils.launch import launch, process_count
 from vpd.utils.processes import side_by_side
 
 
-def available_threads() -> int:
-    """CPU threads this job may use: OMP_NUM_THREADS where set (Snakemake sets it per job), else all of the process's."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isascii() and given.isdigit() else len(os.sched_getaffinity(0))
-
-
 def workers(spec: Spec, jobs: int) -> int:
     """How many of ``jobs`` to run at once; one unless the spec fixes the threads of each."""
-    threads = spec.training.threads
-    return max(1, min(jobs, available_threads() // threads)) if threads else 1
+    given = os.environ.get("OMP_NUM_THREADS", "")  # Snakemake sets it per job
+    cores = int(given) if given.isascii() and given.isdigit() else len(os.sched_getaffinity(0))
+    return max(1, min(jobs, cores // spec.training.threads)) if spec.training.threads else 1
 
 
 def use_threads(spec: Spec) -> None:
@@ -44,19 +39,10 @@ def plain_captions() -> None:
 
 
 def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None = None) -> int:
-    """Train every seed of an experiment; write its runs, history and resolved spec.
+    """Train every seed of an experiment; write its runs, history and resolved spec; return the steps of one seed.
 
-    With several GPUs the seeds come one after another, each on all of them. Waits for another job that trains the same
-    experiment, and then finds its runs finished.
-
-    Args:
-        spec: the experiment.
-        paths: of its scale.
-        gpus: that share one training.
-        live: MLflow server to log to while training.
-
-    Returns:
-        Steps of one seed.
+    With several ``gpus`` the seeds come one after another, each on all of them. Waits for another job that trains the same
+    experiment, and then finds its runs finished. ``live`` is an MLflow server to log to while training.
     """
     runs = paths.runs(spec.name)
     with exclusive(runs):
@@ -73,12 +59,11 @@ def _train_seeds(spec: Spec, paths: Paths, gpus: int, live: str | None) -> None:
     check_unchanged(data)
     runs, state = paths.runs(spec.name), paths.state("train", spec.name)
     # Decided here, since a process that finds its run finished has imported torch for nothing.
-    seeds = [
-        seed
+    jobs = [
+        (spec, seed, data, checkpoint, seed_folder(runs, seed), seed_folder(state, seed), live)
         for seed in spec.seeds
         if not is_finished(seed_folder(runs, seed), run_fingerprint(spec, seed, data, checkpoint))
     ]
-    jobs = [(spec, seed, data, checkpoint, seed_folder(runs, seed), seed_folder(state, seed), live) for seed in seeds]
     if not jobs:
         return
     with claimed_gpus(gpus):
