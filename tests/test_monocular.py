@@ -33,7 +33,6 @@ from transformers import (
 )
 
 from hub_server import Hub, Repository, settings
-from vpd.cli import main
 from vpd.config.params import load_params
 from vpd.datasets import build_dataset
 from vpd.models.monocular import DPTHybrid, Monocular
@@ -103,10 +102,10 @@ class Authors(nn.Module):
             img_size=384, embed_dim=WIDTH, depth=12, num_heads=HEADS, mlp_ratio=2, num_classes=7, patch_size=1,
             embed_layer=partial(HybridEmbed, backbone=stem),
         )  # fmt: skip
+        third, fourth = (nn.Conv2d(WIDTH, width, 1) for width in NECK[2:])
         halve, blank = nn.Conv2d(NECK[3], NECK[3], 3, stride=2, padding=1), (nn.Identity(), nn.Identity())
-        for level, more in ((3, []), (4, [halve])):
-            layers = [Readout(WIDTH), *blank, nn.Conv2d(WIDTH, NECK[level - 1], 1), *more]
-            self.pretrained.add_module(f"act_postprocess{level}", nn.Sequential(*layers))
+        self.pretrained.act_postprocess3 = nn.Sequential(Readout(WIDTH), *blank, third)
+        self.pretrained.act_postprocess4 = nn.Sequential(Readout(WIDTH), *blank, fourth, halve)
         self.scratch = nn.Module()
         for level, width in enumerate(NECK, 1):
             self.scratch.add_module(f"layer{level}_rn", nn.Conv2d(width, FUSION, 3, padding=1, bias=False))
@@ -303,7 +302,7 @@ PUBLIC = {"model": "zoedepth", "experiment": "depth-full"}
     [
         ("zoedepth", {**PUBLIC, "repo": "a/b", "path": "c"}, "either path or repo"),
         ("zoedepth", PUBLIC, "either path or repo"),
-        ("zoedepth", {"model": "zoedepth", "repo": "a/b"}, "both model and experiment"),
+        ("zoedepth", {"model": "zoedepth", "repo": "a/b"}, "needs model and experiment"),
         ("depth-full", {"repo": "a/b"}, "path alone"),
         ("zoedepth", {**PUBLIC, "path": "c", "revision": "main"}, "revision and mirrors with repo"),
         ("zoedepth", {**PUBLIC, "repo": "a/b", "experiment": "depth-ful"}, "depth-full"),
@@ -341,21 +340,15 @@ def test_stage_measures_public_models_and_records_a_vanished_repository(zoe, dpt
         "gone": {**PUBLIC, "repo": "other/gone"},
         "dpt": {"model": "dpt-hybrid", "experiment": "depth-full", "path": str(folder)},
     }
-    params, data, out = written(tmp_path, lines), tmp_path / "data", tmp_path / "released"
-    drawn = ("--out", str(data / "nyuv2"), "--timing", str(tmp_path / "data.json"))
-    assert main(["data", "nyuv2", "--params", str(params), *drawn]) == 0
-
-    places = {"data": data, "checkpoints": tmp_path, "archives": tmp_path, "out": out, "state": tmp_path / "state"}
-    options = [str(part) for name, path in places.items() for part in (f"--{name}", path)]
-    command = [sys.executable, "-m", "vpd", "released", "--params", str(params), *options]
+    params, data, out = written(tmp_path, lines), tmp_path / "data/smoke", tmp_path / "results/smoke/released"
     with Hub(**{"other/zoe": repository}) as hub:
-        done = subprocess.run(
-            [*command, "--timing", str(tmp_path / "released.json")],
-            env=settings(tmp_path / "home", HF_ENDPOINT=hub.url), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        given = {"cwd": tmp_path, "env": settings(tmp_path / "home", HF_ENDPOINT=hub.url), "check": False}
+        for stage in (["data", "nyuv2"], ["released"]):
+            command = [sys.executable, "-m", "vpd", *stage, "--params", str(params)]
+            done = subprocess.run(command, **given, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
     assert "released weights of gone: released.gone: other/gone is not at" in done.stderr
-    assert "could not be had: gone" in done.stdout
+    assert "weights are not available: gone" in done.stdout
 
     index = read_json(out / "index.json")
     assert index["released"] == {}
