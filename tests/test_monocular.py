@@ -40,7 +40,7 @@ from vpd.pretrained.monocular import DPT_HYBRID, convert_dpt, open_monocular
 from vpd.pretrained.tensors import misfits
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
+from vpd.utils.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 STAGES, WIDTH, HEADS, NECK, FUSION = (128, 256, 256), 32, 2, (128, 256, 24, 40), 16
@@ -341,6 +341,7 @@ def test_stage_measures_public_models_and_records_a_vanished_repository(zoe, dpt
         "dpt": {"model": "dpt-hybrid", "experiment": "depth-full", "path": str(folder)},
     }
     params, data, out = written(tmp_path, lines), tmp_path / "data/smoke", tmp_path / "results/smoke/released"
+    write_json(tmp_path / "checkpoints/smoke/sd-1-5/manifest.json", {})  # depth-full's, which is not read
     with Hub(**{"other/zoe": repository}) as hub:
         given = {"cwd": tmp_path, "env": settings(tmp_path / "home", HF_ENDPOINT=hub.url), "check": False}
         for stage in (["data", "nyuv2"], ["released"]):
