@@ -298,6 +298,8 @@ def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded, tmp_path):
     assert set(re.findall(r"^local(?:rule|checkpoint) (\w+)", done, flags=re.M)) == {"data"}
     assert planned("snakemake -n", folder) == set()
     assert {stage.split("@")[0] for stage in planned("dvc repro --dry", folder)} == {"data"}
+    run("dvc repro data", folder)
+    assert planned("dvc repro --dry", folder) == set()
 
 
 def test_data_with_other_bytes_retrain_what_saw_them(recorded, tmp_path):
