@@ -55,7 +55,7 @@ def ui(tmp_path_factory) -> Iterator[tuple[str, Params]]:
     folder, params = tmp_path_factory.mktemp("ui"), table5()
     write_results(folder / "results", params)
     store = f"sqlite:///{folder / 'mlflow.db'}"
-    sync(folder / "results", params, store)
+    sync(folder / "results", params, store, folder / "data", folder / "checkpoints")
     with mlflow_server(folder, free_port(), store) as uri:
         yield uri, params
 
