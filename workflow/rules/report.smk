@@ -18,6 +18,10 @@ rule report:
         previews=ancient(
             expand(f"data/{SCALE}/{{dataset}}/preview.png", dataset=PARAMS.datasets)
         ),
+        # While a dataset is made, its manifest stands in for the key, so it has to be `ancient` as well.
+        data=ancient(
+            expand(f"data/{SCALE}/{{dataset}}/manifest.json", dataset=PARAMS.datasets)
+        ),
         key=key("report", needs_data(*PARAMS.datasets), needs_pretraining),
     output:
         report=f"results/{SCALE}/REPORT.md",
