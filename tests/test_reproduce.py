@@ -225,7 +225,8 @@ def edited_line(folder: Path, edit: str):
 @pytest.mark.parametrize("command", ENGINES)
 def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(recorded, edit, command):
     wanted = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in EDITS[edit][3]}
-    after = {"report", "track"}
+    # DVC cannot tell which experiments' settings the released weights use; `vpd released` then finds nothing to do.
+    after = {"report", "track", "released"} if command.startswith("dvc") else {"report", "track"}
     if edit == "a backbone":
         # Neither engine knows before the backbone is made whether its weights will be other ones.
         wanted, after = {"backbone@clip-vit-b"}, after | wanted
