@@ -281,12 +281,7 @@ def test_changed_code_reruns_only_what_it_may_change(recorded, edit, command):
 
 def twin(project: Path, folder: Path) -> Path:
     """A copy of a finished project, to be changed."""
-    return shutil.copytree(
-        project,
-        folder / "project",
-        symlinks=True,
-        ignore=lambda place, _: {"cache"} if place.endswith(".dvc") else set(),
-    )
+    return shutil.copytree(project, folder / "project", symlinks=True)
 
 
 def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded, tmp_path):
