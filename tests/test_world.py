@@ -1,4 +1,4 @@
-"""The drawn world: same bytes everywhere, honest geometry, and words that mean exactly one thing."""
+"""The synthetic scenes: same bytes everywhere, honest geometry, and words that mean exactly one thing."""
 
 from __future__ import annotations
 
