@@ -84,8 +84,8 @@ class Backbone(Pretrained):
 class Backbones(Small):
     """What a scale does with backbones: fetch their public weights, or pre-train small ones on synthetic scenes."""
 
-    source: Literal["pretrained", "hub"]
-    """Which of the two."""
+    source: Literal["pretrained", "hub", "shipped"]
+    """Which of the two, or small ones that are in git (`shipped` of the scale)."""
     dataset: str
     """Dataset of captioned images that all of them see."""
     objects: str
@@ -112,6 +112,8 @@ class Scale(Frozen):
     """Name -> seeds; an experiment names one of these lists."""
     datasets: dict[str, DatasetSpec]
     pretraining: PretrainingSpec
+    shipped: str | None = None
+    """Scale that made the weights in weights/, which this scale's sources `shipped` take."""
     checkpoints: dict[str, CheckpointSpec]
     backbones: Backbones
     released: dict[str, ReleasedSpec] = {}

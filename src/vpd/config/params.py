@@ -16,8 +16,9 @@ import yaml
 
 from vpd.config.document import SCHEMA, Document, Experiment, Layer, ProtocolLayer, Resources, Scale, TaskLayer
 from vpd.config.experiment import Named, Task
+from vpd.config.paths import shipped
 from vpd.config.reported import load_reported
-from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Spec
+from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Small, Spec
 from vpd.config.tables import check_layout
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.validation import checked
@@ -110,7 +111,27 @@ class Params:
         spec = pick(name, self.checkpoints, "checkpoint", self._at("checkpoints"))
         if spec.source == "pretrained":
             pick(name, self.pretraining.milestones, "pre-training milestone", self._at(f"checkpoints.{name}"))
+        if spec.source == "shipped":
+            maker = self.shipped(f"checkpoints.{name}")
+            return spec.model_copy(update={"path": str(shipped(maker.scale, name)), "recipe": maker.recipe(name)})
         return spec
+
+    def shipped(self, user: str) -> Params:
+        """Return the settings of the scale that made the weights in git; UserError if this scale names none."""
+        if self.block.shipped is None:
+            raise UserError(f"{self._at(user)} has source 'shipped', but the scale names no scale in `shipped`; name one")
+        pick(self.block.shipped, self.document.scales, "scale", self._at("shipped"))
+        return Params(self.document.model_copy(update={"scale": self.block.shipped}), self.source)
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """Return all settings that decide a pre-trained checkpoint or backbone of this scale, as plain data."""
+        if name in self.checkpoints:
+            self.checkpoint(name)
+            settings, datasets = {"pretraining": self.pretraining}, [self.pretraining.dataset]
+        else:
+            settings, datasets = {"backbone": self.backbone(name)}, [self.block.backbones.dataset, self.block.backbones.objects]
+        specs = {**settings, **{f"datasets.{dataset}": self.dataset(dataset) for dataset in datasets}}
+        return {key: spec.model_dump(mode="json") for key, spec in specs.items()}
 
     def backbone(self, name: str) -> BackboneSpec:
         """Return the backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""
@@ -126,7 +147,11 @@ class Params:
         if scale.source == "hub":
             return checked(BackboneSpec, {"source": "hub", **merged}, where)
         merged = {key: merged[key] for key in ("objective", "vision", "language")}
-        merged |= scale.model_dump(include={"source", "dataset", "objects", "seed", "threads", "vocabulary"})
+        if scale.source == "shipped":
+            maker = self.shipped("backbones")
+            origin = {"source": "shipped", "path": str(shipped(maker.scale, name)), "recipe": maker.recipe(name)}
+            return checked(BackboneSpec, origin | merged, where)
+        merged |= scale.model_dump(include={"source", "dataset", "objects", *Small.model_fields})
         merged["training"] = pick(line.objective, scale.objectives, "objective", f"{where}.objectives")
         if line.language:
             merged["language_training"] = pick(LANGUAGE, scale.objectives, "objective", f"{where}.objectives")
@@ -136,7 +161,7 @@ class Params:
         """Return the options under the longest beginning of ``architecture`` that the scale knows."""
         networks = self.block.backbones.networks
         known = [beginning for beginning in networks if architecture.startswith(beginning)]
-        if not known and self.block.backbones.source == "pretrained":
+        if not known and self.block.backbones.source != "hub":
             problem = f"networks has no beginning of '{architecture}', so its small size is unknown"
             raise UserError(f"{self._at('backbones')}.{problem}; {nearest(architecture, networks)}")
         return networks[max(known, key=len)] if known else {}

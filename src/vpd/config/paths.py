@@ -8,6 +8,14 @@ from pathlib import Path
 ARCHIVES = Path("downloads/archives")  # downloads, kept for all scales
 
 
+WEIGHTS = Path("weights")  # networks in git, by the scale that made them
+
+
+def shipped(scale: str, name: str) -> Path:
+    """Folder in git of a checkpoint, a backbone or a trained experiment."""
+    return WEIGHTS / scale / name
+
+
 class Paths:
     """Folders and files of one scale. Those that are functions take the name of a dataset, checkpoint or experiment."""
 

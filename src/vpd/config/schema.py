@@ -34,6 +34,8 @@ class DatasetSpec(Frozen):
     """Counts that the manifest must show, by the manifest's own keys; any other count is an error."""
     size: tuple[PositiveInt, PositiveInt] | None = None
     """Width and height in pixels of synthetic images; ADE20K-like images alternate with the transposed size."""
+    captions: PositiveInt = 1
+    """Captions of each synthetic image (format captions). The first ones name its room and every thing with colour and place."""
 
 
 # ---------------------------------------------------------------------------------------------------------- pretraining
@@ -105,8 +107,10 @@ class PretrainingSpec(Frozen):
     """Of everything random in it."""
     threads: PositiveInt
     """CPU threads; part of the spec because another number changes the last bits."""
+    images_seen: PositiveInt | None = None
+    """Images (with a caption each) that the U-Net sees in all: the budget that all pre-trainings of a scale share."""
     milestones: dict[str, PositiveInt]
-    """Checkpoint -> U-Net training steps at which it is saved."""
+    """Checkpoint -> images that the U-Net has seen when it is saved; the last one is saved at `images_seen`."""
     autoencoder: AutoencoderSpec | None = None
     text: TextSpec | None = None
     denoiser: DenoiserSpec | None = None
@@ -119,8 +123,17 @@ class PretrainingSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_networks(self) -> PretrainingSpec:
-        if self.milestones and None in (self.autoencoder, self.text, self.denoiser):
-            raise ValueError("pretraining with milestones needs autoencoder, text and denoiser")
+        if not self.milestones:
+            return self
+        if self.images_seen is None or self.autoencoder is None or self.text is None or self.denoiser is None:
+            raise ValueError("pretraining with milestones needs images_seen, autoencoder, text and denoiser")
+        if max(self.milestones.values()) != self.images_seen:
+            last = max(self.milestones, key=lambda name: self.milestones[name])
+            raise ValueError(f"milestone {last} is at {self.milestones[last]} images, but images_seen is {self.images_seen}")
+        batch = self.denoiser.batch_size
+        for name, images in self.milestones.items():
+            if images % batch:
+                raise ValueError(f"milestone {name} is at {images} images, which batches of {batch} never reach exactly")
         return self
 
 
@@ -138,11 +151,14 @@ class HubWeights(Frozen):
 class CheckpointSpec(HubWeights):
     """One Stable Diffusion checkpoint at one scale. If an original file holds both sets, the EMA weights are used (S12)."""
 
-    source: Literal["pretrained", "folder", "hub", "file"]
-    """A milestone of this scale's own pre-training, a diffusers pipeline folder at `path`, the hub's `repo`, or an original
-    `.ckpt` or `.safetensors` file at `path`, whose tokenizer comes from `repo` (a hub name or a folder)."""
+    source: Literal["pretrained", "shipped", "folder", "hub", "file"]
+    """A milestone of this scale's own pre-training, weights in git (`shipped` of the scale), a diffusers pipeline folder at `path`,
+    the hub's `repo`, or an original `.ckpt` or `.safetensors` file at `path`, whose tokenizer comes from `repo` (a hub name or
+    a folder)."""
     path: str | None = None
     """Only `folder` and `file`."""
+    recipe: dict[str, Any] = {}
+    """shipped: what the weights must have been made with; vpd takes it from the scale that made them."""
     sha256: dict[str, str] = {}
     """File name -> SHA-256 that it must have, or the beginning of one."""
 
@@ -177,8 +193,8 @@ class LanguageSpec(Frozen):
     """Settings that differ from the architecture's own."""
 
 
-class ObjectiveSpec(_Steps, _Batches):
-    """Length and batches of a backbone's small pre-training."""
+class ObjectiveSpec(_Batches):
+    """Batches of a backbone's small pre-training."""
 
     weight_decay: float = 0.05
     """AdamW's decoupled weight decay."""
@@ -204,6 +220,8 @@ class Small(Frozen):
     """Of everything random in the pre-training."""
     threads: PositiveInt = 1
     """CPU threads; another number changes the last bits."""
+    images_seen: PositiveInt | None = None
+    """Images that every backbone sees, and texts that its language model sees: the budget of the small Stable Diffusion."""
     vocabulary: PositiveInt | None = None
     """Tokens of the text models' vocabulary."""
 
@@ -211,16 +229,30 @@ class Small(Frozen):
 class BackboneSpec(HubWeights, Pretrained, Small):
     """One backbone at one scale: its line of the top-level `backbones` and what the scale's block makes of it."""
 
-    source: Literal["pretrained", "hub", "folder"]
-    """Pre-trained by this scale on synthetic scenes, public weights in `repo`, or a copy of that repository at `path`."""
+    source: Literal["pretrained", "shipped", "hub", "folder"]
+    """Pre-trained by this scale on synthetic scenes, weights in git (`shipped` of the scale), public weights in `repo`, or a copy of
+    that repository at `path`."""
     path: str | None = None
     """Only `folder`."""
+    recipe: dict[str, Any] = {}
+    """shipped: as of a checkpoint."""
     dataset: str | None = None
     """pretrained: dataset of captioned images."""
     objects: str | None = None
     """pretrained: dataset of the same images' classes and masks."""
     training: ObjectiveSpec | None = None
     language_training: ObjectiveSpec | None = None
+
+    def steps(self, training: ObjectiveSpec) -> int:
+        """Training steps until the budget of images is spent; the rest of a last batch is left out."""
+        return (self.images_seen or 0) // training.batch_size
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> BackboneSpec:
+        for training in filter(None, (self.training, self.language_training)):
+            if self.source == "pretrained" and not self.steps(training):
+                raise ValueError(f"images_seen is {self.images_seen}, less than one batch of {training.batch_size}")
+        return self
 
 
 class ReleasedSpec(HubWeights):

@@ -30,20 +30,27 @@ def entries(root: Path) -> list[Entry]:
 
 
 def contents(root: Path) -> Contents:
-    """List the dataset in ``root``; the count is that of captioned images."""
-    listed = entries(root)
-    checks = [partial(_check, root / entry["file"], entry["caption"]) for entry in listed]
-    return Contents([INDEX, *(entry["file"] for entry in listed)], {"train": len(listed)}, {"train": checks})
+    """List the dataset in ``root``; the count is that of images, each of which may have several captions."""
+    captions = _by_image(root)
+    checks = [partial(_check, root / file, texts) for file, texts in captions.items()]
+    return Contents([INDEX, *captions], {"train": len(captions)}, {"train": checks})
 
 
-def _check(path: Path, caption: str) -> bool:
+def _by_image(root: Path) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {}
+    for entry in entries(root):
+        captions.setdefault(entry["file"], []).append(entry["caption"])
+    return captions
+
+
+def _check(path: Path, captions: list[str]) -> bool:
     read_image(path)
-    if not caption.strip():
+    if not all(caption.strip() for caption in captions):
         raise UserError(f"{path} has an empty caption in {INDEX}; give it one")
     return True
 
 
 def preview(root: Path) -> Iterator[Preview]:
-    """Image and caption."""
-    for entry in entries(root):
-        yield [read_image(root / entry["file"])], [entry["caption"]]
+    """Image and its captions."""
+    for file, captions in _by_image(root).items():
+        yield [read_image(root / file)], captions

@@ -45,7 +45,7 @@ def _pretrain(name: str, params: Params, paths: Paths) -> Facts:
     spec = params.pretraining
     with exclusive(paths.pretraining):
         pretrain(spec, paths.dataset(spec.dataset), paths.pretraining, paths.state("pretrain"))
-    return {"steps": max(spec.milestones.values(), default=0)}
+    return {"images": spec.images_seen or 0}
 
 
 def _checkpoint(name: str, params: Params, paths: Paths) -> Facts:
@@ -71,7 +71,7 @@ def _backbone(name: str, params: Params, paths: Paths) -> Facts:
         origin = out / "origin.json"
         facts = {**(read_json(origin) if origin.is_file() else {}), **read_json(out / MANIFEST)}
     write_json(paths.backbone_facts(name), facts)
-    return {"steps": spec.training.steps if spec.training else 0}
+    return {"steps": spec.steps(spec.training) if spec.training else 0}
 
 
 def _train(name: str, params: Params, paths: Paths, live: str | None = None) -> Facts:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
+import numpy as np
+
+from vpd.world.classes import CLASSES, LABELS, THINGS
 from vpd.world.scene import Instance, Scene
 from vpd.world.seeds import LANGUAGE, Rng
 
@@ -157,35 +160,63 @@ def phrase(rng: Rng, expression: Expression, kind: str, long: bool) -> str:
     return form.format(head=head, a=article, anchor=expression.anchor, room=room, a_room=_with_article(room))
 
 
+LISTED = 2
+"""Things with their places in one caption: as many as the short texts of a small text encoder hold."""
+SIDES = {"on the left": (0.0, 0.36), "in the middle": (0.36, 0.64), "on the right": (0.64, 1.0)}
+"""Where the centre of a thing lies in the image, from 0 to 1."""
+
+
 def captions(scene: Scene) -> Iterator[str]:
-    """Endless captions of a scene: its room, its things with colours, and how two of them stand."""
-    rng, kind, seen = Rng(scene.seed, LANGUAGE), scene.room.kind.replace("_", " "), referable(scene)
-    place = _with_article(kind)
-    stuff = sorted({one.name for one in scene.room.openings if one.name != "picture"} | {"wall", "floor", "ceiling"})
+    """Endless captions of a scene: the first name its room and every thing with colour and place, the others parts of it."""
+    rng, seen = Rng(scene.seed, LANGUAGE), referable(scene)
+    place = _with_article(scene.room.kind.replace("_", " "))
+    things = [f"{_with_article(_colour_and_name(one))} {_side(one)}" for one in rng.shuffled(seen)]
+    for first in range(0, len(things), LISTED):
+        yield f"{place} with {_joined(things[first : first + LISTED])}"
     while True:
+        # Short captions teach what a single word looks like, lists that different words belong to different pixels.
         form = rng.count(0, 9)
-        listed = [_with_article(_name(rng, one)) for one in rng.shuffled(seen)]
-        if form == 0 or not seen:
-            yield rng.pick((f"a photo of {place}", f"a photo of the {kind}", place))
-        elif form == 1:
-            yield f"a photo of {rng.pick(listed)}"
-        elif form == 2:
-            yield f"a photo of {_with_article(rng.pick((rng.pick(seen).name, rng.pick(stuff))))}"
-        elif form == 3:
-            yield f"{place} with {scene.room.wall} walls and a {scene.room.floor} floor"
+        if form < 4:
+            parts = rng.shuffled([_with_article(_name(rng, one)) for one in seen] + _surroundings(rng, scene))
+            yield f"{rng.pick((f'a photo of {place} with ', f'{place} with ', ''))}{_joined(parts[: rng.count(2, 4)])}"
         elif form == 4:
-            yield f"a photo of {place} with {listed[0]} and a {rng.pick(stuff)}"
-        elif form in (5, 6) and len(seen) > 1:
-            yield f"a photo of {place} with {_relation(rng, seen)}"
-        elif form == 7 and len(seen) > 1:
-            yield f"{_relation(rng, seen)} in {place}"
+            yield rng.pick((f"a photo of {place}", place))
+        elif form == 5 or not seen:
+            yield rng.pick(("a photo of {}", "{}")).format(rng.pick(_surroundings(rng, scene)))
+        elif form == 6 and len(seen) > 1:
+            yield _relation(rng, seen)
         else:
-            *first, last = listed[:3]
-            yield f"a photo of {place} with {', '.join(first)}{' and ' if first else ''}{last}"
+            one = rng.pick(seen)
+            thing, side = _with_article(_name(rng, one)), _side(one)
+            yield rng.pick((f"a photo of {thing}", f"a photo of {thing}", thing, f"{thing} {side}"))
+
+
+def _surroundings(rng: Rng, scene: Scene) -> list[str]:
+    """What a caption may say of the room itself, as far as it is visible: openings, wall, floor and ceiling."""
+    areas = np.bincount(scene.picture.labels.ravel(), minlength=len(CLASSES) + 1)
+    visible = [name for name, label in LABELS.items() if areas[label] >= LEAST_SHARE * scene.picture.labels.size]
+    looks = {"wall": scene.room.wall, "floor": scene.room.floor}
+    named = {name: rng.pick((f"{look} {name}", name)) for name, look in looks.items()}
+    return [_with_article(named.get(name, name)) for name in visible if name not in THINGS]
+
+
+def _joined(parts: list[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)}{' and ' if first else ''}{last}"
+
+
+def _side(instance: Instance) -> str:
+    return next(words for words, (low, high) in SIDES.items() if low <= instance.across <= high)
+
+
+def _colour_and_name(instance: Instance) -> str:
+    return str(Head(colour=instance.colour, name=instance.name))
 
 
 def _name(rng: Rng, instance: Instance) -> str:
-    full = rng.chance(0.4)
+    if rng.chance(0.2):
+        return instance.name
+    full = rng.chance(0.25)
     return str(Head(instance.size if full else "", instance.pattern if full else "", instance.colour, instance.name))
 
 

@@ -65,6 +65,7 @@ class Job:
     seed: int
     size: tuple[int, int]  # width and height
     root: Path
+    captions: int = 1  # of the image, in format ``captions``
 
 
 def scene_seed(spec: DatasetSpec, split: str, index: int) -> int:
@@ -84,6 +85,6 @@ def list_jobs(spec: DatasetSpec, root: Path) -> list[Job]:
         pick(split, dict.fromkeys(SPLITS[spec.format]), "split", f"images of format {spec.format}")
     images = [(split, index) for split in SPLITS[spec.format] for index in range(spec.images.get(split, 0))]
     return [
-        Job(spec.format, split, index, number, scene_seed(spec, split, index), spec.size, root)
+        Job(spec.format, split, index, number, scene_seed(spec, split, index), spec.size, root, spec.captions)
         for number, (split, index) in enumerate(images)
     ]

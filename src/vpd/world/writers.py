@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,10 @@ def _finish_nyuv2(root: Path, jobs: list[Job], facts: list[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- captions and objects
-def _draw_captions(job: Job) -> dict[str, str]:
+def _draw_captions(job: Job) -> list[dict[str, str]]:
     scene, file = draw_scene(job.seed, *job.size), f"images/{job.index:06d}.jpg"
     save_jpeg(job.root / file, scene.picture.image)
-    return {"file": file, "caption": next(captions_of(scene))}
+    return [{"file": file, "caption": caption} for caption in islice(captions_of(scene), job.captions)]
 
 
 def _draw_objects(job: Job) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _draw_objects(job: Job) -> dict[str, Any]:
 def _finish_index(folders: tuple[str, ...], index: str, root: Path, jobs: list[Job], facts: list[Any]) -> None:
     for folder in folders:
         (root / folder).mkdir(exist_ok=True)
-    write_json(root / index, facts)
+    write_json(root / index, list(chain.from_iterable(fact if isinstance(fact, list) else [fact] for fact in facts)))
 
 
 WRITERS: dict[str, tuple[Callable[[Job], Any], Callable[[Path, list[Job], list[Any]], None]]] = {

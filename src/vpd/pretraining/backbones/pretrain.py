@@ -95,12 +95,13 @@ def _train(
         objective = build_objective(phase, spec, examples)
     # Without the fresh network's measures the trained one's say little.
     measures = {"fresh": objective.to(workdir.device).eval().measure()}
-    losses = train_objective(phase, f"backbones.{name}.{key}", objective, training, workdir)
+    steps = spec.steps(training)
+    losses = train_objective(phase, f"backbones.{name}.{key}", objective, training, steps, workdir)
     measures["trained"] = objective.measure()
     means = [round(loss, 6) for _, loss in averaged(losses)]
     summary = {
         "steps": len(losses),
-        "seen": training.steps * training.batch_size,
+        "seen": len(losses) * training.batch_size,
         "loss": {"first": means[0], "last": means[-1]},
         "measures": {state: {key: round(value, 6) for key, value in of.items()} for state, of in measures.items()},
     }
@@ -108,7 +109,7 @@ def _train(
 
 
 def train_objective(
-    phase: str, settings: str, objective: Objective, spec: ObjectiveSpec, workdir: Workdir
+    phase: str, settings: str, objective: Objective, spec: ObjectiveSpec, steps: int, workdir: Workdir
 ) -> list[float]:
     """Train ``objective`` and return the loss of every step; ``settings`` is the key of ``spec``, for messages."""
     numbers = objective.candidates(held=False)
@@ -119,9 +120,9 @@ def train_objective(
 
     # One recipe for all objectives, so that a comparison of backbones compares objectives and not tuning: AdamW, as in the
     # papers of all of them but CLIP's, which has Adam with decoupled decay, the same.
-    factor, groups = rise_and_fall(spec.steps), parameter_groups(objective, spec.weight_decay)
-    training = Phase(phase, settings, objective, spec.steps, spec.lr, factor, groups, MAX_GRADIENT_NORM)
-    return training.train(workdir, loss_of, after=lambda step: objective.after(step / spec.steps))
+    factor, groups = rise_and_fall(steps), parameter_groups(objective, spec.weight_decay)
+    training = Phase(phase, settings, objective, steps, spec.lr, factor, groups, MAX_GRADIENT_NORM)
+    return training.train(workdir, loss_of, after=lambda step: objective.after(step / steps))
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
