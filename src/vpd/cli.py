@@ -165,6 +165,9 @@ def _stages(commands: Commands) -> None:
         _params(command, protocol=stage in ("train", "evaluate"))
         command.set_defaults(stage=stage)
 
+    command = _command(commands, "ship", _ship, "put the weights that this scale pre-trained into weights/, for git")
+    _params(command, protocol=False)
+
     command = _command(commands, "released", _released, "measure the weights that the authors released")
     _archives(command)
     _params(command)
@@ -327,6 +330,17 @@ def _stage(options: argparse.Namespace) -> None:
 
     given = {name: getattr(options, name) for name in ("archives", "live") if hasattr(options, name)}
     print(run_stage(options.stage, getattr(options, "name", ""), *_load(options), **given))
+
+
+def _ship(options: argparse.Namespace) -> None:
+    from vpd.stages.run import Stopwatch
+    from vpd.stages.shipping import ship_weights
+
+    params, paths = _load(options)
+    watch = Stopwatch()
+    names = ship_weights(params, paths)
+    watch.write(paths.timing("ship", "weights"), "ship", "weights", networks=len(names))
+    print(f"{len(names)} networks are in weights/{params.scale}" if names else f"scale {params.scale} pre-trains nothing")
 
 
 def _released(options: argparse.Namespace) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig
 
 from vpd.config.schema import BackboneSpec, LanguageSpec, NetworkSpec
-from vpd.models.backbones import build_backbone, save_backbone
+from vpd.models.backbones import build_backbone, load_backbone, save_backbone
 from vpd.pretrained.checkpoints import ORIGIN, fetched_backbone_fingerprint
 from vpd.pretrained.hub import Repository, download, repositories
+from vpd.pretrained.shipped import check_shipped, shipped_facts
 from vpd.pretrained.tensors import misfits
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
@@ -67,6 +68,24 @@ def fetch_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
         write_json(folder / ORIGIN, origin)
         files = digests(folder, [file for file in tree(folder) if file != ORIGIN])
         write_manifest(folder, made_from, {"parameters": parameters}, files)
+
+
+def take_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
+    """Write backbone ``name`` to the checkpoint folder ``out`` from the weights in git at ``spec.path``.
+
+    Raises:
+        UserError: the weights are missing, damaged, of another recipe, or not those of the architecture.
+    """
+    made_from, source = fetched_backbone_fingerprint(name, spec), Path(spec.path or "")
+    if is_finished(out, made_from):
+        return
+    manifest = check_shipped(source, spec.recipe)
+    load_backbone(source)
+    with atomic_folder(out) as folder:
+        for file in manifest["files"]:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, folder / file)
+        write_manifest(folder, made_from, {**shipped_facts(source), "source": "shipped"})
 
 
 def _open(entry: str, spec: BackboneSpec) -> Repository:

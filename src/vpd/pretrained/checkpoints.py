@@ -11,17 +11,30 @@ from pathlib import Path
 
 from vpd.config.schema import BackboneSpec, CheckpointSpec
 from vpd.pretrained import stable_diffusion as sd
+from vpd.pretrained.shipped import check_shipped
 from vpd.utils.digests import changed, digest, digests
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_folder, read_json, write_json
-from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, manifest_path, read_manifest, write_manifest
+from vpd.utils.fingerprint import (
+    MANIFEST,
+    Fingerprint,
+    fingerprint,
+    is_finished,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 
 ORIGIN = "origin.json"  # where weights came from; not in the manifest, so that those of a mirror make no run stale
 CODE = tuple(f"pretrained/{name}" for name in ("checkpoints", "stable_diffusion", "tensors", "hub"))
 FILE_CODE = (*CODE, "pretrained/original")
-BACKBONE_CODE = ("models/backbones", *(f"pretrained/{name}" for name in ("checkpoints", "backbones", "tensors", "hub")))
+SHIPPED_CODE = (*CODE, "pretrained/shipped")
+BACKBONE_CODE = (
+    "models/backbones",
+    *(f"pretrained/{name}" for name in ("checkpoints", "backbones", "shipped", "tensors", "hub")),
+)
 # Fields of the spec that matter for public weights; the others are for backbones that are pre-trained here.
-BACKBONE_SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path"}
+BACKBONE_SETTINGS = {"source", "objective", "vision", "language", "repo", "revision", "mirrors", "path", "recipe"}
 KINDS = {".json", ".safetensors", ".bin", ".txt"}  # endings of the files of a repository that can matter
 
 
@@ -30,6 +43,8 @@ def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -
     settings = {"checkpoint": name, **spec.model_dump(mode="json")}
     if spec.source == "pretrained":
         return fingerprint(settings, CODE, {"pretraining": pretraining})
+    if spec.source == "shipped":
+        return _with_files(fingerprint(settings, SHIPPED_CODE), spec.path, [MANIFEST])
     if spec.source == "folder":
         return _with_files(fingerprint(settings, CODE), spec.path, sd.FILES)
     if spec.source == "file" and spec.path:
@@ -107,6 +122,9 @@ def _fill(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> t
     if spec.path is None:
         raise UserError(f"{entry} has source '{spec.source}' but no path; give the path of the {spec.source}")
     path = Path(spec.path)
+    if spec.source == "shipped":
+        check_shipped(path, spec.recipe)
+        return _copy(path, target, link=False), {}
     if spec.source == "folder":
         return _copy(path, target), {}
     from vpd.pretrained.original import convert_file

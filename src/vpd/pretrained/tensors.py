@@ -10,8 +10,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -73,6 +73,16 @@ def _read(path: Path) -> object:
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path} is damaged or cut off ({reason(error)}); download it again") from None
+
+
+def write_half(source: Path, target: Path) -> None:
+    """Copy a safetensors file with its single-precision tensors in half precision; UserError if one does not fit."""
+    with safe_open(source, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    halved = {name: x.half() if x.dtype == torch.float32 else x for name, x in tensors.items()}
+    if lost := [name for name, x in halved.items() if not x.isfinite().all()]:
+        raise UserError(f"{source}: {lost[0]} has values that half precision cannot hold; train with a lower learning rate")
+    save_file(halved, target, metadata)
 
 
 def reason(error: Exception) -> str:

@@ -65,9 +65,9 @@ def _backbone(name: str, params: Params, paths: Paths) -> Facts:
             captions, objects = paths.dataset(block.dataset), paths.dataset(block.objects)
             pretrain_backbone(name, spec, captions, objects, out, paths.state("backbone", name))
         else:
-            from vpd.pretrained.backbones import fetch_backbone
+            from vpd.pretrained.backbones import fetch_backbone, take_backbone
 
-            fetch_backbone(name, spec, out)
+            (take_backbone if spec.source == "shipped" else fetch_backbone)(name, spec, out)
         origin = out / "origin.json"
         facts = {**(read_json(origin) if origin.is_file() else {}), **read_json(out / MANIFEST)}
     write_json(paths.backbone_facts(name), facts)
