@@ -23,3 +23,4 @@ rule all:
         f".vpd/{SCALE}/tracked.json",
         # Also the checkpoints that no experiment uses, because `dvc repro` makes them and `make record` expects all.
         expand(rules.checkpoint.output.manifest, checkpoint=PARAMS.checkpoints),
+        rules.ship.output.timing,

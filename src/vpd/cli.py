@@ -333,6 +333,7 @@ def _stage(options: argparse.Namespace) -> None:
 
 
 def _ship(options: argparse.Namespace) -> None:
+    from vpd.stages.keys import note_made
     from vpd.stages.run import Stopwatch
     from vpd.stages.shipping import ship_weights
 
@@ -340,7 +341,10 @@ def _ship(options: argparse.Namespace) -> None:
     watch = Stopwatch()
     names = ship_weights(params, paths)
     watch.write(paths.timing("ship", "weights"), "ship", "weights", networks=len(names))
-    print(f"{len(names)} networks are in weights/{params.scale}" if names else f"scale {params.scale} pre-trains nothing")
+    note_made("ship", params, paths)
+    print(
+        f"{len(names)} networks are in weights/{params.scale}" if names else f"scale {params.scale} pre-trains nothing"
+    )
 
 
 def _released(options: argparse.Namespace) -> None:

@@ -34,6 +34,29 @@ checkpoint checkpoint:
         "vpd checkpoint {wildcards.checkpoint} {params.choice} 2>&1 | tee {log}"
 
 
+rule ship:
+    input:
+        checkpoints=ancient(
+            expand(
+                f"checkpoints/{SCALE}/{{name}}/manifest.json",
+                name=["pretraining", *PARAMS.checkpoints, *PARAMS.backbones],
+            )
+        ),
+        key=key("ship", needs_all_weights),
+    output:
+        timing=f"results/{SCALE}/timing/ship/weights.json",
+    log:
+        f"logs/{SCALE}/ship.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        choice=CHOICE,
+    shell:
+        "vpd ship {params.choice} 2>&1 | tee {log}"
+
+
 checkpoint backbone:
     input:
         captions=ancient(f"data/{SCALE}/{PARAMS.block.backbones.dataset}/manifest.json"),

@@ -50,6 +50,14 @@ def needs_pretraining(wildcards):
     checkpoints.pretrain.get()
 
 
+def needs_all_weights(wildcards):
+    """Wait for every checkpoint and backbone of the scale."""
+    for name in PARAMS.checkpoints:
+        checkpoints.checkpoint.get(checkpoint=name)
+    for name in PARAMS.backbones:
+        checkpoints.backbone.get(backbone=name)
+
+
 def needs_weights(wildcards):
     """Wait for the checkpoint or backbone of the experiment."""
     used = SPECS[wildcards.name].checkpoint

@@ -21,7 +21,7 @@ from vpd.config.reported import load_reported
 from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Small, Spec
 from vpd.config.tables import check_layout
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.validation import checked
+from vpd.utils.validation import Frozen, checked
 
 __all__ = ["Document", "Experiment", "Params", "Scale", "checked", "load_params", "merge"]
 
@@ -119,18 +119,21 @@ class Params:
     def shipped(self, user: str) -> Params:
         """Return the settings of the scale that made the weights in git; UserError if this scale names none."""
         if self.block.shipped is None:
-            raise UserError(f"{self._at(user)} has source 'shipped', but the scale names no scale in `shipped`; name one")
+            raise UserError(
+                f"{self._at(user)} has source 'shipped', but the scale names no scale in `shipped`; name one"
+            )
         pick(self.block.shipped, self.document.scales, "scale", self._at("shipped"))
         return Params(self.document.model_copy(update={"scale": self.block.shipped}), self.source)
 
     def recipe(self, name: str) -> dict[str, Any]:
         """Return all settings that decide a pre-trained checkpoint or backbone of this scale, as plain data."""
+        block, specs = self.block.backbones, dict[str, Frozen]()
         if name in self.checkpoints:
             self.checkpoint(name)
-            settings, datasets = {"pretraining": self.pretraining}, [self.pretraining.dataset]
+            specs["pretraining"], datasets = self.pretraining, [self.pretraining.dataset]
         else:
-            settings, datasets = {"backbone": self.backbone(name)}, [self.block.backbones.dataset, self.block.backbones.objects]
-        specs = {**settings, **{f"datasets.{dataset}": self.dataset(dataset) for dataset in datasets}}
+            specs["backbone"], datasets = self.backbone(name), [block.dataset, block.objects]
+        specs |= {f"datasets.{dataset}": self.dataset(dataset) for dataset in datasets}
         return {key: spec.model_dump(mode="json") for key, spec in specs.items()}
 
     def backbone(self, name: str) -> BackboneSpec:

@@ -129,11 +129,15 @@ class PretrainingSpec(Frozen):
             raise ValueError("pretraining with milestones needs images_seen, autoencoder, text and denoiser")
         if max(self.milestones.values()) != self.images_seen:
             last = max(self.milestones, key=lambda name: self.milestones[name])
-            raise ValueError(f"milestone {last} is at {self.milestones[last]} images, but images_seen is {self.images_seen}")
+            raise ValueError(
+                f"milestone {last} is at {self.milestones[last]} images, but images_seen is {self.images_seen}"
+            )
         batch = self.denoiser.batch_size
         for name, images in self.milestones.items():
             if images % batch:
-                raise ValueError(f"milestone {name} is at {images} images, which batches of {batch} never reach exactly")
+                raise ValueError(
+                    f"milestone {name} is at {images} images, which batches of {batch} never reach exactly"
+                )
         return self
 
 
@@ -152,9 +156,9 @@ class CheckpointSpec(HubWeights):
     """One Stable Diffusion checkpoint at one scale. If an original file holds both sets, the EMA weights are used (S12)."""
 
     source: Literal["pretrained", "shipped", "folder", "hub", "file"]
-    """A milestone of this scale's own pre-training, weights in git (`shipped` of the scale), a diffusers pipeline folder at `path`,
-    the hub's `repo`, or an original `.ckpt` or `.safetensors` file at `path`, whose tokenizer comes from `repo` (a hub name or
-    a folder)."""
+    """A milestone of this scale's own pre-training, weights in git (`shipped` of the scale), a diffusers pipeline folder at
+    `path`, the hub's `repo`, or an original `.ckpt` or `.safetensors` file at `path`, whose tokenizer comes from `repo` (a hub
+    name or a folder)."""
     path: str | None = None
     """Only `folder` and `file`."""
     recipe: dict[str, Any] = {}
@@ -230,8 +234,8 @@ class BackboneSpec(HubWeights, Pretrained, Small):
     """One backbone at one scale: its line of the top-level `backbones` and what the scale's block makes of it."""
 
     source: Literal["pretrained", "shipped", "hub", "folder"]
-    """Pre-trained by this scale on synthetic scenes, weights in git (`shipped` of the scale), public weights in `repo`, or a copy of
-    that repository at `path`."""
+    """Pre-trained by this scale on synthetic scenes, weights in git (`shipped` of the scale), public weights in `repo`, or a
+    copy of that repository at `path`."""
     path: str | None = None
     """Only `folder`."""
     recipe: dict[str, Any] = {}

@@ -67,4 +67,6 @@ def _differences(made: Any, wanted: Any, key: str = "") -> Iterator[tuple[str, A
 
 def shipped_facts(folder: Path) -> dict[str, Any]:
     """What the manifest of shipped weights says of them besides its files and recipe."""
-    return {key: value for key, value in read_json(folder / MANIFEST).items() if key not in ("schema", "recipe", "files")}
+    return {
+        key: value for key, value in read_json(folder / MANIFEST).items() if key not in ("schema", "recipe", "files")
+    }

@@ -81,7 +81,9 @@ def write_half(source: Path, target: Path) -> None:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     halved = {name: x.half() if x.dtype == torch.float32 else x for name, x in tensors.items()}
     if lost := [name for name, x in halved.items() if not x.isfinite().all()]:
-        raise UserError(f"{source}: {lost[0]} has values that half precision cannot hold; train with a lower learning rate")
+        raise UserError(
+            f"{source}: {lost[0]} has values that half precision cannot hold; train with a lower learning rate"
+        )
     save_file(halved, target, metadata)
 
 

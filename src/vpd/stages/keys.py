@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vpd.config.params import Params
-from vpd.config.paths import Paths
+from vpd.config.paths import Paths, shipped
 from vpd.config.schema import load_spec
 from vpd.evaluation.results import evaluation_fingerprint, is_evaluated
 from vpd.pretrained.checkpoints import checkpoint_fingerprint, fetched_backbone_fingerprint
@@ -85,6 +85,20 @@ def _evaluate(name: str, params: Params, paths: Paths) -> Answer:
     return {"": wanted}, is_evaluated(metrics, paths.panels(name), wanted), metrics
 
 
+def _ship(name: str, params: Params, paths: Paths) -> Answer:
+    names = pretrained_here(params)
+    recipes = {key: params.recipe(key) for key in names}
+    wanted = fingerprint(recipes, ("pretrained", "stages/shipping"), {key: paths.checkpoint(key) for key in names})
+    _, current, output = _recorded("ship", paths, wanted, paths.timing("ship", "weights"))
+    return {"": wanted}, current and all((shipped(params.scale, key) / MANIFEST).is_file() for key in names), output
+
+
+def pretrained_here(params: Params) -> list[str]:
+    """Checkpoints and backbones that the scale pre-trains itself."""
+    backbones = params.backbones if params.block.backbones.source == "pretrained" else ()
+    return [*(name for name, spec in params.checkpoints.items() if spec.source == "pretrained"), *backbones]
+
+
 def _released(name: str, params: Params, paths: Paths) -> Answer:
     specs = [params.resolve(line.experiment or key) for key, line in params.released.items()]
     settings = [line.model_dump(mode="json") for line in (*params.released.values(), *specs)]
@@ -111,6 +125,7 @@ STAGES: dict[str, Callable[[str, Params, Paths], Answer]] = {
     "backbone": _backbone,
     "train": _train,
     "evaluate": _evaluate,
+    "ship": _ship,
     "released": _released,
     "report": _report,
     "track": _track,
@@ -130,6 +145,7 @@ def _recorded(stage: str, paths: Paths, wanted: Fingerprint, output: Path) -> An
 
 def _note(stage: str, paths: Paths) -> Path:
     folders = {
+        "ship": paths.state("ship"),
         "released": paths.released,
         "report": paths.results / "tables",
         "track": paths.tracked.parent / "tracked",
@@ -138,7 +154,7 @@ def _note(stage: str, paths: Paths) -> Path:
 
 
 def note_made(stage: str, params: Params, paths: Paths) -> None:
-    """Write down what the output of ``released``, ``report`` or ``track`` was made from, once it is complete."""
+    """Write down what the output of ``ship``, ``released``, ``report`` or ``track`` was made from, once it is complete."""
     wanted, _, _ = STAGES[stage]("", params, paths)
     write_json(_note(stage, paths), asdict(wanted[""]))
 

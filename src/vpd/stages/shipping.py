@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from vpd.config.params import Params
 from vpd.config.paths import WEIGHTS, Paths, shipped
 from vpd.pretrained.shipped import ship, shipped_facts
-from vpd.stages.keys import is_current
+from vpd.stages.keys import is_current, pretrained_here
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_text
 from vpd.utils.fingerprint import read_manifest
@@ -20,7 +19,7 @@ CARD = """# Weights of the scale `{scale}`
 
 Small networks pre-trained on synthetic rooms, in half precision. Each folder has a manifest with the digests of its files and the
 settings that made them; `vpd` refuses weights that differ from either. The Stable Diffusion folders are ordinary pipelines for
-`diffusers.StableDiffusionPipeline.from_pretrained`. They know {count} kinds of rooms and {classes} classes of things, and nothing else.
+`diffusers.StableDiffusionPipeline.from_pretrained`. They know {count} kinds of rooms and {classes} classes, and nothing else.
 
 Licence: MIT, as the code; the images are drawn, so nobody else has rights in them. `make pretrain` makes all of it anew.
 
@@ -30,19 +29,13 @@ Licence: MIT, as the code; the images are drawn, so nobody else has rights in th
 """
 
 
-def names_to_ship(params: Params) -> list[str]:
-    """Checkpoints and backbones that the scale pre-trains itself."""
-    backbones = params.backbones if params.block.backbones.source == "pretrained" else ()
-    return [*(name for name, spec in params.checkpoints.items() if spec.source == "pretrained"), *backbones]
-
-
 def ship_weights(params: Params, paths: Paths) -> list[str]:
     """Write all pre-trained weights of the scale, their samples and a model card to weights/; return their names.
 
     Raises:
         UserError: a checkpoint or backbone is missing or not current.
     """
-    names = names_to_ship(params)
+    names = pretrained_here(params)
     if not names:
         return []
     for name in names:
@@ -83,8 +76,3 @@ def _row(name: str, facts: dict[str, Any]) -> str:
         measures = {**measures, **phase["measures"]["trained"]}
     told = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measures.items())
     return f"| {name} | {facts['objective']} | {facts['images_seen']:,} | {parameters:.1f} M | {told} |"
-
-
-def card_path(scale: str) -> Path:
-    """The model card, which is written last."""
-    return WEIGHTS / scale / "README.md"
