@@ -52,13 +52,19 @@ BERT = {"architecture": "bert", "repo": "google-bert/bert-base-uncased", "option
 
 
 def spec_of(objective: str, vision: dict = VIT, *, steps: int = 5, lr: float = 3e-3, **changes) -> BackboneSpec:
-    training = {"steps": steps, "batch_size": 8, "lr": lr}
-    values = {"source": "pretrained", "objective": objective, "vision": vision, "training": training, "vocabulary": 600}
+    values = {
+        "source": "pretrained",
+        "objective": objective,
+        "vision": vision,
+        "vocabulary": 600,
+        "images_seen": 8 * steps,
+    }
+    values["training"] = {"batch_size": 8, "lr": lr}
     return BackboneSpec.model_validate(values | changes)
 
 
 def with_language(**changes) -> BackboneSpec:
-    training = {"steps": 5, "batch_size": 8, "lr": 3e-3}
+    training = {"batch_size": 8, "lr": 3e-3}
     return spec_of("classification", SWIN, language=BERT, language_training=training, **changes)
 
 
@@ -206,7 +212,7 @@ def test_distillation_compares_different_views_only():
 
 
 def test_centre_and_teacher_follow_with_their_momenta(examples):
-    spec = spec_of("self-distillation", training={"steps": 10, "batch_size": 8, "lr": 1e-3, "momentum": 0.9})
+    spec = spec_of("self-distillation", training={"batch_size": 8, "lr": 1e-3, "momentum": 0.9})
     objective = SelfDistillation(build_backbone(spec.vision), examples, spec)
     seen: list[Tensor] = []
     objective.teacher.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
@@ -295,16 +301,16 @@ def test_wordpiece_knows_frequent_words_and_splits_others(tmp_path):
         train_wordpiece(texts, 50, 16)
 
 
-def train(objective: nn.Module, training: ObjectiveSpec, folder: Path) -> list[float]:
+def train(objective: nn.Module, training: ObjectiveSpec, steps: int, folder: Path) -> list[float]:
     workdir = Workdir(folder, 0, 1000, torch.device("cpu"))
-    return train_objective("phase", "backbones.tiny.training", objective, training, workdir)
+    return train_objective("phase", "backbones.tiny.training", objective, training, steps, workdir)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "self-distillation"])
 def test_every_objective_learns(name, examples, tmp_path):
     spec = spec_of(name, SWIN if name in ("classification", "masked-image") else VIT, steps=30)
     objective = build_objective(name, spec, examples)
-    losses = train(objective, spec.training, tmp_path)
+    losses = train(objective, spec.training, 30, tmp_path)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert all(value <= 1 for value in objective.measure().values())
 
@@ -313,7 +319,7 @@ def test_masked_language_learns(examples, tmp_path):
     spec = with_language()
     objective = MaskedLanguage(examples, spec)
     fresh = objective.eval().measure()["token_accuracy"]
-    losses = train(objective, ObjectiveSpec(steps=60, batch_size=16, lr=1e-2), tmp_path)
+    losses = train(objective, ObjectiveSpec(batch_size=16, lr=1e-2), 60, tmp_path)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert objective.measure()["token_accuracy"] > fresh
 

@@ -107,7 +107,12 @@ MISTAKES = [
     ("scales/mini/datasets/ade20k/images/training", "many", r"images\.training: .*found 'many'"),
     ("scales/mini/tasks/depth/training/steps", 5,
      r"training needs either steps or epochs, found steps=5 and epochs=6"),
-    ("scales/mini/pretraining/milestones", {"sd-1-1": 5}, r"unknown pre-training milestone 'sd-1-2'"),
+    ("scales/scratch/pretraining/milestones", {"sd-1-1": 204800}, r"unknown pre-training milestone 'sd-1-2'"),
+    ("scales/scratch/pretraining/images_seen", 64000, "milestone sd-1-5 is at 204800 images, but images_seen is 64000"),
+    ("scales/scratch/pretraining/milestones/sd-1-1", 100, "milestone sd-1-1 is at 100 images, which batches of 32 never"),
+    ("scales/scratch/backbones/images_seen", 31, "images_seen is 31, less than one batch of 32"),
+    ("scales/mini/shipped", "scrach", "unknown scale 'scrach'; did you mean 'scratch'"),
+    ("scales/mini/shipped", None, r"checkpoints\.sd-1-1 has source 'shipped', but the scale names no scale"),
     ("scales/mini/tasks/depth/schedules", {"quick": {}},
      r"scales\.mini\.tasks\.depth\.schedules: unknown schedule 'quick'"),
     ("tables/table1/rows/0/experiment", "seg-fulll", r"unknown experiment 'seg-fulll'; did you mean 'seg-full'"),
@@ -127,7 +132,7 @@ def test_a_mistake_in_a_table_stops_the_report_and_no_training(edited):
     path = edited(lambda document: document["tables"]["table1"]["rows"][0].update(match={"method": "Swin-XL"}))
     params = load_params(path)
     assert params.resolve("seg-full").task == "segmentation"
-    assert params.pretraining.milestones
+    assert params.milestones
     with pytest.raises(UserError, match="no row of the paper has method=Swin-XL; did you mean 'method=Swin-L'"):
         params.check_tables()
 

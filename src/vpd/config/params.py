@@ -125,6 +125,16 @@ class Params:
         pick(self.block.shipped, self.document.scales, "scale", self._at("shipped"))
         return Params(self.document.model_copy(update={"scale": self.block.shipped}), self.source)
 
+    @property
+    def milestones(self) -> dict[str, int]:
+        """Images that each small Stable Diffusion of this scale has seen, pre-trained here or shipped; empty at paper scale."""
+        if self.block.shipped is None:
+            return self.pretraining.milestones
+        made = self.shipped("shipped").pretraining.milestones
+        return {
+            name: made[name] for name, spec in self.checkpoints.items() if spec.source == "shipped" and name in made
+        }
+
     def recipe(self, name: str) -> dict[str, Any]:
         """Return all settings that decide a pre-trained checkpoint or backbone of this scale, as plain data."""
         block, specs = self.block.backbones, dict[str, Frozen]()

@@ -77,7 +77,7 @@ class FigureSpec(Frozen):
     ours: bool = False
     """Trend: whether nobody published how the points were made."""
     points: dict[str, str] = {}
-    """Trend: point -> experiment, against the pre-training steps of the experiment's checkpoint."""
+    """Trend: point -> experiment, against the pre-training of the experiment's checkpoint."""
     steps: dict[str, PositiveInt] = {}
     """Trend: checkpoint -> its pre-training steps, for a scale that pre-trains nothing itself."""
     table: str | None = None

@@ -20,7 +20,9 @@ from vpd.report.wording import heading, ordinal, rounded, signed
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
 QUESTION_DECIMALS = dict.fromkeys(("rmse", "rel", "log10", "delta1", "delta2", "delta3"), 3)  # elsewhere 1
-Points = Sequence[tuple[int, Cell]]  # (pre-training steps, cell) of a trend figure; 0 stands for untrained weights
+Points = Sequence[
+    tuple[int, Cell]
+]  # (pre-training steps or images, cell) of a trend figure; 0 stands for untrained weights
 COLUMNS = (
     "section", "claim", "place", "verdict", "comparison", "comparison_verdict", "difference", "low", "high", "effect",
     "paper_difference",
@@ -208,7 +210,7 @@ def slope(points: Points, decimals: int) -> Line:
         return Line("The points have no seed in common", NOT_RUN)
     values = [[cell.values[cell.seeds.index(seed)] for cell in cells] for seed in seeds]
     change = rise([steps for steps, _ in points], values)
-    return _judged("Change per doubling of the pre-training steps", change, cells[0].sign, decimals)
+    return _judged("Change per doubling of the pre-training", change, cells[0].sign, decimals)
 
 
 def answers(questions: Iterable[QuestionSpec], cells: Iterable[Cell]) -> list[Finding]:

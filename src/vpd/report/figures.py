@@ -1,4 +1,4 @@
-"""Figures: a metric against pre-training steps, rows of a table as dots, losses, and learning curves."""
+"""Figures: a metric against pre-training, rows of a table as dots, losses, and learning curves."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ PAPER: dict[str, Any] = {"marker": "D", "markersize": 8, "color": "none", "marke
 
 
 def trend_figure(points: Points, comparable: bool) -> Figure:
-    """Draw mean, standard deviation and single seeds against pre-training steps; untrained weights are at 0."""
+    """Draw mean, standard deviation and single seeds against pre-training; untrained weights are at 0."""
     measured = [(steps, cell) for steps, cell in sorted(points, key=lambda point: point[0]) if cell.values]
     if not measured:
         return empty_figure()
@@ -99,9 +99,13 @@ def trend_figure(points: Points, comparable: bool) -> Figure:
         # The first above; others lower right, which a rising curve leaves free.
         offset, across, down = ((9, -7), "left", "top") if index else ((0, 16), "center", "bottom")
         axes.annotate(cell.row, (steps, cell.mean), offset, textcoords="offset points", ha=across, va=down)
-    axes.set_xlabel("pre-training steps of the diffusion model")
+    axes.set_xlabel(f"pre-training of the diffusion model ({'steps' if comparable else 'images seen'})")
     axes.set_ylabel(metric_name(measured[0][1].metric))
     axes.margins(x=0.1, y=0.12)
+    if trained := [steps for steps, _ in measured if steps]:
+        axes.set_xscale(
+            "symlog", linthresh=min(trained)
+        )  # milestones span orders of magnitude; the untrained stand at 0
     axes.xaxis.set_major_formatter(short)
     axes.grid(axis="x", visible=False)
     return figure

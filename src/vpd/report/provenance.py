@@ -80,7 +80,7 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         source = f"{manifest['repo']} at {manifest['revision'][:12]}" if manifest.get("revision") else manifest["repo"]
     return {
         "checkpoint": name,
-        "source": "pre-trained here" if source == "pretrained" else source,
+        "source": {"pretrained": "pre-trained here", "shipped": "weights in git"}.get(source, source),
         "objective": manifest.get("objective"),
         "images_seen": manifest.get("images_seen"),
         "parameters": parameters,
@@ -92,14 +92,8 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _diffusion(params: Params, name: str) -> dict[str, Any]:
     """Describe a Stable Diffusion checkpoint from the parameters: its milestone, or its repository."""
-    spec, denoiser, steps = (
-        params.checkpoint(name),
-        params.pretraining.denoiser,
-        params.pretraining.milestones.get(name),
-    )
-    seen = steps * denoiser.batch_size if steps is not None and denoiser is not None else None
-    about = spec.model_dump(include={"source", "repo", "revision"})
-    return {"objective": "text-to-image diffusion", "images_seen": seen, **about}
+    about = params.checkpoint(name).model_dump(include={"source", "repo", "revision"})
+    return {"objective": "text-to-image diffusion", "images_seen": params.milestones.get(name), **about}
 
 
 def backbones_csv(networks: Iterable[Mapping[str, Any]]) -> str:

@@ -74,8 +74,8 @@ class Report:
 
 
 def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str, int]:
-    """Look up the pre-training steps of each point's U-Net: 0 if untrained, else of its milestone or from the figure."""
-    known = {**figure.steps, **params.pretraining.milestones}
+    """Look up how long each point's U-Net was pre-trained: 0 if untrained, else images or steps."""
+    known = {**figure.steps, **params.milestones}
     steps = {}
     for point, experiment in figure.points.items():
         spec = params.resolve(experiment)

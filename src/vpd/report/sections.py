@@ -27,7 +27,7 @@ CONTENT: View = {"claims": (), "pictures": (), "tables": (), "grid": None, "runs
 # Name on the page -> column of provenance.csv.
 DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest", "commit": "commit"}
 CAPTIONS = {
-    "points": "VPD against the pre-training steps of its diffusion model; mean, standard deviation and seeds",
+    "points": "VPD against the pre-training of its diffusion model; mean, standard deviation and seeds",
     "table": "mean, standard deviation and seeds of its rows; the best mean in orange",
     "curves": "learning curves of its rows, VPD in front: training loss, and the metric where it is measured on the way",
 }
@@ -78,6 +78,9 @@ def _sections(report: Report) -> Iterator[View]:
     yield _section("training", "Training", pictures=_pictures(report, training))
     if report.params.pretraining.milestones:
         yield _section("pretraining", "The small Stable Diffusion", pictures=_pictures(report, PRETRAINING))
+    elif report.params.block.shipped:
+        samples = dict([*PRETRAINING.items()][1:])  # losses are where the weights were made
+        yield _section("pretraining", "The small Stable Diffusion", pictures=_pictures(report, samples))
     samples = {f"data-{name}": f"Samples of `{name}`" for name in report.previews}
     yield _section("data", "The data", pictures=_pictures(report, samples))
     yield _section("time", "Time by stage", grid=_stage_grid(report.timings))

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vpd.config.params import Params
+from vpd.config.paths import WEIGHTS
 from vpd.config.tables import FigureSpec
 from vpd.report.cells import cells_csv, csv_text
 from vpd.report.claims import Line, claims_csv
@@ -96,6 +97,8 @@ def _write_figures(report: Report, folder: Path) -> None:
         phases = {str(phase): frame for phase, frame in groups}
         save(loss_figure(phases, "step", share=False), folder, "pretraining-loss")
         pictures["pretraining-samples"] = report.pretraining / "samples.png"
+    elif report.params.block.shipped:
+        pictures["pretraining-samples"] = WEIGHTS / report.params.block.shipped / "samples.png"
     for name, path in pictures.items():
         if path.is_file():
             shutil.copyfile(path, folder / f"{name}.png")

@@ -66,7 +66,7 @@ class Encoded:
 def train_denoiser(
     spec: DenoiserSpec, milestones: Mapping[str, int], encoded: Encoded, workdir: Workdir, save: Save
 ) -> tuple[UNet2DConditionModel, list[float]]:
-    """Train on epsilon prediction up to the last milestone; return the U-Net with the loss of every step."""
+    """Train on epsilon prediction up to the last milestone (images seen); return the U-Net with the loss of every step."""
     latent_side = max(encoded.means.shape[-2:])
     with initialised_by(workdir.seed, "denoiser"):
         unet = build_unet(spec, encoded.contexts.shape[-1], latent_side)
@@ -81,14 +81,13 @@ def train_denoiser(
         return F.mse_loss(predicted, noise.to(workdir.device))
 
     def after(step: int) -> None:
-        for name in (name for name, milestone in milestones.items() if step == milestone):
+        for name in (name for name, images in milestones.items() if step * spec.batch_size == images):
             # As the published checkpoints do: averaged weights draw and represent better than the last ones (S12).
             averaged = copy.deepcopy(unet)
             averaged.load_state_dict(phase.average)
             save(name, averaged.cpu().eval())
 
     factor = constant_after(spec.warmup_steps)  # constant: milestones are prefixes of one run, which a decay would bend
-    phase = Phase(
-        "denoiser", "pretraining.denoiser", unet, max(milestones.values()), spec.lr, factor, ema_decay=spec.ema_decay
-    )
+    steps = max(milestones.values()) // spec.batch_size
+    phase = Phase("denoiser", "pretraining.denoiser", unet, steps, spec.lr, factor, ema_decay=spec.ema_decay)
     return unet, phase.train(workdir, loss_of, after)
