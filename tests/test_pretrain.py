@@ -20,14 +20,14 @@ from transformers import CLIPTokenizer
 from pretraining_fakes import SPEC, Stopped, digests, draw_captions, kill_at, watched
 from vpd.config.schema import PretrainingSpec
 from vpd.pretraining.captions import load_captions
-from vpd.pretraining.clip import contrastive_loss, encode, train_tokenizer
+from vpd.pretraining.clip import contrastive_loss, encode, train_tokenizer, word_similarity, words_of
 from vpd.pretraining.diffusion.autoencoder import (
     build_autoencoder,
     encode_images,
     initialise_as_pooling,
     scaling_factor,
 )
-from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler
+from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler, noise_weights
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall, update_average
 from vpd.pretraining.workdir import BACKBONE_CODE, DIFFUSION_CODE
@@ -90,6 +90,31 @@ def test_contrastive_loss_shares_the_answer_among_equal_captions():
     assert contrastive_loss(logits, torch.eye(3).bool()).item() == pytest.approx(distinct.item())
     everywhere = -(logits.log_softmax(1).mean() + logits.log_softmax(0).mean()) / 2
     assert contrastive_loss(logits, torch.ones(3, 3).bool()).item() == pytest.approx(everywhere.item())
+
+
+def test_words_lie_between_the_first_token_and_the_end():
+    tokenizer = train_tokenizer(["a red ball"] * 9, 600, 6)
+    tokens = encode(tokenizer, ["a red ball", "ball", ""])
+    expected = [[False, True, True, True, False, False], [False, True] + [False] * 4, [False] * 6]
+    assert words_of(tokens, tokenizer).tolist() == expected
+
+
+def test_words_and_patches_meet_where_they_are_alike():
+    east, north, west = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
+    texts = torch.stack([torch.stack([east, north, west]), torch.stack([west, west, north])])
+    words = torch.tensor([[True, True, False], [True, False, False]])  # the second text is the word "west" alone
+    patches = torch.stack([torch.stack([east, north]), torch.stack([west, north])])
+    by_image, by_text = word_similarity(texts, words, patches)
+    assert by_image.tolist() == [[1.0, -0.5], [0.5, 0.5]]  # mean over patches of the best word
+    assert by_text.tolist() == [[1.0, 0.0], [0.5, 1.0]]  # mean over words of the best patch
+
+
+def test_loss_weights_are_those_of_the_signal_to_noise_ratio():
+    scheduler = build_scheduler()
+    assert torch.equal(noise_weights(scheduler, 0.0), torch.ones(1000))
+    ratio = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    expected = (1 + ratio) ** -2.0
+    torch.testing.assert_close(noise_weights(scheduler, 2.0), expected / expected.mean())
 
 
 def test_scheduler_has_scaled_linear_betas():

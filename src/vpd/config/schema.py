@@ -94,6 +94,9 @@ class DenoiserSpec(_Batches):
     """Steps of the linear warm-up."""
     ema_decay: float
     """Decay of the averaged weights, which are the ones saved (S12)."""
+    noise_weighting: float = 0.0
+    """Power g of the loss weight (1 - alpha_bar_t)^g, which stresses the noisy steps where text matters; 0: all alike, as
+    in Stable Diffusion."""
     caption_dropout: float
     """Probability that the empty caption replaces an image's own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -68,6 +69,36 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
     return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)) / 2
 
 
+def words_of(tokens: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
+    """Which token numbers (T,L) are words: (T,L) bool, without [BOS] in front and from [EOS] on."""
+    after_end = (tokens == tokenizer.eos_token_id).int().cumsum(dim=1) > 0
+    return ~after_end & (torch.arange(tokens.shape[1], device=tokens.device) > 0)
+
+
+def word_similarity(texts: Tensor, words: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Late interaction (FILIP, Yao et al. 2021) of texts (T,L,C) and patches (I,P,C), both of unit length.
+
+    Returns (I,T) each: the mean over patches of the best word of ``words`` (T,L), and the mean over words of the best patch.
+    """
+    pairs = torch.einsum("tlc,ipc->itlp", texts, patches)
+    best_word = pairs.masked_fill(~words[None, :, :, None], -1.0).amax(dim=2).mean(dim=2)
+    best_patch = (pairs.amax(dim=3) * words).sum(dim=2) / words.sum(dim=1)
+    return best_word, best_patch
+
+
+def word_loss(model: CLIPModel, output: Any, words: Tensor, same: Tensor) -> Tensor:
+    """Contrast of images and texts by their words and patches instead of by one vector each.
+
+    Without it all that a text says is in its [EOS] token, and a U-Net that attends to words finds nothing there.
+    """
+    vision = model.vision_model.post_layernorm(output.vision_model_output.last_hidden_state[:, 1:])
+    patches = F.normalize(model.visual_projection(vision), dim=-1)
+    texts = F.normalize(model.text_projection(output.text_model_output.last_hidden_state), dim=-1)
+    by_image, by_text = (similarity * model.logit_scale.exp() for similarity in word_similarity(texts, words, patches))
+    share = same / same.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(by_image, share) + F.cross_entropy(by_text.T, share)) / 2
+
+
 def build_clip(spec: TextSpec, tokenizer: CLIPTokenizer, size: tuple[int, int]) -> CLIPModel:
     """Build a fresh CLIPModel whose two towers have the same width, depth and heads."""
     sizes = {"hidden_size": spec.width, "intermediate_size": 4 * spec.width}
@@ -88,18 +119,19 @@ def train_clip(
     def loss_of(generator: Generator) -> Tensor:
         pair = torch.randperm(len(captions.text_of), generator=generator)[: spec.batch_size]
         text = captions.text_of[pair]
-        logits = _logits(model, captions.pixels(captions.image_of[pair]), tokens[text], workdir.device)
-        return contrastive_loss(logits, (text[:, None] == text[None]).to(workdir.device))
+        output = _compare(model, captions.pixels(captions.image_of[pair]), tokens[text], workdir.device)
+        same = (text[:, None] == text[None]).to(workdir.device)
+        words = words_of(tokens[text], tokenizer).to(workdir.device)
+        return contrastive_loss(output.logits_per_image, same) + word_loss(model, output, words, same)
 
     phase = Phase("text", "pretraining.text", model, spec.steps, spec.lr, rise_and_fall(spec.steps))
     return model, phase.train(workdir, loss_of)
 
 
-def _logits(model: CLIPModel, images: Tensor, tokens: Tensor, device: torch.device) -> Tensor:
-    """Scaled cosine similarity (B,B) of images (rows) and captions (columns)."""
+def _compare(model: CLIPModel, images: Tensor, tokens: Tensor, device: torch.device) -> Any:
+    """Run both towers; ``logits_per_image`` is the scaled cosine similarity (B,B) of images (rows) and captions (columns)."""
     # No attention mask, because Stable Diffusion passes none: padding follows [EOS], which therefore cannot attend to it.
-    output = model(input_ids=tokens.to(device), pixel_values=images.to(device), interpolate_pos_encoding=True)
-    return output.logits_per_image
+    return model(input_ids=tokens.to(device), pixel_values=images.to(device), interpolate_pos_encoding=True)
 
 
 @torch.no_grad()
@@ -107,7 +139,8 @@ def matching_accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, captions: Capt
     """Share of the first MATCHED pairs whose own caption scores best for the image among all captions of these pairs."""
     text = captions.text_of[:MATCHED]
     tokens = encode(tokenizer, [captions.texts[index] for index in text])
-    best = _logits(model, captions.pixels(captions.image_of[:MATCHED]), tokens, device).argmax(dim=1).cpu()
+    output = _compare(model, captions.pixels(captions.image_of[:MATCHED]), tokens, device)
+    best = output.logits_per_image.argmax(dim=1).cpu()
     return (text[best] == text).float().mean().item()
 
 

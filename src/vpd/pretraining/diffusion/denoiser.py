@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from vpd.config.schema import DenoiserSpec
 from vpd.pretraining.diffusion.autoencoder import LATENT_CHANNELS
 from vpd.pretraining.loop import Phase, constant_after, initialised_by
 from vpd.pretraining.workdir import Workdir
 
+MAX_GRADIENT_NORM = 1.0
 Save = Callable[
     [str, UNet2DConditionModel], None
 ]  # gets a milestone's name and a U-Net with averaged weights, on the CPU
@@ -39,6 +39,15 @@ def build_scheduler() -> DDIMScheduler:
     betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     ends: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
     return DDIMScheduler(num_train_timesteps=1000, **betas, **ends, prediction_type="epsilon")
+
+
+def noise_weights(scheduler: DDIMScheduler, power: float) -> Tensor:
+    """Weight of the loss at each of the 1000 steps, of mean 1: (1 - alpha_bar)^power.
+
+    It is 1 / (1 + SNR)^power, the weighting of Choi et al. 2022 ("Perception prioritized training") with their k = 1.
+    """
+    weights = (1.0 - scheduler.alphas_cumprod) ** power
+    return weights / weights.mean()
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ def train_denoiser(
     with initialised_by(workdir.seed, "denoiser"):
         unet = build_unet(spec, encoded.contexts.shape[-1], latent_side)
     scheduler = build_scheduler()
+    weights = noise_weights(scheduler, spec.noise_weighting)
 
     def loss_of(generator: Generator) -> Tensor:
         latents, contexts = encoded.draw(spec.batch_size, spec.caption_dropout, generator)
@@ -78,7 +88,8 @@ def train_denoiser(
         times = torch.randint(scheduler.config.num_train_timesteps, (spec.batch_size,), generator=generator)
         noisy = scheduler.add_noise(latents, noise, times)
         predicted = unet(noisy.to(workdir.device), times.to(workdir.device), contexts.to(workdir.device)).sample
-        return F.mse_loss(predicted, noise.to(workdir.device))
+        errors = (predicted - noise.to(workdir.device)).square().mean(dim=(1, 2, 3))
+        return (weights[times].to(errors) * errors).mean()
 
     def after(step: int) -> None:
         for name in (name for name, images in milestones.items() if step * spec.batch_size == images):
@@ -89,5 +100,6 @@ def train_denoiser(
 
     factor = constant_after(spec.warmup_steps)  # constant: milestones are prefixes of one run, which a decay would bend
     steps = max(milestones.values()) // spec.batch_size
-    phase = Phase("denoiser", "pretraining.denoiser", unet, steps, spec.lr, factor, ema_decay=spec.ema_decay)
+    limits: dict[str, Any] = {"max_gradient_norm": MAX_GRADIENT_NORM, "ema_decay": spec.ema_decay}
+    phase = Phase("denoiser", "pretraining.denoiser", unet, steps, spec.lr, factor, **limits)
     return unet, phase.train(workdir, loss_of, after)
