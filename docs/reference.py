@@ -1,4 +1,4 @@
-"""Write params.schema.json, and the reference in docs/params.md below its marker, from the models of params.yaml.
+"""Write params.schema.json, and what stands below the marker in docs/params.md and docs/claims.md, from src/vpd/config.
 
 Run it as ``python docs/reference.py`` (``make reference``) after an edit of src/vpd/config.
 """
@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vpd.config.claims import POINT, Claim, load_claims
 from vpd.config.document import Document
+from vpd.config.reported import Row, load_reported, say
 from vpd.config.schema import TASKS, Spec
+from vpd.report.paired import ALPHA, half_width, seeds_to_decide
+from vpd.report.wording import heading, ordinal
 
 ROOT = Path(__file__).parents[1]
 MARKER = "<!-- Everything below is made by `make reference` from src/vpd/config. Edit the docstrings there. -->"
@@ -50,6 +54,7 @@ SECTIONS = {
 }
 """Model -> heading of its section, and what stands before its keys."""
 LAYERS = ("Layer", "MethodLayer", "TaskLayer", "ProtocolLayer", "Experiment")
+SEEDS, MANY = 5, 100  # of the last column of the plan; more than so many seeds are not told apart
 RANGES = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 WORDS = {"boolean": "true or false", "string": "text", "null": "null", "integer": "integer", "number": "number"}
 
@@ -147,13 +152,49 @@ def _marked(text: str) -> str:
     return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
 
 
+# --------------------------------------------------------------------------------------------------------------- claims
+def claims_markdown() -> str:
+    """Return the plan of the claims: what is compared, from which difference on it counts, and what the noise allows."""
+    heads = ("claim", "shown in", "compared", "tests", "margin", "its reason", "noise", "seeds", f"seen with {SEEDS}")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---:|---:|---|---:|---:|---:|"]
+    lines += [f"| {' | '.join(_plan(claim))} |" for claim in load_claims()]
+    return "\n".join((*lines, ""))
+
+
+def _plan(claim: Claim) -> tuple[str, ...]:
+    seeds = seeds_to_decide(claim.margin, claim.noise, claim.comparisons)
+    seen = half_width(claim.noise, SEEDS, ALPHA / claim.comparisons)
+    noise = f"{claim.noise:g}" + (f" ({claim.pilot})" if claim.pilot else "")
+    place = ", ".join((ordinal(claim.source), *map(heading, claim.columns)))
+    needed = str(seeds) if seeds <= MANY else f"> {MANY}"
+    numbers = (str(claim.comparisons), f"{claim.margin:g}", claim.reason, noise, needed, f"{seen:.2g}")
+    return tuple(map(_marked, (claim.title, place, _compared(claim), *numbers)))
+
+
+def _compared(claim: Claim) -> str:
+    """Say which rows a claim compares, and in which direction."""
+    if claim.trend:
+        return "slope of all points, per doubling of the pre-training"
+    names = [_row_name(claim, row) for row in claim.rows]
+    sign = "=" if claim.equal else ">"
+    return f" {sign} ".join(names) if claim.order else f"{names[0]} {sign} {', '.join(names[1:])}"
+
+
+def _row_name(claim: Claim, row: Row) -> str:
+    if POINT in row:
+        return str(row[POINT])
+    source = load_reported()[claim.source]
+    return "; ".join(say(key, value) for key, value in source.rows[source.matching(row)[0]].items() if key in row)
+
+
 def outputs() -> dict[Path, str]:
     """Return the files to write and their content."""
-    page = ROOT / "docs" / "params.md"
-    introduction = page.read_text(encoding="utf-8").partition(MARKER)[0]
-    return {
-        ROOT / "params.schema.json": json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n",
-        page: f"{introduction}{MARKER}\n\n## Reference\n\n{markdown()}",
+    pages = {ROOT / "docs" / "params.md": f"## Reference\n\n{markdown()}"}
+    pages[ROOT / "docs" / "claims.md"] = f"## The plan\n\n{claims_markdown()}"
+    kept = {page: page.read_text(encoding="utf-8").partition(MARKER)[0] for page in pages}
+    schema = json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+    return {ROOT / "params.schema.json": schema} | {
+        page: f"{kept[page]}{MARKER}\n\n{text}" for page, text in pages.items()
     }
 
 

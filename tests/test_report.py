@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from report_world import PARAMS, extras, measured, report_params, write_results, write_world
+from vpd.config.claims import load_claims
 from vpd.config.params import Params, load_params
-from vpd.config.reported import load_claims, load_reported, load_reruns
+from vpd.config.reported import load_reported, load_reruns
 from vpd.config.tables import FigureSpec, TableRow, TableSpec, band, check_layout
 from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_costs, read_curves
@@ -263,7 +264,7 @@ def pages(results):
 
 def test_the_report_has_every_table_and_figure(world, params):
     names = {name.removesuffix(".csv") for name in files(world[1][0] / "tables") if name.endswith(".csv")}
-    assert names == {*load_reported(), "cells", "claims", "costs", "backbones", "provenance"} - {"figure3"}
+    assert names == {*load_reported(), "cells", "values", "claims", "costs", "backbones", "provenance"} - {"figure3"}
     names = {name.removesuffix(".svg") for name in files(world[1][0] / "figures") if name.endswith(".svg")}
     drawn = {name for name, figure in params.figures.items() if figure.drawn}
     assert names == drawn | {"training-segmentation", "training-depth", "training-referring"}
@@ -284,13 +285,16 @@ def test_every_link_of_the_report_resolves(world):
 
 def test_the_report_shows_tables_and_findings(world, cells, params):
     text = (world[1][0] / "REPORT.md").read_text(encoding="utf-8")
-    assert text.index("| Pre-training matters | Figure 3 | **") < text.index("### Table 1")
+    assert text.index("| Pre-training matters | Figure 3 | +") < text.index("### Table 1")
     table = text[text.index("| claim | shown in |") : text.index("<details>")]
-    assert len(re.findall(r"^\| ", table, flags=re.M)) == 1 + len(load_claims())
+    assert len(re.findall(r"^\| ", table, flags=re.M)) == 2 + len(load_claims())  # with head and rule
     folded = text[text.index("<details>") : text.index("</details>")]
     every = pd.read_csv(world[1][0] / "tables" / "claims.csv")
-    sizes = every[every["section"] == "paper"].groupby("claim").size()
-    assert len(re.findall("^- ", folded, flags=re.M)) == sizes[sizes > 1].sum()
+    paper = every[every["section"] == "paper"]
+    assert len(re.findall("^\\| ", folded, flags=re.M)) == len(paper) + 2 * len(load_claims())  # with heads and rules
+    verdicts = paper.drop_duplicates("claim")["verdict"].value_counts()
+    opening = text.partition(f"Of the paper's {len(load_claims())} claims, ")[2].partition(".")[0]
+    assert {name: int(count) for count, name in re.findall(r"(\d+) (?:is|are) \*([^*]+)\*", opening)} == dict(verdicts)
     mean, sd = cells.loc[("table5", "no prompt", "miou_8k"), ["value", "sd"]].astype(float)
     assert f"**{mean:.1f} ± {sd:.1f}**<br>paper 46.9" in text
     assert "| MAttNet, default | 56.51 | 46.67 | 47.64 | quoted |" in text

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from vpd.config.claims import check_claims, load_claims
 from vpd.config.document import SCHEMA, Document, Experiment, Layer, ProtocolLayer, Resources, Scale, TaskLayer
 from vpd.config.experiment import Named, Task
 from vpd.config.paths import shipped
@@ -290,10 +291,11 @@ class Params:
         self.check_registered()
 
     def check_tables(self) -> None:
-        """Look up what tables, figures and questions name."""
+        """Look up what tables, figures, questions and claims name."""
         every = (scale.released.items() for scale in self.document.scales.values())
         names = [*self.experiments, *(name for lines in every for name, line in lines if line.model)]
         check_layout(self.tables, load_reported(), names, self.figures, self.tolerances, self.questions)
+        check_claims(load_claims(), load_reported(), self.figures)
 
     def check_released(self) -> None:
         """Look up the experiments of this scale's released weights."""

@@ -8,6 +8,7 @@ from pathlib import Path
 ARCHIVES = Path("downloads/archives")  # downloads, kept for all scales
 
 
+EVIDENCE = "evidence.csv"  # in the folder of a scale's results
 WEIGHTS = Path("weights")  # networks in git, by the scale that made them
 
 
@@ -31,6 +32,7 @@ class Paths:
         self.pretraining = self.checkpoints / "pretraining"  # milestones of the small Stable Diffusion
         self.results = results = root / "results" / scale
         self.released = results / "released"
+        self.evidence = results / EVIDENCE  # values of earlier runs (docs/claims.md); no stage makes it
         self.backbone_facts = _under(results / "backbones", ".json")  # manifest of a backbone, where git keeps it
         self.runs = _under(results / "runs")  # one folder per seed
         self.spec = _under(results / "specs", ".json")  # as it was trained

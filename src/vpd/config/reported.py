@@ -1,14 +1,12 @@
-"""The paper's printed numbers, its claims, and re-runs by others: reported.yaml, claims.yaml and reruns.yaml."""
+"""The paper's printed numbers, and re-runs by others: reported.yaml and reruns.yaml."""
 
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import model_validator
 
 from vpd.utils.validation import Frozen
 
@@ -73,37 +71,6 @@ class Rerun(Frozen):
     values: dict[str, float]
 
 
-class Claim(Frozen):
-    """Something that the paper says about rows of a table, in each of ``columns``, or about the points of a figure.
-
-    Of a table either ``better`` beats each of ``worse``, or each row of ``order`` beats the next.
-    """
-
-    title: str
-    table: str | None = None
-    columns: tuple[str, ...] = ()
-    better: Row | None = None
-    worse: tuple[Row, ...] = ()
-    order: tuple[Row, ...] = ()
-    figure: str | None = None
-    trend: Literal["untrained", "longer", "slope", "steps"] | None = None
-    """What the figure's points show: the last is better than untrained weights (`untrained`) or than the first trained
-    point (`longer`), the metric rises with the logarithm of the steps (`slope`), or from each point to the next (`steps`)."""
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> Claim:
-        rows = bool(self.better and self.worse) != (len(self.order) > 1)
-        if bool(self.table and self.columns and rows) == bool(self.figure and self.trend):
-            problem = "needs a table with columns and either better and worse or order, or a figure with a trend"
-            raise ValueError(f"claim '{self.title}' {problem}")
-        return self
-
-    @property
-    def pairs(self) -> tuple[tuple[Row, Row], ...]:
-        """(better, worse) of every comparison that the claim consists of."""
-        return tuple(pairwise(self.order)) or tuple((self.better or {}, worse) for worse in self.worse)
-
-
 def _read(name: str) -> Any:
     return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
@@ -133,9 +100,3 @@ def reruns_of(table: str, row: Row, column: str) -> tuple[tuple[str, float], ...
         for rerun in load_reruns()
         if rerun.table == table and column in rerun.values and rerun.match.items() <= row.items()
     )
-
-
-@cache
-def load_claims() -> tuple[Claim, ...]:
-    """Return what the paper claims, in the order of the report."""
-    return tuple(map(Claim.model_validate, _read("claims.yaml")))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vpd.config.reported import ReportedTable, Scalar
+from vpd.config.reported import ReportedTable, Row, Scalar
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.validation import Frozen
 
@@ -120,6 +120,8 @@ class QuestionSpec(Frozen):
     """One experiment."""
     second: str
     """The other one."""
+    margin: PositiveFloat | None = None
+    """Smallest difference of interest, in the metric's unit; without one, `no difference` is never said."""
 
 
 def check_layout(
@@ -187,14 +189,19 @@ def metric_band(reference: str, tolerances: Mapping[str, float], where: str) -> 
 
 def matched_row(row: TableRow, source: ReportedTable, where: str) -> int:
     """Return the index of the row of the paper that ``row`` selects; UserError for none or several."""
-    for key in row.match:
+    return matched(row.match, source, where)
+
+
+def matched(match: Row, source: ReportedTable, where: str) -> int:
+    """Return the index of the row of the paper that agrees with ``match``; UserError from ``where`` for none or several."""
+    for key in match:
         pick(key, dict.fromkeys(key for reported in source.rows for key in reported), "key of a row", where)
-    indices = source.matching(row.match)
+    indices = source.matching(match)
     if len(indices) > 1:
         labels = "; ".join(map(source.label, indices))
         cure = "add a key that distinguishes them"
         raise UserError(f"{where}: matches {len(indices)} rows of the paper ({labels}); {cure}")
     if not indices:
-        wanted, *others = (", ".join(f"{key}={one.get(key)}" for key in row.match) for one in (row.match, *source.rows))
+        wanted, *others = (", ".join(f"{key}={one.get(key)}" for key in match) for one in (match, *source.rows))
         raise UserError(f"{where}: no row of the paper has {wanted}; {nearest(wanted, set(others))}")
     return indices[0]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpd.config.claims import load_claims
 from vpd.config.params import Params
-from vpd.config.reported import load_claims, load_reported
+from vpd.config.paths import EVIDENCE
+from vpd.config.reported import load_reported
 from vpd.config.tables import FigureSpec, matched_row
+from vpd.report.cells import Cell
 from vpd.report.claims import Points, answers, findings
 from vpd.report.collect import collect, read_costs, read_curves, read_timings, row_costs
+from vpd.report.evidence import compared, joined, read_evidence
 from vpd.report.figures import Curve
 from vpd.report.judge import all_cells, table_names
 from vpd.report.provenance import backbones, runs_of
@@ -43,13 +47,14 @@ class Report:
         figures, self.timings = read_costs(costs), read_timings(results / "timing")
         self.row_costs = row_costs(params, self.timings, figures)
         self.cells = all_cells(params, self.reported, self.frame, figures, counted.comparable)
-        self.points: dict[str, Points] = {}  # of each trend figure
-        for name, figure in params.figures.items():
-            if steps := pretraining_steps(params, name, figure):
-                here = [cell for cell in self.cells if cell.table == name and cell.row in steps]
-                self.points[name] = [(steps[cell.row], cell) for cell in here]
-        self.claims = findings(load_claims(), self.reported, self.cells, self.points)
-        self.answers = answers(params.questions, self.cells)
+        self.points = trend_points(params, self.cells)
+        recorded = read_evidence(results / EVIDENCE, names)
+        self.evidence = None if recorded is None else compared(self.frame, recorded)  # None: nothing was recorded
+        # Claims rest on all seeds that are known; tables and figures show this run.
+        known = self.frame if self.evidence is None else joined(self.frame, self.evidence)
+        seeds = all_cells(params, self.reported, known)
+        self.claims = findings(load_claims(), self.reported, seeds, trend_points(params, seeds))
+        self.answers = answers(params.questions, seeds)
         histories = {name: read_curves(results / "history" / f"{name}.csv", ("seed", "step", "loss")) for name in names}
         self.histories = {name: history for name, history in histories.items() if history is not None}
         self.pretraining_losses = read_curves(pretraining / "history.csv", ("phase", "step", "loss"))
@@ -71,6 +76,16 @@ class Report:
         """Experiments of the matrix by task."""
         tasks = {name: line.task for name, line in self.params.experiments.items()}
         return {task: [name for name in tasks if tasks[name] == task] for task in dict.fromkeys(tasks.values())}
+
+
+def trend_points(params: Params, cells: Sequence[Cell]) -> dict[str, Points]:
+    """Place the cells of each trend figure at the pre-training of their points."""
+    points: dict[str, Points] = {}
+    for name, figure in params.figures.items():
+        if steps := pretraining_steps(params, name, figure):
+            here = [cell for cell in cells if cell.table == name and cell.row in steps]
+            points[name] = [(steps[cell.row], cell) for cell in here]
+    return points
 
 
 def pretraining_steps(params: Params, name: str, figure: FigureSpec) -> dict[str, int]:

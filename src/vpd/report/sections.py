@@ -15,6 +15,8 @@ from urllib.parse import quote
 import pandas as pd
 
 from vpd.report.cells import PROVENANCES
+from vpd.report.claims import tally
+from vpd.report.evidence import DIFFERENT, EQUAL, NEW, RECORDED, evidence_lines
 from vpd.report.report import Report
 from vpd.report.tables import by_row, table_view
 from vpd.report.wording import duration, heading, ordinal, rounded
@@ -50,6 +52,7 @@ def build_view(report: Report) -> View:
         "costs_scale": report.costs_scale,
         "origins": [(name, provenances[name]) for name in PROVENANCES if name in provenances],
         "verdicts": sorted(verdicts.items()),
+        "claims": tally(report.claims),
         "sections": [section for section in _sections(report) if any(section[kind] for kind in CONTENT)],
     }
 
@@ -61,6 +64,8 @@ def _section(name: str, title: str, **content: Any) -> View:
 def _sections(report: Report) -> Iterator[View]:
     yield _section("claims", "What the paper claims", claims=report.claims)
     yield _section("beyond", "Beyond the paper", claims=report.answers)
+    if report.evidence is not None:
+        yield _section("evidence", "This run and the recorded evidence", grid=_evidence_grid(report.evidence))
     drawn = {}
     for name, figure in report.params.figures.items():
         if kind := next((kind for kind in CAPTIONS if getattr(figure, kind)), None):
@@ -125,6 +130,15 @@ def _grid(
     """A plain table: ``numeric`` columns are aligned to the right; ``total`` marks the last row, ``ids`` name all."""
     rows = [[_entry(cell) if isinstance(cell, str) else cell for cell in line] for line in lines]
     return {"heads": heads, "rows": rows, "numeric": numeric, "total": False, "ids": ()} | more
+
+
+def _evidence_grid(comparison: pd.DataFrame) -> View:
+    """Tabulate per experiment how many recorded values this run has again."""
+    heads = ("experiment", EQUAL, DIFFERENT, RECORDED, NEW, "differences: recorded and here")
+    lines: list[tuple[View | str, ...]] = []
+    for name, *texts in evidence_lines(comparison):
+        lines.append((_entry(name, code=name != "all"), *texts))
+    return _grid(heads, lines, range(1, 5), total=True)
 
 
 def _cost_grid(rows: Iterable[Mapping[str, Any]]) -> View:

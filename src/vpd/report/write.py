@@ -21,6 +21,7 @@ from vpd.config.tables import FigureSpec
 from vpd.report.cells import cells_csv, csv_text
 from vpd.report.claims import Line, claims_csv
 from vpd.report.collect import costs_csv
+from vpd.report.evidence import evidence_csv, values_csv
 from vpd.report.figures import dots_figure, empty_figure, learning_figure, loss_figure, save, styled, trend_figure
 from vpd.report.provenance import COLUMNS, backbones_csv
 from vpd.report.report import Report, learning_curves
@@ -73,7 +74,10 @@ def _table_texts(report: Report) -> dict[str, str]:
         source, rows = report.reported[name], by_row(report.cells, name)
         texts[f"{name}.md"] = macros.paper_table(table_view(name, caption, source, rows))  # type: ignore[attr-defined]
         texts[f"{name}.csv"] = table_csv(source, rows)
+    if report.evidence is not None:
+        texts["evidence.csv"] = evidence_csv(report.evidence)
     return texts | {
+        "values.csv": values_csv(report.frame),
         "cells.csv": cells_csv(report.cells),
         "claims.csv": claims_csv({"paper": report.claims, "beyond the paper": report.answers}),
         "costs.csv": costs_csv(report.row_costs),
@@ -151,7 +155,7 @@ def _html_prose(text: str) -> Markup:
 
 def _bar(line: Line) -> dict[str, float | None]:
     """Place a comparison on a line from 0 to 100, where 50 is no difference and the right what was claimed."""
-    values = (line.difference.mean, *(line.difference.interval or ())) if line.difference else (0.0,)
+    values = (line.difference.mean, *(line.interval or ())) if line.difference else (0.0,)
     widest = max(map(abs, values))
     # Farther away, the paper's difference would squeeze the measured range.
     near = line.paper is not None and abs(line.paper) <= 2 * widest

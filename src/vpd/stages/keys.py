@@ -110,7 +110,9 @@ def _released(name: str, params: Params, paths: Paths) -> Answer:
 
 def _report(name: str, params: Params, paths: Paths) -> Answer:
     previews = {key: sha256(paths.dataset(key) / PREVIEW) for key in params.datasets}
-    wanted = fingerprint([params.layout(), previews], ("report", "config"), {"pretraining": paths.pretraining})
+    recorded = [sha256(paths.evidence)] if paths.evidence.is_file() else []
+    settings = [params.layout(), previews, *recorded]
+    wanted = fingerprint(settings, ("report", "config"), {"pretraining": paths.pretraining})
     return _recorded("report", paths, wanted, paths.results / "REPORT.md")
 
 
