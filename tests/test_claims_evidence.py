@@ -52,7 +52,7 @@ def test_weights_of_others_are_no_evidence_and_stay(recorded):
         ("a,b\n1,2\n", "has no column 'experiment'"),
         (HEAD + "a,final,x,zero,1.0\n", "has a seed or value that is no number"),
         (HEAD + "a,final,x,0,1.0\na,final,x,1,\n", "has an empty or infinite value"),
-        (HEAD + "a,final,x,0,1.0\na,final,x,0,2.0\n", r"has two values for a, final\.x, seed 0"),
+        (HEAD + "a,final,x,0,1.0\na,final,x,0,2.0\n", r"has two values of a for final\.x, seed 0"),
         (HEAD + "ab,final,x,0,1.0\n", "unknown experiment 'ab'; did you mean 'abc'"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_run_of_one_seed_is_judged_with_the_recorded_ones(tmp_path, params, mo
     section = text.partition("## This run and the recorded evidence")[2]
     counts = listed["outcome"].value_counts()
     assert f"| **all** | {counts['equal']} | {counts['different']} | {counts['only recorded']} | 0 |" in section
-    assert "seg-empty, final.aacc_ss, seed 0: " in section
+    assert "| final.aacc_ss, seed 0: " in section
     assert 'id="evidence"' in (results / "report.html").read_text(encoding="utf-8")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 ARCHIVES = Path("downloads/archives")  # downloads, kept for all scales
-
-
 EVIDENCE = "evidence.csv"  # in the folder of a scale's results
+
+
 WEIGHTS = Path("weights")  # networks in git, by the scale that made them
 
 

@@ -49,7 +49,8 @@ def read_evidence(path: Path, experiments: Iterable[str]) -> pd.DataFrame | None
     if not np.isfinite(frame["value"]).all():
         raise UserError(f"{path} has an empty or infinite value; {cure}")
     if (twice := frame.duplicated(KEY)).any():
-        raise UserError(f"{path} has two values for {_name(frame[twice].iloc[0])}; {cure}")
+        first = frame[twice].iloc[0]
+        raise UserError(f"{path} has two values of {first.experiment} for {_name(first)}; {cure}")
     known = dict.fromkeys(experiments)
     for name in frame["experiment"].unique():
         pick(name, known, "experiment", str(path))
@@ -98,4 +99,4 @@ def evidence_lines(comparison: pd.DataFrame) -> Iterator[tuple[str, ...]]:
 
 
 def _name(row: pd.Series) -> str:
-    return f"{row.experiment}, {row.milestone}.{row.metric}, seed {row.seed}"
+    return f"{row.milestone}.{row.metric}, seed {row.seed}"
