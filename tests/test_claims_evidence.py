@@ -6,12 +6,15 @@ import pytest
 
 from report_world import report_params, write_metrics, write_results
 from vpd.config.params import Params
+from vpd.config.paths import Paths
 from vpd.report import write
 from vpd.report.collect import collect
 from vpd.report.evidence import compared, joined, read_evidence, values_csv
 from vpd.report.report import Report
+from vpd.stages.data import PREVIEW
+from vpd.stages.keys import is_current, note_made
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, write_json
+from vpd.utils.files import read_json, write_json, write_text
 
 HEAD = "experiment,milestone,metric,seed,value\n"
 
@@ -100,3 +103,18 @@ def test_a_run_of_one_seed_is_judged_with_the_recorded_ones(tmp_path, params, mo
 def keep_first_seed(path):
     content = read_json(path)
     write_json(path, content | {"results": [result for result in content["results"] if result["seed"] == 0]})
+
+
+def test_a_new_record_makes_the_report_stale(tmp_path, params):
+    paths = Paths(params.scale, tmp_path)
+    for name in params.datasets:
+        write_text(paths.dataset(name) / PREVIEW, "a picture")
+    write_json(paths.pretraining / "manifest.json", {"files": {}})
+    write_text(paths.results / "REPORT.md", "a report")
+    note_made("report", params, paths)
+    assert is_current("report", "", params, paths)
+    for values in ("a,final,x,0,1.0\n", "a,final,x,0,2.0\n"):
+        write_text(paths.evidence, HEAD + values)
+        assert not is_current("report", "", params, paths)
+        note_made("report", params, paths)
+        assert is_current("report", "", params, paths)
