@@ -1,5 +1,6 @@
 """Commands that run in a copy of the fork server behave in all respects as if they ran by themselves."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -173,8 +174,19 @@ def test_a_killed_workflow_leaves_no_process_behind(tmp_path):
     assert "has ended; run it again" in workflow.communicate()[1]
 
 
+def servers(owner: int) -> list[Path]:
+    """Folders in /proc of the servers that were started by a process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")[:-1]
+            found += [path.parent] * (b"vpd.utils.forkserver" in words and words[-1] == b"%d" % owner)
+    return found
+
+
 @pytest.mark.parametrize(("words", "status"), [(["sh", "-c", "exit 3"], 3), (["no-such-command"], 2), ([], 2)])
-def test_preload_ends_as_the_command_does(words, status):
+def test_preload_ends_as_the_command_does_and_leaves_no_server(words, status):
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    done = subprocess.run([sys.executable, "-m", "vpd.cli", "preload", *words], env=environment, capture_output=True)
-    assert done.returncode == status
+    done = subprocess.Popen([sys.executable, "-m", "vpd.cli", "preload", *words], env=environment)
+    assert done.wait() == status
+    wait_for(lambda: not servers(done.pid))

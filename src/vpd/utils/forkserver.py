@@ -288,6 +288,8 @@ class _Exit:
 def main(listener: socket.socket, owner: int) -> None:
     """Import the libraries once the first command asks, and serve until the owner ends."""
     end_with_parent()
+    if os.getppid() != owner:  # it has ended already
+        return
     atexit.register(_Exit.leave)  # before any library registers something, to be called after it
     started_in = _surroundings()
     select.select([listener], [], [])
@@ -296,7 +298,9 @@ def main(listener: socket.socket, owner: int) -> None:
         for name in names:
             getattr(module, name)
     gc.freeze()  # otherwise each copy's collector would write to, and so copy, the memory that all share
-    if os.getppid() == owner and len(os.listdir("/proc/self/task")) == 1:
+    if (
+        len(os.listdir("/proc/self/task")) == 1
+    ):  # a fork has only the thread that forks, and maybe locks that others held
         _stand_in(Server(listener).serve(), started_in)
 
 
