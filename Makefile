@@ -20,7 +20,7 @@ setup: .venv/installed                    ## install the locked environment
 	touch $@
 
 reproduce: setup                          ## make every table and figure with DVC
-	dvc repro
+	vpd preload dvc repro
 
 snakemake: setup                          ## make the same with Snakemake, on all cores
 	snakemake --cores all
