@@ -156,7 +156,7 @@ def test_saved_scale_makes_latents_unit_variance(data, trained):
 
 def test_manifest_history_and_pictures_tell_what_was_done(trained):
     manifest = read_json(trained / "manifest.json")
-    assert manifest["milestones"] == {"sd-a": 3, "sd-b": 6}
+    assert manifest["milestones"] == {"sd-a": 12, "sd-b": 24}
     assert manifest["steps"] == {"autoencoder": 5, "text": 5, "denoiser": 6}
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "sd-a")
     assert manifest["parameters"]["unet"] == sum(weight.numel() for weight in pipeline.unet.parameters())

@@ -119,7 +119,9 @@ class Params:
     def shipped(self, user: str) -> Params:
         """Return the settings of the scale that made the weights in git; UserError if this scale names none."""
         if self.block.shipped is None:
-            raise UserError(f"{self._at(user)} has source 'shipped', but the scale names no scale in `shipped`; name one")
+            raise UserError(
+                f"{self._at(user)} has source 'shipped', but the scale names no scale in `shipped`; name one"
+            )
         pick(self.block.shipped, self.document.scales, "scale", self._at("shipped"))
         return Params(self.document.model_copy(update={"scale": self.block.shipped}), self.source)
 
@@ -129,9 +131,13 @@ class Params:
             self.checkpoint(name)
             settings, datasets = {"pretraining": self.pretraining}, [self.pretraining.dataset]
         else:
-            settings, datasets = {"backbone": self.backbone(name)}, [self.block.backbones.dataset, self.block.backbones.objects]
+            settings, datasets = (
+                {"backbone": self.backbone(name)},
+                [self.block.backbones.dataset, self.block.backbones.objects],
+            )
         specs = {**settings, **{f"datasets.{dataset}": self.dataset(dataset) for dataset in datasets}}
-        return {key: spec.model_dump(mode="json") for key, spec in specs.items()}
+        # What is measured of weights does not decide them.
+        return {key: spec.model_dump(mode="json", exclude={"measures"}) for key, spec in specs.items()}
 
     def backbone(self, name: str) -> BackboneSpec:
         """Return the backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""
