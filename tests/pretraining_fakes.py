@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from vpd.config.schema import PretrainingSpec
 from vpd.pretraining import loop
+from vpd.pretraining.diffusion import drawing
 from vpd.utils.digests import sha256
 
 VAE = {"channels": [8, 16], "layers_per_block": 1, "steps": 5, "batch_size": 4, "lr": 1e-3, "kl_weight": 1e-6}
@@ -64,7 +65,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def watched(phase: str = "", step: int = 0, kill: bool = False) -> Iterator[list[tuple[str, int]]]:
-    """Yield the list of all steps done in the block, which is stopped after ``step`` of ``phase`` (its key in params.yaml)."""
+    """Yield the list of all steps done in the block, which is stopped after ``step`` of ``phase``: its key in params.yaml."""
     steps: list[tuple[str, int]] = []
 
     class Watched(loop.Progress):
@@ -76,7 +77,7 @@ def watched(phase: str = "", step: int = 0, kill: bool = False) -> Iterator[list
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise Stopped
 
-    with mock.patch.object(loop, "Progress", Watched):
+    with mock.patch.object(loop, "Progress", Watched), mock.patch.object(drawing, "Progress", Watched):
         yield steps
 
 

@@ -25,16 +25,17 @@ def load_pipeline(folder: Path, device: torch.device) -> StableDiffusionPipeline
 
 
 def draw(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], spec: PretrainingSpec, size: tuple[int, int], label: str
+    folder: Path, prompts: Sequence[str], spec: PretrainingSpec, size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """Draw an image (N,3,H,W) uint8 of height and width ``size`` for every prompt.
+    """Draw an image (N,3,H,W) uint8 of height and width ``size`` for every prompt, with the pipeline in ``folder``.
 
     Prompt i starts from the same noise in every pipeline, so that milestones can be compared.
     """
+    pipeline = load_pipeline(folder, device)
     seed, parts = seed_of(spec.seed, "samples"), list[Tensor]()
     options = {"height": size[0], "width": size[1], "output_type": "pt"}
     options |= {"num_inference_steps": spec.sample_steps, "guidance_scale": spec.guidance}
-    with Progress(len(prompts), label, "images") as progress:
+    with Progress(len(prompts), f"drawing with {folder.name}", "images") as progress:
         for start in range(0, len(prompts), BATCH):
             texts = list(prompts[start : start + BATCH])
             # CPU generators give the same noise on every device.
@@ -42,4 +43,4 @@ def draw(
             images = pipeline(texts, generator=generators, **options).images
             parts.append((images.cpu() * 255).round().to(torch.uint8))
             progress.advance(len(texts))
-    return torch.cat(parts) if parts else torch.empty(0, 3, *size, dtype=torch.uint8)
+    return torch.cat(parts)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from vpd.config.schema import MeasuresSpec, PretrainingSpec
@@ -81,31 +80,29 @@ def _judge(spec: MeasuresSpec, size: tuple[int, int], workdir: Workdir) -> tuple
 def _measure(
     spec: PretrainingSpec, wanted: MeasuresSpec, name: str, scenes: Scenes, judge: Judge, workdir: Workdir
 ) -> dict[str, float]:
-    pipeline = load_pipeline(workdir.folder / name, workdir.device)
-    drawn = _drawn(pipeline, spec, name, scenes, workdir)
-    means, _ = encode_images(pipeline.vae, scenes.captioned, workdir.device)
+    folder, device = workdir.folder / name, workdir.device
+    drawn = _drawn(spec, name, scenes, workdir)
+    pipeline = load_pipeline(folder, device)
+    means, _ = encode_images(pipeline.vae, scenes.captioned, device)
     latents = means * pipeline.vae.config.scaling_factor
     tokens = encode(pipeline.tokenizer, scenes.captioned.texts)
-    contexts = encode_texts(pipeline.text_encoder, tokens.to(workdir.device)).cpu()
+    contexts = encode_texts(pipeline.text_encoder, tokens.to(device)).cpu()
 
     def denoise(*given: Tensor) -> Tensor:
-        return pipeline.unet(*(value.to(workdir.device) for value in given)).sample.cpu()
+        return pipeline.unet(*(value.to(device) for value in given)).sample.cpu()
 
     return {
         **judge.rate(drawn, scenes.asked, scenes.rooms),
-        **pointing(workdir.folder / name, latents, scenes, wanted.timestep, workdir.device),
+        **pointing(folder, latents, scenes, wanted.timestep, device),
         **listening(denoise, latents, contexts, wanted.times, spec.seed),
     }
 
 
-def _drawn(
-    pipeline: StableDiffusionPipeline, spec: PretrainingSpec, name: str, scenes: Scenes, workdir: Workdir
-) -> Tensor:
+def _drawn(spec: PretrainingSpec, name: str, scenes: Scenes, workdir: Workdir) -> Tensor:
     """An image (N,3,H,W) uint8 for the prompt of each scene; kept in ``workdir``."""
     path = workdir.folder / f"drawn-{name}.pt"
     if not path.exists():
-        size = (scenes.images.shape[-2], scenes.images.shape[-1])
-        images = draw(pipeline, scenes.prompts, spec, size, f"drawing with {name}")
+        images = draw(workdir.folder / name, scenes.prompts, spec, scenes.captioned.size, workdir.device)
         with atomic_path(path) as temporary:
             torch.save(images, temporary)
     return torch.load(path, weights_only=True)

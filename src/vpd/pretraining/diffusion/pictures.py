@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vpd.config.schema import PretrainingSpec
 from vpd.pretraining.captions import Captions
-from vpd.pretraining.diffusion.drawing import draw, load_pipeline
+from vpd.pretraining.diffusion.drawing import draw
 from vpd.utils.files import atomic_path
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def _sample_rows(
     """Images (H,W,3) uint8 by row, one per milestone each."""
     device, prompts, rows = torch.device("cpu"), spec.sample_prompts, dict[str, list[np.ndarray]]()
     if prompts:
-        columns = [
-            draw(load_pipeline(folder / name, device), prompts, spec, captions.size, name) for name in spec.milestones
-        ]
+        columns = [draw(folder / name, prompts, spec, captions.size, device) for name in spec.milestones]
         rows = {prompt: _arrays(images) for prompt, images in zip(prompts, torch.stack(columns, dim=1), strict=True)}
     images = captions.pixels(torch.arange(len(spec.milestones)) % len(captions.images))
     with torch.no_grad():
@@ -67,7 +65,7 @@ def plot_drawn(spec: PretrainingSpec, size: tuple[int, int], folder: Path) -> No
     from matplotlib.figure import Figure
 
     prompts, last = spec.sample_prompts, max(spec.milestones, key=lambda name: spec.milestones[name])
-    images = _arrays(draw(load_pipeline(folder / last, torch.device("cpu")), prompts * ROWS, spec, size, "drawn.png"))
+    images = _arrays(draw(folder / last, prompts * ROWS, spec, size, torch.device("cpu")))
     height, width = (ENLARGED * side / DOTS * count for side, count in zip(size, (ROWS, len(prompts)), strict=True))
     figure = Figure(figsize=(width * 1.05, height * 1.05 + 0.4), layout="constrained")
     panels = figure.subplots(ROWS, len(prompts), squeeze=False)
