@@ -21,7 +21,7 @@ from vpd.pretraining.diffusion.denoiser import build_scheduler, build_unet
 from vpd.pretraining.diffusion.frechet import frechet_distance
 from vpd.pretraining.diffusion.listening import listening
 from vpd.pretraining.diffusion.measures import CHANCE, REAL, Judge, write_measures
-from vpd.pretraining.diffusion.oracle import Verdict, choose_threshold, known_pairs, share_found, train_oracle
+from vpd.pretraining.diffusion.oracle import Verdict, choose_threshold, known_pairs, share_found, shares, train_oracle
 from vpd.pretraining.diffusion.pointing import ATTENTION, CLASSES, Scores, area_under_curve, class_tokens, pointing
 from vpd.pretraining.diffusion.scenes import PAIRS, ROOMS, Scenes, held_out
 from vpd.pretraining.loop import generator_of
@@ -37,13 +37,9 @@ def workdir(tmp_path) -> Workdir:
     return Workdir(tmp_path, 0, 100, torch.device("cpu"))
 
 
-def scenes_with(areas: Tensor, side: int = 64) -> Scenes:
-    """Scenes of which only the visible ``areas`` (N,P) matter."""
-    count, nothing = len(areas), torch.zeros(len(areas), dtype=torch.int64)
-    labels = torch.zeros(count, side, side, dtype=torch.uint8)
-    return Scenes(
-        torch.zeros(count, 3, side, side, dtype=torch.uint8), labels, areas, nothing, nothing, [""] * count, []
-    )
+def scenes_with(images: Tensor, things: Tensor, rooms: Tensor, asked: Tensor) -> Scenes:
+    """Scenes without classes and texts."""
+    return Scenes(images, torch.zeros_like(things), things, rooms, asked, [""] * len(images), [[""]] * len(images))
 
 
 # --------------------------------------------------------------------------------------------------------------- scenes
@@ -69,16 +65,19 @@ def test_held_out_scenes_are_like_those_of_datasets_and_are_drawn_once(workdir, 
     save_jpeg(tmp_path / "image.jpg", drawn.picture.image)
     np.testing.assert_array_equal(scenes.images[0].permute(1, 2, 0), read_image(tmp_path / "image.jpg"))
     again = held_out("choose", 3, SIZE, workdir)
-    assert all(torch.equal(getattr(again, key), getattr(scenes, key)) for key in ("images", "labels", "areas", "asked"))
+    assert all(
+        torch.equal(getattr(again, key), getattr(scenes, key)) for key in ("images", "labels", "things", "asked")
+    )
     assert (again.prompts, again.captions) == (scenes.prompts, scenes.captions)
     assert held_out("measure", 3, SIZE, workdir).prompts != scenes.prompts
 
 
 # --------------------------------------------------------------------------------------------------------------- oracle
 def test_threshold_finds_as_many_things_as_there_are():
-    areas = torch.zeros(2, len(PAIRS), dtype=torch.int64)
-    areas[0, 3], areas[1, 5], areas[1, 7] = 400, 500, 4  # the last is too small to ask for
-    scenes = scenes_with(areas)
+    shown, nothing = torch.zeros(2, 64, 64, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    shown[0, :20, :20], shown[1, :20, :20], shown[1, -2:, -2:] = 3 + 1, 5 + 1, 7 + 1  # the last is too small to ask for
+    scenes = scenes_with(torch.zeros(2, 3, 64, 64), shown, nothing, nothing)
+    assert scenes.areas[1, [5, 7]].tolist() == [400, 4]
     things = torch.full((2, len(PAIRS)), 0.1)
     things[0, 3], things[1, 5], things[1, 7], things[0, 9] = 0.8, 0.6, 0.9, 0.7
     # Two are there: the best is right, the second best is made up, and what is missed is the third best.
@@ -95,21 +94,29 @@ def test_share_found_is_that_of_the_things_and_rooms_asked_for():
     assert share_found(verdict, 0.5, torch.tensor([0, 1, 0, 1]), torch.zeros(4))["thing"] == 1.0
 
 
+def test_shares_of_cells():
+    things = torch.zeros(1, 8, 12, dtype=torch.uint8)
+    things[0, :4, :4], things[0, 4:6, 4:8], things[0, 7, 11] = 1, 2, len(PAIRS)
+    share = shares(things)
+    assert share.shape == (1, 1 + len(PAIRS), 2, 3)
+    assert (share[0, 1, 0, 0], share[0, 2, 1, 1], share[0, -1, 1, 2]) == (1.0, 0.5, 1 / 16)
+    assert torch.equal(share.sum(dim=1), torch.ones(1, 2, 3))
+
+
 def test_oracle_learns_colours_wherever_they_are(workdir):
     """A square in one of two colours, anywhere: the oracle finds that one and not the other."""
     pairs, generator = (PAIRS.index(("box", "red")), PAIRS.index(("box", "blue"))), generator_of("squares")
     images = torch.full((64, 3, 32, 32), 200, dtype=torch.uint8)
-    areas = torch.zeros(64, len(PAIRS), dtype=torch.int64)
+    things = torch.zeros(64, 32, 32, dtype=torch.uint8)
     for index, (y, x) in enumerate(torch.randint(24, (64, 2), generator=generator).tolist()):
         images[index, :, y : y + 8, x : x + 8] = torch.tensor([220, 20, 20] if index % 2 else [20, 20, 220])[
             :, None, None
         ]
-        areas[index, pairs[index % 2 == 0]] = 64
+        things[index, y : y + 8, x : x + 8] = pairs[index % 2 == 0] + 1
     which = torch.arange(64) % 2
     asked = torch.where(which == 1, *pairs)
     rooms = which * 3
-    labels = torch.zeros(64, 32, 32, dtype=torch.uint8)
-    scenes = Scenes(images, labels, areas, rooms, asked, [""] * 64, [[]] * 64)
+    scenes = scenes_with(images, things, rooms, asked)
     spec = OracleSpec(scenes=64, width=8, steps=60, batch_size=16, lr=1e-2)
     oracle, losses = train_oracle(spec, scenes, workdir)
     verdict = oracle.judge(images)

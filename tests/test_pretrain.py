@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import math
 import shutil
@@ -28,7 +29,7 @@ from vpd.pretraining.diffusion.autoencoder import (
     scaling_factor,
 )
 from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler
-from vpd.pretraining.diffusion.measures import CHANCE, REAL
+from vpd.pretraining.diffusion.measures import CHANCE, DECODED, REAL
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall, update_average
 from vpd.pretraining.workdir import BACKBONE_CODE, DIFFUSION_CODE
@@ -179,15 +180,15 @@ def test_manifest_history_and_pictures_tell_what_was_done(trained):
 
 def test_manifest_tells_what_was_measured_of_each_milestone(trained):
     measures = read_json(trained / "manifest.json")["measures"]
-    assert list(measures) == ["sd-a", "sd-b", REAL, CHANCE]
+    assert list(measures) == ["sd-a", "sd-b", REAL, DECODED, CHANCE]
     forms = [f"{form}_auc{level}" for form in ("class", "word") for level in ("", "_16", "_8", "_4")]
     judged = ["thing", "room", "frechet"]
     assert sorted(measures["sd-b"]) == sorted([*judged, *forms, "text_matters", "extra_cost_100", "extra_cost_400"])
-    assert list(measures[REAL]) == judged
+    assert list(measures[REAL]) == list(measures[DECODED]) == judged
     shares = [value for key, value in measures["sd-b"].items() if not key.startswith(("extra", "frechet"))]
     assert all(0 <= value <= 1 for value in shares)
     lines = (trained / "measures.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["images", *measures]
+    assert [line["images"] for line in csv.DictReader(lines)] == list(measures)
 
 
 def test_without_measures_none_are_made(data, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from vpd.utils.errors import UserError
 
 MILLIMETRES = 1000.0
-JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}  # with full colour resolution
+JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}  # with full colour resolution
 DECODERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Formats whose decoders only decode; Pillow would hand PostScript to an interpreter."""
 MAX_PIXELS = 80_000_000

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from vpd.config.schema import MeasuresSpec, PretrainingSpec
+from vpd.models.diffusion import load_vae
 from vpd.pretraining.clip import encode, encode_texts
-from vpd.pretraining.diffusion.autoencoder import encode_images
+from vpd.pretraining.diffusion.autoencoder import CHUNK, as_bytes, encode_images
 from vpd.pretraining.diffusion.drawing import draw, load_pipeline
 from vpd.pretraining.diffusion.frechet import frechet_distance
 from vpd.pretraining.diffusion.listening import listening
@@ -26,9 +27,10 @@ from vpd.pretraining.diffusion.scenes import Scenes, held_out
 from vpd.pretraining.workdir import Workdir
 from vpd.utils.files import atomic_path, read_json, write_json
 
-REAL, CHANCE = "real images", "real images of other prompts"
+REAL, DECODED, CHANCE = "real images", "real images, encoded and decoded", "real images of other prompts"
+"""What milestones are compared with: the most that can be reached, the most that the autoencoder lets through, and the least."""
 DIGITS = 4
-Measures = dict[str, dict[str, float]]  # of each milestone, and of REAL images and CHANCE
+Measures = dict[str, dict[str, float]]  # of each milestone, and of REAL, DECODED and CHANCE
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Judge:
         """Rate images (N,3,H,W) uint8 that should show the ``pairs`` (N,) and ``rooms`` (N,)."""
         verdict = self.oracle.judge(images)
         found = share_found(verdict, self.threshold, pairs, rooms)
-        return found | {"frechet": frechet_distance(verdict.features, self.features)}
+        # In units of the real images' own variance, since features have no scale.
+        distance = frechet_distance(verdict.features, self.features) / self.features.double().var(dim=0).sum().item()
+        return found | {"frechet": distance}
 
 
 def measure(spec: PretrainingSpec, size: tuple[int, int], workdir: Workdir) -> tuple[Measures, list[float]]:
@@ -61,7 +65,9 @@ def measure(spec: PretrainingSpec, size: tuple[int, int], workdir: Workdir) -> t
         if not path.exists():
             write_json(path, _rounded(_measure(spec, wanted, name, scenes, judge, workdir)))
         measures[name] = read_json(path)
-    measures[REAL] = _rounded(judge.rate(scenes.images, scenes.asked, scenes.rooms))
+    decoded = _decoded(workdir.folder / name, scenes, workdir.device)
+    for line, images in ((REAL, scenes.images), (DECODED, decoded)):
+        measures[line] = _rounded(judge.rate(images, scenes.asked, scenes.rooms))
     other = judge.rate(scenes.images, scenes.asked.roll(1), scenes.rooms.roll(1))
     indifferent = dict.fromkeys(("class_auc", "word_auc", "text_matters"), 0.5)
     measures[CHANCE] = _rounded({key: other[key] for key in ("thing", "room")} | indifferent)
@@ -106,6 +112,16 @@ def _drawn(spec: PretrainingSpec, name: str, scenes: Scenes, workdir: Workdir) -
         with atomic_path(path) as temporary:
             torch.save(images, temporary)
     return torch.load(path, weights_only=True)
+
+
+@torch.no_grad()
+def _decoded(folder: Path, scenes: Scenes, device: torch.device) -> Tensor:
+    """The scenes' images (N,3,H,W) uint8 after a pipeline's autoencoder."""
+    vae, decoded = load_vae(folder).to(device), list[Tensor]()
+    for chunk in torch.arange(len(scenes)).split(CHUNK):
+        posterior = vae.encode(scenes.captioned.pixels(chunk).to(device)).latent_dist
+        decoded.append(as_bytes(vae.decode(posterior.mean).sample).cpu())
+    return torch.cat(decoded)
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vpd.config.schema import PretrainingSpec
 from vpd.pretraining.captions import Captions
+from vpd.pretraining.diffusion.autoencoder import as_bytes
 from vpd.pretraining.diffusion.drawing import draw
 from vpd.utils.files import atomic_path
 
@@ -57,7 +58,7 @@ def _sample_rows(
     images = captions.pixels(torch.arange(len(spec.milestones)) % len(captions.images))
     with torch.no_grad():
         decoded = vae.decode(vae.encode(images).latent_dist.mean).sample
-    return rows | {"image": _arrays(_bytes(images)), "reconstruction": _arrays(_bytes(decoded))}
+    return rows | {"image": _arrays(as_bytes(images)), "reconstruction": _arrays(as_bytes(decoded))}
 
 
 def plot_drawn(spec: PretrainingSpec, size: tuple[int, int], folder: Path) -> None:
@@ -80,11 +81,6 @@ def plot_drawn(spec: PretrainingSpec, size: tuple[int, int], folder: Path) -> No
 def _enlarged(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     return np.asarray(Image.fromarray(image).resize((ENLARGED * width, ENLARGED * height), Image.Resampling.BICUBIC))
-
-
-def _bytes(images: Tensor) -> Tensor:
-    """Images in [-1,1] as uint8."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def _arrays(images: Tensor) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, islice
 
 import numpy as np
@@ -35,7 +35,7 @@ class Scenes:
 
     images: Tensor  # (N,3,H,W) uint8
     labels: Tensor  # (N,H,W) uint8: class + 1; 0 is none
-    areas: Tensor  # (N,P) int64: visible pixels of each of PAIRS
+    things: Tensor  # (N,H,W) uint8: pair of PAIRS + 1; 0 is none
     rooms: Tensor  # (N,) index in ROOMS
     asked: Tensor  # (N,) index in PAIRS of the thing that the prompt names
     prompts: list[str]
@@ -44,10 +44,16 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def areas(self) -> Tensor:
+        """(N,P) int64: visible pixels of each of PAIRS."""
+        counts = [torch.bincount(things.flatten(), minlength=len(PAIRS) + 1) for things in self.things]
+        return torch.stack(counts)[:, 1:]
+
     @property
     def present(self) -> Tensor:
-        """(N,P) bool: whether a thing of the pair is as large as those that captions name."""
-        return self.areas >= LEAST_SHARE * self.labels[0].numel()
+        """(N,P) bool: whether things of the pair are as large as those that captions name."""
+        return self.areas >= LEAST_SHARE * self.things[0].numel()
 
     @property
     def captioned(self) -> Captions:
@@ -84,9 +90,9 @@ def _facts(scene: Scene, prompt: str, pair: Pair) -> tuple[list[Tensor], list[st
     # As the datasets' images, which are files, or their noise would tell them from these.
     image = torch.from_numpy(through_jpeg(scene.picture.image)).permute(2, 0, 1).contiguous()
     labels = torch.from_numpy(scene.picture.labels.astype(np.uint8))
-    areas = torch.zeros(len(PAIRS), dtype=torch.int64)
+    things = torch.zeros_like(labels)
     for one in scene.instances:
         if one.colour:
-            areas[PAIRS.index((one.name, one.colour))] += one.area
+            things[torch.from_numpy(scene.mask(one))] = PAIRS.index((one.name, one.colour)) + 1
     places = [torch.tensor(ROOMS.index(scene.room.kind)), torch.tensor(PAIRS.index(pair))]
-    return [image, labels, areas, *places], [prompt, *islice(captions(scene), CAPTIONS)]
+    return [image, labels, things, *places], [prompt, *islice(captions(scene), CAPTIONS)]
