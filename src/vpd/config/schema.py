@@ -101,6 +101,27 @@ class DenoiserSpec(_Batches):
     """Probability that the empty caption replaces an image's own."""
 
 
+class OracleSpec(_Steps, _Batches):
+    """Network that says which things of which colour an image shows, and which room."""
+
+    scenes: PositiveInt
+    """Scenes of its own that it is trained on."""
+    width: PositiveInt
+    """Channels, and features of the Fréchet distance."""
+
+
+class MeasuresSpec(Frozen):
+    """What is measured of each milestone, on scenes that no dataset shows."""
+
+    scenes: PositiveInt
+    """Scenes to measure with; a picture is drawn for a prompt of each."""
+    timestep: int = 1
+    """Time step of the attention maps, as VPD's (S1)."""
+    times: tuple[PositiveInt, ...] = (100, 200, 300, 400, 500, 600, 700)
+    """Time steps at which the right caption is compared with a wrong one."""
+    oracle: OracleSpec
+
+
 class PretrainingSpec(Frozen):
     """Pre-training of a small Stable Diffusion; without milestones (paper scale) nothing is trained."""
 
@@ -123,6 +144,8 @@ class PretrainingSpec(Frozen):
     """Denoising steps of such a picture."""
     guidance: float = 4.0
     """Scale of its classifier-free guidance."""
+    measures: MeasuresSpec | None = None
+    """What is measured of each milestone; it has no influence on the weights."""
 
     @model_validator(mode="after")
     def _check_networks(self) -> PretrainingSpec:
