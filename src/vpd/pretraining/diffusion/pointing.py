@@ -73,7 +73,7 @@ def pointing(pipeline: Path, latents: Tensor, scenes: Scenes, timestep: int, dev
 def class_tokens(tokenizer: CLIPTokenizer, caption: str, length: int) -> dict[int, Tensor]:
     """Positions of the tokens of every class that ``caption``, cut to ``length`` tokens, names as a word."""
     ids = tokenizer(caption, truncation=True, max_length=length).input_ids
-    found, word = defaultdict(list), list[int]()
+    found, word = defaultdict[int, list[int]](list), list[int]()
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)[1:-1], start=1):  # without [BOS] and [EOS]
         word.append(place)
         if token.endswith("</w>"):

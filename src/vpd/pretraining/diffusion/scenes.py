@@ -71,8 +71,9 @@ def held_out(part: str, number: int, size: tuple[int, int], workdir: Workdir) ->
         columns = [torch.stack(column) for column in zip(*(tensors for tensors, _ in facts), strict=True)]
         with atomic_path(path) as temporary:
             torch.save((columns, [texts for _, texts in facts]), temporary)
-    columns, texts = torch.load(path, weights_only=True)
-    return Scenes(*columns, [prompt for prompt, *_ in texts], [captions for _, *captions in texts])
+    (images, labels, things, rooms, asked), texts = torch.load(path, weights_only=True)
+    prompts, said = [prompt for prompt, *_ in texts], [captions for _, *captions in texts]
+    return Scenes(images, labels, things, rooms, asked, prompts, said)
 
 
 def _scenes(seed: int, part: str, size: tuple[int, int]) -> Iterator[tuple[Scene, str, Pair]]:
