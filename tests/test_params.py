@@ -125,7 +125,7 @@ MISTAKES = [
     ("tasks/segmentation/schedules/full/training/milestones/half", 1.5, "milestones.half: .* less than or equal to 1"),
     ("tasks/segmentation/training/optimizer/betas", [0.9, 1.0], "less than 1, found 1.0"),
     ("tasks/segmentation/training/optimizer/weight_decay", -0.1, "weight_decay: .* greater than or equal to 0"),
-    ("scales/mini/tasks/segmentation/data/ratio_range", [2.0, 0.5], "ratio_range runs from 2.0 down to 0.5; put the smaller number first"),
+    ("scales/mini/tasks/segmentation/data/ratio_range", [2.0, 0.5], "ratio_range runs from 2.0 down to 0.5; put the"),
     ("scales/mini/tasks/segmentation/data/short_side", 512, "short_side is 512, more than long_side, 256"),
     ("scales/mini/tasks/segmentation/data/crop", 10**9, "crop: .* less than or equal to 16384"),
     ("scales/mini/tasks/segmentation/evaluation/stride", 65, "stride is 65, more than crop, 64: pixels between windows"),
