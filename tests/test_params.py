@@ -171,6 +171,30 @@ def test_a_mistake_in_a_table_stops_the_report_and_no_training(edited):
         params.check_tables()
 
 
+BAD_NAMES = ["`id`", "$(id)", "a;b", "a b", "a|b", "a&b", "a>b", "../../evil", "/etc", "..", ".hidden", "-rf", "", "a\nb",
+             "a'b", 'a"b', "ä", "a" * 65, "<b>", "=1", "%2e", "~", "a\\b", "x\x1b[31m", "{name}"]  # fmt: skip
+NAMED = ["experiments/{}", "backbones/{}", "protocols/{}", "scales/{}", "tables/{}", "figures/{}", "scales/mini/datasets/{}",
+         "scales/mini/checkpoints/{}", "scales/mini/seeds/{}", "scales/paper/released/{}", "tasks/depth/schedules/{}",
+         "tasks/depth/methods/{}", "scales/scratch/pretraining/milestones/{}", "scales/mini/datasets/ade20k/images/{}",
+         "tasks/referring/methods/vpd/variants/{}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", NAMED)
+@pytest.mark.parametrize("name", BAD_NAMES, ids=range(len(BAD_NAMES)))
+def test_a_name_that_a_shell_or_a_path_would_take_for_something_else_is_refused(edited, place, name):
+    keys, like = place.split("/")[:-1], {}
+
+    def add(document):
+        section = document
+        for key in keys:
+            section = section[key]
+        section[name] = next(iter(section.values()), like)
+
+    with pytest.raises(UserError, match="a name has letters, digits") as caught:
+        load_params(edited(add))
+    assert not set("\n\x1b") & set(str(caught.value))
+
+
 @pytest.mark.parametrize("section", ["scales/mini/tasks/depth/schedules/quick", "scales/mini/tasks/depth/methods/vdp",
                                      "protocols/official/depth/methods/vdp"])  # fmt: skip
 def test_a_setting_without_effect_stops_the_experiments_of_its_task_only(edited, section):

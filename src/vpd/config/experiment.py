@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt as NotNegativeInt
 
 from vpd.utils.errors import pick
 from vpd.utils.files import read_json
-from vpd.utils.validation import Frozen, checked
+from vpd.utils.validation import Frozen, Name, checked
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]  # of what is dropped: all of it would leave nothing
@@ -304,7 +304,7 @@ class TrainingSpec(Frozen):
     optimizer: OptimizerSpec
     schedule: ScheduleSpec
     loss: LossSpec
-    milestones: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]]
+    milestones: dict[Name, Annotated[float, Field(gt=0.0, le=1.0)]]
     """Name -> share of all steps at which weights are saved and evaluated, such as `{half: 0.5, final: 1.0}` (G5)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of training."""

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vpd.config.experiment import *  # noqa: F403 - other rooms import every spec from one module
 from vpd.config.experiment import Fraction, NotNegative, NotNegativeInt, Share, Side
-from vpd.utils.validation import Frozen
+from vpd.utils.validation import Frozen, Name
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets
@@ -29,7 +29,7 @@ class DatasetSpec(Frozen):
     """Names in download/sources.yaml that together make the dataset (``vpd fetch``)."""
     seed: NotNegativeInt = 0
     """First scene seed of a synthetic dataset; split s, scene i uses a seed of its own."""
-    images: dict[str, NotNegativeInt] = {}
+    images: dict[Name, NotNegativeInt] = {}
     """Split -> images to generate (synthetic)."""
     expect: dict[str, NotNegativeInt] = {}
     """Counts that the manifest must show, by the manifest's own keys; any other count is an error."""
@@ -142,7 +142,7 @@ class PretrainingSpec(Frozen):
     """CPU threads; part of the spec because another number changes the last bits."""
     images_seen: PositiveInt | None = None
     """Images (with a caption each) that the U-Net sees in all: the budget that all pre-trainings of a scale share."""
-    milestones: dict[str, PositiveInt]
+    milestones: dict[Name, PositiveInt]
     """Checkpoint -> images that the U-Net has seen when it is saved; the last one is saved at `images_seen`."""
     autoencoder: AutoencoderSpec | None = None
     text: TextSpec | None = None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from vpd.utils.digests import digest
 from vpd.utils.errors import UserError, nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 
 
 class Frozen(BaseModel):
@@ -31,6 +34,16 @@ class Frozen(BaseModel):
         return digest(self.model_dump(mode="json"))
 
 
+def _named(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "a name has letters, digits, '+', '-', '.' and '_', at most 64, and begins with a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""A name that params.yaml gives, of an experiment, dataset, milestone, ...: it becomes part of paths and commands."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
