@@ -7,7 +7,7 @@ form that VPD gives it to the U-Net, one token per class name, and of the words 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ CHUNK = 64  # images at a time
 LEAST_PIXELS = 32  # smaller parts of a class, or of what is not of the class, say little
 ATTENTION = AttentionSpec.model_validate({"places": ["down", "up"], "limit": 1, "gradient": "detached"})
 SINGLE = {"strategy": "class-names", "templates": "single"}
-Points = Mapping[int, Tensor]  # image of a chunk -> what points to class i there, (n,tokens) bool
+Tokens = Mapping[int, Tensor]  # number of a class -> positions of its tokens
 
 
 class Scores:
@@ -64,8 +64,8 @@ def pointing(pipeline: Path, latents: Tensor, scenes: Scenes, timestep: int, dev
         _score(unet, own, timestep, names.expand(len(chunk), -1, -1), masks, [every] * len(chunk), by_class)
         for number in range(CAPTIONS):
             captions = [scenes.captions[index][number] for index in chunk.tolist()]
-            points = [class_tokens(text.tokenizer, caption, text.length) for caption in captions]
-            _score(unet, own, timestep, text(captions), masks, points, by_word)
+            tokens = [class_tokens(text.tokenizer, caption, text.length) for caption in captions]
+            _score(unet, own, timestep, text(captions), masks, tokens, by_word)
     means = {"class": by_class.means(), "word": by_word.means()}
     return {f"{form}_auc{level}": value for form, levels in means.items() for level, value in levels.items()}
 
@@ -73,7 +73,7 @@ def pointing(pipeline: Path, latents: Tensor, scenes: Scenes, timestep: int, dev
 def class_tokens(tokenizer: CLIPTokenizer, caption: str, length: int) -> dict[int, Tensor]:
     """Positions of the tokens of every class that ``caption``, cut to ``length`` tokens, names as a word."""
     ids = tokenizer(caption, truncation=True, max_length=length).input_ids
-    found, word = defaultdict(list), list[int]()
+    found, word = defaultdict[int, list[int]](list), list[int]()
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)[1:-1], start=1):  # without [BOS] and [EOS]
         word.append(place)
         if token.endswith("</w>"):
@@ -85,23 +85,33 @@ def class_tokens(tokenizer: CLIPTokenizer, caption: str, length: int) -> dict[in
 
 
 def _score(
-    unet: FeatureUNet, latents: Tensor, timestep: int, context: Tensor, masks: Tensor, points: list, scores: Scores
+    unet: FeatureUNet,
+    latents: Tensor,
+    timestep: int,
+    context: Tensor,
+    masks: Tensor,
+    tokens: Sequence[Tokens],
+    scores: Scores,
 ) -> None:
-    """Add the scores of B images with class maps ``masks`` (B,H,W); ``points`` are the tokens of each class by image."""
+    """Add the scores of B images with class maps ``masks`` (B,H,W) under ``context`` (B,L,C); ``tokens`` are by image."""
     _, attention = unet(latents, timestep, context.to(latents))
-    levels = {f"_{maps.shape[-1]}": _enlarged(maps, masks.shape[-2:]) for maps in attention if maps is not None}
-    levels[""] = torch.stack(list(levels.values())).mean(dim=0)
-    for image, (mask, tokens) in enumerate(zip(masks, points, strict=True)):
-        for number, shown in _shown(mask):
-            if number in tokens:
-                maps = torch.stack([level[image, tokens[number]].mean(dim=0) for level in levels.values()])
-                areas = area_under_curve(maps.flatten(1).numpy(), shown.flatten().numpy())
-                for level, area in zip(levels, areas, strict=True):
-                    scores.add(level, number, float(area))
+    levels = [maps.cpu() for maps in attention if maps is not None]
+    names = ["", *(f"_{maps.shape[-1]}" for maps in levels)]
+    for image, mask in enumerate(masks):
+        shown = {number: pixels for number, pixels in _shown(mask) if number in tokens[image]}
+        if not shown:
+            continue
+        own = [torch.stack([maps[image, tokens[image][number]].mean(dim=0) for number in shown]) for maps in levels]
+        large = torch.stack([_enlarged(maps, mask.shape) for maps in own])
+        large = torch.cat([large.mean(dim=0, keepdim=True), large]).flatten(2).numpy()  # (1+levels,classes,pixels)
+        for place, (number, pixels) in enumerate(shown.items()):
+            for name, area in zip(names, area_under_curve(large[:, place], pixels.flatten().numpy()), strict=True):
+                scores.add(name, number, float(area))
 
 
 def _enlarged(maps: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False).cpu()
+    """Maps (K,h,w) at the size of the image, (K,H,W)."""
+    return F.interpolate(maps[None], tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def _shown(mask: Tensor) -> Iterator[tuple[int, Tensor]]:
