@@ -172,6 +172,7 @@ def _stages(commands: Commands) -> None:
         command.set_defaults(stage=stage)
 
     command = _command(commands, "ship", _ship, "put the weights that this scale pre-trained into weights/, for git")
+    command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="trained networks to put there instead")
     _params(command, protocol=False)
 
     command = _command(commands, "released", _released, "measure the weights that the authors released")
@@ -354,9 +355,14 @@ def _stage(options: argparse.Namespace) -> None:
 def _ship(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
     from vpd.stages.run import Stopwatch
-    from vpd.stages.shipping import ship_weights
+    from vpd.stages.shipping import ship_network, ship_weights
 
     params, paths = _load(options)
+    for name in options.names:
+        ship_network(name, params, paths)
+        print(f"{name} is in weights/{params.scale}/{name}")
+    if options.names:
+        return
     watch = Stopwatch()
     names = ship_weights(params, paths)
     watch.write(paths.timing("ship", "weights"), "ship", "weights", networks=len(names))

@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vpd.config.params import Params
 from vpd.config.paths import WEIGHTS, Paths, shipped
 from vpd.pretrained.shipped import ship, shipped_facts
 from vpd.stages.keys import is_current, pretrained_here
+from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_text
+from vpd.utils.files import write_json, write_text
 from vpd.utils.fingerprint import read_manifest
 
 PICTURES = ("samples.png", "drawn.png")
 MEASURES = "measures.csv"
+SPEC, CLASSES, FINAL = "spec.json", "classes.json", "final.safetensors"  # of a trained network
 CARD = """# Weights of the scale `{scale}`
 
 Small networks pre-trained on synthetic rooms, in half precision. Each folder has a manifest with the digests of its files and the
@@ -86,13 +90,39 @@ def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
     ship(paths.checkpoint(name), shipped(params.scale, name), params.recipe(name), facts)
 
 
+def ship_network(name: str, params: Params, paths: Paths) -> None:
+    """Write the first seed of a trained experiment to weights/, so that `vpd predict` works at once.
+
+    Raises:
+        UserError: the experiment is not trained, or not with the present settings, code and inputs.
+    """
+    from vpd.predict import class_names
+
+    if not is_current("train", name, params, paths):
+        raise UserError(f"{name} is not trained as params.yaml asks for; run `vpd train {name}` first")
+    spec = params.resolve(name)
+    names = class_names(spec, paths.dataset(spec.dataset))
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shutil.copyfile(seed_folder(paths.runs(name), spec.seeds[0]) / FINAL, folder / FINAL)
+        shutil.copyfile(paths.spec(name), folder / SPEC)
+        if names is not None:
+            write_json(folder / CLASSES, {"classes": names})
+        ship(
+            folder,
+            shipped(params.scale, name),
+            spec.model_dump(mode="json"),
+            {"task": spec.task, "seed": spec.seeds[0]},
+        )
+
+
 def model_card(params: Params, names: Iterable[str]) -> str:
     """Write README.md of the shipped weights: what they saw, how large they are, and what was measured."""
-    from vpd.world.classes import CLASSES
+    from vpd.world import classes
     from vpd.world.rooms import KINDS
 
     rows = [_row(name, shipped_facts(shipped(params.scale, name))) for name in names]
-    size = {"count": len(KINDS), "classes": len(CLASSES)}
+    size = {"count": len(KINDS), "classes": len(classes.CLASSES)}
     return CARD.format(scale=params.scale, **size, rows="\n".join(rows), measured=_measured(params))
 
 
