@@ -31,7 +31,7 @@ def paths(params, tmp_path, monkeypatch) -> Paths:
     """A finished pre-training with two milestones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shipping, "is_current", lambda *_: True)
-    monkeypatch.setattr(shipping, "names_to_ship", lambda _: list(NAMES))
+    monkeypatch.setattr(shipping, "pretrained_here", lambda _: list(NAMES))
     paths = Paths("smoke")
     measures = {name: {"thing": 0.1 * index} for index, name in enumerate(NAMES)}
     facts = {
