@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from vpd.config.experiment import Named, Task
+from vpd.config.experiment import Named, NotNegative, Seed, Task
 from vpd.config.schema import (
     CheckpointSpec,
     DatasetSpec,
@@ -108,7 +108,7 @@ class Scale(Frozen):
 
     comparable: bool
     """Whether the paper's absolute numbers can be expected at this scale."""
-    seeds: dict[str, tuple[int, ...]]
+    seeds: dict[str, Annotated[tuple[Seed, ...], Field(min_length=1)]]
     """Name -> seeds; an experiment names one of these lists."""
     datasets: dict[str, DatasetSpec]
     pretraining: PretrainingSpec
@@ -142,7 +142,7 @@ class Document(Frozen):
     protocols: dict[str, dict[Task, ProtocolLayer]]
     """`official` is what the released code does, `paper` what the text says (docs/fidelity.md)."""
     scales: dict[str, Scale]
-    tolerances: dict[str, float]
+    tolerances: dict[str, NotNegative]
     """Metric -> half-width of a `reproduced` verdict, from independent re-runs (docs/fidelity.md, section 0)."""
     tables: dict[str, TableSpec]
     figures: dict[str, FigureSpec]

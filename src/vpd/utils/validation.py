@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from vpd.utils.digests import digest
@@ -16,6 +16,15 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, without unknown keys; docstrings of attributes become the reference in docs/params.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any) -> Any:
+        # pydantic, as Python, takes true for 1: `steps: true` would train one step.
+        for name, field in cls.model_fields.items() if isinstance(value, Mapping) else ():
+            if isinstance(value.get(name), bool) and bool not in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name} takes neither true nor false")
+        return value
 
     def digest(self) -> str:
         """Return sixteen hex digits that change when any value changes."""
