@@ -170,8 +170,20 @@ def test_area_under_the_curve_by_hand():
 def test_scores_average_images_before_classes():
     scores = Scores()
     for level, number, area in [("", 0, 1.0), ("", 0, 0.0), ("", 0, 0.2), ("", 1, 0.8), ("_8", 1, 0.3)]:
-        scores.add(level, number, area)
+        scores.areas[level, number].append(area)
     assert scores.means() == pytest.approx({"": 0.6, "_8": 0.3})
+
+
+def test_maps_of_several_levels_are_enlarged_and_averaged():
+    """The class is the upper left; the coarse map points at the left half, the fine one exactly at the class."""
+    coarse, fine, mask = torch.zeros(1, 2, 2), torch.zeros(1, 16, 16), torch.zeros(16, 16, dtype=torch.uint8)
+    mask[:8, :8] = CLASSES.index("chair") + 1
+    coarse[0, :, 0] = fine[0, :8, :8] = 1.0
+    scores = Scores()
+    scores.add([coarse, fine], {CLASSES.index("chair"): torch.tensor([0])}, mask)
+    left = np.broadcast_to(np.interp((np.arange(16) + 0.5) / 8 - 0.5, [0, 1], [1, 0]), (16, 16))
+    expected = roc_auc_score(mask.flatten() > 0, left.flatten())
+    assert scores.means() == pytest.approx({"": 1.0, "_2": expected, "_16": 1.0})
 
 
 def test_class_words_are_found_among_the_tokens():

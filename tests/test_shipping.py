@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vpd.config.params import Params, load_params
-from vpd.config.paths import Paths
+from vpd.config.paths import WEIGHTS, Paths
 from vpd.pretrained.shipped import shipped_facts
 from vpd.stages import shipping
 from vpd.utils.files import write_json, write_text
@@ -31,7 +31,7 @@ def paths(params, tmp_path, monkeypatch) -> Paths:
     """A finished pre-training with two milestones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shipping, "is_current", lambda *_: True)
-    monkeypatch.setattr(shipping, "names_to_ship", lambda _: list(NAMES))
+    monkeypatch.setattr(shipping, "pretrained_here", lambda _: list(NAMES))
     paths = Paths("smoke")
     measures = {name: {"thing": 0.1 * index} for index, name in enumerate(NAMES)}
     facts = {
@@ -50,7 +50,7 @@ def paths(params, tmp_path, monkeypatch) -> Paths:
 
 def test_measures_go_with_the_weights_and_onto_the_card(params, paths):
     assert shipping.ship_weights(params, paths) == list(NAMES)
-    root = shipping.card_path("smoke").parent
+    root = WEIGHTS / "smoke"
     assert shipped_facts(root / "sd-1-5")["measures"] == {"thing": 0.1}
     assert {path.name for path in root.iterdir() if path.is_file()} == {
         "README.md",
@@ -71,8 +71,8 @@ def test_a_card_without_measures_has_no_table_of_them(params, paths):
     scales = {**params.document.scales, "smoke": scale.model_copy(update={"pretraining": pretraining})}
     params = Params(params.document.model_copy(update={"scales": scales}), params.source)
     shipping.ship_weights(params, paths)
-    assert "have learnt" not in shipping.card_path("smoke").read_text()
-    assert "measures" not in shipped_facts(shipping.card_path("smoke").parent / "sd-1-5")
+    assert "have learnt" not in (WEIGHTS / "smoke/README.md").read_text()
+    assert "measures" not in shipped_facts(WEIGHTS / "smoke/sd-1-5")
 
 
 def test_what_is_measured_is_no_part_of_the_recipe(params):

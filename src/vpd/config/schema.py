@@ -115,18 +115,18 @@ class OracleSpec(_Steps, _Batches):
 
     scenes: PositiveInt
     """Scenes of its own that it is trained on."""
-    width: PositiveInt
+    width: Annotated[int, Field(ge=2)]
     """Channels, and features of the Fréchet distance."""
 
 
 class MeasuresSpec(Frozen):
     """What is measured of each milestone, on scenes that no dataset shows."""
 
-    scenes: PositiveInt
+    scenes: Annotated[int, Field(ge=2)]
     """Scenes to measure with; a picture is drawn for a prompt of each."""
     timestep: Annotated[int, Field(ge=0, le=999)] = 1
     """Time step of the attention maps, as VPD's (S1)."""
-    times: tuple[PositiveInt, ...] = (100, 200, 300, 400, 500, 600, 700)
+    times: tuple[Annotated[int, Field(ge=0, le=999)], ...] = (100, 200, 300, 400, 500, 600, 700)
     """Time steps at which the right caption is compared with a wrong one."""
     oracle: OracleSpec
 

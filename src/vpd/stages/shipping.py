@@ -48,7 +48,7 @@ Measured on {scenes} scenes that no dataset shows; each gives a prompt that name
   the real ones; lower is better.
 - Class names, words: area under the ROC curve of a class's cross-attention map against its pixels, in the form that VPD uses
   and of the words in captions; mean over levels, images and classes; 0.5 is chance.
-- Real images of other prompts show what chance finds; encoded and decoded ones show what the autoencoder loses.
+- Real images of other prompts show what chance finds, reconstructions what the autoencoder loses.
 - Right caption: share of images whose noise is predicted better with their own caption than with another scene's.
 
 `{file}` has all of it, also by level and by time step. In `drawn.png` the last milestone draws the prompts above its columns.

@@ -27,7 +27,7 @@ from vpd.pretraining.diffusion.scenes import Scenes, held_out
 from vpd.pretraining.workdir import Workdir
 from vpd.utils.files import atomic_path, read_json, write_json
 
-REAL, DECODED, CHANCE = "real images", "real images, encoded and decoded", "real images of other prompts"
+REAL, DECODED, CHANCE = "real images", "reconstructions of real images", "real images of other prompts"
 """What milestones are compared with: the most that can be reached, the most that the autoencoder lets through, and the least."""
 DIGITS = 4
 Measures = dict[str, dict[str, float]]  # of each milestone, and of REAL, DECODED and CHANCE

@@ -7,7 +7,7 @@ form that VPD gives it to the U-Net, one token per class name, and of the words 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ CHUNK = 64  # images at a time
 LEAST_PIXELS = 32  # smaller parts of a class, or of what is not of the class, say little
 ATTENTION = AttentionSpec.model_validate({"places": ["down", "up"], "limit": 1, "gradient": "detached"})
 SINGLE = {"strategy": "class-names", "templates": "single"}
-Points = Mapping[int, Tensor]  # image of a chunk -> what points to class i there, (n,tokens) bool
+Tokens = Mapping[int, Tensor]  # number of a class -> positions of its tokens
 
 
 class Scores:
@@ -35,17 +35,21 @@ class Scores:
     def __init__(self) -> None:
         self.areas: dict[tuple[str, int], list[float]] = defaultdict(list)
 
-    def add(self, level: str, number: int, area: float) -> None:
-        """Note the area of class ``number`` in one image."""
-        self.areas[level, number].append(area)
+    def add(self, levels: Sequence[Tensor], tokens: Tokens, mask: Tensor) -> None:
+        """Add those of one image, with maps (L,h,w) at each level, for the classes that have tokens; classes (H,W) + 1."""
+        shown = {number: pixels for number, pixels in _shown(mask) if number in tokens}
+        for number, pixels in shown.items():
+            own = torch.stack([_enlarged(maps[tokens[number]].mean(dim=0), mask.shape) for maps in levels])
+            areas = area_under_curve(torch.cat([own.mean(dim=0, keepdim=True), own]).flatten(1).numpy(), pixels)
+            for name, area in zip(["", *(f"_{maps.shape[-1]}" for maps in levels)], areas.tolist(), strict=True):
+                self.areas[name, number].append(area)
 
     def means(self) -> dict[str, float]:
-        """Mean over classes by level."""
-        levels = dict.fromkeys(level for level, _ in self.areas)
-        return {
-            name: float(np.mean([np.mean(v) for (level, _), v in self.areas.items() if level == name]))
-            for name in levels
-        }
+        """Mean over classes by level: its side after a line, or nothing for the mean over levels."""
+        names, means = dict.fromkeys(name for name, _ in self.areas), dict[str, float]()
+        for name in names:
+            means[name] = float(np.mean([np.mean(areas) for (level, _), areas in self.areas.items() if level == name]))
+        return means
 
 
 @torch.no_grad()
@@ -58,16 +62,18 @@ def pointing(pipeline: Path, latents: Tensor, scenes: Scenes, timestep: int, dev
     unet = FeatureUNet(load_unet(pipeline, "pretrained"), ATTENTION).to(device).eval()
     names = encode_prompts(PromptSpec.model_validate(SINGLE | {"length": text.length}), text, list(CLASSES))
     every = {number: torch.tensor([number]) for number in range(len(CLASSES))}
-    by_class, by_word = Scores(), Scores()
+    scores = {"class": Scores(), "word": Scores()}
     for chunk in torch.arange(len(scenes)).split(CHUNK):
-        masks, own = scenes.labels[chunk], latents[chunk].to(device)
-        _score(unet, own, timestep, names.expand(len(chunk), -1, -1), masks, [every] * len(chunk), by_class)
+        forms = [("class", names.expand(len(chunk), -1, -1), [every] * len(chunk))]
         for number in range(CAPTIONS):
             captions = [scenes.captions[index][number] for index in chunk.tolist()]
-            points = [class_tokens(text.tokenizer, caption, text.length) for caption in captions]
-            _score(unet, own, timestep, text(captions), masks, points, by_word)
-    means = {"class": by_class.means(), "word": by_word.means()}
-    return {f"{form}_auc{level}": value for form, levels in means.items() for level, value in levels.items()}
+            forms.append(("word", text(captions), [class_tokens(text.tokenizer, one, text.length) for one in captions]))
+        for form, context, tokens in forms:
+            _, attention = unet(latents[chunk].to(device), timestep, context.to(device))
+            levels = [maps.cpu() for maps in attention if maps is not None]
+            for place, index in enumerate(chunk.tolist()):
+                scores[form].add([maps[place] for maps in levels], tokens[place], scenes.labels[index])
+    return {f"{form}_auc{level}": mean for form, own in scores.items() for level, mean in own.means().items()}
 
 
 def class_tokens(tokenizer: CLIPTokenizer, caption: str, length: int) -> dict[int, Tensor]:
@@ -84,32 +90,17 @@ def class_tokens(tokenizer: CLIPTokenizer, caption: str, length: int) -> dict[in
     return {number: torch.tensor(places) for number, places in found.items()}
 
 
-def _score(
-    unet: FeatureUNet, latents: Tensor, timestep: int, context: Tensor, masks: Tensor, points: list, scores: Scores
-) -> None:
-    """Add the scores of B images with class maps ``masks`` (B,H,W); ``points`` are the tokens of each class by image."""
-    _, attention = unet(latents, timestep, context.to(latents))
-    levels = {f"_{maps.shape[-1]}": _enlarged(maps, masks.shape[-2:]) for maps in attention if maps is not None}
-    levels[""] = torch.stack(list(levels.values())).mean(dim=0)
-    for image, (mask, tokens) in enumerate(zip(masks, points, strict=True)):
-        for number, shown in _shown(mask):
-            if number in tokens:
-                maps = torch.stack([level[image, tokens[number]].mean(dim=0) for level in levels.values()])
-                areas = area_under_curve(maps.flatten(1).numpy(), shown.flatten().numpy())
-                for level, area in zip(levels, areas, strict=True):
-                    scores.add(level, number, float(area))
-
-
 def _enlarged(maps: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False).cpu()
+    """A map (h,w) at the size of the image, (H,W)."""
+    return F.interpolate(maps[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
-def _shown(mask: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Classes that enough pixels (H,W) show and enough do not, each with its pixels (H,W) bool."""
+def _shown(mask: Tensor) -> Iterator[tuple[int, np.ndarray]]:
+    """Classes that enough pixels (H,W) show and enough do not, each with its pixels (H * W,) bool."""
     for number in range(len(CLASSES)):
         shown = mask == number + 1
         if LEAST_PIXELS <= int(shown.sum()) <= mask.numel() - LEAST_PIXELS:
-            yield number, shown
+            yield number, shown.flatten().numpy()
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:

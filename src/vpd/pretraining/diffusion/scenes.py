@@ -17,7 +17,8 @@ from vpd.pretraining.workdir import Workdir
 from vpd.utils.files import atomic_path
 from vpd.utils.progress import track
 from vpd.world.classes import COLOURS, LABELS, THINGS
-from vpd.world.language import LEAST_SHARE, captions, request
+from vpd.world.language import LEAST_SHARE, request
+from vpd.world.language import captions as captions_of
 from vpd.world.rooms import KINDS
 from vpd.world.scene import Scene, draw_scene
 from vpd.world.seeds import unseen_seed
@@ -72,8 +73,8 @@ def held_out(part: str, number: int, size: tuple[int, int], workdir: Workdir) ->
         with atomic_path(path) as temporary:
             torch.save((columns, [texts for _, texts in facts]), temporary)
     (images, labels, things, rooms, asked), texts = torch.load(path, weights_only=True)
-    prompts, said = [prompt for prompt, *_ in texts], [captions for _, *captions in texts]
-    return Scenes(images, labels, things, rooms, asked, prompts, said)
+    prompts, captions = [prompt for prompt, *_ in texts], [rest for _, *rest in texts]
+    return Scenes(images, labels, things, rooms, asked, prompts, captions)
 
 
 def _scenes(seed: int, part: str, size: tuple[int, int]) -> Iterator[tuple[Scene, str, Pair]]:
@@ -96,4 +97,4 @@ def _facts(scene: Scene, prompt: str, pair: Pair) -> tuple[list[Tensor], list[st
         if one.colour:
             things[torch.from_numpy(scene.mask(one))] = PAIRS.index((one.name, one.colour)) + 1
     places = [torch.tensor(ROOMS.index(scene.room.kind)), torch.tensor(PAIRS.index(pair))]
-    return [image, labels, things, *places], [prompt, *islice(captions(scene), CAPTIONS)]
+    return [image, labels, things, *places], [prompt, *islice(captions_of(scene), CAPTIONS)]
