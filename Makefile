@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup reproduce snakemake record test test-slow test-cluster costs reference lint lock ui clean
+.PHONY: setup reproduce snakemake pretrain record test test-slow test-cluster costs reference lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -20,10 +20,14 @@ setup: .venv/installed                    ## install the locked environment
 	touch $@
 
 reproduce: setup                          ## make every table and figure with DVC
-	dvc repro
+	vpd preload dvc repro
 
 snakemake: setup                          ## make the same with Snakemake, on all cores
 	snakemake --cores all
+
+SCALE ?= scratch
+pretrain: setup                           ## make the networks in weights/ anew, from nothing (hours; resumes where it was)
+	snakemake --cores all --config scale=$(SCALE) -- ship
 
 record: setup                             ## tell DVC about results that Snakemake made; refuses if `vpd stale` lists any
 	vpd stale

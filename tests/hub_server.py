@@ -180,7 +180,6 @@ import json, os, resource, sys
 from pathlib import Path
 from vpd.config.schema import BackboneSpec, CheckpointSpec
 from vpd.pretrained import stable_diffusion
-from vpd.pretrained.backbones import fetch_backbone
 from vpd.pretrained.checkpoints import assemble
 from vpd.utils.errors import UserError
 limit, *jobs = json.loads(sys.argv[1])
@@ -191,12 +190,15 @@ if limit:
 for name, spec, out in jobs:
     try:
         if "vision" in spec:
+            from vpd.pretrained.backbones import fetch_backbone
             fetch_backbone(name, BackboneSpec.model_validate(spec), Path(out))
         else:
             assemble(name, CheckpointSpec.model_validate(spec), Path("none"), Path(out))
         print("made")
     except UserError as error:
         print("UserError:", error)
+sys.stdout.flush()
+os._exit(0)  # without the second that torch and diffusers take to be cleared up
 """
 
 

@@ -17,11 +17,13 @@ from PIL import Image, ImageDraw
 
 from vpd.config.schema import PretrainingSpec
 from vpd.pretraining import loop
+from vpd.pretraining.diffusion import drawing
 from vpd.utils.digests import sha256
 
 VAE = {"channels": [8, 16], "layers_per_block": 1, "steps": 5, "batch_size": 4, "lr": 1e-3, "kl_weight": 1e-6}
 TEXT = {"vocabulary": 600, "width": 16, "layers": 1, "heads": 2, "length": 12, "patch_size": 8}
 UNET = {"channels": [8, 16, 16, 16], "layers_per_block": 1, "heads": 2, "norm_groups": 4, "batch_size": 4, "lr": 1e-3}
+ORACLE = {"scenes": 6, "width": 8, "steps": 4, "batch_size": 4, "lr": 1e-3}
 SPEC = PretrainingSpec.model_validate(
     {
         "dataset": "captions", "seed": 0, "threads": 1, "images_seen": 24, "milestones": {"sd-a": 12, "sd-b": 24},
@@ -29,6 +31,7 @@ SPEC = PretrainingSpec.model_validate(
         "text": TEXT | {"steps": 5, "batch_size": 8, "lr": 1e-3},
         "denoiser": UNET | {"warmup_steps": 2, "ema_decay": 0.9, "caption_dropout": 0.1},
         "sample_prompts": ["a red ball"], "sample_steps": 2,
+        "measures": {"scenes": 5, "times": [100, 400], "oracle": ORACLE},
     }
 )  # fmt: skip
 
@@ -62,7 +65,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def watched(phase: str = "", step: int = 0, kill: bool = False) -> Iterator[list[tuple[str, int]]]:
-    """Yield the list of all steps done in the block, which is stopped after ``step`` of ``phase`` (its key in params.yaml)."""
+    """Yield the list of all steps done in the block, which is stopped after ``step`` of ``phase``: its key in params.yaml."""
     steps: list[tuple[str, int]] = []
 
     class Watched(loop.Progress):
@@ -74,7 +77,7 @@ def watched(phase: str = "", step: int = 0, kill: bool = False) -> Iterator[list
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise Stopped
 
-    with mock.patch.object(loop, "Progress", Watched):
+    with mock.patch.object(loop, "Progress", Watched), mock.patch.object(drawing, "Progress", Watched):
         yield steps
 
 

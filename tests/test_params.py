@@ -115,6 +115,40 @@ MISTAKES = [
     ("scales/mini/shipped", None, r"checkpoints\.sd-1-1 has source 'shipped', but the scale names no scale"),
     ("scales/mini/tasks/depth/schedules", {"quick": {}},
      r"scales\.mini\.tasks\.depth\.schedules: unknown schedule 'quick'"),
+    ("scales/mini/seeds/claims", [], "claims: .* at least 1 item"),
+    ("scales/mini/seeds/claims", [-1], r"claims\.0: .* greater than or equal to 0, found -1"),
+    ("scales/mini/seeds/claims", [2**32], "less than 4294967296"),
+    ("scales/mini/seeds/claims", [True], "should be a valid integer, found True"),
+    ("scales/mini/tasks/segmentation/training/workers", -1, "workers: .* greater than or equal to 0, found -1"),
+    ("scales/mini/tasks/segmentation/training/log_every", True, "log_every takes neither true nor false"),
+    ("scales/mini/tasks/segmentation/schedules/full/training/steps", True, "steps takes neither true nor false"),
+    ("tasks/segmentation/schedules/full/training/milestones/half", 1.5, "milestones.half: .* less than or equal to 1"),
+    ("tasks/segmentation/training/optimizer/betas", [0.9, 1.0], "less than 1, found 1.0"),
+    ("tasks/segmentation/training/optimizer/weight_decay", -0.1, "weight_decay: .* greater than or equal to 0"),
+    ("scales/mini/tasks/segmentation/data/ratio_range", [2.0, 0.5], "ratio_range runs from 2.0 down to 0.5; put the"),
+    ("scales/mini/tasks/segmentation/data/short_side", 512, "short_side is 512, more than long_side, 256"),
+    ("scales/mini/tasks/segmentation/data/crop", 10**9, "crop: .* less than or equal to 16384"),
+    ("scales/mini/tasks/segmentation/evaluation/stride", 65, "stride is 65, more than crop, 64: pixels between windows"),
+    ("tasks/segmentation/evaluation/ratios", [], "ratios: .* at least 1 item"),
+    ("tasks/segmentation/methods/vpd/model/timestep", 1000, "timestep: .* less than or equal to 999, found 1000"),
+    ("tasks/segmentation/methods/vpd/model/timestep", -1, "timestep: .* greater than or equal to 0, found -1"),
+    ("tasks/segmentation/methods/vpd/model/head/dropout", 1, "dropout: .* less than 1, found 1"),
+    ("scales/mini/tasks/segmentation/model/head/channels", 10**12, "channels: .* less than or equal to 65536"),
+    ("scales/mini/tasks/segmentation/methods/upernet/model/drop_path", 1, "drop_path: .* less than 1, found 1"),
+    ("scales/mini/tasks/depth/model/head/channels", 100, "norm_groups is 16, which does not divide channels, 100"),
+    ("scales/mini/tasks/depth/evaluation/crop", [62, 6, 6, 90], r"crop is \[62, 6, 6, 90\], which holds no pixel"),
+    ("scales/mini/tasks/depth/evaluation/crop", [-1, 6, 6, 90], "greater than or equal to 0, found -1"),
+    ("tasks/depth/evaluation/min_depth", 10.0, "min_depth is 10.0, not below max_depth, 10.0"),
+    ("tasks/referring/evaluation/thresholds", [1.5], "less than or equal to 1"),
+    ("scales/mini/datasets/ade20k/images/training", -1, "training: .* greater than or equal to 0, found -1"),
+    ("scales/mini/datasets/ade20k/size", [0, 64], "greater than or equal to 1, found 0"),
+    ("scales/mini/datasets/ade20k/seed", -1, "seed: .* greater than or equal to 0"),
+    ("scales/scratch/pretraining/denoiser/norm_groups", 7, "norm_groups is 7, which does not divide a width of channels, 32"),
+    ("scales/scratch/pretraining/denoiser/heads", 3, "heads is 3, which does not divide a width of channels, 32"),
+    ("scales/scratch/pretraining/denoiser/ema_decay", 1.0, "ema_decay: .* less than 1"),
+    ("scales/scratch/pretraining/guidance", -1.0, "guidance: .* greater than or equal to 0"),
+    ("tolerances/rmse", -0.1, "rmse: .* greater than or equal to 0"),
+    ("tables/table3/tolerances/refcocog", -3.0, "refcocog: .* greater than or equal to 0"),
     ("tables/table1/rows/0/experiment", "seg-fulll", r"unknown experiment 'seg-fulll'; did you mean 'seg-full'"),
 ]  # fmt: skip
 
@@ -135,6 +169,30 @@ def test_a_mistake_in_a_table_stops_the_report_and_no_training(edited):
     assert params.milestones
     with pytest.raises(UserError, match="no row of the paper has method=Swin-XL; did you mean 'method=Swin-L'"):
         params.check_tables()
+
+
+BAD_NAMES = ["`id`", "$(id)", "a;b", "a b", "a|b", "a&b", "a>b", "../../evil", "/etc", "..", ".hidden", "-rf", "", "a\nb",
+             "a'b", 'a"b', "ä", "a" * 65, "<b>", "=1", "%2e", "~", "a\\b", "x\x1b[31m", "{name}"]  # fmt: skip
+NAMED = ["experiments/{}", "backbones/{}", "protocols/{}", "scales/{}", "tables/{}", "figures/{}", "scales/mini/datasets/{}",
+         "scales/mini/checkpoints/{}", "scales/mini/seeds/{}", "scales/paper/released/{}", "tasks/depth/schedules/{}",
+         "tasks/depth/methods/{}", "scales/scratch/pretraining/milestones/{}", "scales/mini/datasets/ade20k/images/{}",
+         "tasks/referring/methods/vpd/variants/{}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", NAMED)
+@pytest.mark.parametrize("name", BAD_NAMES, ids=range(len(BAD_NAMES)))
+def test_a_name_that_a_shell_or_a_path_would_take_for_something_else_is_refused(edited, place, name):
+    keys, like = place.split("/")[:-1], {}
+
+    def add(document):
+        section = document
+        for key in keys:
+            section = section[key]
+        section[name] = next(iter(section.values()), like)
+
+    with pytest.raises(UserError, match="a name has letters, digits") as caught:
+        load_params(edited(add))
+    assert not set("\n\x1b") & set(str(caught.value))
 
 
 @pytest.mark.parametrize("section", ["scales/mini/tasks/depth/schedules/quick", "scales/mini/tasks/depth/methods/vdp",
@@ -184,7 +242,7 @@ def test_origin_names_the_layer_of_every_value():
         "training.optimizer.betas": ("[0.9, 0.999]", "tasks.segmentation"),
         "model.timestep": ("1", "tasks.segmentation.methods.vpd"),
         "data.crop": ("64", "scales.mini.tasks.segmentation"),
-        "model.prompt.length": ("40", "scales.mini.tasks.segmentation.methods.vpd"),
+        "model.prompt.length": ("24", "scales.mini.tasks.segmentation.methods.vpd"),
         "training.milestones.half": ("0.5", "tasks.segmentation.schedules.fast"),
         "training.steps": ("130", "scales.mini.tasks.segmentation.schedules.fast"),
         "evaluation.multi_scale": ("true", "experiments.seg-fast"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from fixtures.parity.narrow import make_spec, write_factor_4
+from forked import status_of
 from test_predict import DATASETS, OPTIONS, lively, scene, write, write_run
 from tracking_world import free_port, mlflow_server
 from vpd.config.params import Params, load_params
@@ -32,15 +32,6 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
 
 REGISTERED = {task: f"tiny-{task}" for task in DATASETS}
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from mlflow import MlflowClient
-from test_registered_models import World
-MlflowClient.{method} = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
-World(Path({root!r}), {{"depth": "tiny-depth"}}).sync({uri!r})
-"""
 
 
 def tiny_params(registered: dict[str, str], checkpoints: str = "copied") -> Params:
@@ -208,9 +199,12 @@ def test_a_run_that_is_replaced_keeps_the_version_of_its_weights(world, uri):
 @pytest.mark.parametrize("method", ["log_model_artifacts", "create_model_version"])
 def test_after_a_kill_a_sync_completes_without_duplicates(world, uri, method):
     world.params = tiny_params({"depth": "tiny-depth"})
-    script = KILLED.format(tests=str(Path(__file__).parent), method=method, root=str(world.root), uri=uri)
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+
+    def killed() -> None:
+        setattr(MlflowClient, method, lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL))
+        world.sync(uri)
+
+    assert status_of(killed) == -signal.SIGKILL
     assert versions(uri) == {}
     assert len(logged_models(uri)) == 1
     assert world.sync(uri).new_versions == 1

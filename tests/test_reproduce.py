@@ -81,7 +81,11 @@ def both(tmp_path_factory):
     whole, few = (copy_of_project(tmp_path_factory.mktemp(name)) for name in ("snakemake", "dvc"))
     with (few / "dvc.log").open("w") as log:
         dvc = subprocess.Popen(
-            ["dvc", "repro", *STAGES.split()], cwd=few, env=environment(few), stdout=log, stderr=subprocess.STDOUT
+            ["vpd", "preload", "dvc", "repro", *STAGES.split()],
+            cwd=few,
+            env=environment(few),
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         try:
             killed_and_restarted(whole)
@@ -149,6 +153,14 @@ def test_snakemake_interrupted_gives_the_same_metrics_as_dvc(whole, few, name):
     """Equal to the bit, the digests of data, checkpoint and weights included: threads are fixed in both."""
     path = f"results/smoke/metrics/{name}.json"
     assert (few / path).read_bytes() == (whole / path).read_bytes()
+
+
+def test_a_stage_that_runs_by_itself_writes_the_same_bits_as_one_that_shares_its_imports(whole, tmp_path):
+    folder = beside(whole, tmp_path)
+    (folder / "results").unlink()
+    run("vpd train depth-fast && vpd evaluate depth-fast", folder)
+    for name in ("runs/depth-fast/manifest.json", "metrics/depth-fast.json"):
+        assert (folder / "results/smoke" / name).read_bytes() == (whole / "results/smoke" / name).read_bytes()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from forked import status_of
 from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
 from vpd.cli import main
 from vpd.config.params import Params, load_params
@@ -31,20 +33,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tracking_world import table5
 from vpd.tracking import sync
-{before}
 results = Path({results!r})
 print(sync(results, table5(), {uri!r}, results.parent / "data", results.parent / "checkpoints").as_dict())
-"""
-KILLED_IN_A_RUN = """
-import os, signal
-from mlflow import MlflowClient
-real, calls = MlflowClient.log_artifact, []
-def log_artifact(*given):
-    calls.append(given)
-    if len(calls) == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(*given)
-MlflowClient.log_artifact = log_artifact
 """
 
 
@@ -95,8 +85,8 @@ def assert_complete(uri: str, params: Params) -> None:
     assert len(MlflowClient(uri).get_metric_history(last.info.run_id, "train/loss")) == len(STEPS)
 
 
-def start(results: Path, uri: str, before: str = "") -> subprocess.Popen:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), results=str(results), uri=uri, before=before)
+def start(results: Path, uri: str) -> subprocess.Popen:
+    script = SCRIPT.format(tests=str(Path(__file__).parent), results=str(results), uri=uri)
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -228,9 +218,19 @@ def test_new_results_replace_the_runs_of_their_experiment_alone(results, uri, pa
 
 
 def test_after_a_kill_in_the_middle_a_sync_completes_without_duplicates(results, uri, params):
-    process = start(results, uri, KILLED_IN_A_RUN)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    log_artifact, calls = MlflowClient.log_artifact, []
+
+    def killed_in_a_run() -> None:
+        def log(*given):
+            calls.append(given)
+            if len(calls) == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+            log_artifact(*given)
+
+        MlflowClient.log_artifact = log
+        track(results, params, uri)
+
+    assert status_of(killed_in_a_run) == -signal.SIGKILL
     statuses = [run.info.status for runs in shown_runs(uri).values() for run in runs]
     assert statuses.count("RUNNING") == 1
     finished = statuses.count("FINISHED")

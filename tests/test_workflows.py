@@ -108,7 +108,11 @@ def test_both_hold_the_whole_matrix(dvc_stages):
 
 WALLS = {
     "data": {"datasets", "world", "download"},
-    "pretrain": {"pretraining", "datasets/captions", "datasets/images"},
+    "pretrain": {
+        "pretraining",
+        *(f"datasets/{n}" for n in ("captions", "images")),
+        *(f"models/{n}" for n in ("attention", "base", "diffusion", "prompts")),
+    },
     "checkpoint": {"pretrained"},
     "backbone": {
         "pretraining",

@@ -35,7 +35,7 @@ from vpd.world.refcoco import polygons
 from vpd.world.render import FOCAL, render
 from vpd.world.rooms import KINDS
 from vpd.world.scene import Scene, draw_scene
-from vpd.world.seeds import Rng, list_jobs, scene_seed
+from vpd.world.seeds import UNSEEN, Rng, list_jobs, scene_seed, unseen_seed
 
 SIZE = (80, 64)
 DRAW = {
@@ -106,6 +106,8 @@ def test_no_two_images_of_any_datasets_share_a_scene_seed():
         spec = DatasetSpec(format=layout, source="synthetic", seed=seed, images=draw, size=SIZE)
         seeds += [job.seed for job in list_jobs(spec, Path())]
     assert len(seeds) == 3 * 9 * 3000 == len(set(seeds))
+    unseen = [unseen_seed(seed, part, index) for seed in (0, 1, 2) for part in UNSEEN for index in range(3000)]
+    assert len(unseen) == 3 * 3 * 3000 == len({*unseen} - {*seeds})
 
 
 # -------------------------------------------------------------------------------------------------------------- geometry

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpd.utils import forkserver
 from vpd.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,12 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         0 on success, 2 for a mistake that the user can cure, 130 when interrupted, 141 on a closed pipe. ``vpd diff`` and
         ``vpd stale`` return 1 if they found something.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises at import time against parts not used here
-    # OpenMP threads that spin for long starve each other when anything else runs: a step of 0.3 s became one of 5 s.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for name, value in forkserver.PRESETS.items():
+        os.environ.setdefault(name, value)
     options = parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        served = arguments is None and options.run in (_stage, _released)
+        status = forkserver.run() if served else None
+        return options.run(options) or 0 if status is None else status
     except UserError as mistake:
         print(f"vpd: {mistake}", file=sys.stderr)
         return 2
@@ -106,6 +108,10 @@ def _everyday(commands: Commands) -> None:
     command = _command(commands, "diff", _diff, "compare two results folders cell by cell")
     command.add_argument("first", type=Path, help="results folder, or a cells.csv")
     command.add_argument("second", type=Path, help="another one")
+
+    text = "run a command whose stages share one import of torch, such as vpd preload dvc repro"
+    command = _command(commands, "preload", _preload, text)
+    command.add_argument("command", nargs=argparse.REMAINDER, help="command with its arguments")
 
     command = _command(commands, "stale", _stale, "list every stage whose output does not belong to the present inputs")
     _params(command)
@@ -166,6 +172,7 @@ def _stages(commands: Commands) -> None:
         command.set_defaults(stage=stage)
 
     command = _command(commands, "ship", _ship, "put the weights that this scale pre-trained into weights/, for git")
+    command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="trained networks to put there instead")
     _params(command, protocol=False)
 
     command = _command(commands, "released", _released, "measure the weights that the authors released")
@@ -271,6 +278,19 @@ def _stale(options: argparse.Namespace) -> int:
     return 1 if names else 0
 
 
+def _preload(options: argparse.Namespace) -> None:
+    from vpd.utils.devices import usable_gpus
+
+    if not options.command:
+        raise UserError("preload needs a command, such as vpd preload dvc repro")
+    if not usable_gpus():  # which a copied process could not use
+        forkserver.start()
+    try:
+        os.execvp(options.command[0], options.command)
+    except FileNotFoundError:
+        raise UserError(f"there is no command {options.command[0]}") from None
+
+
 # ----------------------------------------------------------------------------------------------------------- paper scale
 def _fetch(options: argparse.Namespace) -> None:
     from vpd.download import fetch, listing
@@ -335,9 +355,14 @@ def _stage(options: argparse.Namespace) -> None:
 def _ship(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
     from vpd.stages.run import Stopwatch
-    from vpd.stages.shipping import ship_weights
+    from vpd.stages.shipping import ship_network, ship_weights
 
     params, paths = _load(options)
+    for name in options.names:
+        ship_network(name, params, paths)
+        print(f"{name} is in weights/{params.scale}/{name}")
+    if options.names:
+        return
     watch = Stopwatch()
     names = ship_weights(params, paths)
     watch.write(paths.timing("ship", "weights"), "ship", "weights", networks=len(names))

@@ -31,7 +31,7 @@ checkpoint checkpoint:
     params:
         choice=CHOICE,
     shell:
-        "vpd checkpoint {wildcards.checkpoint} {params.choice} 2>&1 | tee {log}"
+        "vpd checkpoint {wildcards.checkpoint:q} {params.choice} 2>&1 | tee {log}"
 
 
 rule ship:
@@ -77,4 +77,4 @@ checkpoint backbone:
     params:
         choice=CHOICE,
     shell:
-        "vpd backbone {wildcards.backbone} {params.choice} 2>&1 | tee {log}"
+        "vpd backbone {wildcards.backbone:q} {params.choice} 2>&1 | tee {log}"

@@ -6,6 +6,8 @@ from pathlib import Path
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
 from vpd.stages.keys import write_key
+from vpd.utils import forkserver
+from vpd.utils.devices import usable_gpus
 from vpd.utils.errors import UserError
 from vpd.utils.fingerprint import source_files
 
@@ -19,6 +21,12 @@ SCALE, PROTOCOL = PARAMS.scale, PARAMS.protocol
 PATHS = Paths(SCALE)
 CHOICE = f"--scale {SCALE}"
 PROTOCOL_CHOICE = f"{CHOICE} --protocol {PROTOCOL}"
+
+
+onstart:
+    # Jobs on this machine start as copies of one process. A cluster's nodes have none, and a copy could not use a GPU.
+    if workflow.local_exec and not usable_gpus():
+        forkserver.start()
 
 
 # --------------------------------------------------------------------------------------------------------------- keys

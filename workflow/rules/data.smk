@@ -13,4 +13,4 @@ checkpoint data:
     params:
         choice=CHOICE,
     shell:
-        "vpd data {wildcards.dataset} {params.choice} 2>&1 | tee {log}"
+        "vpd data {wildcards.dataset:q} {params.choice} 2>&1 | tee {log}"

@@ -26,7 +26,7 @@ rule evaluate:
     params:
         choice=PROTOCOL_CHOICE,
     shell:
-        "vpd evaluate {wildcards.name} {params.choice} 2>&1 | tee {log}"
+        "vpd evaluate {wildcards.name:q} {params.choice} 2>&1 | tee {log}"
 
 
 rule released:

@@ -25,4 +25,4 @@ rule train:
     params:
         choice=PROTOCOL_CHOICE,
     shell:
-        "vpd train {wildcards.name} {params.choice} 2>&1 | tee {log}"
+        "vpd train {wildcards.name:q} {params.choice} 2>&1 | tee {log}"

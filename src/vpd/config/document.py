@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from vpd.config.experiment import Named, Task
+from vpd.config.experiment import Named, NotNegative, Seed, Task
 from vpd.config.schema import (
     CheckpointSpec,
     DatasetSpec,
@@ -17,7 +17,7 @@ from vpd.config.schema import (
     Small,
 )
 from vpd.config.tables import FigureSpec, QuestionSpec, TableSpec
-from vpd.utils.validation import Frozen
+from vpd.utils.validation import Frozen, Name
 
 SCHEMA = 1  # version of params.yaml's structure; CHANGELOG.md says what each one changed
 Settings = dict[str, Any]  # part of a section of a spec; checked when an experiment is resolved
@@ -40,23 +40,23 @@ class Layer(Frozen):
 class MethodLayer(Layer):
     """What one method adds to its task."""
 
-    variants: dict[str, Layer] = {}
+    variants: dict[Name, Layer] = {}
     """What differs for one set of expressions."""
 
 
 class TaskLayer(Layer):
     """What all experiments of a task share; at a scale, what is smaller there."""
 
-    methods: dict[str, MethodLayer] = {}
+    methods: dict[Name, MethodLayer] = {}
     """Method -> its own settings. A scale has only names that the task has."""
-    schedules: dict[str, Layer] = {}
+    schedules: dict[Name, Layer] = {}
     """Schedule -> length and what goes with it. A scale has only names that the task has."""
 
 
 class ProtocolLayer(Layer):
     """Where the paper's text and the released code disagree on a task."""
 
-    methods: dict[str, Layer] = {}
+    methods: dict[Name, Layer] = {}
     """Method -> its own settings."""
 
 
@@ -108,19 +108,19 @@ class Scale(Frozen):
 
     comparable: bool
     """Whether the paper's absolute numbers can be expected at this scale."""
-    seeds: dict[str, tuple[int, ...]]
+    seeds: dict[Name, Annotated[tuple[Seed, ...], Field(min_length=1)]]
     """Name -> seeds; an experiment names one of these lists."""
-    datasets: dict[str, DatasetSpec]
+    datasets: dict[Name, DatasetSpec]
     pretraining: PretrainingSpec
     shipped: str | None = None
     """Scale that made the weights in weights/, which this scale's sources `shipped` take."""
-    checkpoints: dict[str, CheckpointSpec]
+    checkpoints: dict[Name, CheckpointSpec]
     backbones: Backbones
-    released: dict[str, ReleasedSpec] = {}
+    released: dict[Name, ReleasedSpec] = {}
     """Experiment, or name of a public model -> weights of others, which are measured too."""
     registered_checkpoints: Literal["copied", "referenced"] = "copied"
     """Whether a model in MLflow's registry holds its checkpoint or names the folder, where it is large."""
-    resources: dict[str, Resources] = {}
+    resources: dict[Name, Resources] = {}
     """Task or experiment -> what each of its trainings runs on; the experiment's own counts."""
     tasks: dict[Task, TaskLayer]
     """Task -> what is smaller at this scale."""
@@ -135,17 +135,17 @@ class Document(Frozen):
     """Which of `scales` is used; `--scale` replaces it."""
     protocol: str
     """Which of `protocols` is used; `--protocol` replaces it."""
-    experiments: dict[str, Experiment] = Field(min_length=1)
-    backbones: dict[str, Backbone] = {}
+    experiments: dict[Name, Experiment] = Field(min_length=1)
+    backbones: dict[Name, Backbone] = {}
     tasks: dict[Task, TaskLayer]
     """Task -> the paper's hyper-parameters at real size."""
-    protocols: dict[str, dict[Task, ProtocolLayer]]
+    protocols: dict[Name, dict[Task, ProtocolLayer]]
     """`official` is what the released code does, `paper` what the text says (docs/fidelity.md)."""
-    scales: dict[str, Scale]
-    tolerances: dict[str, float]
+    scales: dict[Name, Scale]
+    tolerances: dict[str, NotNegative]
     """Metric -> half-width of a `reproduced` verdict, from independent re-runs (docs/fidelity.md, section 0)."""
-    tables: dict[str, TableSpec]
-    figures: dict[str, FigureSpec]
+    tables: dict[Name, TableSpec]
+    figures: dict[Name, FigureSpec]
     questions: tuple[QuestionSpec, ...] = ()
     """What is asked beyond the paper."""
     registered: dict[Task, str] = {}

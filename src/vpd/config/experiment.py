@@ -6,15 +6,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt as NotNegativeInt
 
 from vpd.utils.errors import pick
 from vpd.utils.files import read_json
-from vpd.utils.validation import Frozen, checked
+from vpd.utils.validation import Frozen, Name, checked
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]  # of what is dropped: all of it would leave nothing
+NotNegative = Annotated[float, Field(ge=0.0)]
+Side = Annotated[int, Field(ge=1, le=16384)]  # pixels
+Width = Annotated[int, Field(ge=1, le=65536)]  # channels
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # numpy's range
+
+
+Depths = TypeVar("Depths", bound="DepthData | DepthEvaluation")
+
+
+def check_depths(settings: Depths) -> Depths:
+    """Return ``settings``; ValueError if their range of depths is empty."""
+    if settings.min_depth >= settings.max_depth:
+        raise ValueError(f"min_depth is {settings.min_depth}, not below max_depth, {settings.max_depth}")
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -59,20 +75,32 @@ class HeadSpec(Frozen):
 
     kind: Literal["semantic-fpn", "upernet", "simple-decoding", "depth-decoder"]
     """Architecture: Semantic FPN and UPerNet segment, simple decoding is LAVT's, the last regresses depth."""
-    channels: PositiveInt
+    channels: Width
     """Semantic FPN: width of neck and head. UPerNet: width. Simple decoding: hidden width. Depth: width after out_layer."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Semantic FPN and UPerNet: dropout before the classifier (G10)."""
     pool_scales: tuple[PositiveInt, ...] = (1, 2, 3, 6)
     """UPerNet: sides of its pyramid pooling."""
-    deconv_channels: PositiveInt = 32
+    deconv_channels: Width = 32
     """Depth: width of the three transposed convolutions."""
-    final_channels: PositiveInt = 192
+    final_channels: Width = 192
     """Depth: width after them."""
     norm_groups: PositiveInt = 16
     """Depth: groups of GroupNorm."""
     max_depth: PositiveFloat = 10.0
     """Depth: metres at sigmoid = 1."""
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> HeadSpec:
+        widths = {
+            "channels": self.channels,
+            "deconv_channels": self.deconv_channels,
+            "final_channels": self.final_channels,
+        }
+        for name, width in widths.items():
+            if self.kind == "depth-decoder" and width % self.norm_groups:
+                raise ValueError(f"norm_groups is {self.norm_groups}, which does not divide {name}, {width}")
+        return self
 
 
 class VPDModel(Frozen):
@@ -82,13 +110,13 @@ class VPDModel(Frozen):
     """Selects this network."""
     unet: Literal["pretrained", "random"]
     """The checkpoint's U-Net weights, or the same architecture with fresh ones: the zero point of Figure 3."""
-    timestep: int
+    timestep: Annotated[int, Field(ge=0, le=999)]
     """The t that the U-Net is told (S1)."""
     latent_scale: PositiveFloat
     """Factor on the latents (S2)."""
     posterior: Literal["mode", "sample"] = "mode"
     """What of the VAE's posterior is the latent (S2). Samples are drawn anew at every step, in evaluation too."""
-    canvas: PositiveInt | None = None
+    canvas: Side | None = None
     """Side in pixels of the square zero canvas that smaller inputs are placed on, top-left (D10); null: inputs as they are."""
     attention: AttentionSpec
     prompt: PromptSpec
@@ -103,9 +131,9 @@ class BackboneModel(Frozen):
     """Selects this network."""
     backbone: Literal["pretrained", "random"]
     """The checkpoint's weights, or the same architecture with fresh ones."""
-    pyramid_channels: PositiveInt
+    pyramid_channels: Width
     """Width of the simple feature pyramid that an encoder with a single stride, such as a plain ViT, gets."""
-    drop_path: Fraction
+    drop_path: Share
     """Stochastic depth of the encoder."""
     head: HeadSpec
 
@@ -121,9 +149,9 @@ class LavtModel(Frozen):
     """Tokens of an expression after cutting or padding, [CLS] and [SEP] included."""
     fusion_heads: tuple[PositiveInt, ...]
     """Attention heads between pixels and words, per stage."""
-    fusion_dropout: Fraction
+    fusion_dropout: Share
     """Dropout of that attention."""
-    drop_path: Fraction
+    drop_path: Share
     """Stochastic depth of the Swin Transformer."""
     head: HeadSpec
 
@@ -135,13 +163,13 @@ ModelSpec = Annotated[VPDModel | BackboneModel | LavtModel, Field(discriminator=
 class SegmentationData(Frozen):
     """Training augmentation of ADE20K (G9)."""
 
-    short_side: PositiveInt
+    short_side: Side
     """Pixels of the resized image's short side, before the random ratio."""
     long_side: PositiveInt
     """Pixels of its long side at most."""
     ratio_range: tuple[PositiveFloat, PositiveFloat]
     """Range of the random factor on both."""
-    crop: PositiveInt
+    crop: Side
     """Side in pixels of the random square crop."""
     max_class_share: Fraction
     """A crop in which one class covers more than this is drawn again, up to ten times."""
@@ -150,18 +178,27 @@ class SegmentationData(Frozen):
     photometric: bool
     """Whether brightness, contrast and colour are changed at random."""
 
+    @model_validator(mode="after")
+    def _check_ranges(self) -> SegmentationData:
+        low, high = self.ratio_range
+        if low > high:
+            raise ValueError(f"ratio_range runs from {low} down to {high}; put the smaller number first")
+        if self.short_side > self.long_side:
+            raise ValueError(f"short_side is {self.short_side}, more than long_side, {self.long_side}")
+        return self
+
 
 class ReferringData(Frozen):
     """Training samples of RefCOCO: image and mask resized to a square, no augmentation (R2, R5)."""
 
-    size: PositiveInt
+    size: Side
     """Side of the square in pixels."""
 
 
 class DepthData(Frozen):
     """Training augmentation of NYUv2 (D10, D17)."""
 
-    crop: PositiveInt
+    crop: Side
     """Side in pixels of the random square crop."""
     flip: Fraction
     """Probability of the horizontal mirror image."""
@@ -178,6 +215,10 @@ class DepthData(Frozen):
     max_depth: PositiveFloat
     """Largest valid depth in metres."""
 
+    @model_validator(mode="after")
+    def _check_depths(self) -> DepthData:
+        return check_depths(self)
+
 
 # ------------------------------------------------------------------------------------------------------------- training
 class LearningRateRule(Frozen):
@@ -185,7 +226,7 @@ class LearningRateRule(Frozen):
 
     match: str
     """Regular expression, searched for in the parameter's name."""
-    multiplier: float
+    multiplier: NotNegative
     """Factor on the rate; 1 where no rule matches."""
 
 
@@ -194,7 +235,7 @@ class DecayRule(Frozen):
 
     match: str
     """Regular expression, searched for in the parameter's name."""
-    weight_decay: float
+    weight_decay: NotNegative
     """Decay instead of the optimizer's."""
 
 
@@ -203,9 +244,9 @@ class OptimizerSpec(Frozen):
 
     lr: PositiveFloat
     """Peak learning rate."""
-    betas: tuple[float, float]
+    betas: tuple[Share, Share]
     """Decay of the averages of the gradient and of its square."""
-    weight_decay: float
+    weight_decay: NotNegative
     """Decoupled weight decay."""
     lr_rules: tuple[LearningRateRule, ...] = ()
     """Rates of some parameters (S3, G2, R1)."""
@@ -226,7 +267,7 @@ class ScheduleSpec(Frozen):
     """poly: share of all steps with a linear warm-up; 0.01875 is 1,500 of 80,000 (G11)."""
     warmup_ratio: PositiveFloat = 1e-6
     """poly: first rate relative to the peak."""
-    min_ratio: float = 0.0
+    min_ratio: Fraction = 0.0
     """triangular: lowest rate relative to the peak; 0.06 is 3e-5 of 5e-4 (D6)."""
     peak: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """triangular: share of all steps at which the peak is reached; 0.48 is 12 of 25 epochs (D6)."""
@@ -239,11 +280,11 @@ class LossSpec(Frozen):
     """Segmentation, or depth."""
     average: Literal["all-pixels", "valid-pixels"] = "valid-pixels"
     """Cross-entropy: whether ignored pixels count in the mean (G12)."""
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[NotNegative, ...] | None = None
     """Cross-entropy: weight of each class (R3)."""
-    variance_focus: float = 0.5
+    variance_focus: Fraction = 0.5
     """SiLog: lambda (D16)."""
-    clamp: float = 1e-6
+    clamp: PositiveFloat = 1e-6
     """SiLog: smallest predicted depth in metres whose logarithm is taken (D18)."""
 
 
@@ -263,13 +304,13 @@ class TrainingSpec(Frozen):
     optimizer: OptimizerSpec
     schedule: ScheduleSpec
     loss: LossSpec
-    milestones: dict[str, float]
+    milestones: dict[Name, Annotated[float, Field(gt=0.0, le=1.0)]]
     """Name -> share of all steps at which weights are saved and evaluated, such as `{half: 0.5, final: 1.0}` (G5)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of training."""
     gradient_checkpointing: bool = False
     """Compute parts of the forward pass twice to save memory."""
-    workers: int = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that load samples."""
     threads: PositiveInt | None = None
     """CPU threads of training and evaluation; another number changes the last bits. null: torch decides."""
@@ -303,44 +344,61 @@ class EvaluationSpec(Frozen):
 class SegmentationEvaluation(EvaluationSpec):
     """Sliding-window inference by ADE20K's protocol (G7, G8)."""
 
-    short_side: PositiveInt
+    short_side: Side
     """Pixels of the resized image's short side."""
     long_side: PositiveInt
     """Pixels of its long side at most."""
-    crop: PositiveInt
+    crop: Side
     """Side of the sliding window in pixels (G8)."""
-    stride: PositiveInt
+    stride: Side
     """Step of the sliding window in pixels (G8)."""
-    ratios: tuple[PositiveFloat, ...]
+    ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     """Image scales of the multi-scale and flip test (G7)."""
     multi_scale: bool
     """Whether the multi-scale and flip test is run as well."""
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> SegmentationEvaluation:
+        if self.stride > self.crop:
+            raise ValueError(
+                f"stride is {self.stride}, more than crop, {self.crop}: pixels between windows get no prediction"
+            )
+        if self.short_side > self.long_side:
+            raise ValueError(f"short_side is {self.short_side}, more than long_side, {self.long_side}")
+        return self
 
 
 class ReferringEvaluation(EvaluationSpec):
     """IoU at the input size over every sentence (R7, R8)."""
 
-    size: PositiveInt
+    size: Side
     """Side in pixels of the square that image and mask are resized to (R7)."""
-    thresholds: tuple[float, ...]
+    thresholds: tuple[Fraction, ...]
     """IoU thresholds of the precisions (R8)."""
 
 
 class DepthEvaluation(EvaluationSpec):
     """Shifted windows, flip and the Eigen crop (D11, D12)."""
 
-    window: PositiveInt
+    window: Side
     """Side of the shifted windows in pixels, the height of the images (D11)."""
     windows: PositiveInt
     """Windows spread evenly over the width; 2 on 640 pixels start at 0 and 160 (D11)."""
     flip: bool
     """Whether to average with the mirror image (D11)."""
-    crop: tuple[int, int, int, int]
+    crop: tuple[NotNegativeInt, Side, NotNegativeInt, Side]
     """Rows from, to, columns from, to that are scored, in pixels (D12)."""
     min_depth: PositiveFloat
     """Scored depths are above this, in metres (D12)."""
     max_depth: PositiveFloat
     """Scored depths are below this, in metres (D12)."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> DepthEvaluation:
+        top, bottom, left, right = self.crop
+        if top >= bottom or left >= right:
+            raise ValueError(f"crop is {list(self.crop)}, which holds no pixel; give rows from, to, columns from, to")
+        return check_depths(self)
 
 
 # ----------------------------------------------------------------------------------------------------------- experiment
@@ -370,7 +428,7 @@ class Spec(Named):
     """`official`, `paper` or another block of `protocols`."""
     task: str
     """Decides which keys `data` and `evaluation` have."""
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     """One run each."""
     model: ModelSpec
     """The network; its `kind` decides which keys it has."""

@@ -145,7 +145,8 @@ class Params:
         else:
             specs["backbone"], datasets = self.backbone(name), [block.dataset, block.objects]
         specs |= {f"datasets.{dataset}": self.dataset(dataset) for dataset in datasets}
-        return {key: spec.model_dump(mode="json") for key, spec in specs.items()}
+        # What is measured of weights does not decide them.
+        return {key: spec.model_dump(mode="json", exclude={"measures"}) for key, spec in specs.items()}
 
     def backbone(self, name: str) -> BackboneSpec:
         """Return the backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""

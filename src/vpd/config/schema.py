@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vpd.config.experiment import *  # noqa: F403 - other rooms import every spec from one module
-from vpd.utils.validation import Frozen
+from vpd.config.experiment import Fraction, NotNegative, NotNegativeInt, Share, Side
+from vpd.utils.validation import Frozen, Name
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets
@@ -26,13 +27,13 @@ class DatasetSpec(Frozen):
     """Where the files of a dataset lie that is not synthetic."""
     download: tuple[str, ...] = ()
     """Names in download/sources.yaml that together make the dataset (``vpd fetch``)."""
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """First scene seed of a synthetic dataset; split s, scene i uses a seed of its own."""
-    images: dict[str, int] = {}
+    images: dict[Name, NotNegativeInt] = {}
     """Split -> images to generate (synthetic)."""
-    expect: dict[str, int] = {}
+    expect: dict[str, NotNegativeInt] = {}
     """Counts that the manifest must show, by the manifest's own keys; any other count is an error."""
-    size: tuple[PositiveInt, PositiveInt] | None = None
+    size: tuple[Side, Side] | None = None
     """Width and height in pixels of synthetic images; ADE20K-like images alternate with the transposed size."""
     captions: PositiveInt = 1
     """Captions of each synthetic image (format captions). The first ones name its room and every thing with colour and place."""
@@ -90,15 +91,44 @@ class DenoiserSpec(_Batches):
     """Attention heads."""
     norm_groups: PositiveInt
     """Groups of GroupNorm."""
-    warmup_steps: int
+    warmup_steps: NotNegativeInt
     """Steps of the linear warm-up."""
-    ema_decay: float
+    ema_decay: Share
     """Decay of the averaged weights, which are the ones saved (S12)."""
-    noise_weighting: float = 0.0
+    noise_weighting: NotNegative = 0.0
     """Power g of the loss weight (1 - alpha_bar_t)^g, which stresses the noisy steps where text matters; 0: all alike, as
     in Stable Diffusion."""
-    caption_dropout: float
+    caption_dropout: Fraction
     """Probability that the empty caption replaces an image's own."""
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> DenoiserSpec:
+        for width in self.channels:
+            for name, number in (("norm_groups", self.norm_groups), ("heads", self.heads)):
+                if width % number:
+                    raise ValueError(f"{name} is {number}, which does not divide a width of channels, {width}")
+        return self
+
+
+class OracleSpec(_Steps, _Batches):
+    """Network that says which things of which colour an image shows, and which room."""
+
+    scenes: PositiveInt
+    """Scenes of its own that it is trained on."""
+    width: Annotated[int, Field(ge=2)]
+    """Channels, and features of the Fréchet distance."""
+
+
+class MeasuresSpec(Frozen):
+    """What is measured of each milestone, on scenes that no dataset shows."""
+
+    scenes: Annotated[int, Field(ge=2)]
+    """Scenes to measure with; a picture is drawn for a prompt of each."""
+    timestep: Annotated[int, Field(ge=0, le=999)] = 1
+    """Time step of the attention maps, as VPD's (S1)."""
+    times: tuple[Annotated[int, Field(ge=0, le=999)], ...] = (100, 200, 300, 400, 500, 600, 700)
+    """Time steps at which the right caption is compared with a wrong one."""
+    oracle: OracleSpec
 
 
 class PretrainingSpec(Frozen):
@@ -106,13 +136,13 @@ class PretrainingSpec(Frozen):
 
     dataset: str
     """Dataset of captioned images."""
-    seed: int
+    seed: NotNegativeInt
     """Of everything random in it."""
     threads: PositiveInt
     """CPU threads; part of the spec because another number changes the last bits."""
     images_seen: PositiveInt | None = None
     """Images (with a caption each) that the U-Net sees in all: the budget that all pre-trainings of a scale share."""
-    milestones: dict[str, PositiveInt]
+    milestones: dict[Name, PositiveInt]
     """Checkpoint -> images that the U-Net has seen when it is saved; the last one is saved at `images_seen`."""
     autoencoder: AutoencoderSpec | None = None
     text: TextSpec | None = None
@@ -121,8 +151,10 @@ class PretrainingSpec(Frozen):
     """Prompts of the pictures that each milestone draws for the report."""
     sample_steps: PositiveInt = 20
     """Denoising steps of such a picture."""
-    guidance: float = 4.0
+    guidance: NotNegative = 4.0
     """Scale of its classifier-free guidance."""
+    measures: MeasuresSpec | None = None
+    """What is measured of each milestone; it has no influence on the weights."""
 
     @model_validator(mode="after")
     def _check_networks(self) -> PretrainingSpec:
@@ -203,11 +235,11 @@ class LanguageSpec(Frozen):
 class ObjectiveSpec(_Batches):
     """Batches of a backbone's small pre-training."""
 
-    weight_decay: float = 0.05
+    weight_decay: NotNegative = 0.05
     """AdamW's decoupled weight decay."""
     mask_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
     """masked-image: share of hidden patches. (masked-language always hides 0.15 of the tokens, as BERT does.)"""
-    momentum: float = 0.99
+    momentum: Fraction = 0.99
     """self-distillation: momentum of the teacher's average."""
 
 
@@ -223,7 +255,7 @@ class Pretrained(Frozen):
 class Small(Frozen):
     """What the pre-training of all backbones of a scale has in common."""
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """Of everything random in the pre-training."""
     threads: PositiveInt = 1
     """CPU threads; another number changes the last bits."""

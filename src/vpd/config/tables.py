@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from vpd.config.experiment import NotNegative
 from vpd.config.reported import ReportedTable, Row, Scalar
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.validation import Frozen
@@ -18,7 +19,7 @@ RELEASED = "@released"  # ending of an experiment's name whose results are those
 class _Verdicts(Frozen):
     ours: bool = False
     """Whether nobody published how this was made; it is then never `reproduced`, but `agrees, protocol: ours`."""
-    tolerances: dict[str, float] = {}
+    tolerances: dict[str, NotNegative] = {}
     """Column -> half-width of its verdict. A row's counts before its table's, and both before the general ones."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -14,7 +16,7 @@ from PIL import Image, ImageOps
 from vpd.utils.errors import UserError
 
 MILLIMETRES = 1000.0
-JPEG_QUALITY = 95
+JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}  # with full colour resolution
 DECODERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Formats whose decoders only decode; Pillow would hand PostScript to an interpreter."""
 MAX_PIXELS = 80_000_000
@@ -103,9 +105,16 @@ def check_pair(image: ndarray, image_path: Path, other: ndarray, other_path: Pat
 
 
 def save_jpeg(path: Path, image: ndarray) -> None:
-    """Write an RGB image as JPEG with full colour resolution."""
+    """Write an RGB image as JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, quality=JPEG_QUALITY, subsampling=0)
+    Image.fromarray(image).save(path, **JPEG)
+
+
+def through_jpeg(image: ndarray) -> ndarray:
+    """Return an RGB image as it is after ``save_jpeg`` and ``read_image``."""
+    file = BytesIO()
+    Image.fromarray(image).save(file, **JPEG)
+    return np.array(Image.open(file))
 
 
 def save_png(path: Path, values: ndarray) -> None:

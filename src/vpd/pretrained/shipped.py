@@ -39,8 +39,8 @@ def ship(source: Path, out: Path, recipe: Mapping[str, Any], facts: Mapping[str,
         write_json(folder / MANIFEST, {"schema": SCHEMA, "recipe": dict(recipe), **facts, "files": files})
 
 
-def check_shipped(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of shipped weights; UserError if they are missing, damaged, or of another recipe."""
+def check_shipped(folder: Path, recipe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the manifest of shipped weights; UserError if they are missing, damaged, or not of the ``recipe`` given."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; restore it with git, or make it with `make pretrain`")
     manifest = read_manifest(folder)
@@ -52,7 +52,7 @@ def check_shipped(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{folder / differing[0]} differs from its manifest; restore it with `git checkout {folder}`")
     if extra := [name for name in tree(folder) if name not in (*manifest["files"], MANIFEST)]:
         raise UserError(f"{folder / extra[0]} is not in its manifest; remove it, or restore the folder with git")
-    for key, made, wanted in _differences(manifest["recipe"], recipe):
+    for key, made, wanted in _differences(manifest["recipe"], manifest["recipe"] if recipe is None else recipe):
         raise UserError(
             f"{folder} was made with {key} {made}, but params.yaml says {wanted}; make the weights anew with "
             "`make pretrain` (hours), or undo the change"

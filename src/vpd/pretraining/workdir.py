@@ -20,8 +20,11 @@ SHARED = (
     *(f"pretraining/{module}" for module in ("captions", "clip", "loop", "workdir")),
     *("datasets/captions", "datasets/images"),
 )
+# What the measures of the small Stable Diffusion use of VPD. The world, which draws their scenes, is missing: where it changes
+# what it draws, the captions dataset changes, too.
+MEASURED_WITH = tuple(f"models/{module}" for module in ("attention", "base", "diffusion", "prompts"))
 # Cache keys follow the folders: editing one backbone objective does not retrain the small Stable Diffusion, nor the reverse.
-DIFFUSION_CODE = (*SHARED, "pretraining/diffusion")
+DIFFUSION_CODE = (*SHARED, "pretraining/diffusion", *MEASURED_WITH)
 BACKBONE_CODE = (*SHARED, "pretraining/backbones", "models/backbones", "datasets/objects")
 
 

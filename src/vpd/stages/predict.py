@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vpd.config.params import Params
-from vpd.config.paths import Paths
-from vpd.config.schema import load_spec
+from vpd.config.paths import Paths, shipped
+from vpd.config.schema import Spec, load_spec
+from vpd.pretrained.shipped import check_shipped
+from vpd.stages.shipping import CLASSES, SPEC
 from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -57,11 +59,28 @@ def predict_pictures(
 
 
 def _trained(name: str, params: Params) -> dict[str, Path]:
-    """Where the workflow puts the parts of a trained experiment."""
-    spec, paths = params.resolve(name), Paths(params.scale)
+    """Where the parts of a trained experiment are: where the workflow puts them, or else in git."""
+    spec, paths, own = params.resolve(name), Paths(params.scale), shipped(params.scale, name)
+    if not paths.spec(name).is_file() and own.is_dir():
+        check_shipped(own)
+        parts = {
+            "spec": own / SPEC,
+            "weights": own / "final.safetensors",
+            "checkpoint": _shipped_checkpoint(spec, params),
+        }
+        return parts | (
+            {"classes": own / CLASSES} if (own / CLASSES).is_file() else {"data": paths.dataset(spec.dataset)}
+        )
     return {
         "spec": paths.spec(name),
         "weights": seed_folder(paths.runs(name), spec.seeds[0]) / "final.safetensors",
         "checkpoint": paths.checkpoint(spec.checkpoint),
         "data": paths.dataset(spec.dataset),
     }
+
+
+def _shipped_checkpoint(spec: Spec, params: Params) -> Path:
+    """The pipeline folder in git that a shipped network was trained on."""
+    folder = Path(params.checkpoint(spec.checkpoint).path or "")
+    check_shipped(folder)
+    return folder

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vpd.config.params import Params
 from vpd.config.paths import WEIGHTS, Paths, shipped
 from vpd.pretrained.shipped import ship, shipped_facts
 from vpd.stages.keys import is_current, pretrained_here
+from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_text
+from vpd.utils.files import write_json, write_text
 from vpd.utils.fingerprint import read_manifest
 
-SAMPLES = "samples.png"
+PICTURES = ("samples.png", "drawn.png")
+MEASURES = "measures.csv"
+SPEC, CLASSES, FINAL = "spec.json", "classes.json", "final.safetensors"  # of a trained network
 CARD = """# Weights of the scale `{scale}`
 
 Small networks pre-trained on synthetic rooms, in half precision. Each folder has a manifest with the digests of its files and the
@@ -26,7 +32,28 @@ Licence: MIT, as the code; the images are drawn, so nobody else has rights in th
 | network | pre-training | images seen | parameters | measured on held-out images |
 |---|---|---|---|---|
 {rows}
+{measured}"""
+MEASURED = """
+## What the Stable Diffusions have learnt
+
+Measured on {scenes} scenes that no dataset shows; each gives a prompt that names its room and one thing with its colour.
+
+| images | thing found | room found | Fréchet distance | class names point | words point | right caption costs less |
+|---|---|---|---|---|---|---|
+{rows}
+
+- Thing, room: share of images in which another network, trained on scenes alone, finds what the prompt names. A thing counts as
+  found from the probability at which, in other scenes, that network finds as many things as there are.
+- Fréchet distance: between that network's features of these images and of as many other real ones, in units of the variance of
+  the real ones; lower is better.
+- Class names, words: area under the ROC curve of a class's cross-attention map against its pixels, in the form that VPD uses
+  and of the words in captions; mean over levels, images and classes; 0.5 is chance.
+- Real images of other prompts show what chance finds, reconstructions what the autoencoder loses.
+- Right caption: share of images whose noise is predicted better with their own caption than with another scene's.
+
+`{file}` has all of it, also by level and by time step. In `drawn.png` the last milestone draws the prompts above its columns.
 """
+SHOWN = ("thing", "room", "frechet", "class_auc", "word_auc", "text_matters")
 
 
 def ship_weights(params: Params, paths: Paths) -> list[str]:
@@ -41,7 +68,9 @@ def ship_weights(params: Params, paths: Paths) -> list[str]:
     for name in names:
         _ship_checkpoint(name, params, paths)
     root = WEIGHTS / params.scale
-    shutil.copyfile(paths.pretraining / SAMPLES, root / SAMPLES)
+    for name in (*PICTURES, MEASURES):
+        if (paths.pretraining / name).is_file():
+            shutil.copyfile(paths.pretraining / name, root / name)
     write_text(root / "README.md", model_card(params, names))
     return names
 
@@ -52,27 +81,69 @@ def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
         raise UserError(f"{paths.checkpoint(name)} is not what params.yaml asks for; run `vpd {stage} {name}` first")
     if stage == "checkpoint":
         manifest = read_manifest(paths.pretraining)
-        facts = {key: manifest[key] for key in ("parameters", "measures")}
+        facts = {key: manifest[key] for key in ("parameters", "reconstruction_psnr", "matching_accuracy")}
         facts |= {"objective": "denoising", "images_seen": params.pretraining.milestones[name]}
+        facts |= {"measures": manifest["measures"][name]} if params.pretraining.measures else {}
     else:
         manifest = read_manifest(paths.checkpoint(name))
         facts = {key: value for key, value in manifest.items() if key not in ("schema", "files")}
     ship(paths.checkpoint(name), shipped(params.scale, name), params.recipe(name), facts)
 
 
+def ship_network(name: str, params: Params, paths: Paths) -> None:
+    """Write the first seed of a trained experiment to weights/, so that `vpd predict` works at once.
+
+    Raises:
+        UserError: the experiment is not trained, or not with the present settings, code and inputs.
+    """
+    from vpd.predict import class_names
+
+    if not is_current("train", name, params, paths):
+        raise UserError(f"{name} is not trained as params.yaml asks for; run `vpd train {name}` first")
+    spec = params.resolve(name)
+    names = class_names(spec, paths.dataset(spec.dataset))
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shutil.copyfile(seed_folder(paths.runs(name), spec.seeds[0]) / FINAL, folder / FINAL)
+        shutil.copyfile(paths.spec(name), folder / SPEC)
+        if names is not None:
+            write_json(folder / CLASSES, {"classes": names})
+        ship(
+            folder,
+            shipped(params.scale, name),
+            spec.model_dump(mode="json"),
+            {"task": spec.task, "seed": spec.seeds[0]},
+        )
+
+
 def model_card(params: Params, names: Iterable[str]) -> str:
     """Write README.md of the shipped weights: what they saw, how large they are, and what was measured."""
-    from vpd.world.classes import CLASSES
+    from vpd.world import classes
     from vpd.world.rooms import KINDS
 
     rows = [_row(name, shipped_facts(shipped(params.scale, name))) for name in names]
-    return CARD.format(scale=params.scale, count=len(KINDS), classes=len(CLASSES), rows="\n".join(rows))
+    size = {"count": len(KINDS), "classes": len(classes.CLASSES)}
+    return CARD.format(scale=params.scale, **size, rows="\n".join(rows), measured=_measured(params))
+
+
+def _measured(params: Params) -> str:
+    """The section about the measures of the small Stable Diffusion, if there are any."""
+    wanted, path = params.pretraining.measures, WEIGHTS / params.scale / MEASURES
+    if wanted is None:
+        return ""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [[line["images"], *(_short(line[key]) for key in SHOWN)] for line in csv.DictReader(file)]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return MEASURED.format(scenes=wanted.scenes, rows=lines, file=MEASURES)
+
+
+def _short(value: str) -> str:
+    return f"{float(value):.2f}" if value else ""
 
 
 def _row(name: str, facts: dict[str, Any]) -> str:
     parameters = sum(facts["parameters"].values()) / 1e6
-    measures = facts.get("measures", {})
-    for phase in facts.get("phases", {}).values():
-        measures = {**measures, **phase["measures"]["trained"]}
-    told = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measures.items())
+    phases = [phase["measures"]["trained"] for phase in facts.get("phases", {}).values()]
+    measures = [(key, value) for phase in phases for key, value in phase.items()]
+    told = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measures) or "below"
     return f"| {name} | {facts['objective']} | {facts['images_seen']:,} | {parameters:.1f} M | {told} |"

@@ -25,7 +25,7 @@ def claimed_gpus(count: int) -> Iterator[list[str]]:
     Waits until so many are free. Must be entered before torch looks for GPUs. Nothing is held, and CUDA_VISIBLE_DEVICES
     stays as it is, on a machine without GPUs and where somebody else has assigned them.
     """
-    known = [] if any(name in os.environ for name in ASSIGNED_BY) else _gpus()
+    known = [] if any(name in os.environ for name in ASSIGNED_BY) else usable_gpus()
     if not known:
         yield []
         return
@@ -41,7 +41,7 @@ def claimed_gpus(count: int) -> Iterator[list[str]]:
                 os.environ[VISIBLE] = before
 
 
-def _gpus() -> list[str]:
+def usable_gpus() -> list[str]:
     """UUIDs of the GPUs that the user allows, found without starting CUDA, which would fix what it sees."""
     try:
         query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]

@@ -12,6 +12,10 @@ Value = TypeVar("Value")
 class UserError(Exception):
     """A mistake in the user's input; the command line prints it as one sentence and exits with code 2."""
 
+    def __str__(self) -> str:
+        # Names and reasons come from files and servers; a terminal would obey their control characters.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+
 
 def nearest(name: str, valid: Iterable[str], shown: int = 8) -> str:
     """Say which valid names lie closest to ``name``: ``did you mean 'a'? (known: a, b)``."""

@@ -42,6 +42,6 @@ def beside(function: Callable[..., Any], jobs: Sequence[tuple], count: int | Non
             raise
 
 
-def end_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when the parent dies, so that no orphan goes on writing."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when the parent dies, so that no orphan goes on writing."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

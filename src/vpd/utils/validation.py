@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar, get_args
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from vpd.utils.digests import digest
 from vpd.utils.errors import UserError, nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 
 
 class Frozen(BaseModel):
@@ -17,11 +20,30 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any) -> Any:
+        # pydantic, as Python, takes true for 1: `steps: true` would train one step.
+        for name, field in cls.model_fields.items() if isinstance(value, Mapping) else ():
+            if isinstance(value.get(name), bool) and bool not in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name} takes neither true nor false")
+        return value
+
     def digest(self) -> str:
         """Return sixteen hex digits that change when any value changes."""
         return digest(self.model_dump(mode="json"))
 
 
+def _named(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "a name has letters, digits, '+', '-', '.' and '_', at most 64, and begins with a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""A name that params.yaml gives, of an experiment, dataset, milestone, ...: it becomes part of paths and commands."""
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from vpd.world.classes import CLASSES, LABELS, THINGS
 from vpd.world.scene import Instance, Scene
-from vpd.world.seeds import LANGUAGE, Rng
+from vpd.world.seeds import AROUND, LANGUAGE, Rng
 
 LEAST_SHARE = 0.007
 """Smaller visible parts, relative to the image, are not referred to (but still count as something one could mean)."""
@@ -189,6 +189,16 @@ def captions(scene: Scene) -> Iterator[str]:
             one = rng.pick(seen)
             thing, side = _with_article(_name(rng, one)), _side(one)
             yield rng.pick((f"a photo of {thing}", f"a photo of {thing}", thing, f"{thing} {side}"))
+
+
+def request(scene: Scene) -> tuple[str, Instance] | None:
+    """Return a prompt that names the room and one thing with its colour, and the thing; None if none is large enough."""
+    things = [one for one in referable(scene) if one.colour]
+    if not things:
+        return None
+    one = Rng(scene.seed, AROUND).pick(things)
+    room = _with_article(scene.room.kind.replace("_", " "))
+    return f"{room} with {_with_article(_colour_and_name(one))}", one
 
 
 def _surroundings(rng: Rng, scene: Scene) -> list[str]:

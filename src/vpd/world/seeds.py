@@ -23,6 +23,9 @@ SPLITS = {
 }  # fmt: skip
 """By format; their positions are part of a scene's seed, but ``objects`` annotates the very scenes of ``captions``."""
 MOST = 1 << 24  # more images than any split has
+UNSEEN = ("train", "choose", "measure")
+"""Parts of the scenes that no dataset shows, for what judges networks that were trained on datasets."""
+OF_NO_FORMAT = 7  # in a seed, where a dataset has the number of its format
 
 
 class Rng:
@@ -73,6 +76,12 @@ def scene_seed(spec: DatasetSpec, split: str, index: int) -> int:
     assert 0 <= index < MOST
     number = list(SPLITS).index(spec.format) % (len(SPLITS) - 1)
     return ((spec.seed * 8 + number) * 8 + SPLITS[spec.format].index(split)) * MOST + index
+
+
+def unseen_seed(seed: int, part: str, index: int) -> int:
+    """Return the seed of scene ``index`` of a ``part`` of UNSEEN, which no dataset of any seed has."""
+    assert 0 <= index < MOST
+    return ((seed * 8 + OF_NO_FORMAT) * 8 + UNSEEN.index(part)) * MOST + index
 
 
 def list_jobs(spec: DatasetSpec, root: Path) -> list[Job]:

@@ -86,6 +86,11 @@ def reconstruction_psnr(model: AutoencoderKL, captions: Captions, device: torch.
     return 10.0 * math.log10(4.0 / F.mse_loss(decoded, images).item())  # the pixels' range is 2, its square 4
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [-1,1] as uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
 @torch.no_grad()
 def initialise_as_pooling(model: AutoencoderKL) -> None:
     """Set ``model`` so that three latent channels are the pooled image: 23.5 dB after 200 steps; from a random start 19.0."""

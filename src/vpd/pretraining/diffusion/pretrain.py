@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
@@ -18,7 +16,9 @@ from vpd.pretraining.captions import Captions, load_captions
 from vpd.pretraining.clip import encode, encode_texts, matching_accuracy, text_tower, train_clip, train_tokenizer
 from vpd.pretraining.diffusion.autoencoder import encode_images, reconstruction_psnr, scaling_factor, train_autoencoder
 from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler, train_denoiser
-from vpd.pretraining.loop import complete, seed_of, turn_off_library_bars
+from vpd.pretraining.diffusion.measures import measure, write_measures
+from vpd.pretraining.diffusion.pictures import plot_drawn, plot_samples
+from vpd.pretraining.loop import complete, turn_off_library_bars
 from vpd.pretraining.workdir import Workdir, open_workdir, pretraining_fingerprint
 from vpd.utils.files import atomic_folder, atomic_path
 from vpd.utils.fingerprint import is_finished
@@ -30,7 +30,8 @@ def pretrain(spec: PretrainingSpec, data: Path, out: Path, state: Path, *, save_
     Args:
         spec: networks, training and milestones; without milestones (paper scale) nothing is trained or read.
         data: a captions dataset.
-        out: gets a pipeline folder per milestone, samples.png, history.csv and the manifest, all at once at the end.
+        out: gets a pipeline folder per milestone, samples.png, drawn.png, measures.csv, history.csv and the manifest, all at
+            once at the end.
         state: holds the resumable state, saved every ``save_every`` steps; removed at the end.
 
     Raises:
@@ -46,16 +47,22 @@ def pretrain(spec: PretrainingSpec, data: Path, out: Path, state: Path, *, save_
     with open_workdir(state, made_from, spec, save_every) as workdir:
         captions = load_captions(data)
         vae, losses, facts = _train(spec, captions, workdir)
+        if spec.measures:
+            facts["measures"], losses["oracle"] = measure(spec, captions.size, workdir)
         with atomic_folder(out) as folder:
             for name in spec.milestones:
                 shutil.copytree(workdir.folder / name, folder / name)
-            _plot_images(_sample_rows(spec, captions, vae, folder), list(spec.milestones), folder / "samples.png")
+            plot_samples(spec, captions, vae, folder)
+            if spec.sample_prompts:
+                plot_drawn(spec, captions.size, folder)
+            if spec.measures:
+                write_measures(facts["measures"], folder / "measures.csv")
             complete(folder, made_from, losses, facts)
 
 
 def _train(
     spec: PretrainingSpec, captions: Captions, workdir: Workdir
-) -> tuple[AutoencoderKL, dict[str, list[float]], dict[str, object]]:
+) -> tuple[AutoencoderKL, dict[str, list[float]], dict[str, Any]]:
     """Save a pipeline folder per milestone in ``workdir``; return the autoencoder, the losses, and the manifest's facts."""
     # The schema demands all three where there are milestones.
     assert spec.autoencoder is not None
@@ -64,7 +71,7 @@ def _train(
     tokenizer = train_tokenizer(captions.texts, spec.text.vocabulary, spec.text.length)
     vae, vae_losses = train_autoencoder(spec.autoencoder, captions, workdir)
     clip, text_losses = train_clip(spec.text, tokenizer, captions, workdir)
-    measures = {
+    parts = {
         "reconstruction_psnr": round(reconstruction_psnr(vae, captions, workdir.device), 3),
         "matching_accuracy": round(matching_accuracy(clip, tokenizer, captions, workdir.device), 4),
     }
@@ -93,7 +100,7 @@ def _train(
         "parameters": {name: network.num_parameters() for name, network in networks.items()},
         "vocabulary": len(tokenizer),
         "scaling_factor": vae.config.scaling_factor,
-        "measures": measures,
+        **parts,
     }
     return vae, losses, facts
 
@@ -104,50 +111,3 @@ def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:
     turn_off_library_bars()
     with atomic_folder(folder) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)
-
-
-def _sample_rows(
-    spec: PretrainingSpec, captions: Captions, vae: AutoencoderKL, folder: Path
-) -> dict[str, list[np.ndarray]]:
-    """Images (H,W,3) uint8, one per milestone in each row: a row per sample prompt, then real images and reconstructions."""
-    samples = [_sample(folder / name, spec, captions.size) for name in spec.milestones if spec.sample_prompts]
-    rows = {prompt: [column[index] for column in samples] for index, prompt in enumerate(spec.sample_prompts)}
-    images = captions.pixels(torch.arange(len(spec.milestones)) % len(captions.images))
-    with torch.no_grad():
-        decoded = vae.decode(vae.encode(images).latent_dist.mean).sample
-    return rows | {"image": _bytes(images), "reconstruction": _bytes(decoded)}
-
-
-def _sample(folder: Path, spec: PretrainingSpec, size: tuple[int, int]) -> list[np.ndarray]:
-    """One image per prompt."""
-    turn_off_library_bars()
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    # The same seeds for every folder: milestones start from the same noise, so that their columns can be compared.
-    seed = seed_of(spec.seed, "samples")
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(spec.sample_prompts))]
-    strength: dict[str, Any] = {"num_inference_steps": spec.sample_steps, "guidance_scale": spec.guidance}
-    sides, prompts = {"height": size[0], "width": size[1]}, list(spec.sample_prompts)
-    images = pipeline(prompts, **sides, **strength, generator=generators, output_type="np").images
-    return [(image * 255).round().astype(np.uint8) for image in images]
-
-
-def _bytes(images: torch.Tensor) -> list[np.ndarray]:
-    return list(((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-
-
-def _plot_images(rows: Mapping[str, list[np.ndarray]], columns: list[str], path: Path) -> None:
-    """Write a figure of images (H,W,3) uint8 in labelled rows, each with one image per column."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 1.5 * len(columns), 1.6 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (label, images) in zip(panels, rows.items(), strict=True):
-        for panel, image in zip(line, images, strict=True):
-            panel.imshow(image, interpolation="nearest")
-            panel.set(xticks=[], yticks=[])
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", wrap=True, fontsize=7)
-    for panel, column in zip(panels[0], columns, strict=True):
-        panel.set_title(column)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, metadata={"Software": None})  # matplotlib's version would change the bytes
