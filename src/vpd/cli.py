@@ -146,9 +146,6 @@ def _paper_scale(commands: Commands) -> None:
     )
     command.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs at hand (default: %(default)s)")
     command.add_argument("--jobs", action="store_true", help="list every job with what it needs, too")
-    command.add_argument(
-        "--annotate", action="store_true", help="instead, read the output of `dvc repro --dry` and add what stages need"
-    )
     _params(command)
 
     command = _command(commands, "import-weights", _import_weights, "turn the authors' released weights into a run")
@@ -314,7 +311,7 @@ def _cost(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from vpd.planning.costs import read_entries
-    from vpd.planning.plan import Computed, ancestors, annotated, describe, estimates, listing, read_graph, select
+    from vpd.planning.plan import Computed, ancestors, describe, estimates, listing, read_graph, select
     from vpd.stages.keys import is_current
 
     params, paths = _load(options)
@@ -323,10 +320,6 @@ def _plan(options: argparse.Namespace) -> None:
         jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
     done = partial(is_current, params=params, paths=paths)
     needs = estimates(params, jobs, read_entries(paths.costs, Computed), done)
-    if options.annotate:
-        for line in sys.stdin:
-            print(annotated(line.rstrip("\n"), needs), flush=True)
-        return
     if options.jobs:
         print(listing(needs), end="\n\n")
     title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"
