@@ -373,12 +373,19 @@ def _report(options: argparse.Namespace) -> None:
 
 def _track(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
-    from vpd.stages.tracking import track_results
+    from vpd.tracking import shown, sync, ui_command
 
     params, paths = _load(options)
     params.check_tables()
     params.check_registered()
-    track_results(params, paths, options.uri, strict=not options.if_reachable)
+    places, strict = (paths.datasets, paths.checkpoints, paths.tracked), not options.if_reachable
+    summary = sync(paths.results, params, options.uri, *places, strict=strict)
+    print(summary)
+    if not summary.missed:
+        command = ui_command(options.uri)
+        print(f"open the runs with: {command}" if command else f"the runs are at {shown(options.uri)}")
+        for table, link in summary.links.items():
+            print(f"  {table} side by side: {link}")
     note_made("track", params, paths)
 
 

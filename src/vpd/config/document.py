@@ -1,7 +1,5 @@
 """The structure of params.yaml: the matrix of experiments, the layers that their specs are merged from, and the scales."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt

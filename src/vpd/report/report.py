@@ -1,7 +1,5 @@
 """Everything that the pages and figures of the report are made from, read once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

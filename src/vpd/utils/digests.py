@@ -1,7 +1,5 @@
 """SHA-256 digests of files, remembered for as long as a file's size, time and inode stay the same."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -5,8 +5,6 @@ stage that is run again and gives the same bytes makes nothing after it stale. `
 made from: settings, code and the manifests of the inputs. A stage has nothing to do if both still hold.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import sys

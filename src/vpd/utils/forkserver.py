@@ -10,8 +10,6 @@ outlives its owner: a command that is killed takes its copy along, and a workflo
 this end each copy has a keeper, another fork of the server, which waits for the end of the copy and of the command.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc
@@ -62,11 +60,10 @@ def start() -> subprocess.Popen:
     with _socket() as listener:
         listener.bind("")  # the kernel chooses a name outside the file system, of which nothing remains
         listener.listen(128)
-        # Each copy sets its own number of threads. OpenBLAS would start some with numpy, and only one thread can be copied.
-        environment = {name: value for name, value in os.environ.items() if not _of_threads(name)}
         server = subprocess.Popen(
             [sys.executable, "-m", "vpd.utils.forkserver", str(listener.fileno()), str(os.getpid())],
-            env={**PRESETS, **environment, "OPENBLAS_NUM_THREADS": "1"},
+            # OpenBLAS would start threads with numpy, and only one thread can be copied.
+            env=_environment() | {"OPENBLAS_NUM_THREADS": "1"},
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C is for the commands, which pass it on
             stdin=subprocess.DEVNULL,
@@ -127,16 +124,16 @@ def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def _environment() -> dict[str, str]:
+    """The environment without numbers of threads (OMP_NUM_THREADS and the like), which each copy sets for itself."""
+    return PRESETS | {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
+
+
 def _surroundings() -> str:
     """Digest of what libraries may have read while they were imported, and of what a copy keeps from the server."""
-    settings = {name: value for name, value in os.environ.items() if name not in PER_JOB and not _of_threads(name)}
+    settings = {name: value for name, value in _environment().items() if name not in PER_JOB}
     os.umask(umask := os.umask(0o077))
-    return digest([sys.executable, os.getcwd(), umask, {**PRESETS, **settings}])
-
-
-def _of_threads(name: str) -> bool:
-    """Whether an environment variable is one like OMP_NUM_THREADS."""
-    return name.endswith("_THREADS")
+    return digest([sys.executable, os.getcwd(), umask, settings])
 
 
 def _own(connection: socket.socket) -> bool:
@@ -145,14 +142,10 @@ def _own(connection: socket.socket) -> bool:
     return struct.unpack("3i", peer)[1] == os.getuid()
 
 
-def _send(connection: socket.socket, number: int) -> None:
-    connection.sendall(struct.pack("i", number))
-
-
 def _receive(connection: socket.socket) -> int | None:
-    """A number that the other side sent; None if it is gone."""
-    data = connection.recv(4)
-    return struct.unpack("i", data)[0] if data else None
+    """A number that the other side sent as text; None if it is gone."""
+    text = connection.recv(20)
+    return int(text) if text else None
 
 
 # -------------------------------------------------------------------------------------------------------------- the server
@@ -183,7 +176,7 @@ def _keep(copy: int, connection: socket.socket) -> None:
         os.kill(copy, signal.SIGKILL)
     _, status = os.waitpid(copy, 0)
     with contextlib.suppress(OSError):
-        _send(connection, status)
+        connection.send(b"%d" % status)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the copy
@@ -194,7 +187,7 @@ def _stand_in(connection: socket.socket) -> None:
     with connection:
         request, files, _, _ = socket.recv_fds(connection, LONGEST, 3)
         _take_over(files, *json.loads(request))
-        _send(connection, os.getpid())
+        connection.send(b"%d" % os.getpid())
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
         _status = 0

@@ -1,7 +1,5 @@
 """Validate plain data against pydantic models; a mistake becomes one sentence that names the key and the nearest valid ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 
