@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from forked import alive, wait_for
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "PYTEST_CURRENT_TEST": ""}
 """Without the name of the test, with which each would have surroundings of its own."""
@@ -57,21 +58,6 @@ def workflow(tmp_path_factory):
 @pytest.fixture
 def command(workflow):
     return workflow.command
-
-
-def wait_for(condition) -> None:
-    """Until it holds, at most half a minute."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_it_has_the_commands_arguments_files_environment_and_threads(workflow):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,11 @@ class TextEncoder(nn.Module):
 
     def forward(self, sentences: list[str]) -> Tensor:
         """Encode sentences to all their tokens (batch, length, width) after the final norm, padding included (R4)."""
-        tokens = [self.cache.get(s, lambda s=s: self._states([s], "max_length")[0]) for s in sentences]
+        tokens = [self.cache.get(sentence, partial(self._padded, sentence)) for sentence in sentences]
         return torch.cat([states.to(self.model.device) for states in tokens])
+
+    def _padded(self, sentence: str) -> Tensor:
+        return self._states([sentence], "max_length")[0]
 
     def pooled(self, sentences: list[str]) -> Tensor:
         """Encode each sentence to its [EOS] token (sentences, width) after the final norm (S5)."""
