@@ -30,7 +30,7 @@ from vpd.planning.costs import GIB
 from vpd.planning.networks import CLASSES, FORMATS, build, make_batch, read_parts
 from vpd.pretrained.stable_diffusion import sd1_configs
 from vpd.training.loader import Plan
-from vpd.training.loop import gradient, on_device, start_accelerator
+from vpd.training.loop import gradient, start_accelerator
 from vpd.training.optim import build_optimizer
 from vpd.training.state import seed_all
 
@@ -49,7 +49,7 @@ def run(spec: Spec, parts: dict, batch_size: int, steps: int, threads: int) -> t
     seed_all(0)
     accelerator = start_accelerator(spec.training.precision)
     classes = CLASSES[FORMATS[spec.task]]
-    model = on_device(build(spec, parts, classes), accelerator).train()
+    model = build(spec, parts, classes).to(accelerator.device).train()
     optimizer = build_optimizer(model, spec.training.optimizer)
     parallel, optimizer = accelerator.prepare(model, optimizer)
     batches = [make_batch(spec, batch_size, classes) for _ in range(2)]

@@ -1,7 +1,5 @@
 """Small datasets, models and specs with known answers for the evaluation tests."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the tests of docs/fidelity.md share: which test shows which setting, and specs by the names of settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

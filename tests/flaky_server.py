@@ -1,7 +1,5 @@
 """A real HTTP server on this machine that misbehaves as a test tells it to."""
 
-from __future__ import annotations
-
 import contextlib
 import http.server
 import re

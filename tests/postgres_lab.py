@@ -1,7 +1,5 @@
 """A PostgreSQL on this machine, from Debian's packages, and MLflow servers in front of it, started as docs/mlflow.md says."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

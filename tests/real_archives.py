@@ -1,7 +1,5 @@
 """Tiny archives in exactly the formats in which the real datasets are published."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
@@ -186,3 +184,13 @@ def refcoco_files(variant: str, splits: Mapping[int, str], authors: Sequence[str
         files[f"{variant}/refs({author}).p"] = pickle.dumps(refs, protocol=0)
     files[f"__MACOSX/{variant}/._instances.json"] = b"resource fork"
     return files
+
+
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

@@ -1,7 +1,5 @@
 """Results of the whole matrix as the other stages leave them, invented, for the tests of the report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

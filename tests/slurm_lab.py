@@ -4,8 +4,6 @@ Slurm's commands look for /etc/slurm/slurm.conf, and Snakemake's plugin takes ot
 writes that file, refuses to replace one that is not its own, and takes it away at the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

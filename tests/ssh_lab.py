@@ -1,7 +1,5 @@
 """A real SSH server on loopback, from Debian's package: keys, settings and port of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pwd

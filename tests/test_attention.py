@@ -1,34 +1,14 @@
 """Cross-attention maps are recorded where, and only where, the spec says, and cost no gradient unless asked."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from fixtures.parity.narrow import (
-    attention,
-    build,
-    make_batch,
-    make_spec,
-    with_training,
-    write_factor_4,
-    write_factor_8,
-)
+from fixtures.parity.narrow import attention, build, make_batch, make_spec, with_training
 from vpd.models.attention import CrossAttention
 from vpd.models.diffusion import FeatureUNet
 from vpd.utils.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_factor_4(tmp_path_factory.mktemp("factor4"))
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    return write_factor_8(tmp_path_factory.mktemp("factor8"))
 
 
 def test_the_middle_joins_the_coarsest_level_of_the_others(wide):

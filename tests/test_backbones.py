@@ -1,7 +1,5 @@
 """Backbones keep one contract for every architecture and size; their maps are those of the libraries' own forwards."""
 
-from __future__ import annotations
-
 import copy
 from functools import cache
 

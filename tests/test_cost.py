@@ -3,8 +3,6 @@
 ``parity`` marks figures measured on the released code at Stable Diffusion's real size (mmcv's own counter included).
 """
 
-from __future__ import annotations
-
 import json
 
 import pytest

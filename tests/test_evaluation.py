@@ -1,7 +1,5 @@
 """Scores against independent implementations, and whole evaluations: resumable, refused, reproducible."""
 
-from __future__ import annotations
-
 import json
 import math
 import multiprocessing
@@ -57,14 +55,6 @@ def test_confusion_is_sklearns_and_miou_torchmetrics():
     expected = confusion_matrix(torch.cat(truths), torch.cat(predictions), labels=range(5))
     assert np.array_equal(scores.confusion, expected)
     assert dict(scores.values("ss"))["miou_ss"] == pytest.approx(100 * reference.compute().item(), rel=1e-5)
-
-
-def test_segmentation_scores_by_hand():
-    """Truth 0 0 1 1 | ignored; prediction 0 1 1 1 | 0: IoU 1/2 and 2/3, recall 1/2 and 1, 3 of 4 pixels right."""
-    scores = SegmentationScores(2)
-    scores.add(torch.tensor([[0, 0, 1, 1, 255]]), torch.tensor([[0, 1, 1, 1, 0]]))
-    values = dict(scores.values("ss"))
-    assert values == pytest.approx({"miou_ss": 100 * (1 / 2 + 2 / 3) / 2, "macc_ss": 75.0, "aacc_ss": 75.0})
 
 
 def test_classes_without_pixels_are_nan_and_left_out_but_false_alarms_count_as_zero():

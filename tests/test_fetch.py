@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from flaky_server import Answer, running
+from forked import wait_for
 from vpd import download
 from vpd.download import fetch, http, listing, nyuv2
 from vpd.download.archives import choose, extract, staged
@@ -74,25 +75,21 @@ def test_dropped_connections_are_continued_from_the_last_byte(server, tmp_path, 
     assert waits == [1.0, 1.0]  # new bytes make the next failure a first one again
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path, waits):
-    new = Answer(OTHER, headers={"ETag": '"two"'})
-    url = server.says("/a", Answer(BODY, drop=1_000_000, headers=TAGGED), new)
-    get([url], tmp_path / "a", digests={})
-    assert (tmp_path / "a").read_bytes() == OTHER
-
-
-def test_without_etag_a_digest_decides_whether_the_pieces_fit(server, tmp_path, waits):
-    url = server.says("/a", Answer(OTHER, drop=1_000_000), Answer(BODY), Answer(BODY))
-    get([url], tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == BODY
-    assert [request.get("range") for request in server.asked("/a")] == [None, "bytes=1000000-", None]
-
-
-def test_with_neither_etag_nor_digest_nothing_is_pieced_together(server, tmp_path, waits):
-    url = server.says("/a", Answer(OTHER, drop=1_000_000, headers={"ETag": 'W/"weak"'}), Answer(BODY))
-    get([url], tmp_path / "a", digests={})
-    assert (tmp_path / "a").read_bytes() == BODY
-    assert "range" not in server.asked("/a")[1]
+@pytest.mark.parametrize(
+    ("first", "others", "digests", "body", "ranges"),
+    [
+        ((BODY, TAGGED), [(OTHER, {"ETag": '"two"'})], {}, OTHER, [None, "bytes=1000000-"]),  # it changed meanwhile
+        # Without an ETag a digest decides whether the pieces fit; with neither nothing is pieced together.
+        ((OTHER, {}), [(BODY, {}), (BODY, {})], DIGESTS, BODY, [None, "bytes=1000000-", None]),
+        ((OTHER, {"ETag": 'W/"weak"'}), [(BODY, {})], {}, BODY, [None, None]),
+    ],
+)
+def test_pieces_of_two_files_are_never_joined(server, tmp_path, waits, first, others, digests, body, ranges):
+    dropped = Answer(first[0], drop=1_000_000, headers=first[1])
+    url = server.says("/a", dropped, *(Answer(content, headers=headers) for content, headers in others))
+    get([url], tmp_path / "a", digests=digests)
+    assert (tmp_path / "a").read_bytes() == body
+    assert [request.get("range") for request in server.asked("/a")] == ranges
 
 
 def test_a_part_that_the_server_does_not_continue_is_discarded(server, tmp_path, waits):
@@ -248,13 +245,6 @@ def test_a_job_killed_before_the_renaming_asks_for_nothing_more(server, tmp_path
 
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.02)
 
 
 # ------------------------------------------------------------------------------------------------------------ archives

@@ -3,15 +3,12 @@
 Here are the ids of all tasks (S); the modules imported below have the others. Specs are those of params.yaml at paper scale.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 import test_fidelity_depth  # noqa: F401  (these add to EFFECTS)
 import test_fidelity_segmentation  # noqa: F401
@@ -19,6 +16,7 @@ import test_fidelity_training  # noqa: F401
 from fidelity_fakes import EFFECTS, checkpoint_of_factor_8, experiment, params, shows
 from fixtures.parity.narrow import CLASSES, build, make_batch
 from test_docs import KEY, code, fidelity_rows
+from test_prompts import reference
 from training_fakes import MADE_FROM, Samples, network, tiny_spec
 from vpd.evaluation.inference import segment
 from vpd.models import build_model
@@ -67,16 +65,6 @@ def test_settings_that_a_sentence_denies_do_not_exist(key):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return checkpoint_of_factor_8(tmp_path_factory.mktemp("checkpoint"))
-
-
-def clip(checkpoint, sentences, length):
-    """transformers' own states of sentences padded to ``length``, and which of them is [EOS]."""
-    tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
-    options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
-    ids = tokenizer(sentences, **options).input_ids
-    with torch.no_grad():
-        output = CLIPTextModel.from_pretrained(checkpoint / "text_encoder")(input_ids=ids)
-    return output.last_hidden_state, output.pooler_output
 
 
 def measured(model, spec):
@@ -317,8 +305,8 @@ def test_the_unet_attends_to_these_tokens_of_clip(checkpoint, case):
     spec = experiment(name, SMALL_HEAD | {"model.adapter.enabled": False} | changes)
     with torch.no_grad():
         found = build(spec, checkpoint).context({key: value[:1] for key, value in make_batch().items()})
-    states, ends = clip(checkpoint, sentences, length)
-    torch.testing.assert_close(found, ends[None] if pooled else states)
+    expected = reference(checkpoint, sentences, length)
+    torch.testing.assert_close(found, expected.pooler_output[None] if pooled else expected.last_hidden_state)
 
 
 @shows(S8="model.prompt.strategy", R4="model.prompt.strategy model.prompt.length")

@@ -1,7 +1,5 @@
 """Ids of docs/fidelity.md about depth (D), from params.yaml's settings to their effect."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -35,22 +33,22 @@ def test_other_numbers_of_images_are_refused(tmp_path, split, count):
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("first-match", ["kitchen", "study", "office", "living_room"]),
-        ("exact", ["office_kitchen", "study_room", "office", "living_room"]),
+        ("first-match", ["kitchen", "study", "office", "living_room", "home_office"]),
+        ("exact", ["office_kitchen", "study_room", "office", "living_room", "home_office"]),
         ("mean", None),
     ],
 )
 def test_a_scene_folder_selects_the_class(tmp_path, checkpoint, source, expected):
-    folders = ["office_kitchen_0001", "study_room_0005b", "nyu_office_0", "living_room_0012"]
+    folders = ["office_kitchen_0001", "study_room_0005b", "nyu_office_0", "living_room_0012", "nyu_home_office_0028a"]
     (tmp_path / "test_list.txt").write_text("".join(f"{folder}/a.jpg {folder}/a.png\n" for folder in folders))
     changes = {"model.prompt.class_source": source, "model.prompt.templates": "single", "model.adapter.enabled": False}
     spec = experiment("depth-full", changes)
     dataset, model = build_dataset(spec, tmp_path, "val"), build(spec, checkpoint)
     assert len(dataset.classes) == 27
     model.class_embeddings = table = torch.randn(27, 32)
-    found = model.context({"image": torch.zeros(4, 3, 8, 8), "class_id": torch.tensor(dataset.class_ids)})[:, 0]
+    found = model.context({"image": torch.zeros(5, 3, 8, 8), "class_id": torch.tensor(dataset.class_ids)})[:, 0]
     if expected is None:
-        torch.testing.assert_close(found, table.mean(0).expand(4, -1))
+        torch.testing.assert_close(found, table.mean(0).expand(5, -1))
     else:
         assert torch.equal(found, table[[nyuv2.SCENES.index(name) for name in expected]])
 

@@ -1,7 +1,5 @@
 """Ids of docs/fidelity.md about both kinds of segmentation (G, R), from params.yaml's settings to their effect."""
 
-from __future__ import annotations
-
 import pickle
 
 import numpy as np

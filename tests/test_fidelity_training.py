@@ -1,7 +1,5 @@
 """Ids of docs/fidelity.md about training (schedules, batches, losses), from params.yaml's settings to their effect."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -35,21 +35,16 @@ def maker(out, name):
     return subprocess.Popen(code, text=True, **pipes)
 
 
-def test_failed_write_leaves_the_old_file(tmp_path):
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
+def test_a_failure_leaves_the_old_file_and_the_old_folder(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
         1 / 0  # noqa: B018
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_failed_folder_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out") as temporary:
         (temporary / "x").write_text("half")
         1 / 0  # noqa: B018
-    assert os.listdir(tmp_path) == []
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_folder_replaces_the_old_one(tmp_path):

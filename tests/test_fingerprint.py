@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vpd.utils import digests as remembered
+from vpd.utils import fingerprint as module
 from vpd.utils.digests import changed, digests, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.fingerprint import (
@@ -165,3 +166,18 @@ def test_packages_have_digests_of_their_own():
     digests = {code_digest("datasets"), code_digest("models"), code_digest("datasets", "models")}
     assert len(digests) == 3
     assert all(len(digest) == 16 for digest in digests)
+
+
+def test_code_is_parsed_again_only_after_an_edit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    parsed, path = [], tmp_path / "room.py"
+    monkeypatch.setattr(module, "meaning", lambda source: parsed.append(source) or source)
+    for source, written in (("a = 1", 1), ("a = 1", 1), ("a = 2", 2), ("b = 2", None), ("c = 2", None)):
+        path.write_text(source)
+        if written:  # long ago
+            os.utime(path, (written, written))
+        one, other = (code_digest.__wrapped__("room") for _ in range(2))
+        assert one == other
+    # One that was just edited is not remembered.
+    assert " ".join(parsed) == "a = 1 a = 2 b = 2 b = 2 c = 2 c = 2"

@@ -6,14 +6,22 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from forked import alive, wait_for
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src"), "PYTEST_CURRENT_TEST": ""}
+"""Without the name of the test, with which each would have surroundings of its own."""
+WORKFLOW = """\
+import os, sys
 from vpd.utils import forkserver
 
-SOURCE = Path(__file__).parent.parent / "src"
+print(forkserver.start().pid, os.environ[forkserver.VARIABLE], flush=True)
+sys.stdin.read()
+"""
 COMMAND = """\
 import os, signal, sys, time
 from vpd.utils import forkserver
@@ -26,60 +34,42 @@ copied = "torch" in sys.modules
 """The beginning of a command like `vpd`; what follows it is done by the copy if there is one."""
 
 
+def python(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=ENVIRONMENT | environment, text=True, **pipes)
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The folder of a workflow that has a server."""
+def workflow(tmp_path_factory):
+    """A process that has a server: its folder, the server's id, and what starts a command that does what a program says."""
     folder = tmp_path_factory.mktemp("workflow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("PYTHONPATH", str(SOURCE))
-        patch.setenv("PYTEST_CURRENT_TEST", "")  # otherwise each test has surroundings of its own
-        server = forkserver.start()
-        yield folder
-        server.kill()
-        server.wait()
-        os.environ.pop(forkserver.VARIABLE, None)
+    process = python(folder, "-c", WORKFLOW)
+    server, name = process.stdout.readline().strip().split(" ", 1)
+
+    def command(program: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        (folder / "command.py").write_text(COMMAND + textwrap.dedent(program))
+        return python(folder, "command.py", *arguments, **{"VPD_FORK_SERVER": name, **environment})
+
+    yield SimpleNamespace(folder=folder, process=process, server=int(server), command=command)
+    process.kill()
+    process.communicate()
 
 
-def command(place: Path, program: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """Start a command that does what ``program`` says."""
-    place.joinpath("command.py").write_text(COMMAND + textwrap.dedent(program))
-    return subprocess.Popen(
-        [sys.executable, "command.py", *arguments],
-        cwd=place,
-        env={**os.environ, **environment} | {"PYTEST_CURRENT_TEST": ""},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def command(workflow):
+    return workflow.command
 
 
-def wait_for(condition) -> None:
-    """Until it holds, at most half a minute."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_it_has_the_commands_arguments_files_environment_and_threads(place):
+def test_it_has_the_commands_arguments_files_environment_and_threads(workflow):
     program = """
         import torch
         print(copied, sys.argv[1:], sys.stdin.read(), os.environ["OF_THE_JOB_THREADS"], torch.get_num_threads())
         print(os.getcwd(), len(os.listdir("/proc/self/task")), forkserver.VARIABLE in os.environ)
         print("an error", file=sys.stderr)
     """
-    job = command(place, program, "--option", "a b", OF_THE_JOB_THREADS="x", OMP_NUM_THREADS="1")
+    job = workflow.command(program, "--option", "a b", OF_THE_JOB_THREADS="x", OMP_NUM_THREADS="1")
     out, error = job.communicate("text")
-    assert out.splitlines() == ["True ['--option', 'a b'] text x 1", f"{place} 1 False"]
+    assert out.splitlines() == ["True ['--option', 'a b'] text x 1", f"{workflow.folder} 1 False"]
     assert (error, job.returncode) == ("an error\n", 0)
 
 
@@ -93,8 +83,8 @@ def test_it_has_the_commands_arguments_files_environment_and_threads(place):
         ("import atexit; atexit.register(print, 'at the end')", 0, ""),
     ],
 )
-def test_the_command_ends_as_its_copy(place, end, status, message):
-    job = command(place, f"print('not flushed by itself')\nassert copied\n{end}")
+def test_the_command_ends_as_its_copy(command, end, status, message):
+    job = command(f"print('not flushed by itself')\nassert copied\n{end}")
     out, error = job.communicate()
     assert job.returncode == status
     assert message in error
@@ -103,75 +93,54 @@ def test_the_command_ends_as_its_copy(place, end, status, message):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signals_reach_the_copy(place, number):
+def test_signals_reach_the_copy(command, number):
     program = f"""
         signal.signal({number}, lambda number, frame: sys.exit(copied + 40))
         print("ready", flush=True)
         time.sleep(60)
     """
-    job = command(place, program)
+    job = command(program)
     assert job.stdout.readline() == "ready\n"
     job.send_signal(number)
     job.communicate()
     assert job.returncode == 41
 
 
-def test_without_a_handler_a_signal_ends_both_alike(place):
-    job = command(place, "print(os.getpid(), flush=True); time.sleep(60)")
-    copy = int(job.stdout.readline())
-    job.terminate()
-    job.communicate()
-    assert job.returncode == -signal.SIGTERM
-    assert not alive(copy)
-
-
-def test_a_killed_command_takes_its_copy_along(place):
-    job = command(place, "print(os.getpid(), flush=True); time.sleep(60)")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_without_a_handler_a_signal_ends_both(command, number):
+    job = command("print(os.getpid(), flush=True); time.sleep(60)")
     copy = int(job.stdout.readline())
     assert copy != job.pid
-    job.kill()
+    job.send_signal(number)
     job.communicate()
+    assert job.returncode == -number
     wait_for(lambda: not alive(copy))
 
 
-def test_code_is_read_when_a_command_starts(place):
+def test_code_is_read_when_a_command_starts(workflow):
     for number in ("1", "2"):
-        place.joinpath("edited.py").write_text(f"NUMBER = {number}\n# {'x' * int(number)}\n")
-        assert command(place, "import edited; print(copied, edited.NUMBER)").communicate()[0] == f"True {number}\n"
+        (workflow.folder / "edited.py").write_text(f"NUMBER = {number}\n# {'x' * int(number)}\n")
+        job = workflow.command("import edited; print(copied, edited.NUMBER)")
+        assert job.communicate()[0] == f"True {number}\n"
 
 
 @pytest.mark.parametrize(
-    "environment", [{"HF_HOME": "elsewhere"}, {"VPD_FORK_SERVER": "gone"}, {"VPD_FORK_SERVER": ""}]
+    "environment",
+    [{"HF_HOME": "elsewhere"}, {"VPD_FORK_SERVER": "gone"}, {"VPD_FORK_SERVER": ""}, {"LONG": "x" * 10**5}],
 )
-def test_in_other_surroundings_or_without_a_server_it_runs_by_itself(place, environment):
-    job = command(place, "print(copied, os.getpid())", **environment)
+def test_in_other_surroundings_or_without_a_server_it_runs_by_itself(command, environment):
+    job = command("print(copied, os.getpid())", **environment)
     assert job.communicate()[0] == f"False {job.pid}\n"
 
 
-def test_a_killed_workflow_leaves_no_process_behind(tmp_path):
-    """The owner dies by SIGKILL; its server, the copy and the waiting command end, too."""
-    (tmp_path / "command.py").write_text(COMMAND + "print(os.getpid(), flush=True); time.sleep(60)")
-    owner = """
-        import subprocess, sys
-        from vpd.utils import forkserver
-        print(forkserver.start().pid, flush=True)
-        job = subprocess.Popen([sys.executable, "command.py"])
-        print(job.pid, flush=True)
-        job.wait()
-    """
-    workflow = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(owner)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    processes = [int(workflow.stdout.readline()) for _ in ("server", "command", "copy")]
+def test_a_killed_workflow_leaves_no_process_behind(workflow):
+    """The last test of this workflow, which dies by SIGKILL; its server, the copy and the waiting command end, too."""
+    job = workflow.command("print(os.getpid(), flush=True); time.sleep(60)")
+    processes = [workflow.server, int(job.stdout.readline())]
     assert all(map(alive, processes))
-    workflow.kill()
+    workflow.process.kill()
+    assert "has ended; run it again" in job.communicate()[1]
     wait_for(lambda: not any(map(alive, processes)))
-    assert "has ended; run it again" in workflow.communicate()[1]
 
 
 def servers(owner: int) -> list[Path]:
@@ -186,7 +155,6 @@ def servers(owner: int) -> list[Path]:
 
 @pytest.mark.parametrize(("words", "status"), [(["sh", "-c", "exit 3"], 3), (["no-such-command"], 2), ([], 2)])
 def test_preload_ends_as_the_command_does_and_leaves_no_server(words, status):
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    done = subprocess.Popen([sys.executable, "-m", "vpd.cli", "preload", *words], env=environment)
+    done = subprocess.Popen([sys.executable, "-m", "vpd.cli", "preload", *words], env=ENVIRONMENT)
     assert done.wait() == status
     wait_for(lambda: not servers(done.pid))

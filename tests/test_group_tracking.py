@@ -3,8 +3,6 @@
 All engines are real and started here. Run with `make test-cluster`.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import re

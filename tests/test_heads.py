@@ -1,28 +1,16 @@
 """Heads fit any width, stride and canvas, and have the released sizes at true width."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fixtures.parity.narrow import build, make_batch, make_spec, write_checkpoint, write_factor_4, write_factor_8
+from fixtures.parity.narrow import build, make_batch, make_spec, write_checkpoint
 from vpd.config.schema import HeadSpec
 from vpd.models.base import Features
 from vpd.models.heads import HEADS, PyramidPooling
 from vpd.utils.errors import UserError
 
 TASKS = ("segmentation", "referring", "depth")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_factor_4(tmp_path_factory.mktemp("factor4"))
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    return write_factor_8(tmp_path_factory.mktemp("factor8"))
 
 
 @pytest.mark.parametrize(("folder", "unit"), [("checkpoint", 16), ("wide", 32)])

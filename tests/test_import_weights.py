@@ -1,7 +1,5 @@
 """The authors' released files become runs that evaluation takes, and compute what the authors' code computes."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import pickle
@@ -14,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
+from real_archives import Attack
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
 from vpd.config.schema import DatasetSpec
 from vpd.evaluation.results import check_run
@@ -197,16 +196,6 @@ def test_file_that_does_not_fit_is_refused_in_one_sentence(refer, changes, messa
         refer.run(task="depth")
 
 
-class Evil:
-    """Would write a file when unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.write_text, (self.path, "ran"))
-
-
 class EvilNamespace(argparse.Namespace):
     def __reduce__(self):
         return (eval, ("print('ran')",))
@@ -215,7 +204,7 @@ class EvilNamespace(argparse.Namespace):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_file_is_never_run(refer, tmp_path, zipped):
     file = tmp_path / "evil.pth"
-    torch.save({"model": refer.state, "args": Evil(tmp_path / "ran")}, file, _use_new_zipfile_serialization=zipped)
+    torch.save({"model": refer.state, "args": Attack(tmp_path / "ran")}, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"evil\.pth .*was not loaded, because .*run code") as caught:
         refer.run(file)
     assert "\n" not in str(caught.value)

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import wait_for
 from training_fakes import MADE_FROM, Samples, network, tiny_spec
 from vpd.config.params import load_params
 from vpd.config.schema import LossSpec
@@ -84,13 +84,6 @@ def in_background(where: Path, delay: float, **environment: str) -> subprocess.P
     return subprocess.Popen([sys.executable, main, where, str(delay), count], env={**os.environ, **environment})
 
 
-def wait_for_a_state(where: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not list((where / "state").glob("*/step-*.pt")):
-        assert time.monotonic() < deadline, "no state was saved"
-        time.sleep(0.05)
-
-
 # ---------------------------------------------------------------------------------------------------------------- equal
 def test_two_processes_have_the_losses_and_weights_of_one(two, tmp_path):
     train_here(tmp_path)
@@ -155,7 +148,7 @@ def test_a_shared_batch_norm_is_torchs_over_the_joint_batch(tmp_path):
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.cluster), 1])
 def test_after_the_loss_of_a_process_all_go_on_and_end_with_the_same_bits(two, tmp_path, rank):
     parent = in_background(tmp_path, 0.1)
-    wait_for_a_state(tmp_path)
+    wait_for(lambda: list(tmp_path.glob("state/*/step-*.pt")))
     os.kill(pids(tmp_path, rank)[-1], signal.SIGKILL)
     assert parent.wait(120) == 0
     assert all(2 <= len(pids(tmp_path, number)) <= 1 + RESTARTS for number in (0, 1))
@@ -166,7 +159,7 @@ def test_after_the_loss_of_a_process_all_go_on_and_end_with_the_same_bits(two, t
 @pytest.mark.cluster
 def test_sigterm_saves_the_state_and_the_next_call_goes_on(two, tmp_path):
     parent = in_background(tmp_path, 0.1)
-    wait_for_a_state(tmp_path)
+    wait_for(lambda: list(tmp_path.glob("state/*/step-*.pt")))
     parent.terminate()
     assert parent.wait(60) == 128 + signal.SIGTERM
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,5 @@
 """LAVT: words go where its paper says, padding goes nowhere, and all of it is trained."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path
@@ -11,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BatchEncoding, BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from fixtures.parity.narrow import make_spec
 from vpd.config.schema import HeadSpec, LavtModel, NetworkSpec, Spec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
 from vpd.models.lavt import Lavt, PixelWordAttention, build_lavt, load_language
+from vpd.planning.networks import _full_sentences
 from vpd.utils.errors import UserError
 
 SWIN = NetworkSpec(
@@ -219,15 +218,10 @@ def test_new_weights_come_from_the_seed_whatever_the_backbone(checkpoint):
 
 def test_lavt_of_true_size_has_the_published_number_of_parameters():
     """118.8 million without BERT, counting a fourth gate and biases: they exist in the published network without effect."""
-
-    def tokens(sentences: list[str], max_length: int, **_options) -> BatchEncoding:
-        ids = torch.zeros(len(sentences), max_length, dtype=torch.long)
-        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
     spec = lavt_spec(length=20, fusion_heads=(1, 1, 1, 1), head=HeadSpec(kind="simple-decoding", channels=512))
     with torch.device("meta"):
         backbone = build_backbone(NetworkSpec(library="timm", architecture=SWIN.architecture))
-        network = Lavt(spec, backbone, BertModel(BertConfig()), tokens)
+        network = Lavt(spec, backbone, BertModel(BertConfig()), _full_sentences)
         assert network({"image": torch.zeros(1, 3, 480, 480), "text": ["a"]}).shape == (1, 2, 480, 480)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
     assert sizes == {"backbone": 86_876_536, "language": 108_891_648, "fusion": 9_217_408, "head": 20_651_010}

@@ -1,7 +1,5 @@
 """Losses against torch's own and hand values."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The MLflow UI, in a real browser: the runs, Table 5's seven rows side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

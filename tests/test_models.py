@@ -1,7 +1,5 @@
 """The network keeps its contract for any width and size; its features are those of diffusers' own forward."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -9,23 +7,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec, write_factor_4, write_factor_8
+from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec
 from vpd.models import LatentCache
 from vpd.models.diffusion import FeatureUNet
 from vpd.utils.errors import UserError
 
 TASKS = ("segmentation", "referring", "depth")
 TOKENS = 3
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_factor_4(tmp_path_factory.mktemp("factor4"))
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    return write_factor_8(tmp_path_factory.mktemp("factor8"))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (36, 52), (100, 71)])

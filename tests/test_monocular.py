@@ -1,7 +1,5 @@
 """Public depth models of others compute what their authors' code does, and the ``released`` stage measures them."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

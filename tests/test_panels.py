@@ -1,7 +1,5 @@
 """Panels: what is drawn, where, and with which bytes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

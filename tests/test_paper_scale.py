@@ -4,8 +4,6 @@ A scale of the test's own has paper scale's sources (download, released) and sma
 workflows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from pathlib import Path

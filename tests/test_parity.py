@@ -6,8 +6,6 @@ pass ReLUs, where a few pre-activations near zero change sign with rounding: the
 5e-3 off, but that of the median tensor only 5e-6 (5e-4 for depth, whose decoder is nearly constant under the recipe).
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from functools import cached_property

@@ -15,7 +15,6 @@ from vpd.planning.plan import (
     Estimate,
     Job,
     ancestors,
-    annotated,
     describe,
     duration,
     estimates,
@@ -136,11 +135,8 @@ def test_the_table_adds_up():
     assert lines[-1].endswith("the time of short.")
 
 
-def test_durations_in_words_and_annotated_lines():
+def test_durations_in_words():
     assert [duration(hours) for hours in (0.4, 30, 240)] == ["24 min", "30.0 h", "10.0 days"]
-    needs = {"train@a": Estimate(False, 2.0, gpus=1, gpu_mem_mb=1000, cores=5)}
-    assert annotated("Running stage 'train@a':", needs) == ("Running stage 'train@a': 1 GPU of 1.0 GB, 5 cores, 2.0 h")
-    assert annotated("Running stage 'other':", needs) == "Running stage 'other':"
 
 
 def test_the_command_plans_one_table(capsys, monkeypatch):

@@ -1,7 +1,5 @@
 """Predictions for any picture: those of the evaluation protocol, for files of every kind, and sentences for the others."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import struct

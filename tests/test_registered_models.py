@@ -26,7 +26,6 @@ from vpd.models import build_model
 from vpd.predict import predict
 from vpd.stages.data import prepare_dataset
 from vpd.tracking import model_places, sync
-from vpd.tracking.store import connected
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
@@ -100,14 +99,6 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with connected(f"sqlite:///{path}") as client:
-        client.search_experiments()
-    return path
-
-
-@pytest.fixture(scope="module")
 def registered(trained: Path, empty_store: Path, tmp_path_factory) -> str:
     """A store with the three models, which tests only read."""
     path = shutil.copy(empty_store, tmp_path_factory.mktemp("registered") / "mlflow.db")
@@ -118,11 +109,6 @@ def registered(trained: Path, empty_store: Path, tmp_path_factory) -> str:
 @pytest.fixture
 def world(trained: Path, tmp_path: Path) -> World:
     return World(Path(shutil.copytree(trained, tmp_path / "world")))
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_store: Path) -> str:
-    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
 
 
 @pytest.fixture(scope="module")

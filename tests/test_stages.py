@@ -1,14 +1,13 @@
 """Seeds run side by side where cores allow; their errors reach the caller and no orphan outlives it."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from forked import alive, wait_for
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
 from vpd.stages.data import prepare_dataset
@@ -53,23 +52,12 @@ def test_no_orphan_outlives_a_killed_job(tmp_path):
         "if __name__ == '__main__': side_by_side(sleep, [(0,), (1,)], 2)\n"
     )
     parent = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path])
-    deadline = time.monotonic() + 60
     files = [tmp_path / "pid0", tmp_path / "pid1"]
-    while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
     children = [int(file.read_text()) for file in files]
-    parent.send_signal(signal.SIGKILL)
+    parent.kill()
     parent.wait()
-    while any(map(alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(alive, children))
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_for(lambda: not any(map(alive, children)))
 
 
 def test_workers_follow_the_cores_given(monkeypatch):

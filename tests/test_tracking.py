@@ -1,10 +1,7 @@
 """The MLflow store shows exactly the finished results, whatever happened before: repetition, kills, dead servers."""
 
-from __future__ import annotations
-
 import json
 import os
-import shutil
 import signal
 import socket
 import statistics
@@ -22,7 +19,7 @@ from vpd.cli import main
 from vpd.config.params import Params, load_params
 from vpd.tracking import Live, Summary, compare_links, shown, sync, ui_command
 from vpd.tracking.records import flatten, metric_name, table_tags
-from vpd.tracking.store import _reason, connected
+from vpd.tracking.store import _reason
 from vpd.tracking.sync import compare_url
 from vpd.utils.errors import UserError
 
@@ -46,19 +43,6 @@ def params() -> Params:
 @pytest.fixture
 def results(tmp_path: Path, params) -> Path:
     return write_results(tmp_path / "results", params)
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with connected(f"sqlite:///{path}") as client:
-        client.search_experiments()
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_store: Path) -> str:
-    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
 
 
 def track(results: Path, params: Params, uri: str, strict: bool = True) -> Summary:

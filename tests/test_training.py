@@ -19,6 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from real_archives import Attack
 from training_fakes import MADE_FROM, Samples, network, tiny_spec, train_alone
 from vpd.config.schema import OptimizerSpec, ScheduleSpec
 from vpd.training.loader import micro_batches, plan_batches
@@ -329,12 +330,7 @@ def test_other_inputs_do_not_resume_the_state(tmp_path, change, capsys):
 
 def test_states_are_read_without_running_what_they_contain(tmp_path):
     interrupted_run(tmp_path)
-
-    class Exploit:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save({"journal": Exploit()}, states(tmp_path)[-1])
+    torch.save({"journal": Attack(tmp_path / "ran")}, states(tmp_path)[-1])
     run(tmp_path)
     assert not (tmp_path / "ran").exists()
 

@@ -3,8 +3,6 @@
 Some minutes and 14 GiB of memory each: ``pytest -m slow tests/test_true_size.py``. Figures are those of the released code.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Stable Diffusion checkpoints from a hub (a real server), and from original files, whose names test_parity.py proves."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

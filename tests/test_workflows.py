@@ -13,7 +13,6 @@ import pytest
 
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
-from vpd.utils.disk import amount
 
 ROOT = Path(__file__).parent.parent
 CODE = re.compile(r"^(src/vpd/|weights$)")
@@ -203,22 +202,16 @@ def at_paper_scale(tmp_path_factory):
     return folder
 
 
-def test_dvc_lists_the_whole_of_paper_scale_with_what_each_job_needs(at_paper_scale):
+def test_dvc_lists_the_whole_of_paper_scale(at_paper_scale):
     from test_reproduce import run
 
-    listed = run("dvc repro --dry --force | vpd plan --annotate", at_paper_scale)
+    listed = run("dvc repro --dry --force", at_paper_scale)
     params = load_params(ROOT / "params.yaml", "paper")
     for name in params.experiments:
         assert f"vpd train {name} --scale paper" in listed
         assert f"vpd evaluate {name} --scale paper" in listed
     for name in (*params.datasets, "released"):
         assert re.search(rf"vpd (data )?{name} --scale paper", listed)
-    for name, entry in json.loads((ROOT / "workflow/costs.json").read_text()).items():
-        for stage in ("train", "evaluate"):
-            needs = entry["resources"][stage]
-            gpus = f"{needs['gpus']} GPU{'s' * (needs['gpus'] > 1)} of {amount(needs['gpu_mem_mb'] * 2**20)}"
-            memory = f"{needs['cpus']} cores, {amount(needs['mem_mb'] * 2**20)} of memory"
-            assert f"Running stage '{stage}@{name}': {gpus}, {memory}, " in listed
 
 
 def test_snakemake_lists_the_whole_of_paper_scale_with_what_each_job_needs(at_paper_scale):

@@ -1,7 +1,5 @@
 """Synthetic results of Table 5 (seven experiments, three seeds) and a real MLflow server, for the tracking tests."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import os

@@ -1,7 +1,5 @@
 """A network and a dataset with VPD's contract, small enough to train in milliseconds."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

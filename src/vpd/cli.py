@@ -146,9 +146,6 @@ def _paper_scale(commands: Commands) -> None:
     )
     command.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs at hand (default: %(default)s)")
     command.add_argument("--jobs", action="store_true", help="list every job with what it needs, too")
-    command.add_argument(
-        "--annotate", action="store_true", help="instead, read the output of `dvc repro --dry` and add what stages need"
-    )
     _params(command)
 
     command = _command(commands, "import-weights", _import_weights, "turn the authors' released weights into a run")
@@ -318,7 +315,7 @@ def _cost(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from vpd.planning.costs import read_entries
-    from vpd.planning.plan import Computed, ancestors, annotated, describe, estimates, listing, read_graph, select
+    from vpd.planning.plan import Computed, ancestors, describe, estimates, listing, read_graph, select
     from vpd.stages.keys import is_current
 
     params, paths = _load(options)
@@ -327,10 +324,6 @@ def _plan(options: argparse.Namespace) -> None:
         jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
     done = partial(is_current, params=params, paths=paths)
     needs = estimates(params, jobs, read_entries(paths.costs, Computed), done)
-    if options.annotate:
-        for line in sys.stdin:
-            print(annotated(line.rstrip("\n"), needs), flush=True)
-        return
     if options.jobs:
         print(listing(needs), end="\n\n")
     title = f"scale {params.scale}, protocol {params.protocol}: {len(names)} of {len(params.experiments)} experiments"
@@ -404,12 +397,19 @@ def _report(options: argparse.Namespace) -> None:
 
 def _track(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
-    from vpd.stages.tracking import track_results
+    from vpd.tracking import shown, sync, ui_command
 
     params, paths = _load(options)
     params.check_tables()
     params.check_registered()
-    track_results(params, paths, options.uri, strict=not options.if_reachable)
+    places, strict = (paths.datasets, paths.checkpoints, paths.tracked), not options.if_reachable
+    summary = sync(paths.results, params, options.uri, *places, strict=strict)
+    print(summary)
+    if not summary.missed:
+        command = ui_command(options.uri)
+        print(f"open the runs with: {command}" if command else f"the runs are at {shown(options.uri)}")
+        for table, link in summary.links.items():
+            print(f"  {table} side by side: {link}")
     note_made("track", params, paths)
 
 

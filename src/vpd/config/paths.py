@@ -1,7 +1,5 @@
 """Where everything of one scale lies; the workflows declare the same files, which a test compares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

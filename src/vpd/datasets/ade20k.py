@@ -1,7 +1,5 @@
 """ADE20K SceneParse150 for semantic segmentation: image and label pairs, and the class names of objectInfo150.txt."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

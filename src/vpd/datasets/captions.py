@@ -1,7 +1,5 @@
 """Captioned images, which the diffusion models are pre-trained on: captions.json lists a file and its caption each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

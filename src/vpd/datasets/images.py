@@ -1,7 +1,5 @@
 """Read and write images, label maps and depth maps; a file that cannot be read ends in a UserError that names it."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from functools import cache

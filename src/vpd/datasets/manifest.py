@@ -1,7 +1,5 @@
 """What a prepared dataset holds (its manifest.json), where its files lie, and whether they are still the same."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

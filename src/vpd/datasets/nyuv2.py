@@ -1,7 +1,5 @@
 """NYU Depth v2 for depth estimation: VPD's list files, image and depth pairs, and the scene class in a folder's name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Images with classes and instance masks, which backbones are pre-trained on: objects.json lists them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

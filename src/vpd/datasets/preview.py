@@ -1,7 +1,5 @@
 """preview.png: the first samples of a dataset beside their labels."""
 
-from __future__ import annotations
-
 import colorsys
 import textwrap
 from collections.abc import Iterable

@@ -5,8 +5,6 @@ rules and their order are those of the released code (mmsegmentation's and GLPDe
 and order differently.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy import ndarray

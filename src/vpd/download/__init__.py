@@ -1,7 +1,5 @@
 """Fetch datasets and released weights: accept terms, download and verify archives, prepare the tree that vpd reads."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence

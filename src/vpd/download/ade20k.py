@@ -1,7 +1,5 @@
 """From ADEChallengeData2016.zip to the tree that vpd.datasets reads as ADE20K."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

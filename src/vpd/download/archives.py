@@ -1,7 +1,5 @@
 """Members of zip archives put into a tree: only plain files, never outside it, complete or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import lzma
 import os

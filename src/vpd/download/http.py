@@ -1,7 +1,5 @@
 """Downloads over HTTP: mirrors in order, resumed after a broken connection or a kill, verified before they appear."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

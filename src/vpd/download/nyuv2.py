@@ -1,7 +1,5 @@
 """From NYU Depth v2's labelled .mat file and BTS' synchronised training frames to the tree that vpd.datasets reads."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import shutil

@@ -1,7 +1,5 @@
 """From refcoco.zip, refcoco+.zip, refcocog.zip and COCO's train2014.zip to the tree that vpd.datasets reads as RefCOCO."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The catalogue of what ``vpd fetch`` can get, ``sources.yaml``, and the terms that a user has accepted."""
 
-from __future__ import annotations
-
 import datetime
 import os
 from pathlib import Path

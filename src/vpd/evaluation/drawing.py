@@ -1,7 +1,5 @@
 """Figures: a grid of images of several shapes with row and column titles, as a PNG with reproducible bytes."""
 
-from __future__ import annotations
-
 import colorsys
 import itertools
 import textwrap

@@ -4,8 +4,6 @@
 inputs of a protocol have one size, so windows, mirrored copies, scales and samples share batches of ``batch_size``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -37,7 +35,7 @@ def answer(predict: Predict, requests: list[Request]) -> None:
         sink(output)
 
 
-def _stream(predict: Predict, works: Iterable[Work[Result]], batch_size: int) -> Iterator[tuple[dict, Result]]:
+def stream(predict: Predict, works: Iterable[Work[Result]], batch_size: int) -> Iterator[tuple[dict, Result]]:
     """Yield (sample, result) of each work in order, with full batches across works."""
     queue: list[Request] = []
     asked: list[tuple[dict, Callable[[], Result]]] = []
@@ -78,7 +76,7 @@ def segment(
     Logits are averaged over the windows of a view, brought to the original size, and only then turned into
     probabilities (G8); ``ms`` is the class of the highest mean probability over all views.
     """
-    return _stream(predict, (_segmentation(sample, settings) for sample in samples), settings.batch_size)
+    return stream(predict, (_segmentation(sample, settings) for sample in samples), settings.batch_size)
 
 
 def _segmentation(sample: dict, settings: SegmentationEvaluation) -> Work[dict[str, Tensor]]:
@@ -114,7 +112,7 @@ def _segmentation(sample: dict, settings: SegmentationEvaluation) -> Work[dict[s
 
 def refer(predict: Predict, samples: Iterable[dict], settings: ReferringEvaluation) -> Iterator[tuple[dict, Tensor]]:
     """Yield each sentence's sample with its logits (2, size, size); sentences on one image share its ``key``."""
-    return _stream(predict, map(_referring, samples), settings.batch_size)
+    return stream(predict, map(_referring, samples), settings.batch_size)
 
 
 def _referring(sample: dict) -> Work[Tensor]:
@@ -127,7 +125,7 @@ def estimate_depth(
     predict: Predict, samples: Iterable[dict], settings: DepthEvaluation
 ) -> Iterator[tuple[dict, Tensor]]:
     """Yield each sample with its metres (H, W), the mean over shifted square windows and their mirror images (D11)."""
-    return _stream(predict, (_depth(sample, settings) for sample in samples), settings.batch_size)
+    return stream(predict, (_depth(sample, settings) for sample in samples), settings.batch_size)
 
 
 def _depth(sample: dict, settings: DepthEvaluation) -> Work[Tensor]:

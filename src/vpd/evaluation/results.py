@@ -1,7 +1,5 @@
 """Results of an evaluation on disk. Nothing here imports torch, so that planning stays quick."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from vpd.evaluation.results import DECIMALS, best_of, check_runs, evaluation_fin
 from vpd.evaluation.scores import DepthScores, evaluate_depth, evaluate_referring, evaluate_segmentation
 from vpd.models import build_model
 from vpd.models.base import Network
+from vpd.training.loader import Samples
 from vpd.training.runs import seed_folder
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
@@ -164,28 +166,16 @@ def load_run(model: Network, run: Path, milestone: str) -> int:
     return manifest["milestones"][milestone]
 
 
-class _Samples(torch.utils.data.Dataset):
-    """A dataset's samples by index, for a DataLoader; with ``native_label`` where the dataset has one."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict | UserError:
-        try:
-            sample = self.dataset.sample(index)
-            if hasattr(self.dataset, "native_label"):
-                sample["native_label"] = self.dataset.native_label(index)
-        except UserError as error:
-            return error  # raised in a worker, it would arrive wrapped in a page of traceback
-        return sample
+def read_sample(dataset: Dataset, index: int) -> dict:
+    """Read a sample, with ``native_label`` where the dataset has one."""
+    native = {"native_label": dataset.native_label(index)} if hasattr(dataset, "native_label") else {}
+    return dataset.sample(index) | native
 
 
 def load_samples(dataset: Dataset, workers: int, progress: Progress, note: str) -> Iterator[dict]:
     """Yield every sample once, in order, decoded in ``workers`` processes, and count it on ``progress``."""
-    for sample in DataLoader(_Samples(dataset), batch_size=None, num_workers=workers):
+    samples, positions = Samples(partial(read_sample, dataset)), [(index,) for index in range(len(dataset))]
+    for sample in DataLoader(samples, batch_size=None, sampler=positions, num_workers=workers):
         if isinstance(sample, UserError):
             raise sample
         yield sample

@@ -1,7 +1,5 @@
 """Scores of the three tasks, accumulated over a whole split."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import torch

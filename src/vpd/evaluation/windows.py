@@ -1,7 +1,5 @@
 """Windows over images: where they lie, and the mean of network outputs where they overlap."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import torch

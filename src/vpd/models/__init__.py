@@ -3,8 +3,6 @@
 All that decides a network's numbers lies in this package: the digest of its code is part of every run's fingerprint.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vpd.config.schema import Spec

@@ -4,8 +4,6 @@ Maps are recorded only where an experiment uses them: chosen by module name, hen
 A recorder belongs to one forward pass and travels through it as an argument.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,14 +60,25 @@ class Network(nn.Module):
 
 def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], complaint: str, cure: str) -> None:
     """Raise UserError ``complaint (faults); cure`` unless ``state`` has the names and shapes of ``own``."""
-    faults = {
-        "missing": own.keys() - state.keys(),
-        "unexpected": state.keys() - own.keys(),
-        "of another shape": {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape},
+    if fault := misfits(own, state):
+        raise UserError(f"{complaint} ({fault}); {cure}")
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Say how given tensors differ from a network's by name, shape and finiteness; empty if all fit."""
+    reshaped = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
+    broken = sorted(name for name, tensor in given.items() if not tensor.is_meta and not tensor.isfinite().all())
+    named = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
+        "of another shape": reshaped,
+        "with NaN or infinite values": broken,
     }
-    told = [f"{len(names)} {fault}, first '{min(names)}'" for fault, names in faults.items() if names]
-    if told:
-        raise UserError(f"{complaint} ({'; '.join(told)}); {cure}")
+    faults = {kind: f"{len(names)} {kind}, first '{names[0]}'" for kind, names in named.items() if names}
+    if reshaped:
+        first = reshaped[0]
+        faults["of another shape"] += f" {tuple(given[first].shape)} instead of {tuple(own[first].shape)}"
+    return "; ".join(faults.values())
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,8 +3,6 @@
 A neck gives the head maps of strides 4, 8, 16 and 32, whatever the backbone's own levels are.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Decoder heads of the three tasks; every width and stride comes from the backbone or the spec."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

@@ -4,8 +4,6 @@ Pixel maps are channels-last, as Swin's are. Where paper and released network di
 figures: GELU for ReLU in two projections, and a LayerNorm on what the head gets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

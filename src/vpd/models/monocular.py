@@ -1,7 +1,5 @@
 """Public monocular depth models (ZoeDepth, DPT-Hybrid) with their authors' own protocol on NYUv2."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The VPD network: frozen encoder, U-Net, prompts, text adapter and decoder head (paper, section 3)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -30,6 +30,7 @@ from vpd.models.baseline import Baseline
 from vpd.models.lavt import Lavt
 from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES
+from vpd.utils.digests import digest
 from vpd.utils.files import read_json
 
 Configs = dict[str, dict[str, Any]]  # of ``unet``, ``vae`` and ``text_encoder``, as diffusers and transformers write
@@ -124,8 +125,20 @@ class Part:
         return Part(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
+_counted: dict[str, dict[str, Part]] = {}
+
+
 def count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
-    """Count a network by part (``PARTS``); the arguments are those of ``networks.build``."""
+    """Count a network by part (``PARTS``), equal ones once; the arguments are those of ``networks.build``."""
+    settings = spec.model_dump(mode="json", include={"task": True, "model": True, "data": True})
+    made_of = parts if isinstance(parts, dict) else parts.model_dump(mode="json")
+    key = digest([settings, spec.training.gradient_checkpointing, made_of, classes])
+    if key not in _counted:
+        _counted[key] = _count(spec, parts, classes)
+    return _counted[key]
+
+
+def _count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
     counter = FlopCounterMode(display=False)
     with torch.device("meta"):
         model = build(spec, parts, classes).eval()

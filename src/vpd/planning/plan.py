@@ -218,19 +218,6 @@ def listing(needs: Mapping[str, Estimate]) -> str:
     return "\n".join(_table(rows))
 
 
-def annotated(line: str, needs: Mapping[str, Estimate]) -> str:
-    """Add to a line of ``dvc repro --dry`` that names a stage what the stage needs; return other lines as they are."""
-    named = re.search(r"stage '([^']+)'", line)
-    if not named or named[1] not in needs:
-        return line
-    job = needs[named[1]]
-    parts = [f"{job.gpus} GPU{'s' * (job.gpus != 1)} of {amount(job.gpu_mem_mb * MEBIBYTE)}"] if job.gpus else []
-    parts.append(f"{job.cores} core{'s' * (job.cores != 1)}")
-    parts += [f"{amount(job.mem_mb * MEBIBYTE)} of memory"] if job.mem_mb else []
-    parts += [duration(job.hours)] if job.hours is not None else []
-    return f"{line} {', '.join(parts)}"
-
-
 def duration(hours: float) -> str:
     """``0.4`` -> ``24 min``; ``30`` -> ``30.0 h``; ``100`` -> ``4.2 days``."""
     if hours < 1:

@@ -1,7 +1,5 @@
 """Load a trained network from its weights and checkpoint, without the dataset that it was trained on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Panels: a picture beside its prediction."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterator

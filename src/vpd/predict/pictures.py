@@ -1,7 +1,5 @@
 """Find pictures, and name the files of their predictions."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import sys
@@ -10,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+from tqdm import tqdm
 
 from vpd.datasets.images import decoders
 from vpd.utils.errors import UserError
-from vpd.utils.progress import Progress
 
 LONGEST_STEM = 200
 """Bytes of a file name; file systems allow 255, and temporary files and suffixes need some."""
@@ -25,13 +23,9 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in readable)
 
 
-def say(sentence: str, progress: Progress | None = None) -> None:
+def say(sentence: str) -> None:
     """Print one sentence to standard error, above the progress bar if there is one."""
-    line = f"vpd: {printable(sentence)}"
-    if progress is not None and progress.bar is not None:
-        progress.bar.write(line, file=sys.stderr)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    tqdm.write(f"vpd: {printable(sentence)}", file=sys.stderr)
 
 
 def find_pictures(given: Sequence[Path], out: Path) -> tuple[list[Path], list[str]]:

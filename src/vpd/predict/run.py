@@ -1,7 +1,5 @@
 """``vpd predict``: one trained network over any pictures, one at a time, into files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,7 +74,7 @@ def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
             _write(job, task, image, prediction, f"{name}   {spec.name}")
         except UserError as fault:
             failed += 1
-            say(str(fault), progress)
+            say(str(fault))
         progress.advance(note=name)
     progress.close()
     return failed

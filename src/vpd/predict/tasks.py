@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from vpd.datasets.images import MILLIMETRES
 from vpd.datasets.nyuv2 import SCENES
 from vpd.datasets.transforms import normalise, resize_square
 from vpd.evaluation.drawing import palette
-from vpd.evaluation.inference import Predict, Request, Sink, answer, refer
+from vpd.evaluation.inference import Predict, Request, Sink, refer, stream
 from vpd.evaluation.run import predictor
 from vpd.evaluation.windows import SlidingWindow, depth_windows, resize, scaled_image
 from vpd.predict.network import TrainedNetwork
@@ -91,12 +89,6 @@ def build_task(network: TrainedNetwork, text: str | None = None, scene: str | No
     return Depth(forward, spec.evaluation, -1, "scene not given")
 
 
-def _answer_all(forward: Predict, requests: Iterable[Request], batch_size: int) -> None:
-    remaining = iter(requests)
-    while batch := list(islice(remaining, batch_size)):
-        answer(forward, batch)
-
-
 @dataclass(frozen=True)
 class Segmentation:
     """Class ids by sliding windows at a single scale, as in evaluation (G8)."""
@@ -113,9 +105,9 @@ class Segmentation:
             ({"image": window.window(corner), "id": name, "key": f"{name}/{corner}"}, partial(window.add, corner))
             for corner in window.corners
         ]
-        _answer_all(self.forward, requests, settings.batch_size)
+        ((_, maps),) = stream(self.forward, [({}, requests, window.mean)], settings.batch_size)
         # Datasets' label maps have 8 bits, so there are never more classes.
-        labels = largest(window.mean(), *image.shape[:2]).cpu().numpy().astype(np.uint8)
+        labels = largest(maps, *image.shape[:2]).cpu().numpy().astype(np.uint8)
         png = Image.fromarray(labels)
         png.putpalette((255 * palette(len(self.names))).round().astype(np.uint8).tobytes())
         return Prediction(labels, {"labels": labels, "names": np.array(self.names)}, png)
@@ -179,8 +171,8 @@ class Depth:
                 key = f"{name}/{corner[0]},{corner[1]}/{mirrored}"
                 inputs = {"image": pixels.flip(-1) if mirrored else pixels, "id": name, "key": key}
                 requests.append(({**inputs, "class_id": torch.tensor(self.scene)}, _sink(window, corner, mirrored)))
-        _answer_all(self.forward, requests, self.settings.batch_size)
-        metres = resize(window.mean(), *image.shape[:2])[0].numpy()
+        ((_, maps),) = stream(self.forward, [({}, requests, window.mean)], self.settings.batch_size)
+        metres = resize(maps, *image.shape[:2])[0].numpy()
         millimetres = np.rint(metres * MILLIMETRES).clip(0, FARTHEST).astype(np.uint16)
         return Prediction(metres, {"depth": metres}, Image.fromarray(millimetres))
 

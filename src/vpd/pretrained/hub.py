@@ -1,7 +1,5 @@
 """Files of a model repository on the hub: of one commit, complete, unaltered. HF_HOME, HF_ENDPOINT and the like hold."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

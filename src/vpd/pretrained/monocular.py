@@ -1,7 +1,5 @@
 """Public depth models of others: a repository in transformers' layout, or the DPT authors' own file."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, cast

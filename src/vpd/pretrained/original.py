@@ -1,7 +1,5 @@
 """Files with Latent Diffusion's names: original Stable Diffusion 1 files, to a pipeline folder, and the authors' VPD models."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys

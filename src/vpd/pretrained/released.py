@@ -1,7 +1,5 @@
 """The authors' released VPD weights (wl-zhao/VPD), turned into a run that ``vpd evaluate`` takes."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any, cast

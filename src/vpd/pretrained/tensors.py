@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from vpd.models.base import misfits as misfits
 from vpd.utils.errors import UserError
 
 # Classes (or packages) of what training programs store beside the weights; an inert object takes their place.
@@ -90,23 +91,6 @@ def write_half(source: Path, target: Path) -> None:
 def reason(error: Exception) -> str:
     """Return a library's message on one line, shortened."""
     return " ".join(str(error).split())[:150]
-
-
-def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Say how given tensors differ from a network's by name, shape and finiteness; empty if all fit."""
-    reshaped = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
-    broken = sorted(name for name, tensor in given.items() if not tensor.is_meta and not tensor.isfinite().all())
-    named = {
-        "missing": sorted(own.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - own.keys()),
-        "of another shape": reshaped,
-        "with NaN or infinite values": broken,
-    }
-    faults = {kind: f"{len(names)} {kind}, first '{names[0]}'" for kind, names in named.items() if names}
-    if reshaped:
-        first = reshaped[0]
-        faults["of another shape"] += f" {tuple(given[first].shape)} instead of {tuple(own[first].shape)}"
-    return "; ".join(faults.values())
 
 
 def apply_rules(rules: Rules, name: str) -> str | None:

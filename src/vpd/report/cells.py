@@ -1,7 +1,5 @@
 """Cells: every number of the paper once, beside what was measured for it; their CSV file, and what differs between two."""
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics

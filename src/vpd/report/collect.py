@@ -1,7 +1,5 @@
 """Reads what the other stages measured: metrics, losses, timings, and what every row of the tables costs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal

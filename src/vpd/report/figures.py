@@ -1,7 +1,5 @@
 """Figures: a metric against pre-training, rows of a table as dots, losses, and learning curves."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """Fills the cells: looks measurements up, quotes the paper elsewhere with the reason, and gives verdicts."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

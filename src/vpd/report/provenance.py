@@ -1,7 +1,5 @@
 """Where every measured number comes from: its run, with digests, and the pre-trained network that it started from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

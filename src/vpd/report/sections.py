@@ -3,8 +3,6 @@
 Captions are prose, which may hold ``code``; all other texts are plain, and the templates escape them.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The paper's tables in their own rows and columns: measured, the paper's number, and the difference."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

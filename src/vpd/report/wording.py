@@ -1,7 +1,5 @@
 """Ids in the words of the paper, and numbers as the report prints them."""
 
-from __future__ import annotations
-
 import re
 
 WORDS = {

@@ -1,7 +1,5 @@
 """Writes the report: tables, then figures, then report.html and, last, REPORT.md."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """The ``data`` stage: draws, downloads or checks a dataset and completes it with a preview and a manifest."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``vpd predict``: finds the parts of a trained network and predicts for pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

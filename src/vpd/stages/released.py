@@ -1,7 +1,5 @@
 """The released stage: measures the authors' VPD weights, each as one experiment, and public depth models."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run one stage of the workflow, unless its output is current."""
 
-from __future__ import annotations
-
 import resource
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Training and evaluation of one experiment: its seeds side by side where cores allow, then what belongs to all of them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ The files are the record; no other stage reads anything back from MLflow. This p
 inside functions, because the import takes seconds.
 """
 
-from __future__ import annotations
-
 from vpd.tracking.live import Live
 from vpd.tracking.models import PREFIX, model_places
 from vpd.tracking.store import Unavailable, shown

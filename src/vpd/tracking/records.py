@@ -1,7 +1,5 @@
 """Finished result files as records of MLflow runs: parameters, curves, tags, datasets and artifacts, without MLflow."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

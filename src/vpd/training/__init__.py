@@ -1,7 +1,5 @@
 """Training: from a spec, a seed, a dataset and a checkpoint to the weights and the history of one run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

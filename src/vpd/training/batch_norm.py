@@ -1,7 +1,5 @@
 """Batch norms that see the samples of all processes; torch's own do so on GPUs only."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

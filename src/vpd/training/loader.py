@@ -1,9 +1,7 @@
 """Batches by position: step n sees the same samples whether a run was interrupted or not, with any worker count."""
 
-from __future__ import annotations
-
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,7 +91,7 @@ def micro_batches(
 ) -> Generator[dict]:
     """Yield this process's micro-batches of steps ``start`` to ``stop``, in order."""
     loader = DataLoader(
-        _Samples(dataset),
+        Samples(dataset.sample),
         batch_sampler=(share for step in range(start, stop) for share in plan.shares(step)),
         num_workers=workers,
         collate_fn=collate,
@@ -122,16 +120,15 @@ def collate(samples: list[dict | UserError]) -> dict | UserError:
     }
 
 
-class _Samples(torch.utils.data.Dataset):
-    """A project dataset as torch's loader wants it: keyed by position, usable in worker processes."""
+class Samples(torch.utils.data.Dataset):
+    """What a function reads, such as a dataset's samples, as torch's loader wants it: by the function's arguments."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, read: Callable[..., dict]) -> None:
+        self.read = read
 
-    def __getitem__(self, position: Position) -> dict | UserError:
-        index, epoch = position
+    def __getitem__(self, arguments: tuple[int, ...]) -> dict | UserError:
         try:
-            return self.dataset.sample(index, epoch)
+            return self.read(*arguments)
         except UserError as error:
             return error  # raised in a worker, it would arrive wrapped in a page of traceback
 

@@ -1,7 +1,5 @@
 """The training loop: CPU, one GPU or several processes (torchrun), resumable after every kind of death."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -59,7 +57,11 @@ def fit(
         if lead:
             stack.enter_context(locked(state))
         folder = state_folder(state, made_from)
-        model = on_device(model, accelerator, spec.task in SYNCHRONISED).train()
+        if (
+            accelerator.num_processes > 1 and spec.task in SYNCHRONISED
+        ):  # batch norms see the samples of all processes (G6)
+            model = synchronise(model, accelerator.device)
+        model = model.to(accelerator.device).train()
         optimizer = build_optimizer(model, training.optimizer)
         journal = load_state(folder, model, optimizer)
         parallel, optimizer = accelerator.prepare(model, optimizer)
@@ -124,13 +126,6 @@ def start_accelerator(precision: str) -> Accelerator:
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
     torch.use_deterministic_algorithms(True, warn_only=accelerator.device.type != "cpu")
     return accelerator
-
-
-def on_device(model: Network, accelerator: Accelerator, synchronised: bool) -> Network:
-    """Move ``model`` to its device; its batch norms see the samples of all processes where ``synchronised`` (G6)."""
-    if accelerator.num_processes > 1 and synchronised:
-        model = synchronise(model, accelerator.device)
-    return model.to(accelerator.device)
 
 
 def milestone_steps(shares: dict[str, float], total: int) -> dict[str, int]:

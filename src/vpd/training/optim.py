@@ -1,7 +1,5 @@
 """AdamW with a learning rate and a weight decay per parameter, decided by rules on names, and the rates' schedules."""
 
-from __future__ import annotations
-
 import re
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Runs on disk: what a finished training leaves behind. Nothing here imports torch, so that planning stays quick."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -3,8 +3,6 @@
 The folder is no output of any stage, so that no orchestrator deletes it when a job fails.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import sys

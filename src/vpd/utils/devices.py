@@ -1,7 +1,5 @@
 """GPUs of one machine, each used by one job at a time, so that jobs that run side by side never share one unknowingly."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

@@ -1,12 +1,10 @@
 """SHA-256 digests of files, remembered for as long as a file's size, time and inode stay the same."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vpd.utils.errors import UserError
@@ -29,34 +27,54 @@ def digest(value: object) -> str:
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 by name of those ``names`` below a folder that exist; a file unchanged since the last call is not read again."""
-    memory = REMEMBERED / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
-    known = _load(memory)
-    found, seen = {}, {}
-    for name in names:
-        path = folder / name
-        try:
-            stat = path.stat()
-            mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-            entry = known.get(name)
-            found[name] = entry[1] if entry and entry[0] == mark else sha256(path)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; fix its permissions") from error
-        if time.time_ns() - stat.st_mtime_ns > SETTLED * 1e9:
-            seen[name] = [mark, found[name]]
-    if any(known.get(name) != entry for name, entry in seen.items()):
-        with contextlib.suppress(UserError):  # a read-only working directory only costs the time to read again
-            write_json(memory, known | seen)
+    with _memory(str(folder.resolve())) as (known, seen):
+        found = {}
+        for name in names:
+            path = folder / name
+            try:
+                mark, settled = _mark(path)
+                entry = known.get(name)
+                found[name] = entry[1] if entry and entry[0] == mark else sha256(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}; fix its permissions") from error
+            if settled:
+                seen[name] = [mark, found[name]]
     return found
 
 
-def _load(memory: Path) -> dict[str, list]:
+def remembered(name: str, files: Iterable[Path], make: Callable[[], str]) -> str:
+    """The text that ``make`` gives for the contents of ``files``, made again only after one of them has changed."""
+    marks = {str(path): _mark(path) for path in files}
+    mark = {path: found for path, (found, _) in marks.items()}
+    with _memory(name) as (known, seen):
+        entry = known.get("")
+        text = entry[1] if entry and entry[0] == mark else make()
+        if all(settled for _, settled in marks.values()):
+            seen[""] = [mark, text]
+    return text
+
+
+def _mark(path: Path) -> tuple[list[int], bool]:
+    """What changes with a file's content, and whether the next change is sure to be seen in it."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino], time.time_ns() - stat.st_mtime_ns > SETTLED * 1e9
+
+
+@contextlib.contextmanager
+def _memory(name: str) -> Iterator[tuple[dict[str, list], dict[str, list]]]:
+    """Entries that are remembered under a name, and a dictionary for new ones."""
+    path, seen = REMEMBERED / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json", dict[str, list]()
     try:
-        content = json.loads(memory.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = content if isinstance(content, dict) else {}
     except (OSError, ValueError):
-        return {}
+        known = {}
+    yield known, seen
+    if any(known.get(key) != entry for key, entry in seen.items()):
+        with contextlib.suppress(UserError):  # a read-only working directory only costs the time to read again
+            write_json(path, known | seen)
 
 
 def changed(folder: Path, files: dict[str, str]) -> list[str]:

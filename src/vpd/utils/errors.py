@@ -1,7 +1,5 @@
 """Errors that a user can cure, each said in one sentence."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar

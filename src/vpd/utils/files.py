@@ -1,7 +1,5 @@
 """Files that are complete or absent: atomic writes, digests and locks."""
 
-from __future__ import annotations
-
 import contextlib
 import filecmp
 import json
@@ -66,12 +64,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def _equal(first: Path, second: Path) -> bool:
     """Whether two folders hold the same files with the same bytes."""
     names, others = (sorted(path.relative_to(root) for path in root.rglob("*")) for root in (first, second))
-    files = [name for name in names if not (first / name).is_dir()]
-    return names == others and all(_same_file(first / name, second / name) for name in files)
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    return second.is_file() and (first.samefile(second) or filecmp.cmp(first, second, shallow=False))
+    pairs = [(first / name, second / name) for name in names if not (first / name).is_dir()]
+    return names == others and all(
+        b.is_file() and (a.samefile(b) or filecmp.cmp(a, b, shallow=False)) for a, b in pairs
+    )
 
 
 def _touch(folder: Path) -> None:

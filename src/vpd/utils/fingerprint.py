@@ -5,17 +5,16 @@ stage that is run again and gives the same bytes makes nothing after it stale. `
 made from: settings, code and the manifests of the inputs. A stage has nothing to do if both still hold.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vpd.utils.digests import changed, digest, digests, sha256, tree
+from vpd.utils.digests import changed, digest, digests, remembered, sha256, tree
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
 
@@ -106,14 +105,19 @@ def is_finished(folder: Path, made_from: Fingerprint) -> bool:
 @cache
 def code_digest(*packages: str) -> str:
     """Sixteen hex digits of what packages (``models``) or modules (``datasets/ade20k``) do, data files included."""
-    total = hashlib.sha256()
-    for package in packages:
-        for path in source_files(package):
+    files = [path for package in packages for path in source_files(package)]
+
+    def make() -> str:
+        total = hashlib.sha256()
+        for path in files:
             content = path.read_bytes()
             if path.suffix == ".py":
                 content = meaning(content.decode("utf-8")).encode()
             total.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
-    return total.hexdigest()[:16]
+        return total.hexdigest()[:16]
+
+    # Parsing takes half a second. What a syntax tree looks like depends on Python's version and on this module.
+    return remembered(f"code {sys.version} {packages}", [*files, Path(__file__)], make)
 
 
 def source_files(package: str) -> list[Path]:

@@ -4,8 +4,6 @@ torch's elastic launcher starts the processes, and after the loss of one starts 
 last saved state.
 """
 
-from __future__ import annotations
-
 import base64
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Work side by side in processes of their own, which end with the process that started them."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import signal

@@ -3,8 +3,6 @@
 On disk, vision/network.json says what a backbone is and vision/model.safetensors holds its weights.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import ValidationError

@@ -9,8 +9,6 @@ small offsets keep their meaning, and the others are interpolated between them. 
 timm's ``set_input_size`` does the same once, but for a single size and with tensors of other shapes.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

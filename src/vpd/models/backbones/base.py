@@ -1,7 +1,5 @@
 """What all backbones share: normalisation, padding, masking and cropping around a library's network."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal

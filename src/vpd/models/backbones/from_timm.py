@@ -1,7 +1,5 @@
 """timm's networks as backbones: Swin Transformer (V1, V2), ConvNeXt, plain vision transformers and BEiT."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

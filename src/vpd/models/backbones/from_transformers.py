@@ -1,7 +1,5 @@
 """Building transformers' image encoders: SAM and BLIP, whose maps have one level at the stride of the patches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
