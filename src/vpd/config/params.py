@@ -278,6 +278,8 @@ class Params:
     def check_all(self) -> None:
         """Look up every name in the file at this scale and protocol; UserError for the first that does not exist."""
         pick(self.pretraining.dataset, self.datasets, "dataset", self._at("pretraining"))
+        if self.block.shipped is not None:
+            self.shipped("shipped")
         for name in self.checkpoints:
             self.checkpoint(name)
         for name in self.backbones:
