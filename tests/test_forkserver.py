@@ -36,7 +36,14 @@ copied = "torch" in sys.modules
 
 def python(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=ENVIRONMENT | environment, text=True, **pipes)
+    # A shell starts a job in the background with SIGINT ignored, and the tests may be one; the commands would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=folder, env=ENVIRONMENT | environment, text=True, **pipes
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
