@@ -6,6 +6,7 @@ import json
 import pstats
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_same_files(dvc_stages, snakemake_jobs, which):
         assert [path for path in sorted(stage[which]) if not any(covered(file, {path}) for file in job[which])] == [], (
             f"not in the Snakefile: {command}"
         )
+
+
+def test_a_new_clone_can_ask_for_several_datasets_at_once(tmp_path):
+    """Snakemake remembers what it found in a folder, and the keys of all of them are written while it plans."""
+    for name in ("Snakefile", "params.yaml", "workflow", "profiles"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    wanted = [f"data/smoke/{name}/manifest.json" for name in ("ade20k", "nyuv2", "refcoco")]
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", "scale=smoke", "--", *wanted]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_both_hold_the_whole_matrix(dvc_stages):

@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     options = parser().parse_args(arguments)
     try:
-        served = arguments is None and options.run in (_stage, _released)
+        heavy = options.run is _released or (options.run is _stage and options.stage != "data")
+        served = arguments is None and heavy
         status = forkserver.run() if served else None
         return options.run(options) or 0 if status is None else status
     except UserError as mistake:

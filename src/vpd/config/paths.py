@@ -48,7 +48,8 @@ class Paths:
 
     def key(self, stage: str, name: str) -> Path:
         """Fingerprint that the output of a stage should have, for Snakemake."""
-        return self._state / "keys" / stage / f"{name}.json"
+        # Each in a folder of its own: Snakemake lists a folder once, and takes a file that is written there later for missing.
+        return self._state / "keys" / stage / name / "key.json"
 
 
 def _under(folder: Path, suffix: str = "") -> Callable[[str], Path]:

@@ -17,10 +17,10 @@ from transformers import BertConfig, BertModel, PretrainedConfig
 
 from vpd.config.schema import BackboneSpec, LanguageSpec, NetworkSpec
 from vpd.models.backbones import build_backbone, load_backbone, save_backbone
+from vpd.models.base import misfits
 from vpd.pretrained.checkpoints import ORIGIN, fetched_backbone_fingerprint
 from vpd.pretrained.hub import Repository, download, repositories
 from vpd.pretrained.shipped import check_shipped, shipped_facts
-from vpd.pretrained.tensors import misfits
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder, read_json, write_json

@@ -11,9 +11,10 @@ from transformers import DPTConfig, PreTrainedModel, ZoeDepthForDepthEstimation
 from transformers.utils import logging
 
 from vpd.config.schema import ReleasedSpec
+from vpd.models.base import misfits
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
 from vpd.pretrained.hub import Repository, download, repositories
-from vpd.pretrained.tensors import Rules, apply_rules, misfits, read_tensors, reason
+from vpd.pretrained.tensors import Rules, apply_rules, read_tensors, reason
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from vpd.config.schema import CheckpointSpec
+from vpd.models.base import misfits
 from vpd.pretrained import stable_diffusion as sd
 from vpd.pretrained.hub import download, repositories
-from vpd.pretrained.tensors import Rules, apply_rules, misfits, read_tensors
+from vpd.pretrained.tensors import Rules, apply_rules, read_tensors
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 

@@ -11,9 +11,10 @@ from torch.nn.functional import cosine_similarity
 
 from vpd.config.schema import DepthSpec, ReferringSpec, SegmentationSpec, Spec
 from vpd.evaluation.run import open_model
+from vpd.models.base import misfits
 from vpd.models.network import VPD
 from vpd.pretrained.original import convert
-from vpd.pretrained.tensors import misfits, read_tensors
+from vpd.pretrained.tensors import read_tensors
 from vpd.training.runs import publish, run_fingerprint
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError

@@ -61,7 +61,8 @@ def has_tokenizer(folder: Path) -> bool:
 
 def check_pipeline(folder: Path) -> dict[str, int]:
     """Compare every tensor of a pipeline in safetensors with its config.json; return the parameters of each network."""
-    from vpd.pretrained.tensors import misfits, read_tensors
+    from vpd.models.base import misfits
+    from vpd.pretrained.tensors import read_tensors
 
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")

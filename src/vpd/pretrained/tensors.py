@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from vpd.models.base import misfits as misfits
 from vpd.utils.errors import UserError
 
 # Classes (or packages) of what training programs store beside the weights; an inert object takes their place.
