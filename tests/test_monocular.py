@@ -33,9 +33,9 @@ from transformers import (
 from hub_server import Hub, Repository, settings
 from vpd.config.params import load_params
 from vpd.datasets import build_dataset
+from vpd.models.base import misfits
 from vpd.models.monocular import DPTHybrid, Monocular
 from vpd.pretrained.monocular import DPT_HYBRID, convert_dpt, open_monocular
-from vpd.pretrained.tensors import misfits
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
