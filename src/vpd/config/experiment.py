@@ -92,14 +92,8 @@ class HeadSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_groups(self) -> HeadSpec:
-        widths = {
-            "channels": self.channels,
-            "deconv_channels": self.deconv_channels,
-            "final_channels": self.final_channels,
-        }
-        for name, width in widths.items():
-            if self.kind == "depth-decoder" and width % self.norm_groups:
-                raise ValueError(f"norm_groups is {self.norm_groups}, which does not divide {name}, {width}")
+        if self.kind == "depth-decoder" and self.channels % self.norm_groups:
+            raise ValueError(f"norm_groups is {self.norm_groups}, which does not divide channels, {self.channels}")
         return self
 
 
