@@ -41,7 +41,7 @@ def test_images_that_do_not_fit_are_named(checkpoint):
     [
         ("depth", {"canvas": 72}, "canvas=72 is no multiple of the depth decoder's grid of 16"),
         ("segmentation", {"canvas": 64}, "canvas=64 works only with head 'depth-decoder'"),
-        ("depth", {"head": {"norm_groups": 6}}, "norm_groups is 6, which does not divide 16 channels"),
+        ("depth", {"head": {"norm_groups": 32}}, "norm_groups is 32, which does not divide 16 channels"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(checkpoint, task, change, message):
