@@ -97,7 +97,7 @@ def augmented(changes, image=None, labels=None, seed=0):
 
 @shows(G9="data.short_side data.long_side data.ratio_range data.crop")
 @pytest.mark.parametrize(("changes", "size"), [
-    ({}, (512, 512)), ({"short_side": 256}, (256, 384)), ({"long_side": 384}, (256, 384)),
+    ({}, (512, 512)), ({"short_side": 256}, (256, 384)), ({"long_side": 576}, (384, 512)),
     ({"ratio_range": [0.5, 0.5]}, (256, 384)), ({"crop": 128}, (128, 128)),
 ])  # fmt: skip
 def test_images_are_resized_and_cropped_to_these_pixels(changes, size):

@@ -403,11 +403,6 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_milestones_outside_the_run_are_errors(tmp_path):
-    with pytest.raises(UserError, match=r"training.milestones: late is 1.5; give a share"):
-        run(tmp_path, tiny_spec(milestones={"late": 1.5, "final": 1.0}))
-
-
 @pytest.mark.parametrize("megabytes", [0.001, 0.004])
 def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing_half_written(tmp_path, megabytes):
     """The kernel refuses to let any file grow beyond the limit: first the milestone or the state, then the output."""
