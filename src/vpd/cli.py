@@ -44,6 +44,14 @@ PREDICT_PATHS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run one command; without ``arguments``, that of the command line, after which Ctrl-C has nothing to interrupt."""
+    status = _main(arguments)
+    if arguments is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
+
+
+def _main(arguments: list[str] | None) -> int:
     """Run one command.
 
     Returns:
@@ -357,9 +365,9 @@ def _ship(options: argparse.Namespace) -> None:
         print(f"{name} is in weights/{params.scale}/{name}")
     if options.names:
         return
-    watch = Stopwatch()
+    watch = Stopwatch("ship", "weights", paths)
     names = ship_weights(params, paths)
-    watch.write(paths.timing("ship", "weights"), "ship", "weights", networks=len(names))
+    watch.write(networks=len(names))
     note_made("ship", params, paths)
     print(
         f"{len(names)} networks are in weights/{params.scale}" if names else f"scale {params.scale} pre-trains nothing"
@@ -370,13 +378,16 @@ def _released(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
     from vpd.stages.released import measure_released
     from vpd.stages.run import Stopwatch
+    from vpd.utils.files import exclusive
 
     params, paths = _load(options)
     params.check_released()
-    watch, state = Stopwatch(), paths.state("released", "work")
-    missing = measure_released(params, paths.datasets, paths.checkpoints, options.archives, paths.released, state)
-    watch.write(paths.timing("released", "released"), "released", "released", files=len(params.released) - len(missing))
-    note_made("released", params, paths)
+    state = paths.state("released", "work")
+    with exclusive(state):
+        watch = Stopwatch("released", "released", paths)
+        missing = measure_released(params, paths.datasets, paths.checkpoints, options.archives, paths.released, state)
+        watch.write(files=len(params.released) - len(missing))
+        note_made("released", params, paths)
     if missing:
         print(f"not measured, because the weights are not available: {', '.join(missing)}")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vpd.download.archives import RECEIPTS
 from vpd.download.http import Archive, Part, Rejected, download, verify
 from vpd.download.sources import Entry, FileSource, acceptance, load_sources, require_acceptance
 from vpd.utils.disk import amount, existing, require_space
@@ -14,9 +15,6 @@ from vpd.utils.files import atomic_path, exclusive
 from vpd.utils.fingerprint import fingerprint, is_finished, write_manifest
 
 __all__ = ["fetch", "listing"]
-
-RECEIPTS = ".fetched"
-"""Folder in a tree with a receipt for each of its entries: fingerprint, and the archives that were used."""
 
 
 class Preparation(NamedTuple):

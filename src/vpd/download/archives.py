@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 
 from vpd.utils.disk import amount, require_space
 from vpd.utils.errors import UserError
-from vpd.utils.files import atomic_folder
+from vpd.utils.files import MANIFEST, atomic_folder, write_text
 from vpd.utils.progress import track
 
+RECEIPTS = ".fetched"
+"""Folder in a tree with a receipt for each of its entries: fingerprint, and the archives that were used."""
 RATIO = 200
 """Unpacked bytes per byte of the archive above which it counts as a bomb; images and .mat files stay below 20."""
 ALLOWED = 100_000_000  # unpacked bytes that need no such ratio
@@ -83,11 +85,18 @@ def staged(out: Path, kind: str, tops: Sequence[str]) -> Iterator[Path]:
     """Yield an empty folder inside ``out``; if the block succeeds, the ``tops`` made there replace those of ``out``.
 
     The tree sees only renames: old tops go, last one first, and new ones come, last one last. A list file named last is
-    thus never there without the files that it lists, whenever a kill comes. Everything else in ``out`` stays.
+    thus never there without the files that it lists, whenever a kill comes. Everything else in ``out`` stays. UserError if
+    a top is there that no download put there.
     """
-    new = out / f".{kind}.new"
-    with atomic_folder(new) as stage:
+    new, begun = out / f".{kind}.new", out / RECEIPTS / f".{kind}.begun"
+    fetched = begun.is_file() or any(out.glob(f"{RECEIPTS}/*/{MANIFEST}"))
+    for path in (out / top for top in tops):
+        if not fetched and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            cure = "use it as it is (source: folder), or name another folder"
+            raise UserError(f"{path} was not fetched by vpd, which will not replace it; {cure}")
+    with atomic_folder(new, own=True) as stage:
         yield stage
+    write_text(begun, "")
     for number, top in reversed(list(enumerate(tops))):
         if os.path.lexists(out / top):
             os.replace(out / top, new / f".old-{number}")

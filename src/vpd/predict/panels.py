@@ -18,8 +18,8 @@ from numpy import ndarray
 from vpd.datasets.dataset import image_tensor
 from vpd.evaluation.drawing import FigureGrid, palette, show
 from vpd.evaluation.panels import MASK, masked
-from vpd.predict.pictures import printable
 from vpd.predict.tasks import Referring, Segmentation, Task
+from vpd.utils.errors import printable
 
 # Inches.
 BOX_WIDTH, BOX_HEIGHT = 4.6, 4.0

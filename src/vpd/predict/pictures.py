@@ -11,16 +11,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from vpd.datasets.images import decoders
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, printable
 
 LONGEST_STEM = 200
 """Bytes of a file name; file systems allow 255, and temporary files and suffixes need some."""
-
-
-def printable(text: str) -> str:
-    """Replace what a terminal or figure cannot show: undecodable bytes of file names, and control characters."""
-    readable = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(letter if letter.isprintable() else "?" for letter in readable)
 
 
 def say(sentence: str) -> None:

@@ -11,9 +11,9 @@ from vpd.config.schema import Spec
 from vpd.datasets.images import read_image
 from vpd.predict.network import load_network
 from vpd.predict.panels import draw_panel, plain_text
-from vpd.predict.pictures import Job, find_pictures, plan_outputs, printable, say
+from vpd.predict.pictures import Job, find_pictures, plan_outputs, say
 from vpd.predict.tasks import Prediction, Task, build_task, check_options
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, printable
 from vpd.utils.files import atomic_path
 from vpd.utils.progress import Progress
 

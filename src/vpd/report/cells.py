@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from vpd.report.markdown import escape
 from vpd.utils.errors import UserError
 
 LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
 KEY = ["table", "row", "column"]
 COLUMNS = (*KEY, "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment", "reason")
 PROVENANCES = ("measured", "counted", "released-weights", "quoted", "missing")
+# What a spreadsheet takes for a formula, full-width signs too, but no number; apostrophes, so that reading undoes writing.
+FORMULA = re.compile(r"(?![+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?\Z)'*[=+\-@\t\r＝＋－＠]")
 PROTOCOL_OURS = ", protocol: ours"  # suffix of verdicts on rows whose protocol nobody published
 
 
@@ -71,11 +75,10 @@ def number(value: float | None) -> str:
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Format a CSV file."""
+    """Format a CSV file; a text that a spreadsheet would run as a formula gets an apostrophe, which ``read_csv`` removes."""
+    plain = [[f"'{cell}" if FORMULA.match(str(cell)) else cell for cell in row] for row in (columns, *rows)]
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows(plain)
     return buffer.getvalue()
 
 
@@ -99,6 +102,8 @@ def read_csv(path: Path, columns: Iterable[str], cure: str) -> pd.DataFrame:
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}' (columns: {', '.join(frame.columns)}); {cure}")
+    for name in frame.select_dtypes(exclude="number"):
+        frame[name] = frame[name].replace(f"^'(?={FORMULA.pattern})", "", regex=True)
     return frame
 
 
@@ -133,5 +138,5 @@ def diff(first: Path, second: Path) -> tuple[str, int]:
     lines += [f"| {' | '.join([*KEY, *cells.columns])} |", "|---|---|---|---:|---:|---:|---:|---|"]
     for *texts, source in cells.reset_index().itertuples(index=False):
         numbers = ["–" if pd.isna(value) else f"{value:.4g}" for value in texts[3:]]
-        lines.append(f"| {' | '.join([*texts[:3], *numbers, source])} |")
+        lines.append(f"| {' | '.join(map(escape, [*texts[:3], *numbers, source]))} |")
     return "\n".join(lines), len(cells)

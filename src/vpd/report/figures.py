@@ -30,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": "#ececec", "grid.linewidth": 0.8,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "text.parse_math": False,  # a dollar sign in a label is no formula
     "svg.hashsalt": "vpd", "svg.fonttype": "path",  # equal ids and no fonts: equal bytes on every machine
 }  # fmt: skip
 CENTRED: dict[str, Any] = {"va": "center", "ha": "center", "color": MUTED}
@@ -73,11 +74,11 @@ SEED: dict[str, Any] = {"s": 16, "alpha": 0.55, "linewidths": 0, "zorder": 3}
 PAPER: dict[str, Any] = {"marker": "D", "markersize": 8, "color": "none", "markeredgecolor": INK, "zorder": 5}
 
 
-def trend_figure(points: Points, comparable: bool) -> Figure:
+def trend_figure(points: Points, comparable: bool) -> Figure | None:
     """Draw mean, standard deviation and single seeds against pre-training; untrained weights are at 0."""
     measured = [(steps, cell) for steps, cell in sorted(points, key=lambda point: point[0]) if cell.values]
     if not measured:
-        return empty_figure()
+        return None
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     means = [(float(steps), cell.mean) for steps, cell in measured]
@@ -109,10 +110,10 @@ def trend_figure(points: Points, comparable: bool) -> Figure:
     return figure
 
 
-def dots_figure(columns: Mapping[str, Sequence[Cell]], source: ReportedTable, comparable: bool) -> Figure:
+def dots_figure(columns: Mapping[str, Sequence[Cell]], source: ReportedTable, comparable: bool) -> Figure | None:
     """Draw the rows of a table as dots, one panel per column: mean and standard deviation, below them the seeds."""
     if not any(cell.values for cells in columns.values() for cell in cells):
-        return empty_figure()
+        return None
     rows = [cell.row for cell in next(iter(columns.values()))]
     figure = Figure(figsize=(2.4 + 3.1 * len(columns), 1.3 + 0.45 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
@@ -153,10 +154,10 @@ def _smooth(values: pd.Series, share: float = 0.05) -> pd.Series:
     return values.rolling(max(1, int(len(values) * share)), center=True, min_periods=1).mean()
 
 
-def loss_figure(histories: Mapping[str, pd.DataFrame], label: str, share: bool) -> Figure:
+def loss_figure(histories: Mapping[str, pd.DataFrame], label: str, share: bool) -> Figure | None:
     """Draw a panel of losses by name: seeds thin, their smoothed mean thick; ``share``: equal axes, all losses grey."""
     if not histories:
-        return empty_figure()
+        return None
     smoothing, color = (0.05, BLUE) if share else (0.1, GREEN)
     means = {name: _smooth(frame.groupby("step")["loss"].mean(), smoothing) for name, frame in histories.items()}
     every = pd.concat(means, axis=1).sort_index().interpolate(method="index", limit_area="inside")
@@ -209,12 +210,12 @@ class Curve:
     scores: pd.DataFrame | None = None  # columns seed, step and value of the table's metric; None without results
 
 
-def learning_figure(curves: Sequence[Curve], metric: str) -> Figure:
+def learning_figure(curves: Sequence[Curve], metric: str) -> Figure | None:
     """Draw a panel of losses for each group of rows, and one of ``metric`` for each that was measured more than once."""
     losses = list(dict.fromkeys(curve.panel for curve in curves if curve.history is not None))
     scores = list(dict.fromkeys(c.panel for c in curves if c.scores is not None and c.scores["step"].nunique() > 1))
     if not (count := len(losses) + len(scores)):
-        return empty_figure()
+        return None
     figure, panels, across = _grid(count, 3, 3.6 if count >= 3 else 4.4, 2.9)
     figure.set_layout_engine("constrained", h_pad=0.1)
     looks = _styles(curves)

@@ -25,7 +25,7 @@ FILES = {"spec": "specs/{}.json", "metrics": "metrics/{}.json", "history": "hist
 FILES |= {name: f"panels/{{}}/{name}.png" for name in ("predictions", "attention")}
 CONTENT: View = {"claims": (), "pictures": (), "tables": (), "grid": None, "runs": ()}
 # Name on the page -> column of provenance.csv.
-DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest", "commit": "commit"}
+DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest"}
 CAPTIONS = {
     "points": "VPD against the pre-training of its diffusion model; mean, standard deviation and seeds",
     "table": "mean, standard deviation and seeds of its rows; the best mean in orange",
@@ -42,7 +42,7 @@ def build_view(report: Report) -> View:
     """Build the view; draw the figures before, since a picture that does not exist is shown as not run."""
     params = report.params
     provenances = Counter(cell.provenance for cell in report.cells)
-    verdicts = Counter(cell.verdict for cell in report.cells if cell.values)
+    verdicts = Counter(cell.verdict for cell in report.cells if cell.seeds)  # not those that are counted
     return {
         "scale": params.scale,
         "protocol": ", ".join(sorted({params.resolve(name).protocol for name in params.experiments})),
@@ -225,7 +225,7 @@ def _run(report: Report, name: str) -> View:
         "fills": ", ".join(filled),
         "took": "" if seconds is None else duration(seconds),
         "runs": runs,
-        "digests": {word: found for word, found in digests.items() if found or word != "commit"},
+        "digests": digests,
         "metrics": metrics,
         "files": {word: _address(report, path) for word, path in paths.items() if path.is_file()},
     }

@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from PIL import Image
 from vpd.config.params import Params
 from vpd.config.paths import WEIGHTS
 from vpd.config.tables import FigureSpec
-from vpd.report.cells import cells_csv, csv_text
+from vpd.report import markdown
+from vpd.report.cells import Cell, cells_csv, csv_text, read_cells
 from vpd.report.claims import Line, claims_csv
 from vpd.report.collect import costs_csv
 from vpd.report.evidence import evidence_csv, values_csv
@@ -25,9 +26,11 @@ from vpd.report.provenance import COLUMNS, backbones_csv
 from vpd.report.report import Report, learning_curves
 from vpd.report.sections import build_view
 from vpd.report.tables import by_row, table_csv, table_view
-from vpd.utils.files import atomic_folder, write_text
+from vpd.utils.errors import UserError, printable
+from vpd.utils.files import atomic_folder, exclusive, write_text
 
 PAGES = ("report.html", "REPORT.md")  # also the templates; REPORT.md, which the orchestrators wait for, comes last
+TABLES, FIGURES = "tables", "figures"
 LARGE, WIDEST = 120_000, 1600  # bytes from which a picture is packed again; pixels to which a wider one is scaled
 
 
@@ -51,23 +54,43 @@ def write_report(
         costs: file of ``vpd cost --out``.
         costs_scale: scale whose networks the costs are of; by default that of ``params``.
     """
-    report = Report(params, results, pretraining, previews, out, costs, costs_scale)
-    tables = _table_texts(report)  # a damaged input raises here, before anything old is removed
-    for name in PAGES:
-        (out / name).unlink(missing_ok=True)
-    with atomic_folder(out / "tables") as folder:
-        for name, content in tables.items():
-            write_text(folder / name, content)
-    with atomic_folder(out / "figures") as folder, styled():
-        _write_figures(report, folder)
-    view = build_view(report)
-    for name in PAGES:
-        write_text(out / name, _environment().get_template(name).render(view=view))
+    with exclusive(out, "report"):
+        report = Report(params, results, pretraining, previews, out, costs, costs_scale)
+        tables = _table_texts(report)  # a damaged input raises here, before anything old is removed
+        _check_old(out, report.cells)
+        for name in PAGES:
+            (out / name).unlink(missing_ok=True)
+        with atomic_folder(out / TABLES, own=True) as folder:
+            for name, content in tables.items():
+                write_text(folder / name, content)
+        with atomic_folder(out / FIGURES, own=True) as folder, styled():
+            _write_figures(report, folder)
+        view = build_view(report)
+        for name in PAGES:
+            write_text(out / name, _environment(name.rpartition(".")[2]).get_template(name).render(view=view))
+
+
+def _check_old(out: Path, cells: Sequence[Cell]) -> None:
+    """UserError if ``out`` holds files of others under the report's names, or a report with numbers that this one lacks."""
+    # A kill between two renames leaves the old tables beside their place.
+    own = any((out / folder / "provenance.csv").is_file() for folder in (TABLES, f".{TABLES}.old"))
+    for path in (out / name for name in (*PAGES, TABLES, FIGURES)):
+        if not own and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"{path} is not of a report that vpd wrote, and would be replaced; name another --out")
+    if not (out / TABLES / "cells.csv").is_file():
+        return
+    old = read_cells(out / TABLES / "cells.csv")
+    recorded = set(old.index[old["provenance"] == "measured"])
+    if lost := [key for cell in cells if not cell.values and (key := (cell.table, cell.row, cell.column)) in recorded]:
+        raise UserError(
+            f"{out} has {len(lost)} measured numbers that are not here any more, first {', '.join(lost[0])}; evaluate them "
+            f"again, name another --out, or remove {out / TABLES} first"
+        )
 
 
 def _table_texts(report: Report) -> dict[str, str]:
     """Format every table of the paper as markdown and CSV, and the tables beside them, by file name."""
-    macros, texts = _environment().get_template("macros.md").module, {}
+    macros, texts = _environment("md").get_template("macros.md").module, {}
     for name, caption in report.captions.items():
         source, rows = report.reported[name], by_row(report.cells, name)
         texts[f"{name}.md"] = macros.paper_table(table_view(name, caption, source, rows))  # type: ignore[attr-defined]
@@ -88,16 +111,16 @@ def _write_figures(report: Report, folder: Path) -> None:
     """Draw every figure as SVG and PNG, and copy pictures of other stages, so that the report carries them."""
     for name, figure in report.params.figures.items():
         if figure.drawn:
-            save(_draw(report, name, figure), folder, name)
+            _save(report, _draw(report, name, figure), folder, name)
     for task, names in report.tasks.items():
         histories = {name: report.histories[name] for name in names if name in report.histories}
-        save(loss_figure(histories, "training step", share=True), folder, f"training-{task}")
+        _save(report, loss_figure(histories, "training step", share=True), folder, f"training-{task}")
     pictures = {f"data-{name}": path for name, path in report.previews.items()}
     if report.params.pretraining.milestones:
         losses = report.pretraining_losses
         groups = () if losses is None else losses.assign(seed=0).groupby("phase", sort=False)
         phases = {str(phase): frame for phase, frame in groups}
-        save(loss_figure(phases, "step", share=False), folder, "pretraining-loss")
+        _save(report, loss_figure(phases, "step", share=False), folder, "pretraining-loss")
         pictures["pretraining-samples"] = report.pretraining / "samples.png"
     elif report.params.block.shipped:
         pictures["pretraining-samples"] = WEIGHTS / report.params.block.shipped / "samples.png"
@@ -105,10 +128,20 @@ def _write_figures(report: Report, folder: Path) -> None:
         if path.is_file():
             shutil.copyfile(path, folder / f"{name}.png")
         else:
-            empty_figure().savefig(folder / f"{name}.png", metadata={"Software": None})
+            _save(report, None, folder, name)
 
 
-def _draw(report: Report, name: str, figure: FigureSpec) -> Figure:
+def _save(report: Report, figure: Figure | None, folder: Path, name: str) -> None:
+    """Write a figure; where there is nothing to draw, keep the recorded one, or else say that it is not run yet."""
+    recorded = [path for kind in ("svg", "png") if (path := report.out / FIGURES / f"{name}.{kind}").is_file()]
+    if figure is not None or not recorded:
+        save(figure or empty_figure(), folder, name)
+    else:
+        for path in recorded:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _draw(report: Report, name: str, figure: FigureSpec) -> Figure | None:
     if figure.points:
         return trend_figure(report.points[name], report.params.comparable)
     if figure.curves:
@@ -121,34 +154,30 @@ def _draw(report: Report, name: str, figure: FigureSpec) -> Figure:
 
 
 @cache
-def _environment() -> Environment:
-    """The templates in ``page/``: html escapes all that it prints, and a misspelt name is an error."""
+def _environment(kind: str) -> Environment:
+    """The templates in ``page/``, for ``md`` or ``html``: whatever they print is escaped, and a misspelt name is an error."""
+    show, prose = (markdown.escape, markdown.prose) if kind == "md" else (_html, _html_prose)
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "page"),
-        autoescape=lambda name: not (name or "").endswith(".md"),
+        finalize=show,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = {"cell": _markdown_cell, "code": _markdown_code, "prose": _html_prose, "bar": _bar, "data_uri": data_uri}
-    templates.filters |= filters
+    templates.filters |= {"code": markdown.code, "prose": prose, "bar": _bar, "data_uri": data_uri}
     return templates
 
 
-def _markdown_cell(text: str) -> str:
-    """Escape a text for a cell of a markdown table: no end of the cell or line, and no HTML."""
-    return " ".join(text.splitlines()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _markdown_code(text: str) -> str:
-    """Format an id as code in a cell of a markdown table, where only ``|`` has a meaning."""
-    return f"`{' '.join(text.splitlines())}`".replace("|", "\\|")
+def _html(text: object) -> Markup:
+    """Escape a text for HTML."""
+    return text if isinstance(text, Markup) else escape(printable(text))
 
 
 def _html_prose(text: str) -> Markup:
     """Escape prose and turn its ```code``` into HTML."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(_html(text))))
 
 
 def _bar(line: Line) -> dict[str, float | None]:

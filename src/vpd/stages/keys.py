@@ -21,7 +21,7 @@ from vpd.pretrained.checkpoints import checkpoint_fingerprint, fetched_backbone_
 from vpd.pretraining.workdir import backbone_fingerprint, pretraining_fingerprint
 from vpd.stages.data import PREVIEW, dataset_fingerprint
 from vpd.training.runs import run_fingerprint, seed_folder
-from vpd.utils.digests import changed, sha256
+from vpd.utils.digests import changed, digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json, write_text
 from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, Fingerprint, fingerprint, is_finished
@@ -168,6 +168,14 @@ def is_current(stage: str, name: str, params: Params, paths: Paths) -> bool:
         return STAGES[stage](name, params, paths)[1]
     except (UserError, FileNotFoundError):
         return False  # an input is missing
+
+
+def job_key(stage: str, name: str, params: Params, paths: Paths) -> str:
+    """Sixteen hex digits of what a stage's output should be made from; empty if an input is missing."""
+    try:
+        return digest({part: asdict(value) for part, value in STAGES[stage](name, params, paths)[0].items()})
+    except (UserError, FileNotFoundError):
+        return ""
 
 
 def stale(params: Params, paths: Paths) -> Iterator[str]:

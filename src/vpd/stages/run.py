@@ -9,8 +9,10 @@ from vpd.config.params import Params
 from vpd.config.paths import ARCHIVES, Paths
 from vpd.config.schema import load_spec
 from vpd.stages.data import prepare_dataset
-from vpd.stages.keys import is_current
+from vpd.stages.keys import is_current, job_key
 from vpd.stages.training import evaluate_experiment, train_experiment
+from vpd.training.runs import TIMING, seed_folder
+from vpd.utils.errors import UserError
 from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.fingerprint import MANIFEST
 
@@ -18,22 +20,37 @@ Facts = dict[str, object]  # what the timing file says besides the time
 
 
 class Stopwatch:
-    """Runs from its creation on."""
+    """Adds up the attempts at a job: this one from its creation on, and each before it up to the last state that it saved."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str, name: str, paths: Paths, key: str = "") -> None:
+        self.stage, self.name, self.timing = stage, name, paths.timing(stage, name)
+        self.note = paths.state("attempts", stage) / f"{name}.json"
+        self.earlier = _earlier(self.note, key, paths.state(stage, name if stage != "pretrain" else ""))
+        write_json(self.note, {"key": key, "seconds": self.earlier, "started": time.time()})
         self.started = time.monotonic()
 
-    def write(self, path: Path, stage: str, name: str, **facts: object) -> None:
+    def write(self, **facts: object) -> None:
         """Write ``{"stage", "name", "seconds", "peak_mb", ...}``; the peak counts child processes too."""
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-        seconds = round(time.monotonic() - self.started, 2)
-        write_json(path, {"stage": stage, "name": name, "seconds": seconds, "peak_mb": round(peak), **facts})
+        seconds = round(self.earlier + time.monotonic() - self.started, 2)
+        own = {"stage": self.stage, "name": self.name, "seconds": seconds, "peak_mb": round(peak)}
+        write_json(self.timing, {**own, **facts})
+        self.note.unlink(missing_ok=True)
+
+
+def _earlier(note: Path, key: str, state: Path) -> float:
+    """Seconds of the attempts at the same job that ended before it was done."""
+    try:
+        last = read_json(note)
+        saved = [path.stat().st_mtime for path in (state, *state.rglob("*")) if path.exists()]
+        gained = max([0.0, *(moment - last["started"] for moment in saved)])
+        return round(last["seconds"] + gained, 2) if last["key"] == key else 0.0
+    except (UserError, KeyError, TypeError):
+        return 0.0
 
 
 def _data(name: str, params: Params, paths: Paths, archives: Path = ARCHIVES) -> Facts:
-    out = paths.dataset(name)
-    with exclusive(out):
-        prepare_dataset(name, params.dataset(name), out, archives)
+    prepare_dataset(name, params.dataset(name), paths.dataset(name), archives)
     return {}
 
 
@@ -41,40 +58,46 @@ def _pretrain(name: str, params: Params, paths: Paths) -> Facts:
     from vpd.pretraining.diffusion.pretrain import pretrain
 
     spec = params.pretraining
-    with exclusive(paths.pretraining):
-        pretrain(spec, paths.dataset(spec.dataset), paths.pretraining, paths.state("pretrain"))
+    pretrain(spec, paths.dataset(spec.dataset), paths.pretraining, paths.state("pretrain"))
     return {"images": spec.images_seen or 0}
 
 
 def _checkpoint(name: str, params: Params, paths: Paths) -> Facts:
     from vpd.pretrained.checkpoints import assemble
 
-    with exclusive(paths.checkpoint(name)):
-        assemble(name, params.checkpoint(name), paths.pretraining, paths.checkpoint(name))
+    assemble(name, params.checkpoint(name), paths.pretraining, paths.checkpoint(name))
     return {}
 
 
 def _backbone(name: str, params: Params, paths: Paths) -> Facts:
     spec, block, out = params.backbone(name), params.block.backbones, paths.checkpoint(name)
-    with exclusive(out):
-        if spec.source == "pretrained":
-            from vpd.pretraining.backbones.pretrain import pretrain_backbone
+    if spec.source == "pretrained":
+        from vpd.pretraining.backbones.pretrain import pretrain_backbone
 
-            captions, objects = paths.dataset(block.dataset), paths.dataset(block.objects)
-            pretrain_backbone(name, spec, captions, objects, out, paths.state("backbone", name))
-        else:
-            from vpd.pretrained.backbones import fetch_backbone, take_backbone
+        captions, objects = paths.dataset(block.dataset), paths.dataset(block.objects)
+        pretrain_backbone(name, spec, captions, objects, out, paths.state("backbone", name))
+    else:
+        from vpd.pretrained.backbones import fetch_backbone, take_backbone
 
-            (take_backbone if spec.source == "shipped" else fetch_backbone)(name, spec, out)
-        origin = out / "origin.json"
-        facts = {**(read_json(origin) if origin.is_file() else {}), **read_json(out / MANIFEST)}
-    write_json(paths.backbone_facts(name), facts)
+        (take_backbone if spec.source == "shipped" else fetch_backbone)(name, spec, out)
+    origin = out / "origin.json"
+    write_json(
+        paths.backbone_facts(name), {**(read_json(origin) if origin.is_file() else {}), **read_json(out / MANIFEST)}
+    )
     return {"steps": spec.steps(spec.training) if spec.training else 0}
 
 
 def _train(name: str, params: Params, paths: Paths, live: str | None = None) -> Facts:
     spec = params.resolve(name)
-    return {"steps": train_experiment(spec, paths, params.resources(name).gpus, live), "seeds": len(spec.seeds)}
+    steps = train_experiment(spec, paths, params.resources(name).gpus, live)
+    # What the runs say of themselves also holds where they were finished already.
+    times = [seed_folder(paths.runs(name), seed) / TIMING for seed in spec.seeds]
+    spent = (
+        {"seconds": round(sum(read_json(path)["seconds"] for path in times), 2)}
+        if all(map(Path.is_file, times))
+        else {}
+    )
+    return {"steps": steps, "seeds": len(spec.seeds), **spent}
 
 
 def _evaluate(name: str, params: Params, paths: Paths) -> Facts:
@@ -93,15 +116,24 @@ STAGES: dict[str, Callable[..., Facts]] = {
 }
 
 
+def _output(stage: str, name: str, paths: Paths) -> Path:
+    """What only one job at a time may make; an evaluation, whose results are in git, is locked among the runs."""
+    if stage in ("train", "evaluate"):
+        return paths.runs(name if stage == "train" else f"{name}.evaluated")
+    return paths.dataset(name) if stage == "data" else paths.checkpoint(name) if name else paths.pretraining
+
+
 def run_stage(stage: str, name: str, params: Params, paths: Paths, **options: object) -> str:
     """Run a stage, note how long it took, and return what to tell the user; idle stages do not import torch.
 
-    ``name`` is empty for the pre-training; ``options`` are ``archives`` of data and ``live`` of train.
+    ``name`` is empty for the pre-training; ``options`` are ``archives`` of data and ``live`` of train. Waits for another process
+    that does the same, and then finds it done.
     """
-    timing = paths.timing(stage, name or "pretraining")
-    if timing.is_file() and is_current(stage, name, params, paths):
-        return f"{stage} {name}".rstrip() + " is up to date"
-    watch = Stopwatch()
-    watch.write(timing, stage, name or "pretraining", **STAGES[stage](name, params, paths, **options))
+    job = name or "pretraining"
+    with exclusive(_output(stage, name, paths), f"{stage} {name}".rstrip()):
+        if paths.timing(stage, job).is_file() and is_current(stage, name, params, paths):
+            return f"{stage} {name}".rstrip() + " is up to date"
+        watch = Stopwatch(stage, job, paths, job_key(stage, name, params, paths))
+        watch.write(**STAGES[stage](name, params, paths, **options))
     preview = f"; look at {paths.dataset(name) / 'preview.png'}" if stage == "data" else ""
     return f"{stage} {name}".rstrip() + f" is done{preview}"

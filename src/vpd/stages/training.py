@@ -8,7 +8,7 @@ from vpd.config.paths import Paths
 from vpd.config.schema import Spec
 from vpd.training.runs import gather, run_fingerprint, seed_folder
 from vpd.utils.devices import claimed_gpus
-from vpd.utils.files import exclusive, write_text
+from vpd.utils.files import write_text
 from vpd.utils.fingerprint import is_finished
 from vpd.utils.launch import launch, process_count
 from vpd.utils.processes import side_by_side
@@ -39,14 +39,12 @@ def plain_captions() -> None:
 def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None = None) -> int:
     """Train every seed of an experiment; write its runs, history and resolved spec; return the steps of one seed.
 
-    With several ``gpus`` the seeds come one after another, each on all of them. Waits for another job that trains the same
-    experiment, and then finds its runs finished. ``live`` is an MLflow server to log to while training.
+    With several ``gpus`` the seeds come one after another, each on all of them. ``live`` is an MLflow server to log to while
+    training.
     """
-    runs = paths.runs(spec.name)
-    with exclusive(runs):
-        _train_seeds(spec, paths, gpus, live)
-        steps = gather(runs, spec.seeds, paths.history(spec.name))
-        write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")
+    _train_seeds(spec, paths, gpus, live)
+    steps = gather(paths.runs(spec.name), spec.seeds, paths.history(spec.name))
+    write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")
     return steps
 
 

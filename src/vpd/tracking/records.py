@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vpd.config.params import Params
 from vpd.config.schema import Spec, load_spec
+from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -144,10 +145,9 @@ def _cell_points(path: Path) -> list[Point]:
     """Every measured cell as ``<table>/<row>/<column>``."""
     if not path.is_file():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        cells = [row for row in csv.DictReader(file) if row["provenance"] == "measured" and row["value"]]
-    names = ["/".join(metric_name(row[key]) for key in ("table", "row", "column")) for row in cells]
-    return [Point(name, float(row["value"]), 0) for name, row in zip(names, cells, strict=True)]
+    cells = read_cells(path)
+    measured = cells.loc[cells["provenance"] == "measured", "value"].dropna()
+    return [Point("/".join(map(metric_name, key)), float(value), 0) for key, value in measured.items()]
 
 
 def metric_name(text: str) -> str:

@@ -1,6 +1,7 @@
 """Errors that a user can cure, each said in one sentence."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -11,8 +12,13 @@ class UserError(Exception):
     """A mistake in the user's input; the command line prints it as one sentence and exits with code 2."""
 
     def __str__(self) -> str:
-        # Names and reasons come from files and servers; a terminal would obey their control characters.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+        return printable(super().__str__())
+
+
+def printable(text: object) -> str:
+    """Show control characters of a text from a file or a server, which a terminal would obey, by their escapes."""
+    shown = (c.isprintable() or unicodedata.category(c) == "Zs" for c in str(text))
+    return "".join(c if own else c.encode("unicode_escape").decode() for c, own in zip(str(text), shown, strict=True))
 
 
 def nearest(name: str, valid: Iterable[str], shown: int = 8) -> str:

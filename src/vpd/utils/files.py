@@ -13,6 +13,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from vpd.utils.errors import UserError
 
+MANIFEST, FINGERPRINT = "manifest.json", "fingerprint.json"  # what this project writes into a finished folder
 PAUSE = 0.1  # seconds between attempts to get a lock
 
 
@@ -41,12 +42,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, own: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path`` that replaces ``path`` if the block succeeds.
 
-    A ``path`` that holds the same already stays, as new: other jobs may be reading it.
+    A ``path`` that holds the same already stays, as new: other jobs may be reading it. UserError, before anything is written,
+    if it is not empty and has neither manifest nor fingerprint of this project, unless the caller knows it to be its ``own``.
     """
     path = Path(path)
+    if not own and _foreign(path):
+        raise UserError(f"{path} holds files that vpd did not make and will not replace; move them to another folder")
     temporary = path.with_name(f".{path.name}.partial")
     with _plain_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -59,6 +63,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 _replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a folder has content but nothing that says it is this project's."""
+    if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
+        return False
+    manifest = path / MANIFEST
+    listed = manifest.is_file() and b'"schema"' in manifest.read_bytes()
+    return not (listed or (path / FINGERPRINT).is_file())
 
 
 def _equal(first: Path, second: Path) -> bool:

@@ -16,11 +16,11 @@ from typing import Any
 
 from vpd.utils.digests import changed, digest, digests, remembered, sha256, tree
 from vpd.utils.errors import UserError
+from vpd.utils.files import FINGERPRINT as FINGERPRINT
+from vpd.utils.files import MANIFEST as MANIFEST
 from vpd.utils.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
-MANIFEST = "manifest.json"
-FINGERPRINT = "fingerprint.json"
 SCHEMA = 1  # version of the manifests' structure
 
 

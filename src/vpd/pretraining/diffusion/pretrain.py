@@ -109,5 +109,5 @@ def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = StableDiffusionPipeline(**parts, scheduler=build_scheduler(), **unused)
     turn_off_library_bars()
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, own=True) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)
