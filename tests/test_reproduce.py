@@ -202,7 +202,7 @@ def planned(command: str, folder: Path) -> set[str]:
     )
     wildcards = [re.search(r"^    wildcards: \w+=(\S+)", body, flags=re.M) for _, body in jobs]
     names = [f"{rule}@{found[1]}" if found else rule for (rule, _), found in zip(jobs, wildcards, strict=True)]
-    return set(names) - {"all"}
+    return {*names, *re.findall(r"^Job \d+: (\w+):", listed, flags=re.M)} - {"all"}
 
 
 ENGINES = ("dvc repro --dry", "snakemake -n")

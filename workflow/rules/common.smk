@@ -115,5 +115,5 @@ wildcard_constraints:
 
 
 def per_experiment(pattern):
-    """One file of every experiment in the matrix."""
+    """One file of every experiment in the matrix; rules with these inputs have a message, which Snakemake prints instead."""
     return expand(pattern, name=PARAMS.experiments)

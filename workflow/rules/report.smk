@@ -30,6 +30,8 @@ rule report:
         figure3=f"results/{SCALE}/figures/figure3.svg",
     log:
         f"logs/{SCALE}/report.log",
+    message:
+        "report: write every table and figure"
     localrule: True
     conda:
         "../../environment.yml"
@@ -56,6 +58,8 @@ rule track:
         fingerprint=f".vpd/{SCALE}/tracked/fingerprint.json",
     log:
         f"logs/{SCALE}/track.log",
+    message:
+        "track: log every run to MLflow"
     localrule: True
     conda:
         "../../environment.yml"

@@ -13,6 +13,7 @@ from vpd.datasets.images import check_pair, read_image, read_labels
 from vpd.datasets.preview import palette
 from vpd.datasets.transforms import augment_segmentation, reduce_zero_label
 from vpd.utils.errors import UserError
+from vpd.utils.files import files_in
 
 FOLDER = "ADEChallengeData2016"
 TOPS: tuple[str, ...] = (FOLDER,)
@@ -28,8 +29,8 @@ def pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     for folder in (images, labels):
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist; ADE20K has images and annotations, each with {SPLITS}")
-    names = {path.stem for path in images.glob("*.jpg")}
-    labelled = {path.stem for path in labels.glob("*.png")}
+    names = {path.stem for path in files_in(images, "*.jpg")}
+    labelled = {path.stem for path in files_in(labels, "*.png")}
     for stem in sorted(names ^ labelled):
         missing = labels / f"{stem}.png" if stem in names else images / f"{stem}.jpg"
         raise UserError(f"{missing} is missing, but its counterpart exists; fetch it, or remove the counterpart")

@@ -73,7 +73,7 @@ def check_unchanged(data: Path) -> None:
     Unchanged files are told by size, time and inode, without reading them.
     """
     manifest, root = read_manifest(data), located(data)
-    again = f"after {MANIFEST} was written; run `vpd data {data.name}` again"
+    again = f"after {MANIFEST} was written; run `vpd data {data.name} --scale {data.parent.name}` again"
     for name in changed(root, manifest["files"]):
         raise UserError(f"{root / name} was {'changed' if (root / name).is_file() else 'removed'} {again}")
     module = pick(manifest.get("format", ""), FORMATS, "format", str(data / MANIFEST))

@@ -193,7 +193,7 @@ def _written(params: Params, job: Job, computed: Mapping[str, Computed]) -> int:
 def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate], gpus: int) -> str:
     """Format jobs, hours and disk by stage, and the least time on ``gpus`` GPUs."""
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))
-    rows: list[tuple[str, ...]] = [("stage", "jobs", "done", "to do", "GPU-hours", "CPU-hours", "disk")]
+    rows: list[tuple[str, ...]] = [("stage", "jobs", "done", "to do", "GPU time", "CPU time", "disk")]
     rows += [_row(stage, [needs[name] for name, job in jobs.items() if job.stage == stage]) for stage in stages]
     lines = [title, "", *_table([*rows, _row("all", list(needs.values()))]), ""]
     todo = {name: estimate for name, estimate in needs.items() if not estimate.done}
@@ -219,7 +219,9 @@ def listing(needs: Mapping[str, Estimate]) -> str:
 
 
 def duration(hours: float) -> str:
-    """``0.4`` -> ``24 min``; ``30`` -> ``30.0 h``; ``100`` -> ``4.2 days``."""
+    """``0.004`` -> ``14 s``; ``0.4`` -> ``24 min``; ``30`` -> ``30.0 h``; ``100`` -> ``4.2 days``."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
     if hours < 1:
         return f"{hours * 60:.0f} min"
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
@@ -231,7 +233,12 @@ def _row(stage: str, group: list[Estimate]) -> tuple[str, ...]:
     cpu = sum((estimate.hours or 0.0) * estimate.cores for estimate in todo if not estimate.gpus)
     disk = sum(estimate.written for estimate in todo)
     counts = (len(group), len(group) - len(todo), len(todo))
-    return (stage, *map(str, counts), f"{gpu:.1f}", f"{cpu:.1f}", amount(disk) if disk else "-")
+    return (
+        stage,
+        *map(str, counts),
+        *(duration(hours) if hours else "-" for hours in (gpu, cpu)),
+        amount(disk) if disk else "-",
+    )
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

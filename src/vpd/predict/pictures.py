@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vpd.datasets.images import decoders
 from vpd.utils.errors import UserError, printable
+from vpd.utils.files import files_in
 
 LONGEST_STEM = 200
 """Bytes of a file name; file systems allow 255, and temporary files and suffixes need some."""
@@ -42,8 +43,7 @@ def _in_folder(folder: Path, out: Path) -> list[Path]:
     written = out.resolve()
     if folder.resolve() == written:
         raise UserError(f"{folder} is both the folder of pictures and that of predictions; name another --out")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if not path.resolve().is_relative_to(written)]
+    files = [path for path in files_in(folder, "**/*") if not path.resolve().is_relative_to(written)]
     pictures = [path for path in files if path.suffix.lower() in suffixes]
     if len(pictures) < len(files):
         say(f"{folder}: skipped {len(files) - len(pictures)} files that are not pictures")

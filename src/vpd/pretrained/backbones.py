@@ -21,6 +21,7 @@ from vpd.models.base import misfits
 from vpd.pretrained.checkpoints import ORIGIN, fetched_backbone_fingerprint
 from vpd.pretrained.hub import Repository, download, repositories
 from vpd.pretrained.shipped import check_shipped, shipped_facts
+from vpd.pretrained.tensors import is_safetensors
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder, read_json, write_json
@@ -104,6 +105,7 @@ def _read_weights(repository: Repository, *prefixes: str) -> Tensors:
     repository.bring([WEIGHTS], needed=[WEIGHTS])
     repository.check([WEIGHTS])
     path = repository.folder / WEIGHTS
+    is_safetensors(path)  # or a stand-in, which is named
     try:
         with safe_open(path, "pt") as file:
             tensors = {n: file.get_tensor(n) for n in file.keys() if n.startswith(prefixes or "")}  # noqa: SIM118

@@ -14,7 +14,7 @@ from vpd.pretrained import stable_diffusion as sd
 from vpd.pretrained.shipped import check_shipped
 from vpd.utils.digests import changed, digest, digests
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.files import atomic_folder, read_json, write_json
+from vpd.utils.files import atomic_folder, files_in, read_json, write_json
 from vpd.utils.fingerprint import (
     MANIFEST,
     Fingerprint,
@@ -46,7 +46,7 @@ def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -
     if spec.source == "shipped":
         return _with_files(fingerprint(settings, SHIPPED_CODE), spec.path, [MANIFEST])
     if spec.source == "folder":
-        return _with_files(fingerprint(settings, CODE), spec.path, sd.FILES)
+        return _with_files(fingerprint(settings, CODE), spec.path, (*sd.FILES, *sd.HALF_FILES))
     if spec.source == "file" and spec.path:
         path = Path(spec.path)
         made_from = _with_files(fingerprint(settings, FILE_CODE), str(path.parent), [path.name])
@@ -59,8 +59,8 @@ def fetched_backbone_fingerprint(name: str, spec: BackboneSpec) -> Fingerprint:
     settings = {"backbone": name, **spec.model_dump(mode="json", include=BACKBONE_SETTINGS)}
     made_from = fingerprint(settings, BACKBONE_CODE)
     for role, folder in (("source", spec.path), ("language", spec.language.repo if spec.language else None)):
-        files = Path(folder).glob("*") if folder else ()
-        made_from = _with_files(made_from, folder, sorted(f.name for f in files if f.suffix in KINDS), role)
+        files = files_in(Path(folder)) if folder else ()
+        made_from = _with_files(made_from, folder, [file.name for file in files if file.suffix in KINDS], role)
     return made_from
 
 
@@ -155,9 +155,9 @@ def _copy(source: Path, target: Path, link: bool = True) -> dict[str, int]:
         (target / name).parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):  # another disk, or a file system without hard links
             if link and name in sd.WEIGHT_FILES:
-                os.link((source / name).resolve(), target / name)
+                os.link(sd.at(source, name).resolve(), target / name)
                 continue
-        shutil.copyfile(source / name, target / name)
+        shutil.copyfile(sd.at(source, name), target / name)
     index = read_json(source / sd.INDEX)
     write_json(target / sd.INDEX, index | {key: value for key, value in sd.UNUSED.items() if key in index})
     return parameters

@@ -38,6 +38,8 @@ CONFIGS = {**{part: f"{part}/config.json" for part in WEIGHTS}, "scheduler": "sc
 TOKENIZER_PATHS = tuple(f"{parent}{name}" for name in TOKENIZER_FILES for parent in ("tokenizer/", ""))
 WEIGHT_FILES = tuple(f"{part}/{name}" for part, name in WEIGHTS.items())
 FILES = tuple(sorted([INDEX, *CONFIGS.values(), *WEIGHT_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES)]))
+HALF = ".fp16.safetensors"  # ending of the variant in half precision
+HALF_FILES = tuple(name.replace(".safetensors", HALF) for name in WEIGHT_FILES)
 WIDTH, OTHER_WIDTHS = 768, {1024: "2", 2048: "XL"}  # of the cross-attention: Stable Diffusion 1's, and other versions'
 # The published folders name the VAE's attention as diffusers did in 2022; diffusers renames it on loading.
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.")
@@ -49,9 +51,15 @@ def sd1_configs() -> dict[str, dict[str, Any]]:
     return json.loads(files("vpd.pretrained").joinpath("stable_diffusion_1.json").read_text(encoding="utf-8"))
 
 
+def at(folder: Path, name: str) -> Path:
+    """Return where a file of the checkpoint is: weights may be there in half precision only."""
+    half = folder / name.replace(".safetensors", HALF)
+    return half if half.is_file() and not (folder / name).is_file() else folder / name
+
+
 def pipeline_files(folder: Path) -> list[str]:
     """Return the names of the files in ``folder`` that make up the checkpoint."""
-    return [name for name in FILES if (folder / name).is_file()]
+    return [name for name in FILES if at(folder, name).is_file()]
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -78,7 +86,8 @@ def check_pipeline(folder: Path) -> dict[str, int]:
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
     parameters = {}
     for part, name in WEIGHTS.items():
-        tensors, path = canonical_names(part, read_tensors(folder / part / name)), folder / part / name
+        path = at(folder, f"{part}/{name}")
+        tensors = canonical_names(part, read_tensors(path))
         if fault := misfits(network_tensors(part, configs[part]), tensors):
             raise UserError(f"{path}: the {part} is not as its config.json describes it ({fault}); fetch it again")
         parameters[part] = sum(tensor.numel() for tensor in tensors.values())
@@ -95,7 +104,7 @@ def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
     lacking = "vocab.json and merges.txt" if part == "tokenizer" else Path(CONFIGS[part]).name
     if not (has_tokenizer(folder / part) if part == "tokenizer" else (folder / CONFIGS[part]).is_file()):
         raise UserError(f"{folder / part} lacks {lacking}; the download is incomplete, fetch it again")
-    if part in WEIGHTS and not (folder / part / WEIGHTS[part]).is_file():
+    if part in WEIGHTS and not at(folder, f"{part}/{WEIGHTS[part]}").is_file():
         others = ", ".join(sorted(path.name for path in (folder / part).glob("*.bin"))) or "no weights"
         raise UserError(
             f"{folder / part} has {others} where {WEIGHTS[part]} is needed; only safetensors are read, "

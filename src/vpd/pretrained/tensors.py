@@ -51,9 +51,21 @@ def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tens
     return tensors
 
 
+def is_safetensors(path: Path) -> bool:
+    """Tell by its first bytes, or else by its ending, whether a file is in safetensors; UserError for what stands in for one."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not the file that it points to; run `git lfs pull` beside it")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path} is a web page, not weights; its link may need a login: open it in a browser")
+    other = head.startswith((b"PK", b"\x80"))  # torch's zip archives and pickles
+    return head[8:9] == b"{" or (path.suffix.lower() == ".safetensors" and not other)
+
+
 def _read(path: Path) -> object:
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return load_file(path)
         archive = zipfile.is_zipfile(path)
         # Torch lists the classes without importing them; each known one is replaced, any other is refused.

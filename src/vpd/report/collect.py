@@ -14,7 +14,7 @@ from vpd.planning.costs import read_entries
 from vpd.report.cells import csv_text, number, read_csv
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
+from vpd.utils.files import files_in, read_json
 
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
 Costs = Mapping[str, Mapping[str, float]]  # experiment -> figures of ``vpd cost``
@@ -71,7 +71,7 @@ def read_curves(path: Path, columns: Iterable[str]) -> pd.DataFrame | None:
 def read_timings(folder: Path) -> pd.DataFrame:
     """Read the wall time of every job: columns stage, name, seconds, peak_mb; empty if nothing was timed."""
     lines = []
-    for path in sorted(folder.rglob("*.json")):
+    for path in files_in(folder, "**/*.json"):
         job = read_json(path)
         lines.append((job["stage"], job.get("name", path.stem), float(job["seconds"]), job.get("peak_mb")))
     return pd.DataFrame(lines, columns=["stage", "name", "seconds", "peak_mb"])

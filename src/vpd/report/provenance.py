@@ -11,6 +11,7 @@ from vpd.utils.files import read_json
 
 COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
+    "commit",
 )  # fmt: skip
 NETWORKS = (
     "checkpoint", "source", "objective", "images_seen", "parameters", "loss_first", "loss_last", "measures", "used_by",
@@ -31,7 +32,7 @@ def runs_of(params: Params, name: str, metrics: Path) -> list[dict[str, Any]]:
         about = (key, name, seed, spec.checkpoint, dataset, _made_from(content).get("settings", ""))
         digests = [made.get(role, "") for role in ("code", "data", "checkpoint")]
         weights = record.get("files", {}).get("final.safetensors", "")
-        runs.append(dict(zip(COLUMNS, (*about, *digests, weights), strict=True)))
+        runs.append(dict(zip(COLUMNS, (*about, *digests, weights, made.get("commit", "")), strict=True)))
     return runs
 
 
@@ -39,7 +40,7 @@ def _made_from(record: Mapping[str, Any]) -> dict[str, str]:
     """Digests by role of a metrics file or of one of its runs; before fingerprints they stood beside the metrics."""
     if fingerprint := record.get("fingerprint"):
         return {"settings": fingerprint["settings"], "code": fingerprint["code"], **fingerprint.get("inputs", {})}
-    roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint"}
+    roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint", "commit": "commit"}
     return {role: str(record[key]) for role, key in roles.items() if key in record}
 
 

@@ -25,7 +25,7 @@ FILES = {"spec": "specs/{}.json", "metrics": "metrics/{}.json", "history": "hist
 FILES |= {name: f"panels/{{}}/{name}.png" for name in ("predictions", "attention")}
 CONTENT: View = {"claims": (), "pictures": (), "tables": (), "grid": None, "runs": ()}
 # Name on the page -> column of provenance.csv.
-DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest"}
+DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest", "commit": "commit"}
 CAPTIONS = {
     "points": "VPD against the pre-training of its diffusion model; mean, standard deviation and seeds",
     "table": "mean, standard deviation and seeds of its rows; the best mean in orange",
@@ -225,7 +225,7 @@ def _run(report: Report, name: str) -> View:
         "fills": ", ".join(filled),
         "took": "" if seconds is None else duration(seconds),
         "runs": runs,
-        "digests": digests,
+        "digests": {word: found for word, found in digests.items() if found or word != "commit"},
         "metrics": metrics,
         "files": {word: _address(report, path) for word, path in paths.items() if path.is_file()},
     }

@@ -10,7 +10,7 @@ from vpd.pretrained.shipped import check_shipped
 from vpd.stages.shipping import CLASSES, SPEC
 from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
+from vpd.utils.files import MANIFEST, read_json
 
 
 def predict_pictures(
@@ -39,9 +39,14 @@ def predict_pictures(
     else:
         parts = {**_trained(name, params), **given}
     if not parts["spec"].is_file():
+        how = (
+            f" (snakemake --cores 2 --config scale={params.scale} -- {parts['weights'].parents[1] / MANIFEST})"
+            if params
+            else ""
+        )
         raise UserError(
             f"{parts['spec']} does not exist, so {name} has not been trained here; "
-            f"run it first (dvc repro train@{name}), or give --spec, --weights and --checkpoint"
+            f"run it first{how}, or give --spec, --weights and --checkpoint"
         )
     spec = load_spec(parts["spec"])
     from vpd.predict import class_names, predict
@@ -50,8 +55,10 @@ def predict_pictures(
         names = read_json(parts["classes"])["classes"]
     else:
         names = class_names(spec, parts["data"]) if parts["data"].is_dir() else None
-    failed = predict(spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names)
-    if out.is_dir():
+    made, failed = predict(
+        spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names
+    )
+    if made:
         print(f"predictions are in {out}; look at the files that end in .panel.png")
     return failed
 

@@ -78,7 +78,9 @@ def ship_weights(params: Params, paths: Paths) -> list[str]:
 def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
     stage = "checkpoint" if name in params.checkpoints else "backbone"
     if not is_current(stage, name, params, paths):
-        raise UserError(f"{paths.checkpoint(name)} is not what params.yaml asks for; run `vpd {stage} {name}` first")
+        raise UserError(
+            f"{paths.checkpoint(name)} is not what params.yaml asks for; run `vpd {stage} {name} --scale {params.scale}` first"
+        )
     if stage == "checkpoint":
         manifest = read_manifest(paths.pretraining)
         facts = {key: manifest[key] for key in ("parameters", "reconstruction_psnr", "matching_accuracy")}
@@ -99,7 +101,9 @@ def ship_network(name: str, params: Params, paths: Paths) -> None:
     from vpd.predict import class_names
 
     if not is_current("train", name, params, paths):
-        raise UserError(f"{name} is not trained as params.yaml asks for; run `vpd train {name}` first")
+        raise UserError(
+            f"{name} is not trained as params.yaml asks for; run `vpd train {name} --scale {params.scale}` first"
+        )
     spec = params.resolve(name)
     names = class_names(spec, paths.dataset(spec.dataset))
     with TemporaryDirectory() as temporary:

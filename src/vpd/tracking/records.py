@@ -15,7 +15,7 @@ from vpd.config.schema import Spec, load_spec
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
+from vpd.utils.files import files_in, read_json
 
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
 UNKNOWN = "unknown"
@@ -93,7 +93,7 @@ def _seed_record(results: Path, spec: Spec, seed: int, metrics: dict[str, Any], 
     points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics["results"], seed)
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
-        artifacts |= {f"panels/{path.name}": path for path in sorted((results / "panels" / spec.name).glob("*.png"))}
+        artifacts |= {f"panels/{path.name}": path for path in files_in(results / "panels" / spec.name, "*.png")}
     inputs = metrics.get("runs", {}).get(f"seed{seed}", {}).get("fingerprint", {}).get("inputs", {})
     trained_on = {f"{name}_digest": inputs.get(name, UNKNOWN) for name in ("data", "checkpoint")}
     tags, params = {**tags, **trained_on, **spec_tags(spec, seed)}, flatten(spec.model_dump(mode="json"))
@@ -102,7 +102,7 @@ def _seed_record(results: Path, spec: Spec, seed: int, metrics: dict[str, Any], 
 
 def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Record:
     pages = [results / "REPORT.md", results / "report.html"]
-    files = pages + [path for folder in ("tables", "figures") for path in sorted((results / folder).glob("*"))]
+    files = pages + [path for folder in ("tables", "figures") for path in files_in(results / folder)]
     key = f"{params.scale}/{params.protocol}/report"
     tags = {**tags, "scale": params.scale, "protocol": params.protocol, KEY: key}
     artifacts = {path.relative_to(results).as_posix(): path for path in files if path.is_file()}

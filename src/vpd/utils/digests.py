@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_json
+from vpd.utils.files import files_in, write_json
 
 REMEMBERED = Path(".vpd/digests")  # below the working directory; can be deleted at any time
 SETTLED = 2.0  # seconds; a file changed more recently could change again without a visible change of its time
@@ -85,5 +85,4 @@ def changed(folder: Path, files: dict[str, str]) -> list[str]:
 
 def tree(folder: Path) -> list[str]:
     """All files below ``folder``, relative to it, sorted."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return sorted(path.relative_to(folder).as_posix() for path in files)
+    return sorted(path.relative_to(folder).as_posix() for path in files_in(folder, "**/*"))

@@ -13,6 +13,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from vpd.utils.errors import UserError
 
+JUNK = {"Thumbs.db", "desktop.ini"}  # beside hidden files, what file managers add unasked
 MANIFEST, FINGERPRINT = "manifest.json", "fingerprint.json"  # what this project writes into a finished folder
 PAUSE = 0.1  # seconds between attempts to get a lock
 
@@ -65,9 +66,19 @@ def atomic_folder(path: str | Path, own: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_junk(path: Path) -> bool:
+    """Whether a file or folder is hidden, as macOS's ``._*`` and ``.DS_Store`` are, or added by a file manager."""
+    return path.name.startswith(".") or path.name in JUNK
+
+
+def files_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """Files in a folder that match a pattern (``**/*`` also looks into its folders), sorted, without junk."""
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not is_junk(path))
+
+
 def _foreign(path: Path) -> bool:
     """Whether a folder has content but nothing that says it is this project's."""
-    if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
+    if path.is_symlink() or not path.is_dir() or all(map(is_junk, path.iterdir())):
         return False
     manifest = path / MANIFEST
     listed = manifest.is_file() and b'"schema"' in manifest.read_bytes()
