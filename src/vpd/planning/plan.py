@@ -193,7 +193,7 @@ def _written(params: Params, job: Job, computed: Mapping[str, Computed]) -> int:
 def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate], gpus: int) -> str:
     """Format jobs, hours and disk by stage, and the least time on ``gpus`` GPUs."""
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))
-    rows: list[tuple[str, ...]] = [("stage", "jobs", "done", "to do", "GPU time", "CPU time", "disk")]
+    rows: list[tuple[str, ...]] = [("stage", "jobs", "done", "to do", "GPU-hours", "CPU-hours", "disk")]
     rows += [_row(stage, [needs[name] for name, job in jobs.items() if job.stage == stage]) for stage in stages]
     lines = [title, "", *_table([*rows, _row("all", list(needs.values()))]), ""]
     todo = {name: estimate for name, estimate in needs.items() if not estimate.done}
@@ -233,12 +233,8 @@ def _row(stage: str, group: list[Estimate]) -> tuple[str, ...]:
     cpu = sum((estimate.hours or 0.0) * estimate.cores for estimate in todo if not estimate.gpus)
     disk = sum(estimate.written for estimate in todo)
     counts = (len(group), len(group) - len(todo), len(todo))
-    return (
-        stage,
-        *map(str, counts),
-        *(duration(hours) if hours else "-" for hours in (gpu, cpu)),
-        amount(disk) if disk else "-",
-    )
+    hours = (f"{total:.2g}" if 0 < total < 0.1 else f"{total:.1f}" for total in (gpu, cpu))
+    return (stage, *map(str, counts), *hours, amount(disk) if disk else "-")
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

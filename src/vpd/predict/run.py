@@ -30,7 +30,7 @@ def predict(
     text: str | None = None,
     scene: str | None = None,
     names: list[str] | None = None,
-) -> tuple[int, int]:
+) -> int:
     """Predict for pictures and write ``x.png``, ``x.npz`` and ``x.panel.png`` for ``x.jpg``, all at its upright size.
 
     Args:
@@ -44,7 +44,7 @@ def predict(
         names: classes in label order (segmentation).
 
     Returns:
-        How many pictures were predicted, and how many failed, each of these reported in one sentence.
+        How many pictures failed, each of them reported in one sentence.
     """
     check_options(spec, text, scene)
     if out.exists() and not out.is_dir():
@@ -54,10 +54,12 @@ def predict(
     for fault in faults:
         say(fault)
     if not jobs:
-        return 0, len(faults)
+        return len(faults)
     network = load_network(spec, weights, checkpoint, names)
     failed = _predict_all(spec, build_task(network, text, scene), jobs)
-    return len(jobs) - failed, failed + len(faults)
+    if failed < len(jobs):
+        print(f"predictions are in {out}; look at the files that end in .panel.png")
+    return failed + len(faults)
 
 
 def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:

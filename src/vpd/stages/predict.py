@@ -39,11 +39,8 @@ def predict_pictures(
     else:
         parts = {**_trained(name, params), **given}
     if not parts["spec"].is_file():
-        how = (
-            f" (snakemake --cores 2 --config scale={params.scale} -- {parts['weights'].parents[1] / MANIFEST})"
-            if params
-            else ""
-        )
+        target = parts["weights"].parents[1] / MANIFEST
+        how = f" (snakemake --cores 2 --config scale={params.scale} -- {target})" if params else ""
         raise UserError(
             f"{parts['spec']} does not exist, so {name} has not been trained here; "
             f"run it first{how}, or give --spec, --weights and --checkpoint"
@@ -55,12 +52,7 @@ def predict_pictures(
         names = read_json(parts["classes"])["classes"]
     else:
         names = class_names(spec, parts["data"]) if parts["data"].is_dir() else None
-    made, failed = predict(
-        spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names
-    )
-    if made:
-        print(f"predictions are in {out}; look at the files that end in .panel.png")
-    return failed
+    return predict(spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names)
 
 
 def _trained(name: str, params: Params) -> dict[str, Path]:

@@ -78,9 +78,8 @@ def ship_weights(params: Params, paths: Paths) -> list[str]:
 def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
     stage = "checkpoint" if name in params.checkpoints else "backbone"
     if not is_current(stage, name, params, paths):
-        raise UserError(
-            f"{paths.checkpoint(name)} is not what params.yaml asks for; run `vpd {stage} {name} --scale {params.scale}` first"
-        )
+        cure = f"run `vpd {stage} {name} --scale {params.scale}` first"
+        raise UserError(f"{paths.checkpoint(name)} is not what params.yaml asks for; {cure}")
     if stage == "checkpoint":
         manifest = read_manifest(paths.pretraining)
         facts = {key: manifest[key] for key in ("parameters", "reconstruction_psnr", "matching_accuracy")}

@@ -146,8 +146,8 @@ def _cell_points(path: Path) -> list[Point]:
     if not path.is_file():
         return []
     cells = read_cells(path)
-    measured = cells.loc[cells["provenance"] == "measured", "value"].dropna()
-    return [Point("/".join(map(metric_name, key)), float(value), 0) for key, value in measured.items()]
+    measured = cells.loc[cells["provenance"] == "measured", "value"].dropna().reset_index()
+    return [Point("/".join(map(metric_name, key)), value, 0) for *key, value in measured.itertuples(index=False)]
 
 
 def metric_name(text: str) -> str:
