@@ -70,6 +70,24 @@ def test_folder_without_its_extras_loads(folder, tmp_path):
     assert StableDiffusionPipeline.from_pretrained(out).safety_checker is None
 
 
+def test_folder_that_has_only_the_variant_in_half_precision_is_used(folder, tmp_path):
+    for path in folder.rglob("*.safetensors"):
+        halved = {name: tensor.half() for name, tensor in load_file(path).items()}
+        path.unlink()
+        save_file(halved, path.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+    out = assemble_folder(folder, tmp_path)
+    assert StableDiffusionPipeline.from_pretrained(out).unet.num_parameters()
+    assert load_file(out / UNET).keys() == halved_names(folder / UNET)
+    spec = CheckpointSpec(source="folder", path=str(folder))
+    before = checkpoint_fingerprint("sd-1-5", spec, tmp_path)
+    (folder / UNET).with_suffix(".fp16.safetensors").write_bytes(b"other")
+    assert checkpoint_fingerprint("sd-1-5", spec, tmp_path) != before
+
+
+def halved_names(path: Path):
+    return load_file(path.with_suffix(".fp16.safetensors")).keys()
+
+
 def test_folder_with_the_older_tokenizer_files_gives_the_same_tokens(folder, tmp_path):
     new = StableDiffusionPipeline.from_pretrained(folder).tokenizer
     model = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from vpd.utils.digests import sha256
+from vpd.utils.digests import sha256, tree
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.files import atomic_folder, atomic_path, exclusive, locked, read_json, write_json
+from vpd.utils.files import atomic_folder, atomic_path, exclusive, files_in, locked, read_json, write_json
 
 MAKER = """
 import sys, time
@@ -50,9 +50,63 @@ def test_a_failure_leaves_the_old_file_and_the_old_folder(tmp_path):
 def test_folder_replaces_the_old_one(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "stale").write_text("")
+    (tmp_path / "out" / "fingerprint.json").write_text("{}")
     with atomic_folder(tmp_path / "out") as temporary:
         (temporary / "fresh").write_text("")
     assert os.listdir(tmp_path / "out") == ["fresh"]
+
+
+@pytest.mark.parametrize(
+    ("names", "own"),
+    [
+        ([], True),
+        ([".DS_Store", "Thumbs.db"], True),
+        (["manifest.json", "a"], True),
+        (["fingerprint.json", "a"], True),
+        (["a"], False),
+        (["photos/a"], False),
+        (["empty/"], False),
+        (["manifest.json-old", "a"], False),
+        (["deep/manifest.json"], False),
+    ],
+)
+def test_only_an_empty_folder_or_one_of_this_project_is_replaced(tmp_path, names, own):
+    for path in (tmp_path / "out" / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"schema": 1}') if path.suffix else path.mkdir() if path.name == "empty" else path.write_text(
+            "mine"
+        )
+    (tmp_path / "out").mkdir(exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    if not own:
+        with pytest.raises(UserError, match="out holds files that vpd did not make"), atomic_folder(tmp_path / "out"):
+            raise AssertionError
+        assert sorted(tmp_path.rglob("*")) == before
+        return
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "new").write_text("")
+    assert os.listdir(tmp_path / "out") == ["new"]
+
+
+def test_a_manifest_of_another_program_and_a_link_are_not_ours(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text('{"name": "my app"}')
+    with pytest.raises(UserError), atomic_folder(tmp_path / "out"):
+        raise AssertionError
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "new").write_text("")
+    assert os.listdir(tmp_path / "out") == ["manifest.json"]
+    assert os.listdir(tmp_path / "link") == ["new"]
+
+
+def test_files_that_file_managers_add_are_not_listed(tmp_path):
+    names = ["a.jpg", "._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "deep/b.jpg", "deep/._b.jpg", ".hidden"]
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    assert tree(tmp_path) == ["a.jpg", "deep/b.jpg"]
+    assert files_in(tmp_path, "*.jpg") == [tmp_path / "a.jpg"]
 
 
 def test_full_disk_is_one_sentence(tmp_path):
@@ -131,10 +185,12 @@ def test_a_folder_made_again_alike_stays_under_its_readers(tmp_path, before, kep
     old = tmp_path / "out" / "deep"
     old.mkdir(parents=True)
     (old / "file").write_text(before)
+    (tmp_path / "out" / "fingerprint.json").write_text("{}")
     os.utime(old / "file", (1, 1))
     inode = old.stat().st_ino
     with atomic_folder(tmp_path / "out") as temporary:
         (temporary / "deep").mkdir()
+        (temporary / "fingerprint.json").write_text("{}")
         (temporary / "deep" / "file").write_text("same")
     assert (old.stat().st_ino == inode) == kept
     assert (old / "file").read_text() == "same"

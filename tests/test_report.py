@@ -1,6 +1,8 @@
 """The report against numpy, pandas, scipy and hand-worked verdicts, on results that the test itself writes."""
 
 import re
+import shutil
+import subprocess
 from urllib.parse import unquote
 
 import numpy as np
@@ -248,8 +250,7 @@ def test_learning_curves_draw_baselines_behind_vpd_and_the_metric_where_it_is_me
     (line, *_) = metric.lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [15.0, 35.0])
     assert (losses.get_ylabel(), metric.get_ylabel()) == ("training loss", "mIoU, single scale (%)")
-    empty = learning_figure([Curve("VPD", "ade20k", True)], "miou_ss")
-    assert [text.get_text() for text in empty.texts] == ["not run yet"]
+    assert learning_figure([Curve("VPD", "ade20k", True)], "miou_ss") is None
 
 
 def files(folder):
@@ -281,6 +282,8 @@ def test_every_link_of_the_report_resolves(world):
     targets = links(world[1][0])
     assert len(targets) > 30
     assert not [target for target in targets if target.startswith(("/", "..", "http"))]
+    ignored = ["git", "check-ignore", *(f"results/mini/{target}" for target in targets)]
+    assert subprocess.run(ignored, cwd=PARAMS.parent, capture_output=True, text=True).stdout == ""
 
 
 def test_the_report_shows_tables_and_findings(world, cells, params):
@@ -390,6 +393,36 @@ def test_texts_of_params_can_neither_end_a_cell_nor_add_html(params, tmp_path, w
     assert page.count("&lt;b&gt;bold") >= 2 * len(rows)
     lines = [line for line in text.partition("### Table 5")[2].splitlines() if line.startswith("| ")][:9]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
+
+
+@pytest.mark.parametrize("name", ["REPORT.md", "report.html", "tables/thesis.csv", "figures/mine.png"])
+def test_files_of_others_are_not_replaced_by_a_report(params, world, tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(UserError, match=r"is not of a report that vpd wrote.*name another --out"):
+        write_report(params, *world[1], tmp_path / "mine")
+    assert path.read_text() == "mine"
+
+
+def test_a_report_is_not_replaced_by_less(params, world, tmp_path):
+    results = shutil.copytree(world[1][0], tmp_path / "results")
+    before = files(results / "figures")
+    write_report(params, results, tmp_path / "absent", {"ade20k": tmp_path / "absent"}, results)
+    assert files(results / "figures") == before
+    (results / "metrics" / "seg-empty.json").unlink()
+    kept = files(results)
+    with pytest.raises(UserError, match=r"2 measured numbers that are not here any more, first table5, no prompt"):
+        write_report(params, results, tmp_path / "absent", {}, results)
+    assert files(results) == kept
+
+
+def test_tiles_count_what_was_measured_and_not_what_was_counted(world, params):
+    page = (world[1][0] / "report.html").read_text(encoding="utf-8")
+    tile = page.partition("<h2>Measured numbers</h2>")[2].partition("</ul>")[0]
+    measured = sum(read_cells(world[1][0])["provenance"] == "measured")
+    assert sum(map(int, re.findall(r"<b>(\d+)</b>", tile))) == measured
+    assert "counted" in set(read_cells(world[1][0])["provenance"])
 
 
 def test_what_nobody_published_is_never_called_reproduced(tmp_path):

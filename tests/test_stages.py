@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from forked import alive, wait_for
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
 from vpd.stages.data import prepare_dataset
+from vpd.stages.run import STAGES, Stopwatch, _output, run_stage
 from vpd.stages.training import evaluate_experiment, train_experiment, workers
 from vpd.training.runs import gather_history
 from vpd.utils.errors import UserError
+from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.processes import side_by_side
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +80,53 @@ def test_histories_are_joined_with_the_seed_in_front(tmp_path):
     assert (tmp_path / "all.csv").read_text() == "seed,step,loss\n0,1,1.5\n7,1,2.5\n"
 
 
+def killed_attempt(paths, key, seconds, started, saved):
+    """Leave what an attempt at an evaluation leaves that is killed after it saved a state."""
+    write_json(paths.state("attempts", "evaluate") / "x.json", {"key": key, "seconds": seconds, "started": started})
+    for name, time in saved.items():
+        state = paths.state("evaluate", "x") / name
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.write_text("")
+        for path in (state, state.parent, paths.state("evaluate", "x")):
+            os.utime(path, (time, time))
+
+
+@pytest.mark.parametrize(
+    ("note", "earlier"),
+    [
+        (None, 0),
+        (("k", 0, 1000, {}), 0),  # nothing was saved
+        (("k", 0, 1000, {"key/one.json": 1060}), 60),
+        (("k", 40, 1000, {"key/one.json": 1060}), 100),  # killed twice
+        (("k", 40, 1000, {"key/one.json": 900}), 40),  # a state of the attempt before
+        (("other", 40, 1000, {"key/one.json": 1060}), 0),  # of other settings
+    ],
+)
+def test_times_of_attempts_add_up(tmp_path, note, earlier):
+    paths = Paths("smoke", tmp_path)
+    if note:
+        killed_attempt(paths, *note)
+    Stopwatch("evaluate", "x", paths, "k").write(seeds=1)
+    written = read_json(paths.timing("evaluate", "x"))
+    assert earlier <= written["seconds"] < earlier + 30
+    assert (written["stage"], written["name"], written["seeds"]) == ("evaluate", "x", 1)
+    assert not list(paths.state("attempts").rglob("*.json"))
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_who_comes_second_waits_and_finds_the_stage_done(tmp_path, monkeypatch, capsys, stage):
+    """The first holds the lock, and has finished when the second gets it."""
+    paths, name = Paths("smoke", tmp_path), "" if stage == "pretrain" else "x"
+    write_json(paths.timing(stage, name or "pretraining"), {})
+    monkeypatch.setattr("vpd.stages.run.is_current", lambda *_: True)
+    with ThreadPoolExecutor() as pool:
+        with exclusive(_output(stage, name, paths)):
+            second = pool.submit(run_stage, stage, name, None, paths)
+            waits = f"{stage} {name}".rstrip() + ": waiting for another process that is making it"
+            wait_for(lambda: waits in capsys.readouterr().err)
+        assert second.result().endswith("is up to date")
+
+
 def test_data_that_is_changed_in_place_is_neither_trained_nor_scored_on(tmp_path):
     params, paths = load_params(ROOT / "params.yaml", "smoke"), Paths("smoke", tmp_path)
     spec = params.resolve("seg-fast")
@@ -85,6 +135,8 @@ def test_data_that_is_changed_in_place_is_neither_trained_nor_scored_on(tmp_path
     labels = next(data.rglob("ADE_train*.png"))
     labels.write_bytes(labels.read_bytes() + b"x")
     for stage in (train_experiment, evaluate_experiment):
-        with pytest.raises(UserError, match=rf"{labels.name} was changed after .*; run `vpd data ade20k` again"):
+        with pytest.raises(
+            UserError, match=rf"{labels.name} was changed after .*; run `vpd data ade20k --scale smoke` again"
+        ):
             stage(spec, paths)
     assert not [path for path in paths.runs(spec.name).rglob("*") if path.is_file()]

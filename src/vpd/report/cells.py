@@ -17,8 +17,8 @@ LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
 KEY = ["table", "row", "column"]
 COLUMNS = (*KEY, "value", "sd", "seeds", "paper", "reruns", "provenance", "verdict", "experiment", "reason")
 PROVENANCES = ("measured", "counted", "released-weights", "quoted", "missing")
-# What a spreadsheet takes for a formula, full-width signs too, but no number; apostrophes, so that reading undoes writing.
-FORMULA = re.compile(r"(?![+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?\Z)'*[=+\-@\t\r＝＋－＠]")
+# What a spreadsheet takes for a formula, full-width signs too, but no number.
+FORMULA = re.compile(r"(?![+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?\Z)[=+\-@\t\r＝＋－＠]")
 PROTOCOL_OURS = ", protocol: ours"  # suffix of verdicts on rows whose protocol nobody published
 
 

@@ -127,18 +127,22 @@ def _write_figures(report: Report, folder: Path) -> None:
     for name, path in pictures.items():
         if path.is_file():
             shutil.copyfile(path, folder / f"{name}.png")
-        else:
-            _save(report, None, folder, name)
+        elif not _keep(report, folder, name):
+            empty_figure().savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
 def _save(report: Report, figure: Figure | None, folder: Path, name: str) -> None:
     """Write a figure; where there is nothing to draw, keep the recorded one, or else say that it is not run yet."""
-    recorded = [path for kind in ("svg", "png") if (path := report.out / FIGURES / f"{name}.{kind}").is_file()]
-    if figure is not None or not recorded:
+    if figure is not None or not _keep(report, folder, name):
         save(figure or empty_figure(), folder, name)
-    else:
-        for path in recorded:
-            shutil.copyfile(path, folder / path.name)
+
+
+def _keep(report: Report, folder: Path, name: str) -> bool:
+    """Copy a figure of the last report, if it has one: a placeholder never replaces what is recorded."""
+    recorded = [path for kind in ("svg", "png") if (path := report.out / FIGURES / f"{name}.{kind}").is_file()]
+    for path in recorded:
+        shutil.copyfile(path, folder / path.name)
+    return bool(recorded)
 
 
 def _draw(report: Report, name: str, figure: FigureSpec) -> Figure | None:

@@ -156,9 +156,13 @@ def _note(stage: str, paths: Paths) -> Path:
 
 
 def note_made(stage: str, params: Params, paths: Paths) -> None:
-    """Write down what the output of ``ship``, ``released``, ``report`` or ``track`` was made from, once it is complete."""
-    wanted, _, _ = STAGES[stage]("", params, paths)
-    write_json(_note(stage, paths), asdict(wanted[""]))
+    """Write down what the output of ``ship``, ``released``, ``report`` or ``track`` was made from, once it is complete.
+
+    Nothing is written where an input is missing, as data are in a new clone: the output counts as stale.
+    """
+    with contextlib.suppress(UserError, FileNotFoundError):
+        wanted, _, _ = STAGES[stage]("", params, paths)
+        write_json(_note(stage, paths), asdict(wanted[""]))
 
 
 # ------------------------------------------------------------------------------------------------------------- questions
