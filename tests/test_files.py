@@ -88,16 +88,18 @@ def test_only_an_empty_folder_or_one_of_this_project_is_replaced(tmp_path, names
     assert os.listdir(tmp_path / "out") == ["new"]
 
 
-def test_a_manifest_of_another_program_and_a_link_are_not_ours(tmp_path):
+def test_a_manifest_of_another_program_a_file_and_where_a_link_leads_are_not_ours(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text('{"name": "my app"}')
-    with pytest.raises(UserError), atomic_folder(tmp_path / "out"):
-        raise AssertionError
     (tmp_path / "link").symlink_to(tmp_path / "out")
+    for path in ("out", "link", "out/manifest.json"):
+        with pytest.raises(UserError, match="did not make"), atomic_folder(tmp_path / path):
+            raise AssertionError
+    (tmp_path / "out" / "manifest.json").unlink()
     with atomic_folder(tmp_path / "link") as temporary:
         (temporary / "new").write_text("")
-    assert os.listdir(tmp_path / "out") == ["manifest.json"]
-    assert os.listdir(tmp_path / "link") == ["new"]
+    assert os.listdir(tmp_path / "out") == ["new"]
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_files_that_file_managers_add_are_not_listed(tmp_path):

@@ -31,7 +31,8 @@ BROKEN = {
 }
 """Texts that end a line or drive a terminal, and as what they are shown."""
 FORMULAS = (
-    "=1+1", "=cmd|' /C calc'!A0", "+ text adapter", "-1+2", "@SUM(A1)", "\t=1", "-", "+", "--1", "-1e", "+1 000", "＝1", "－x", "-1\n",
+    "=1+1", "=cmd|' /C calc'!A0", "+ text adapter", "-1+2", "@SUM(A1)", "\t=1", "-", "+", "--1", "-1e", "+1 000", "＝1", "－x",
+    "-1\n",
 )  # fmt: skip
 NUMBERS = ("-1", "-0.5", "+3", "-1e-05", "1.5", "0", "")
 

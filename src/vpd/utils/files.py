@@ -50,6 +50,7 @@ def atomic_folder(path: str | Path, own: bool = False) -> Iterator[Path]:
     if it is not empty and has neither manifest nor fingerprint of this project, unless the caller knows it to be its ``own``.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
     if not own and _foreign(path):
         raise UserError(f"{path} holds files that vpd did not make and will not replace; move them to another folder")
     temporary = path.with_name(f".{path.name}.partial")
@@ -77,8 +78,8 @@ def files_in(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def _foreign(path: Path) -> bool:
-    """Whether a folder has content but nothing that says it is this project's."""
-    if path.is_symlink() or not path.is_dir() or all(map(is_junk, path.iterdir())):
+    """Whether something is there that has content but nothing that says it is this project's."""
+    if not path.exists() or (path.is_dir() and all(map(is_junk, path.iterdir()))):
         return False
     manifest = path / MANIFEST
     listed = manifest.is_file() and b'"schema"' in manifest.read_bytes()
