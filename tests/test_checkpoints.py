@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from pretraining_fakes import SPEC, draw_captions
 from vpd.config.schema import CheckpointSpec
 from vpd.pretrained.checkpoints import assemble, checkpoint_fingerprint
+from vpd.pretrained.tensors import read_tensors
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.utils.digests import changed
 from vpd.utils.errors import UserError
@@ -82,6 +83,37 @@ def test_folder_that_has_only_the_variant_in_half_precision_is_used(folder, tmp_
     before = checkpoint_fingerprint("sd-1-5", spec, tmp_path)
     (folder / UNET).with_suffix(".fp16.safetensors").write_bytes(b"other")
     assert checkpoint_fingerprint("sd-1-5", spec, tmp_path) != before
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+STAND_INS = {
+    "pointer": (POINTER, "is a Git LFS pointer, .* run `git lfs pull`"),
+    "page": (b"<!DOCTYPE html><html><title>Log in</title></html>", "is a web page, not weights"),
+    "page after blanks": (b"\n  <html lang=en>", "is a web page, not weights"),
+    "error in XML": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page, not weights"),
+    "nothing": (b"", "is damaged or cut off"),
+    "text": (b"Not Found", "is damaged or cut off|is no file of plain tensors"),
+    "JSON": (b'{"error": "gated"}', "is damaged or cut off|is no file of plain tensors"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".pth", ""])
+@pytest.mark.parametrize("name", STAND_INS)
+def test_what_stands_in_for_weights_is_named(tmp_path, name, suffix):
+    (tmp_path / f"w{suffix}").write_bytes(STAND_INS[name][0])
+    with pytest.raises(UserError, match=STAND_INS[name][1]):
+        read_tensors(tmp_path / f"w{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".SAFETENSORS", ".ckpt", ".pth", ".bin", ".txt", ""])
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "pickle"])
+def test_weights_are_recognised_whatever_their_ending(tmp_path, kind, suffix):
+    path, tensors = tmp_path / f"w{suffix}", {"a": torch.arange(3.0)}
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+    assert torch.equal(read_tensors(path)["a"], tensors["a"])
 
 
 def halved_names(path: Path):

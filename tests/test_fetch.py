@@ -271,6 +271,10 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def real_files(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(folder).items() if not name.startswith(".fetched")}
+
+
 def nothing_in(folder: Path) -> bool:
     return not folder.exists() or not os.listdir(folder)
 
@@ -282,8 +286,8 @@ UNPACKED = {"top/a.txt": b"one", "top/deep/b.txt": BODY, "c.txt": b""}
 def test_an_archive_is_unpacked_as_it_was_packed(tmp_path):
     (tmp_path / "out" / ".test.new" / "left by a kill").mkdir(parents=True)
     unpack(make_zip(tmp_path / "a.zip", CONTENT), tmp_path / "out", r"(?:\./)?(.+)")
-    assert tree(tmp_path / "out") == UNPACKED
-    assert sorted(os.listdir(tmp_path / "out")) == ["c.txt", "top"]
+    assert real_files(tmp_path / "out") == UNPACKED
+    assert sorted(os.listdir(tmp_path / "out")) == [".fetched", "c.txt", "top"]
 
 
 def test_members_can_be_renamed_and_left_out_and_join_what_is_there(tmp_path):
@@ -291,9 +295,34 @@ def test_members_can_be_renamed_and_left_out_and_join_what_is_there(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     unpack(archive, tmp_path / "out", "top/a.txt", "other/new.txt")
-    assert tree(tmp_path / "out") == {"old": b"old", "other/new.txt": b"one"}
+    assert real_files(tmp_path / "out") == {"old": b"old", "other/new.txt": b"one"}
     with pytest.raises(UserError, match=r"a\.zip holds no files expected; found c\.txt, top/a\.txt, top/deep"):
         unpack(archive, tmp_path / "out", "absent")
+
+
+@pytest.mark.parametrize(
+    ("own", "refused"),
+    [
+        ({"a": b"mine"}, True),
+        ({"deep/b": b"mine"}, True),
+        ({"other": b"mine"}, False),
+        ({"a": b"old", ".fetched/toy/manifest.json": b"{}"}, False),
+        ({"a": b"old", ".fetched/.test.begun": b""}, False),  # a kill before the receipt was written
+    ],
+)
+def test_only_what_was_fetched_is_replaced(tmp_path, own, refused):
+    archive, out = make_zip(tmp_path / "a.zip", {"a": b"new", "deep/b": b"new"}), tmp_path / "out"
+    for name, content in own.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
+    if refused:
+        with pytest.raises(UserError, match=r"was not fetched by vpd, .*source: folder"):
+            unpack(archive, out)
+        assert tree(out) == own
+    else:
+        unpack(archive, out)
+        assert (out / "a").read_bytes() == (out / "deep/b").read_bytes() == b"new"
+        assert tree(out).items() >= {name: content for name, content in own.items() if name != "a"}.items()
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "C:\\evil", "..\\evil"])
@@ -376,10 +405,6 @@ class World:
     @property
     def receipt(self) -> dict:
         return json.loads((self.out / ".fetched" / "toy" / "manifest.json").read_text())
-
-
-def real_files(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(folder).items() if not name.startswith(".fetched")}
 
 
 def test_an_entry_is_fetched_once_and_its_receipt_tells_how(server, tmp_path, waits):

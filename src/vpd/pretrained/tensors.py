@@ -76,8 +76,9 @@ def _read(path: Path) -> object:
                 f"{path} asks to call {', '.join(unknown[:3])}, which weights do not need; it was not loaded, because that "
                 "can run code: get the file from its authors' page, or as safetensors"
             )
-        with safe_globals([(Inert, name) for name in classes]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        mapped = archive and path.suffix != ".safetensors"  # whose name torch would believe
+        with safe_globals([(Inert, name) for name in classes]), path.open("rb") as file:
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         raise UserError(
             f"{path} is no file of plain tensors ({reason(error)}); it was not loaded, because a pickle can run code: "
