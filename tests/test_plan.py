@@ -130,13 +130,15 @@ def test_the_table_adds_up():
     found["short"] = Estimate(False, None, gpus=1, written=2_000_000_000)
     lines = describe("title", jobs, found, gpus=2).splitlines()
     assert lines[0] == "title"
+    short = describe("title", {"data": jobs["data"]}, {"data": Estimate(False, 0.004, cores=2)}, gpus=1).splitlines()
+    assert short[-1].split() == ["all", "1", "0", "1", "0.0", "0.008", "-"]
     assert lines[-4].split() == ["all", "4", "1", "3", "7.0", "0.0", "2.0", "GB"]
     assert lines[-2] == "At least 3.5 h on 2 GPUs, if all are busy all the time."
     assert lines[-1].endswith("the time of short.")
 
 
 def test_durations_in_words():
-    assert [duration(hours) for hours in (0.4, 30, 240)] == ["24 min", "30.0 h", "10.0 days"]
+    assert [duration(hours) for hours in (0.004, 0.4, 30, 240)] == ["14 s", "24 min", "30.0 h", "10.0 days"]
 
 
 def test_the_command_plans_one_table(capsys, monkeypatch):

@@ -331,6 +331,18 @@ def test_bad_files_are_a_sentence_each_and_do_not_stop_the_others(world, tmp_pat
     assert names == {f"good{number}.{kind}" for number in range(2) for kind in ("png", "npz", "panel.png")}
 
 
+def test_a_folder_is_announced_only_if_predictions_are_in_it(world, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "bad.png").write_text("no picture")
+    for pictures, announced in (
+        ([tmp_path / "gone"], False),
+        ([tmp_path / "bad.png"], False),
+        ([write(tmp_path / "x.png", scene())], True),
+    ):
+        world.predict("depth", pictures, tmp_path / "out", scene="kitchen")
+        assert ("predictions are in" in capsys.readouterr().out) == announced
+
+
 # ------------------------------------------------------------------------------------------------------ names of files
 def test_folders_are_searched_and_other_files_are_skipped(tmp_path, capsys):
     for name in ("b.JPG", "a/x.png", "a/deep/x.gif", "predictions/old.png"):

@@ -1,9 +1,11 @@
 """Seeds run side by side where cores allow; their errors reach the caller and no orphan outlives it."""
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,20 @@ def test_times_of_attempts_add_up(tmp_path, note, earlier):
     assert earlier <= written["seconds"] < earlier + 30
     assert (written["stage"], written["name"], written["seeds"]) == ("evaluate", "x", 1)
     assert not list(paths.state("attempts").rglob("*.json"))
+
+
+def test_an_interrupt_after_the_work_is_done_changes_nothing():
+    code = (
+        "import atexit, sys, time; from vpd.cli import main; sys.argv = ['vpd', 'show']\n"
+        "atexit.register(lambda: (print('ending', file=sys.stderr, flush=True), time.sleep(1)))\n"
+        "sys.exit(main())"
+    )
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # the background jobs of a shell ignore it
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, preexec_fn=heed, **pipes)
+    assert command.stderr.readline() == "ending\n"
+    command.send_signal(signal.SIGINT)
+    assert (command.communicate()[1], command.returncode) == ("", 0)
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
