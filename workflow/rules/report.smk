@@ -30,14 +30,14 @@ rule report:
         figure3=f"results/{SCALE}/figures/figure3.svg",
     log:
         f"logs/{SCALE}/report.log",
-    message:
-        "report: write every table and figure"
     localrule: True
     conda:
         "../../environment.yml"
     threads: 1
     params:
         choice=PROTOCOL_CHOICE,
+    message:
+        "report: write every table and figure"
     shell:
         "vpd report {params.choice} 2>&1 | tee {log}"
 
@@ -58,13 +58,13 @@ rule track:
         fingerprint=f".vpd/{SCALE}/tracked/fingerprint.json",
     log:
         f"logs/{SCALE}/track.log",
-    message:
-        "track: log every run to MLflow"
     localrule: True
     conda:
         "../../environment.yml"
     threads: 1
     params:
         choice=PROTOCOL_CHOICE,
+    message:
+        "track: log every run to MLflow"
     shell:
         "vpd track {params.choice} --if-reachable 2>&1 | tee {log}"
