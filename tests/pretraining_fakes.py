@@ -15,9 +15,9 @@ from unittest import mock
 import torch
 from PIL import Image, ImageDraw
 
-from vpd.config.schema import PretrainingSpec
+from vpd.config.schema import MeasuresSpec, PretrainingSpec
+from vpd.measures import drawing
 from vpd.pretraining import loop
-from vpd.pretraining.diffusion import drawing
 from vpd.utils.digests import sha256
 
 VAE = {"channels": [8, 16], "layers_per_block": 1, "steps": 5, "batch_size": 4, "lr": 1e-3, "kl_weight": 1e-6}
@@ -30,10 +30,11 @@ SPEC = PretrainingSpec.model_validate(
         "autoencoder": VAE,
         "text": TEXT | {"steps": 5, "batch_size": 8, "lr": 1e-3},
         "denoiser": UNET | {"warmup_steps": 2, "ema_decay": 0.9, "caption_dropout": 0.1},
-        "sample_prompts": ["a red ball"], "sample_steps": 2,
-        "measures": {"scenes": 5, "times": [100, 400], "oracle": ORACLE},
     }
 )  # fmt: skip
+MEASURES = MeasuresSpec.model_validate(
+    {"sample_prompts": ["a red ball"], "sample_steps": 2, "scenes": 5, "times": [100, 400], "oracle": ORACLE}
+)
 
 
 def draw_captions(folder: Path, count: int = 16, side: int = 32) -> Path:

@@ -80,7 +80,7 @@ def write_results(root, params, seeds=(0, 1, 2)):
     manifest |= {"phases": {"masked-image": {"loss": {"first": 2.5, "last": 0.75}, "measures": measures}}}
     for name in params.backbones:
         write_json(results / "backbones" / f"{name}.json", manifest)
-    write_picture(root / "pretraining" / "samples.png", generator)
+    (root / "pretraining").mkdir()
     steps = np.arange(20, 401, 20)
     phases = [pd.DataFrame({"phase": name, "step": steps, "loss": 1 / np.sqrt(steps)}) for name in ("vae", "unet")]
     pd.concat(phases).to_csv(root / "pretraining" / "history.csv", index=False)

@@ -15,15 +15,16 @@ from torch import Tensor
 from pretraining_fakes import SPEC
 from vpd.config.schema import OracleSpec
 from vpd.datasets.images import read_image, save_jpeg
+from vpd.measures.frechet import frechet_distance
+from vpd.measures.listening import listening
+from vpd.measures.oracle import Verdict, choose_threshold, known_pairs, share_found, shares, train_oracle
+from vpd.measures.pointing import ATTENTION, CLASSES, Scores, area_under_curve, class_tokens, pointing
+from vpd.measures.results import CHANCE, REAL, write_measures
+from vpd.measures.run import Judge
+from vpd.measures.scenes import PAIRS, ROOMS, Scenes, held_out
 from vpd.models.attention import set_processors
 from vpd.pretraining.clip import train_tokenizer
 from vpd.pretraining.diffusion.denoiser import build_scheduler, build_unet
-from vpd.pretraining.diffusion.frechet import frechet_distance
-from vpd.pretraining.diffusion.listening import listening
-from vpd.pretraining.diffusion.measures import CHANCE, REAL, Judge, write_measures
-from vpd.pretraining.diffusion.oracle import Verdict, choose_threshold, known_pairs, share_found, shares, train_oracle
-from vpd.pretraining.diffusion.pointing import ATTENTION, CLASSES, Scores, area_under_curve, class_tokens, pointing
-from vpd.pretraining.diffusion.scenes import PAIRS, ROOMS, Scenes, held_out
 from vpd.pretraining.loop import generator_of
 from vpd.pretraining.workdir import Workdir
 from vpd.world.scene import draw_scene
@@ -230,7 +231,7 @@ def test_maps_of_the_classes_themselves_point_and_inverted_ones_point_away(sign,
         "PromptSpec": mock.MagicMock(), "class_tokens": lambda *_: {number: torch.tensor([number]) for number in range(16)},
     }  # fmt: skip
     for name, value in replaced.items():
-        monkeypatch.setattr(f"vpd.pretraining.diffusion.pointing.{name}", value)
+        monkeypatch.setattr(f"vpd.measures.pointing.{name}", value)
     scores = pointing(Path("pipeline"), torch.zeros(3, 4, 2, 2), scenes, 1, torch.device("cpu"))
     keys = [f"{form}_auc{level}" for form in ("class", "word") for level in ("", f"_{SIZE[1]}")]
     assert scores == dict.fromkeys(keys, (sign + 1) / 2)
@@ -262,7 +263,7 @@ def test_listening_does_not_depend_on_the_chunks(monkeypatch):
     latents, contexts = torch.randn(5, 4, 2, 2), torch.randn(5, 3, 1)
     denoise = lambda noisy, steps, context: noisy * context.mean(dim=1)[..., None, None]  # noqa: E731
     whole = listening(denoise, latents, contexts, (300,), 0)
-    monkeypatch.setattr("vpd.pretraining.diffusion.listening.CHUNK", 2)
+    monkeypatch.setattr("vpd.measures.listening.CHUNK", 2)
     assert listening(denoise, latents, contexts, (300,), 0) == pytest.approx(whole)
 
 

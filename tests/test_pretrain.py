@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import math
 import shutil
@@ -13,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from pretraining_fakes import SPEC, Stopped, digests, draw_captions, kill_at, watched
 from vpd.config.schema import PretrainingSpec
+from vpd.measures.results import CODE as MEASURES_CODE
 from vpd.pretraining.captions import load_captions
 from vpd.pretraining.clip import contrastive_loss, encode, train_tokenizer, word_similarity, words_of
 from vpd.pretraining.diffusion.autoencoder import (
@@ -29,7 +28,6 @@ from vpd.pretraining.diffusion.autoencoder import (
     scaling_factor,
 )
 from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler, noise_weights
-from vpd.pretraining.diffusion.measures import CHANCE, DECODED, REAL
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.pretraining.loop import constant_after, generator_of, rise_and_fall, update_average
 from vpd.pretraining.workdir import BACKBONE_CODE, DIFFUSION_CODE
@@ -181,47 +179,19 @@ def test_saved_scale_makes_latents_unit_variance(data, trained):
     assert (drawn * vae.config.scaling_factor).std().item() == pytest.approx(1.0, abs=0.01)
 
 
-def test_manifest_history_and_pictures_tell_what_was_done(trained):
+def test_manifest_and_history_tell_what_was_done(trained):
     manifest = read_json(trained / "manifest.json")
     assert manifest["milestones"] == {"sd-a": 12, "sd-b": 24}
     assert manifest["steps"] == {"autoencoder": 5, "text": 5, "denoiser": 6}
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "sd-a")
     assert manifest["parameters"]["unet"] == sum(weight.numel() for weight in pipeline.unet.parameters())
     rows = (trained / "history.csv").read_text().splitlines()
-    assert [row.rsplit(",", 1)[0] for row in rows] == [
-        "phase,step",
-        "autoencoder,5",
-        "text,5",
-        "denoiser,6",
-        "oracle,4",
-    ]
-    assert all(min(Image.open(trained / name).size) > 100 for name in ("samples.png", "drawn.png"))
+    assert [row.rsplit(",", 1)[0] for row in rows] == ["phase,step", "autoencoder,5", "text,5", "denoiser,6"]
     files = manifest["files"]
-    assert {"history.csv", "samples.png", "sd-a/model_index.json"} <= files.keys()
+    assert {"history.csv", "sd-a/model_index.json"} <= files.keys()
     names = [name.removeprefix("sd-a/") for name in files if name.startswith("sd-a/")]
     differing = [name for name in names if files[f"sd-a/{name}"] != files[f"sd-b/{name}"]]
     assert differing == ["unet/diffusion_pytorch_model.safetensors"]
-
-
-def test_manifest_tells_what_was_measured_of_each_milestone(trained):
-    measures = read_json(trained / "manifest.json")["measures"]
-    assert list(measures) == ["sd-a", "sd-b", REAL, DECODED, CHANCE]
-    forms = [f"{form}_auc{level}" for form in ("class", "word") for level in ("", "_16", "_8", "_4")]
-    judged = ["thing", "room", "frechet"]
-    assert sorted(measures["sd-b"]) == sorted([*judged, *forms, "text_matters", "extra_cost_100", "extra_cost_400"])
-    assert list(measures[REAL]) == list(measures[DECODED]) == judged
-    shares = [value for key, value in measures["sd-b"].items() if not key.startswith(("extra", "frechet"))]
-    assert all(0 <= value <= 1 for value in shares)
-    lines = (trained / "measures.csv").read_text().splitlines()
-    assert [line["images"] for line in csv.DictReader(lines)] == list(measures)
-
-
-def test_without_measures_none_are_made(data, tmp_path):
-    """They leave the weights as they are."""
-    spec = SPEC.model_copy(update={"measures": None, "sample_prompts": ()})
-    pretrain(spec, data, tmp_path / "out", tmp_path / "state")
-    assert not [path for path in tmp_path.glob("out/*") if path.name in ("measures.csv", "drawn.png")]
-    assert "measures" not in read_json(tmp_path / "out/manifest.json")
 
 
 def test_killed_runs_end_with_the_bits_of_an_uninterrupted_one(data, trained, tmp_path):
@@ -231,15 +201,10 @@ def test_killed_runs_end_with_the_bits_of_an_uninterrupted_one(data, trained, tm
     kill_at("pretraining.text", 3, pretrain, SPEC, data, out, state, save_every=2)
     with pytest.raises(Stopped), watched("pretraining.denoiser", 5) as before:
         pretrain(SPEC, data, out, state, save_every=2)
-    with pytest.raises(Stopped), watched("pretraining.measures.oracle", 3) as between:
-        pretrain(SPEC, data, out, state, save_every=2)
-    kill_at("drawing with sd-b", 5, pretrain, SPEC, data, out, state, save_every=2)
     with watched() as after:
         pretrain(SPEC, data, out, state, save_every=2)
     assert before[0] == ("pretraining.text", 3)
-    assert between[:3] == [("pretraining.denoiser", 5), ("pretraining.denoiser", 6), ("pretraining.measures.oracle", 1)]
-    assert after[0] == ("drawing with sd-b", 5)  # of its five scenes; sd-a is measured
-    assert ("drawing with sd-a", 5) not in after
+    assert after == [("pretraining.denoiser", 5), ("pretraining.denoiser", 6)]
     assert digests(out) == digests(trained)
     assert not state.exists()
 
@@ -263,17 +228,21 @@ def test_state_of_another_spec_is_not_resumed(data, tmp_path):
     assert len([path for path in (tmp_path / "state").iterdir() if path.is_dir()]) == 1
 
 
-@pytest.mark.parametrize(("package", "code"), [("diffusion", DIFFUSION_CODE), ("backbones", BACKBONE_CODE)])
-def test_cache_keys_name_everything_that_a_pretraining_imports(package, code):
+KEYS = {"pretraining/diffusion": DIFFUSION_CODE, "pretraining/backbones": BACKBONE_CODE, "measures": MEASURES_CODE}
+
+
+@pytest.mark.parametrize("package", KEYS)
+def test_cache_keys_name_everything_that_a_package_imports(package):
+    code = KEYS[package]
     own = [path for entry in code for path in [*(ROOT / entry).rglob("*.py"), *ROOT.glob(f"{entry}.py")]]
     imported = {
         node.module.replace(".", "/").removeprefix("vpd/")
         for path in own
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("vpd.pretraining")
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("vpd.pretraining", "vpd.measures", "vpd.world"))
     }
     assert {module for module in imported if not module.startswith(code)} == set()
-    assert any(module.startswith(f"pretraining/{package}") for module in imported)
+    assert any(module.startswith(package) for module in imported)
 
 
 def test_non_finite_loss_stops_before_the_optimizer(data, tmp_path):

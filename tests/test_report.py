@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from report_world import PARAMS, extras, measured, report_params, write_results, write_world
+from report_world import PARAMS, extras, measured, report_params, write_picture, write_results, write_world
 from vpd.config.claims import load_claims
 from vpd.config.params import Params, load_params
 from vpd.config.reported import load_reported, load_reruns
 from vpd.config.tables import FigureSpec, TableRow, TableSpec, band, check_layout
 from vpd.report.cells import Cell, number
-from vpd.report.collect import collect, read_costs, read_curves
+from vpd.report.collect import collect, read_costs, read_curves, read_measures
 from vpd.report.figures import Curve, learning_figure, styled, trend_figure
 from vpd.report.judge import SETTING, Judge, all_cells
 from vpd.report.provenance import backbones, runs_of
@@ -491,3 +491,89 @@ def test_released_weights_fill_rows_of_their_own_beside_the_readmes_numbers(tmp_
     assert 'href="#released-zoedepth">0.271' in page
     assert 'href="#released-refcoco-full">73.41' in page
     assert page.count('<tr id="released-') == len(params.released)
+
+
+# ----------------------------------------------------------------------------------------------------- small Stable Diffusion
+TABLE = """images,thing,room,frechet,word_auc,text_matters
+sd-1-1,0.1234,0.5,3.256,0.631,0.71
+sd-1-5,0.8,0.9,0.5,0.73,0.812
+real images,0.95,0.96,0.013,,
+"""
+
+
+def scale_of(params, **changes):
+    """The settings with other ones for their scale."""
+    scales = {**params.document.scales, params.scale: params.block.model_copy(update=changes)}
+    return Params(params.document.model_copy(update={"scales": scales}), params.source)
+
+
+def small_diffusion(params, world, folder, measures=None):
+    """The section on the small Stable Diffusion in both pages of a report of one experiment; ``measures`` are a folder's."""
+    write_json(folder / "metrics/seg-fast.json", read_json(world[1][0] / "metrics/seg-fast.json"))
+    if measures:
+        write_picture(measures / "drawn.png", np.random.default_rng(1))
+        (measures / "measures.csv").write_text(TABLE)
+    write_report(params, folder, folder / "absent", {}, folder)
+    page = (folder / "report.html").read_text(encoding="utf-8").partition('<section id="pretraining">')[2]
+    text = (folder / "REPORT.md").read_text(encoding="utf-8").partition("## The small Stable Diffusion")[2]
+    return text.partition("\n## ")[0], re.sub(r"<[^>]+>", "|", page.partition("</section>")[0])
+
+
+SMOKE, SHIPPED = {}, {"measures": None, "shipped": "scratch"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "seen"), [(SMOKE, "measures", (4, 20)), (SHIPPED, "weights/scratch", (2048, 204800))]
+)
+def test_measures_of_the_scale_or_of_its_weights_are_shown(world, tmp_path, monkeypatch, changes, place, seen):
+    monkeypatch.chdir(tmp_path)
+    params = scale_of(report_params("smoke"), **changes)
+    if changes:
+        sources = {name: spec.model_copy(update={"source": "shipped"}) for name, spec in params.checkpoints.items()}
+        params = scale_of(params, checkpoints=sources)
+    text, page = small_diffusion(params, world, tmp_path, tmp_path / place)
+    head = "| images | objects with colour % | rooms % | Fréchet distance | words point, AUC | wrong caption costs more % |"
+    rows = [
+        f"| sd-1-1, {seen[0]:,} images (floor) | 12.3 | 50.0 | 3.26 | 0.63 | 71.0 |",
+        f"| sd-1-5, {seen[1]:,} images | 80.0 | 90.0 | 0.50 | 0.73 | 81.2 |",
+        "| real images (ceiling) | 95.0 | 96.0 | 0.01 | – | – |",
+    ]
+    lines = text.splitlines()
+    assert lines[lines.index(head) + 2 :][:3] == rows
+    assert "sd-1-1, " in page
+    assert "81.2" in page
+    assert (tmp_path / "figures/pretraining-samples.png").read_bytes() == (tmp_path / place / "drawn.png").read_bytes()
+    assert "(figures/pretraining-samples.png)" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (SMOKE, "What it has learnt is not measured yet; `vpd measure --scale smoke` does it."),
+        (SHIPPED, "The measures of the weights in git are not there yet; `make pretrain SCALE=scratch` makes them."),
+        ({"measures": None}, ""),
+    ],
+)
+def test_a_report_without_measures_says_what_makes_them(world, tmp_path, monkeypatch, changes, sentence):
+    monkeypatch.chdir(tmp_path)
+    text, page = small_diffusion(scale_of(report_params("smoke"), **changes), world, tmp_path)
+    assert (sentence or "Loss of each phase") in text
+    assert text.count("`") == 2 * bool(sentence)
+    assert all(part in page for part in sentence.split("`"))
+    assert "pretraining-samples" not in text
+    assert not (tmp_path / "figures/pretraining-samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is not a CSV file"),
+        ("version https://git-lfs.github.com/spec/v1\n", "has no column 'images'"),
+        (TABLE.replace(",room", ",rooms"), "has no column 'room'"),
+        (TABLE.replace("0.8", "high"), "has a text in its column 'thing', which holds numbers"),
+    ],
+)
+def test_damaged_measures_are_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "measures.csv").write_text(content)
+    with pytest.raises(UserError, match=rf"measures\.csv {sentence}.*run `vpd measure` again, or restore it with git"):
+        read_measures(tmp_path)

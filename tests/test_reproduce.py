@@ -72,7 +72,7 @@ def few_of_all() -> list[str]:
 
 
 FEW = few_of_all()
-STAGES = " ".join(f"evaluate@{name}" for name in FEW)
+STAGES = " ".join(["measure", *(f"evaluate@{name}" for name in FEW)])
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +153,11 @@ def test_snakemake_interrupted_gives_the_same_metrics_as_dvc(whole, few, name):
     """Equal to the bit, the digests of data, checkpoint and weights included: threads are fixed in both."""
     path = f"results/smoke/metrics/{name}.json"
     assert (few / path).read_bytes() == (whole / path).read_bytes()
+
+
+def test_snakemake_interrupted_measures_the_same_as_dvc(whole, few):
+    manifests = [(project / "results/smoke/measures/manifest.json").read_bytes() for project in (whole, few)]
+    assert manifests[0] == manifests[1]
 
 
 def test_a_stage_that_runs_by_itself_writes_the_same_bits_as_one_that_shares_its_imports(whole, tmp_path):
@@ -268,7 +273,8 @@ def test_results_of_other_settings_are_never_recorded(recorded):
 FUNCTION = "\n\ndef _nothing() -> None:\n    return None\n"
 """Code that changes no output."""
 CODE_EDITS = {
-    "the generator": (["world/furniture.py"], {"data"}),
+    "the generator": (["world/furniture.py"], {"data", "measure"}),
+    "the measures": (["measures/oracle.py", "measures/results.py"], {"measure"}),
     "the report": (["report/write.py"], {"report", "track"}),
     "what trains nothing": (
         ["planning/plan.py", "predict/run.py", "cli.py", "stages/predict.py", "utils/progress.py"],
@@ -291,6 +297,22 @@ def test_changed_code_reruns_only_what_it_may_change(recorded, edit, command):
     assert (not allowed) or stages
 
 
+@pytest.mark.parametrize("command", ENGINES)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("a kitchen with a red ball", "a kitchen"),
+        ("scenes: 6", "scenes: 7"),
+        ("{scenes: 16, width: 16", "{scenes: 16, width: 8"),
+    ],
+)
+def test_an_edited_measure_pretrains_nothing(recorded, command, old, new):
+    with edited(recorded / "params.yaml", old, new):
+        stages = planned(command, recorded)
+    # DVC cannot tell which of the scale's settings shipping uses; `vpd ship` then ships the same again.
+    assert stages in ({"measure"}, {"measure", "ship"} if command.startswith("dvc") else None)
+
+
 def twin(project: Path, folder: Path) -> Path:
     """A copy of a finished project, to be changed."""
     return shutil.copytree(project, folder / "project", symlinks=True)
@@ -301,12 +323,13 @@ def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded, tmp_path):
     folder = twin(recorded, tmp_path)
     file = folder / "src/vpd/world/furniture.py"
     file.write_text(file.read_text() + FUNCTION)
-    assert {stage.split("@")[0] for stage in planned("snakemake -n", folder)} == {"data"}
+    anew = {"data", "measure"}  # which draws scenes, too
+    assert {stage.split("@")[0] for stage in planned("snakemake -n", folder)} <= anew
     done = run("snakemake --cores 2", folder)
-    assert set(re.findall(r"^local(?:rule|checkpoint) (\w+)", done, flags=re.M)) == {"data"}
+    assert set(re.findall(r"^local(?:rule|checkpoint) (\w+)", done, flags=re.M)) == anew
     assert planned("snakemake -n", folder) == set()
-    assert {stage.split("@")[0] for stage in planned("dvc repro --dry", folder)} == {"data"}
-    run("dvc repro data", folder)
+    assert {stage.split("@")[0] for stage in planned("dvc repro --dry", folder)} == anew
+    run("dvc repro data measure", folder)
     assert planned("dvc repro --dry", folder) == set()
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from vpd.config.params import Params, load_params
 from vpd.config.paths import WEIGHTS, Paths
-from vpd.pretrained.shipped import shipped_facts
 from vpd.stages import shipping
+from vpd.utils.errors import UserError
 from vpd.utils.files import write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -33,16 +33,10 @@ def paths(params, tmp_path, monkeypatch) -> Paths:
     monkeypatch.setattr(shipping, "is_current", lambda *_: True)
     monkeypatch.setattr(shipping, "pretrained_here", lambda _: list(NAMES))
     paths = Paths("smoke")
-    measures = {name: {"thing": 0.1 * index} for index, name in enumerate(NAMES)}
-    facts = {
-        "parameters": {"unet": 2_000_000},
-        "reconstruction_psnr": 23.0,
-        "matching_accuracy": 0.5,
-        "measures": measures,
-    }
+    facts = {"parameters": {"unet": 2_000_000}, "reconstruction_psnr": 23.0, "matching_accuracy": 0.5}
     write_json(paths.pretraining / "manifest.json", {"schema": 1, **facts, "files": {}})
-    for name in (*shipping.PICTURES, shipping.MEASURES):
-        write_text(paths.pretraining / name, LINES)
+    for name in ("measures.csv", "drawn.png"):
+        write_text(paths.measures / name, LINES)
     for name in NAMES:
         write_json(paths.checkpoint(name) / "unet/config.json", {})
     return paths
@@ -51,13 +45,8 @@ def paths(params, tmp_path, monkeypatch) -> Paths:
 def test_measures_go_with_the_weights_and_onto_the_card(params, paths):
     assert shipping.ship_weights(params, paths) == list(NAMES)
     root = WEIGHTS / "smoke"
-    assert shipped_facts(root / "sd-1-5")["measures"] == {"thing": 0.1}
-    assert {path.name for path in root.iterdir() if path.is_file()} == {
-        "README.md",
-        "samples.png",
-        "drawn.png",
-        "measures.csv",
-    }
+    assert {path.name for path in root.iterdir() if path.is_file()} == {"README.md", "drawn.png", "measures.csv"}
+    assert (root / "measures.csv").read_text() == LINES
     card = (root / "README.md").read_text()
     assert "| sd-1-1 | 0.12 | 0.50 | 3.25 | 0.62 | 0.63 | 0.71 |\n| sd-1-5 | 0.80 |" in card
     assert "| real images | 0.95 | 0.96 | 0.01 |  |  |  |" in card
@@ -65,16 +54,23 @@ def test_measures_go_with_the_weights_and_onto_the_card(params, paths):
     assert "Measured on 6 scenes" in card
 
 
-def test_a_card_without_measures_has_no_table_of_them(params, paths):
-    scale = params.document.scales["smoke"]
-    pretraining = scale.pretraining.model_copy(update={"measures": None})
-    scales = {**params.document.scales, "smoke": scale.model_copy(update={"pretraining": pretraining})}
-    params = Params(params.document.model_copy(update={"scales": scales}), params.source)
+def test_a_scale_without_measures_ships_none_and_keeps_no_old_ones(params, paths):
     shipping.ship_weights(params, paths)
+    scales = {"smoke": params.block.model_copy(update={"measures": None})}
+    shipping.ship_weights(Params(params.document.model_copy(update={"scales": scales}), params.source), paths)
     assert "have learnt" not in (WEIGHTS / "smoke/README.md").read_text()
-    assert "measures" not in shipped_facts(WEIGHTS / "smoke/sd-1-5")
+    assert [path.name for path in (WEIGHTS / "smoke").iterdir() if path.is_file()] == ["README.md"]
+
+
+def test_measures_that_are_not_current_are_not_shipped(params, paths, monkeypatch):
+    monkeypatch.setattr(shipping, "is_current", lambda stage, *_: stage != "measure")
+    with pytest.raises(
+        UserError, match=r"results/smoke/measures is not what params\.yaml asks for; run `vpd measure` first"
+    ):
+        shipping.ship_weights(params, paths)
 
 
 def test_what_is_measured_is_no_part_of_the_recipe(params):
-    assert "measures" not in params.recipe("sd-1-1")["pretraining"]
-    assert "denoiser" in params.recipe("sd-1-1")["pretraining"]
+    scales = {"smoke": params.block.model_copy(update={"measures": None})}
+    without = Params(params.document.model_copy(update={"scales": scales}), params.source)
+    assert without.recipe("sd-1-1") == params.recipe("sd-1-1")

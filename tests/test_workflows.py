@@ -8,9 +8,12 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
@@ -113,17 +116,30 @@ def test_both_hold_the_whole_matrix(dvc_stages):
     wanted = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in params.experiments}
     wanted |= {f"data@{name}" for name in params.datasets} | {f"checkpoint@{name}" for name in params.checkpoints}
     wanted |= {f"backbone@{name}" for name in params.backbones}
-    assert names == wanted | {"pretrain", "ship", "released", "report", "track"}
+    assert names == wanted | {"pretrain", "measure", "ship", "released", "report", "track"}
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "scratch", "paper"])
+def test_every_scale_has_the_settings_that_dvc_looks_up(scale):
+    """DVC fails a stage if one of its parameters is not in params.yaml, even if that has a default."""
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    named = {param for stage in stages for param in stage.get("do", stage).get("params", [])}
+    keys = {key.replace("${scale}", scale) for key in named if not re.search(r"\$\{(?!scale)", key)}
+    assert f"scales.{scale}.measures" in keys
+    for key in keys:
+        reduce(getitem, key.split("."), document)
 
 
 WALLS = {
     "data": {"datasets", "world", "download"},
-    "pretrain": {
-        "pretraining",
+    "pretrain": {"pretraining", *(f"datasets/{n}" for n in ("captions", "images"))},
+    "checkpoint": {"pretrained"},
+    "measure": {
+        *("measures", "pretraining", "world"),
         *(f"datasets/{n}" for n in ("captions", "images")),
         *(f"models/{n}" for n in ("attention", "base", "diffusion", "prompts")),
     },
-    "checkpoint": {"pretrained"},
     "backbone": {
         "pretraining",
         "pretrained",
@@ -153,7 +169,7 @@ def test_the_codes_own_fingerprints_stay_within_these_walls():
 
     assert set(TRAINING) == WALLS["train"]
     assert set(EVALUATION) == WALLS["evaluate"]
-    for stage in ("data", "pretrain", "checkpoint", "backbone", "ship"):
+    for stage in ("data", "pretrain", "checkpoint", "measure", "backbone", "ship"):
         used = packages_of(stage)
         assert used, stage
         assert all(any(f"{package}/".startswith(f"{wall}/") for wall in WALLS[stage]) for package in used), (
@@ -195,7 +211,13 @@ def test_both_workflows_declare_the_files_that_the_code_writes(dvc_stages):
     params = load_params(ROOT / "params.yaml")
     paths, name, task = Paths(params.scale), "seg-fast", "train"
     written = [paths.runs(name), paths.spec(name), paths.history(name), paths.timing(task, name), paths.metrics(name)]
-    written += [paths.panels(name), paths.pretraining, paths.checkpoint("sd-1-5"), paths.backbone_facts("sam")]
+    written += [
+        paths.measures,
+        paths.panels(name),
+        paths.pretraining,
+        paths.checkpoint("sd-1-5"),
+        paths.backbone_facts("sam"),
+    ]
     written += [paths.dataset("ade20k"), paths.released, paths.tracked, paths.results / "REPORT.md"]
     for path in written:
         assert covered(path.as_posix(), declared), path

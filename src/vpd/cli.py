@@ -28,13 +28,15 @@ DESCRIPTION = (
     "VPD (ICCV 2023) as one workflow. The commands from `data` on are its stages, run by dvc repro or snakemake."
 )
 STAGES = {
-    "data": "draw synthetic scenes, or download and check a real dataset",
-    "pretrain": "pre-train the small Stable Diffusion",
-    "checkpoint": "take or check one Stable Diffusion checkpoint",
-    "backbone": "download one backbone's public weights, or pre-train it small",
-    "train": "train one experiment, all its seeds",
-    "evaluate": "measure one experiment, all its seeds",
+    "data": ("dataset", "draw synthetic scenes, or download and check a real dataset"),
+    "pretrain": ("", "pre-train the small Stable Diffusion"),
+    "checkpoint": ("checkpoint", "take or check one Stable Diffusion checkpoint"),
+    "measure": ("", "measure what each Stable Diffusion checkpoint draws, and whether its words point"),
+    "backbone": ("backbone", "download one backbone's public weights, or pre-train it small"),
+    "train": ("experiment", "train one experiment, all its seeds"),
+    "evaluate": ("experiment", "measure one experiment, all its seeds"),
 }
+"""Stage -> what its name is that of, if it has one, and what it does."""
 PREDICT_PATHS = {
     "spec": "resolved spec of the experiment",
     "weights": "its weights",
@@ -164,10 +166,9 @@ def _paper_scale(commands: Commands) -> None:
 
 
 def _stages(commands: Commands) -> None:
-    for stage, text in STAGES.items():
+    for stage, (kind, text) in STAGES.items():
         command = _command(commands, stage, _stage, text)
-        if stage != "pretrain":
-            kind = "experiment" if stage in ("train", "evaluate") else "dataset" if stage == "data" else stage
+        if kind:
             command.add_argument("name", help=f"{kind}, as in params.yaml")
         if stage == "data":
             _archives(command)

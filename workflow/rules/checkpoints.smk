@@ -34,6 +34,28 @@ checkpoint checkpoint:
         "vpd checkpoint {wildcards.checkpoint:q} {params.choice} 2>&1 | tee {log}"
 
 
+checkpoint measure:
+    input:
+        checkpoints=ancient(
+            expand(
+                f"checkpoints/{SCALE}/{{name}}/manifest.json", name=PARAMS.checkpoints
+            )
+        ),
+        key=key("measure", needs_checkpoints),
+    output:
+        manifest=f"results/{SCALE}/measures/manifest.json",
+        timing=f"results/{SCALE}/timing/measure/measures.json",
+    log:
+        f"logs/{SCALE}/measure.log",
+    conda:
+        "../../environment.yml"
+    threads: PARAMS.measures.threads if PARAMS.measures else 1
+    params:
+        choice=CHOICE,
+    shell:
+        "vpd measure {params.choice} 2>&1 | tee {log}"
+
+
 rule ship:
     input:
         checkpoints=ancient(
@@ -42,7 +64,8 @@ rule ship:
                 name=["pretraining", *PARAMS.checkpoints, *PARAMS.backbones],
             )
         ),
-        key=key("ship", needs_all_weights),
+        measures=ancient(checkpoints.measure.rule.output.manifest),
+        key=key("ship", needs_checkpoints, needs_backbones, needs_measures),
     output:
         timing=f"results/{SCALE}/timing/ship/weights.json",
     log:

@@ -58,10 +58,19 @@ def needs_pretraining(wildcards):
     checkpoints.pretrain.get()
 
 
-def needs_all_weights(wildcards):
-    """Wait for every checkpoint and backbone of the scale."""
+def needs_checkpoints(wildcards):
+    """Wait for every Stable Diffusion checkpoint of the scale."""
     for name in PARAMS.checkpoints:
         checkpoints.checkpoint.get(checkpoint=name)
+
+
+def needs_measures(wildcards):
+    """Wait for what is measured of them."""
+    checkpoints.measure.get()
+
+
+def needs_backbones(wildcards):
+    """Wait for every backbone of the scale."""
     for name in PARAMS.backbones:
         checkpoints.backbone.get(backbone=name)
 

@@ -14,6 +14,7 @@ rule report:
             f"results/{SCALE}/backbones/{{backbone}}.json", backbone=PARAMS.backbones
         ),
         released=rules.released.output.index,
+        measures=ancient(f"results/{SCALE}/measures/manifest.json"),
         pretraining=ancient(f"checkpoints/{SCALE}/pretraining/manifest.json"),
         previews=ancient(
             expand(f"data/{SCALE}/{{dataset}}/preview.png", dataset=PARAMS.datasets)
@@ -22,7 +23,9 @@ rule report:
         data=ancient(
             expand(f"data/{SCALE}/{{dataset}}/manifest.json", dataset=PARAMS.datasets)
         ),
-        key=key("report", needs_data(*PARAMS.datasets), needs_pretraining),
+        key=key(
+            "report", needs_data(*PARAMS.datasets), needs_pretraining, needs_measures
+        ),
     output:
         report=f"results/{SCALE}/REPORT.md",
         page=f"results/{SCALE}/report.html",

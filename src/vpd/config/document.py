@@ -10,6 +10,7 @@ from vpd.config.experiment import Named, NotNegative, Seed, Task
 from vpd.config.schema import (
     CheckpointSpec,
     DatasetSpec,
+    MeasuresSpec,
     ObjectiveSpec,
     Pretrained,
     PretrainingSpec,
@@ -115,6 +116,8 @@ class Scale(Frozen):
     shipped: str | None = None
     """Scale that made the weights in weights/, which this scale's sources `shipped` take."""
     checkpoints: dict[Name, CheckpointSpec]
+    measures: MeasuresSpec | None = None
+    """What is measured of the checkpoints; they do not depend on it."""
     backbones: Backbones
     released: dict[Name, ReleasedSpec] = {}
     """Experiment, or name of a public model -> weights of others, which are measured too."""

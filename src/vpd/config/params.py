@@ -95,7 +95,11 @@ class Params:
         self.tables, self.figures, self.questions = document.tables, document.figures, document.questions
         self.tolerances, self.registered = document.tolerances, document.registered
         self.datasets, self.pretraining = self.block.datasets, self.block.pretraining
-        self.checkpoints, self.released = self.block.checkpoints, self.block.released
+        self.checkpoints, self.measures, self.released = (
+            self.block.checkpoints,
+            self.block.measures,
+            self.block.released,
+        )
         self.comparable, self.registered_checkpoints = self.block.comparable, self.block.registered_checkpoints
 
     def _at(self, path: str = "") -> str:
@@ -145,8 +149,7 @@ class Params:
         else:
             specs["backbone"], datasets = self.backbone(name), [block.dataset, block.objects]
         specs |= {f"datasets.{dataset}": self.dataset(dataset) for dataset in datasets}
-        # What is measured of weights does not decide them.
-        return {key: spec.model_dump(mode="json", exclude={"measures"}) for key, spec in specs.items()}
+        return {key: spec.model_dump(mode="json") for key, spec in specs.items()}
 
     def backbone(self, name: str) -> BackboneSpec:
         """Return the backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""

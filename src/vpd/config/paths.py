@@ -29,6 +29,7 @@ class Paths:
         self.checkpoint = _under(self.checkpoints)
         self.pretraining = self.checkpoints / "pretraining"  # milestones of the small Stable Diffusion
         self.results = results = root / "results" / scale
+        self.measures = results / "measures"  # of the small Stable Diffusion, at every milestone
         self.released = results / "released"
         self.evidence = results / EVIDENCE  # values of earlier runs (docs/claims.md); no stage makes it
         self.backbone_facts = _under(results / "backbones", ".json")  # manifest of a backbone, where git keeps it

@@ -110,27 +110,6 @@ class DenoiserSpec(_Batches):
         return self
 
 
-class OracleSpec(_Steps, _Batches):
-    """Network that says which things of which colour an image shows, and which room."""
-
-    scenes: PositiveInt
-    """Scenes of its own that it is trained on."""
-    width: Annotated[int, Field(ge=2)]
-    """Channels, and features of the Fréchet distance."""
-
-
-class MeasuresSpec(Frozen):
-    """What is measured of each milestone, on scenes that no dataset shows."""
-
-    scenes: Annotated[int, Field(ge=2)]
-    """Scenes to measure with; a picture is drawn for a prompt of each."""
-    timestep: Annotated[int, Field(ge=0, le=999)] = 1
-    """Time step of the attention maps, as VPD's (S1)."""
-    times: tuple[Annotated[int, Field(ge=0, le=999)], ...] = (100, 200, 300, 400, 500, 600, 700)
-    """Time steps at which the right caption is compared with a wrong one."""
-    oracle: OracleSpec
-
-
 class PretrainingSpec(Frozen):
     """Pre-training of a small Stable Diffusion; without milestones (paper scale) nothing is trained."""
 
@@ -147,14 +126,6 @@ class PretrainingSpec(Frozen):
     autoencoder: AutoencoderSpec | None = None
     text: TextSpec | None = None
     denoiser: DenoiserSpec | None = None
-    sample_prompts: tuple[str, ...] = ()
-    """Prompts of the pictures that each milestone draws for the report."""
-    sample_steps: PositiveInt = 20
-    """Denoising steps of such a picture."""
-    guidance: NotNegative = 4.0
-    """Scale of its classifier-free guidance."""
-    measures: MeasuresSpec | None = None
-    """What is measured of each milestone; it has no influence on the weights."""
 
     @model_validator(mode="after")
     def _check_networks(self) -> PretrainingSpec:
@@ -200,6 +171,46 @@ class CheckpointSpec(HubWeights):
     """shipped: what the weights must have been made with; vpd takes it from the scale that made them."""
     sha256: dict[str, str] = {}
     """File name -> SHA-256 that it must have, or the beginning of one."""
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+class OracleSpec(_Steps, _Batches):
+    """Network that says which things of which colour an image shows, and which room."""
+
+    scenes: PositiveInt
+    """Scenes of its own that it is trained on."""
+    width: Annotated[int, Field(ge=2)]
+    """Channels, and features of the Fréchet distance."""
+
+
+class MeasuresSpec(Frozen):
+    """What is measured of each Stable Diffusion of a scale, on scenes that no dataset shows."""
+
+    seed: NotNegativeInt = 0
+    """Of everything random in it."""
+    threads: PositiveInt = 1
+    """CPU threads; part of the spec because another number changes the last bits."""
+    sample_prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Prompts of the pictures that the report shows, in words of the checkpoints' vocabulary."""
+    sample_steps: PositiveInt = 10
+    """Denoising steps of a picture, by DPM-Solver++."""
+    guidance: NotNegative = 4.0
+    """Scale of its classifier-free guidance."""
+    scenes: Annotated[int, Field(ge=2)]
+    """Scenes to measure with; a picture is drawn for a prompt of each."""
+    timestep: Annotated[int, Field(ge=0, le=999)] = 1
+    """Time step of the attention maps, as VPD's (S1)."""
+    times: Annotated[tuple[Annotated[int, Field(ge=0, le=999)], ...], Field(min_length=1)] = (
+        100,
+        200,
+        300,
+        400,
+        500,
+        600,
+        700,
+    )
+    """Time steps at which the right caption is compared with a wrong one."""
+    oracle: OracleSpec
 
 
 # ------------------------------------------------------------------------------------------------------------ backbones

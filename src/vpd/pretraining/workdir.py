@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpd.config.schema import BackboneSpec, PretrainingSpec
+from vpd.config.schema import BackboneSpec, MeasuresSpec, PretrainingSpec
 from vpd.utils.files import locked
 from vpd.utils.fingerprint import Fingerprint, fingerprint
 
@@ -20,11 +20,8 @@ SHARED = (
     *(f"pretraining/{module}" for module in ("captions", "clip", "loop", "workdir")),
     *("datasets/captions", "datasets/images"),
 )
-# What the measures of the small Stable Diffusion use of VPD. The world, which draws their scenes, is missing: where it changes
-# what it draws, the captions dataset changes, too.
-MEASURED_WITH = tuple(f"models/{module}" for module in ("attention", "base", "diffusion", "prompts"))
 # Cache keys follow the folders: editing one backbone objective does not retrain the small Stable Diffusion, nor the reverse.
-DIFFUSION_CODE = (*SHARED, "pretraining/diffusion", *MEASURED_WITH)
+DIFFUSION_CODE = (*SHARED, "pretraining/diffusion")
 BACKBONE_CODE = (*SHARED, "pretraining/backbones", "models/backbones", "datasets/objects")
 
 
@@ -51,7 +48,7 @@ class Workdir:
 
 @contextlib.contextmanager
 def open_workdir(
-    state: Path, made_from: Fingerprint, spec: PretrainingSpec | BackboneSpec, save_every: int
+    state: Path, made_from: Fingerprint, spec: PretrainingSpec | BackboneSpec | MeasuresSpec, save_every: int
 ) -> Iterator[Workdir]:
     """Lock ``state`` and compute with ``spec.threads`` threads in the block; remove ``state`` if the block succeeds."""
     import torch

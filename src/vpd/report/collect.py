@@ -10,6 +10,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 from vpd.config.params import Params
 from vpd.config.reported import load_reported
 from vpd.config.tables import RELEASED, matched_row
+from vpd.measures.results import TABLE
 from vpd.planning.costs import read_entries
 from vpd.report.cells import csv_text, number, read_csv
 from vpd.report.wording import ordinal
@@ -17,6 +18,14 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import files_in, read_json
 
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
+MEASURES = {
+    "thing": ("objects with colour %", 100, 1),
+    "room": ("rooms %", 100, 1),
+    "frechet": ("Fréchet distance", 1, 2),
+    "word_auc": ("words point, AUC", 1, 2),
+    "text_matters": ("wrong caption costs more %", 100, 1),
+}
+"""Column of measures.csv -> its heading in the report, the factor of its values, and their decimals."""
 Costs = Mapping[str, Mapping[str, float]]  # experiment -> figures of ``vpd cost``
 
 
@@ -66,6 +75,18 @@ def _lines(path: Path, experiment: str) -> Iterator[tuple]:
 def read_curves(path: Path, columns: Iterable[str]) -> pd.DataFrame | None:
     """Read a CSV of training or pre-training losses; None if there is none, UserError if it lacks one of ``columns``."""
     return read_csv(path, columns, "run the stage that makes it again") if path.is_file() else None
+
+
+def read_measures(folder: Path) -> pd.DataFrame | None:
+    """Read what was measured of the small Stable Diffusion, a line per checkpoint; None if nothing was yet."""
+    path, cure = folder / TABLE, "run `vpd measure` again, or restore it with git"
+    if not path.is_file():
+        return None
+    frame = read_csv(path, ["images", *MEASURES], cure)
+    for column in MEASURES:
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            raise UserError(f"{path} has a text in its column '{column}', which holds numbers; {cure}")
+    return frame
 
 
 def read_timings(folder: Path) -> pd.DataFrame:

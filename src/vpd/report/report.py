@@ -11,9 +11,10 @@ from vpd.config.params import Params
 from vpd.config.paths import EVIDENCE
 from vpd.config.reported import load_reported
 from vpd.config.tables import FigureSpec, matched_row
+from vpd.measures.results import measures_to_show
 from vpd.report.cells import Cell
 from vpd.report.claims import Points, answers, findings
-from vpd.report.collect import collect, read_costs, read_curves, read_timings, row_costs
+from vpd.report.collect import collect, read_costs, read_curves, read_measures, read_timings, row_costs
 from vpd.report.evidence import compared, joined, read_evidence
 from vpd.report.figures import Curve
 from vpd.report.judge import all_cells, table_names
@@ -39,6 +40,7 @@ class Report:
         """Read all inputs, and derive cells and verdicts; for arguments and errors see ``write_report``."""
         self.params, self.results, self.out = params, results, out
         self.pretraining, self.previews = pretraining, previews
+        self.measures = measures_to_show(results / "measures", params.block.shipped)  # folder; it may not be there yet
         self.costs_scale = costs_scale or params.scale
         counted = pick(self.costs_scale, params.document.scales, "scale", f"{params.source}: costs of the report")
         names = list(params.experiments)
@@ -58,6 +60,7 @@ class Report:
         histories = {name: read_curves(results / "history" / f"{name}.csv", ("seed", "step", "loss")) for name in names}
         self.histories = {name: history for name, history in histories.items() if history is not None}
         self.pretraining_losses = read_curves(pretraining / "history.csv", ("phase", "step", "loss"))
+        self.measured = read_measures(self.measures)
         self.backbones = backbones(params, results / "backbones")
         self.runs = {name: runs_of(params, name, results / "metrics" / f"{name}.json") for name in names}
         index = results / "released" / "index.json"

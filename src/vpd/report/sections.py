@@ -12,18 +12,20 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from vpd.measures.results import REAL
 from vpd.report.cells import PROVENANCES
 from vpd.report.claims import tally
+from vpd.report.collect import MEASURES
 from vpd.report.evidence import DIFFERENT, EQUAL, NEW, RECORDED, evidence_lines
 from vpd.report.report import Report
 from vpd.report.tables import by_row, table_view
 from vpd.report.wording import duration, heading, ordinal, rounded
 
 View = dict[str, Any]
-STAGES = ("data", "pretrain", "checkpoint", "train", "evaluate", "released")
+STAGES = ("data", "pretrain", "checkpoint", "measure", "train", "evaluate", "released")
 FILES = {"spec": "specs/{}.json", "metrics": "metrics/{}.json", "history": "history/{}.csv"}  # of an experiment
 FILES |= {name: f"panels/{{}}/{name}.png" for name in ("predictions", "attention")}
-CONTENT: View = {"claims": (), "pictures": (), "tables": (), "grid": None, "runs": ()}
+CONTENT: View = {"text": "", "claims": (), "pictures": (), "tables": (), "grid": None, "runs": ()}
 # Name on the page -> column of provenance.csv.
 DIGESTS = {"code": "code", "data": "data_digest", "checkpoint": "checkpoint_digest", "commit": "commit"}
 CAPTIONS = {
@@ -34,8 +36,13 @@ CAPTIONS = {
 TRAINING = "Training loss, {}: seeds thin, their smoothed mean thick, the range of all experiments of the task grey"
 PRETRAINING = {
     "pretraining-loss": "Loss of each phase of pre-training",
-    "pretraining-samples": "Images drawn from prompts, one line per milestone",
+    "pretraining-samples": "Images drawn from prompts, one column per checkpoint; below, real ones and their reconstructions",
 }
+MEASURED = """Measured on scenes that no dataset shows, with a prompt for each. Objects and rooms: share of drawn images in
+which another network, trained on scenes alone, finds the thing with its colour, or the room, that was asked for. Fréchet
+distance: to real images in that network's features, in units of their variance. Words point: area under the ROC curve of a
+word's cross-attention map against the pixels of its class; 0.5 is chance. Wrong caption: share of images whose noise is
+mistaken more with the caption of another scene."""
 
 
 def build_view(report: Report) -> View:
@@ -79,16 +86,42 @@ def _sections(report: Report) -> Iterator[View]:
     yield _section("backbones", "What each pre-trained network saw", grid=_backbone_grid(report.backbones))
     training = {f"training-{task}": TRAINING.format(task) for task in report.tasks}
     yield _section("training", "Training", pictures=_pictures(report, training))
-    if report.params.pretraining.milestones:
-        yield _section("pretraining", "The small Stable Diffusion", pictures=_pictures(report, PRETRAINING))
-    elif report.params.block.shipped:
-        samples = dict([*PRETRAINING.items()][1:])  # losses are where the weights were made
-        yield _section("pretraining", "The small Stable Diffusion", pictures=_pictures(report, samples))
+    yield _section("pretraining", "The small Stable Diffusion", **_small_diffusion(report))
     samples = {f"data-{name}": f"Samples of `{name}`" for name in report.previews}
     yield _section("data", "The data", pictures=_pictures(report, samples))
     yield _section("time", "Time by stage", grid=_stage_grid(report.timings))
     runs = [_run(report, name) for name in report.params.experiments]
     yield _section("runs", "Where the numbers come from", runs=runs)
+
+
+def _small_diffusion(report: Report) -> View:
+    """Show what is measured of the checkpoints, or say how to measure it, if the scale or that of its weights asks for it."""
+    params, shown = report.params, []
+    if params.pretraining.milestones:  # the losses of shipped weights are where they were made
+        shown.append("pretraining-loss")
+    content: View = {}
+    if report.measured is not None:
+        shown.append("pretraining-samples")
+        content = {"text": MEASURED, "grid": _measures_grid(report.measured, params.milestones)}
+    elif params.measures:
+        content = {"text": f"What it has learnt is not measured yet; `vpd measure --scale {params.scale}` does it."}
+    elif params.block.shipped:
+        command = f"make pretrain SCALE={params.block.shipped}"
+        content = {"text": f"The measures of the weights in git are not there yet; `{command}` makes them."}
+    return content | {"pictures": _pictures(report, {name: PRETRAINING[name] for name in shown})}
+
+
+def _measures_grid(measured: pd.DataFrame, milestones: Mapping[str, int]) -> View:
+    """Tabulate the measures of each checkpoint and of the images that bound them."""
+    lines = []
+    for index, line in enumerate(measured.to_dict("records")):
+        name = str(line["images"])
+        label = f"{name}, {milestones[name]:,} images" if name in milestones else name
+        bound = " (floor)" if not index else " (ceiling)" if name == REAL else ""
+        values = ((line[key] * factor, decimals) for key, (_, factor, decimals) in MEASURES.items())
+        lines.append((label + bound, *("" if pd.isna(value) else rounded(value, digits) for value, digits in values)))
+    heads = [head for head, _, _ in MEASURES.values()]
+    return _grid(("images", *heads), lines, range(1, 1 + len(heads)))
 
 
 def _pictures(report: Report, captions: Mapping[str, str]) -> list[View]:

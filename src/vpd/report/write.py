@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vpd.config.params import Params
-from vpd.config.paths import WEIGHTS
 from vpd.config.tables import FigureSpec
+from vpd.measures.results import PICTURE
 from vpd.report import markdown
 from vpd.report.cells import Cell, cells_csv, csv_text, read_cells
 from vpd.report.claims import Line, claims_csv
@@ -121,9 +121,8 @@ def _write_figures(report: Report, folder: Path) -> None:
         groups = () if losses is None else losses.assign(seed=0).groupby("phase", sort=False)
         phases = {str(phase): frame for phase, frame in groups}
         _save(report, loss_figure(phases, "step", share=False), folder, "pretraining-loss")
-        pictures["pretraining-samples"] = report.pretraining / "samples.png"
-    elif report.params.block.shipped:
-        pictures["pretraining-samples"] = WEIGHTS / report.params.block.shipped / "samples.png"
+    if report.measured is not None:
+        pictures["pretraining-samples"] = report.measures / PICTURE
     for name, path in pictures.items():
         if path.is_file():
             shutil.copyfile(path, folder / f"{name}.png")

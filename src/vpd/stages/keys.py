@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vpd.config.params import Params
 from vpd.config.paths import Paths, shipped
 from vpd.config.schema import load_spec
 from vpd.evaluation.results import evaluation_fingerprint, is_evaluated
+from vpd.measures.results import PICTURE, TABLE, measures_fingerprint, measures_to_show
 from vpd.pretrained.checkpoints import checkpoint_fingerprint, fetched_backbone_fingerprint
 from vpd.pretraining.workdir import backbone_fingerprint, pretraining_fingerprint
 from vpd.stages.data import PREVIEW, dataset_fingerprint
@@ -45,6 +46,11 @@ def _pretrain(name: str, params: Params, paths: Paths) -> Answer:
 
 def _checkpoint(name: str, params: Params, paths: Paths) -> Answer:
     return _folder(paths.checkpoint(name), checkpoint_fingerprint(name, params.checkpoint(name), paths.pretraining))
+
+
+def _measure(name: str, params: Params, paths: Paths) -> Answer:
+    checkpoints = {key: paths.checkpoint(key) for key in params.checkpoints}
+    return _folder(paths.measures, measures_fingerprint(params.measures, checkpoints))
 
 
 def _backbone(name: str, params: Params, paths: Paths) -> Answer:
@@ -88,9 +94,11 @@ def _evaluate(name: str, params: Params, paths: Paths) -> Answer:
 def _ship(name: str, params: Params, paths: Paths) -> Answer:
     names = pretrained_here(params)
     recipes = {key: params.recipe(key) for key in names}
-    wanted = fingerprint(recipes, ("pretrained", "stages/shipping"), {key: paths.checkpoint(key) for key in names})
+    inputs = {**{key: paths.checkpoint(key) for key in names}, "measures": paths.measures}
+    wanted = fingerprint(recipes, ("pretrained", "stages/shipping"), inputs)
     _, current, output = _recorded("ship", paths, wanted, paths.timing("ship", "weights"))
-    return {"": wanted}, current and all((shipped(params.scale, key) / MANIFEST).is_file() for key in names), output
+    files = [f"{key}/{MANIFEST}" for key in names] + ([TABLE, PICTURE] if names and params.measures else [])
+    return {"": wanted}, current and all(shipped(params.scale, file).is_file() for file in files), output
 
 
 def pretrained_here(params: Params) -> list[str]:
@@ -110,8 +118,9 @@ def _released(name: str, params: Params, paths: Paths) -> Answer:
 
 def _report(name: str, params: Params, paths: Paths) -> Answer:
     previews = {key: sha256(paths.dataset(key) / PREVIEW) for key in params.datasets}
-    recorded = [sha256(paths.evidence)] if paths.evidence.is_file() else []
-    settings = [params.layout(), previews, *recorded]
+    measures = measures_to_show(paths.measures, params.block.shipped)
+    maybe = (paths.evidence, measures / TABLE, measures / PICTURE)
+    settings = [params.layout(), previews, *(sha256(path) for path in maybe if path.is_file())]
     wanted = fingerprint(settings, ("report", "config"), {"pretraining": paths.pretraining})
     return _recorded("report", paths, wanted, paths.results / "REPORT.md")
 
@@ -124,6 +133,7 @@ STAGES: dict[str, Callable[[str, Params, Paths], Answer]] = {
     "data": _data,
     "pretrain": _pretrain,
     "checkpoint": _checkpoint,
+    "measure": _measure,
     "backbone": _backbone,
     "train": _train,
     "evaluate": _evaluate,
@@ -184,7 +194,11 @@ def job_key(stage: str, name: str, params: Params, paths: Paths) -> str:
 
 def stale(params: Params, paths: Paths) -> Iterator[str]:
     """Every stage that is not current, named as DVC names it."""
-    names = {"data": params.datasets, "pretrain": ("",), "checkpoint": params.checkpoints, "backbone": params.backbones}
+    names: dict[str, Iterable[str]] = {
+        "data": params.datasets,
+        "checkpoint": params.checkpoints,
+        "backbone": params.backbones,
+    }
     names |= dict.fromkeys(("train", "evaluate"), params.experiments)
     for stage in STAGES:
         for name in names.get(stage, ("",)):

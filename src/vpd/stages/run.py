@@ -69,6 +69,14 @@ def _checkpoint(name: str, params: Params, paths: Paths) -> Facts:
     return {}
 
 
+def _measure(name: str, params: Params, paths: Paths) -> Facts:
+    from vpd.measures.run import measure
+
+    checkpoints = {key: paths.checkpoint(key) for key in params.checkpoints}
+    measure(params.measures, checkpoints, paths.measures, paths.state("measure"))
+    return {}
+
+
 def _backbone(name: str, params: Params, paths: Paths) -> Facts:
     spec, block, out = params.backbone(name), params.block.backbones, paths.checkpoint(name)
     if spec.source == "pretrained":
@@ -110,26 +118,33 @@ STAGES: dict[str, Callable[..., Facts]] = {
     "data": _data,
     "pretrain": _pretrain,
     "checkpoint": _checkpoint,
+    "measure": _measure,
     "backbone": _backbone,
     "train": _train,
     "evaluate": _evaluate,
 }
 
 
+WHOLE = {"pretrain": "pretraining", "measure": "measures"}
+"""Stages that a scale has once, and what their timings call what they make."""
+
+
 def _output(stage: str, name: str, paths: Paths) -> Path:
-    """What only one job at a time may make; an evaluation, whose results are in git, is locked among the runs."""
+    """What only one job at a time may make; one whose results are in git is locked among the runs."""
     if stage in ("train", "evaluate"):
         return paths.runs(name if stage == "train" else f"{name}.evaluated")
+    if stage == "measure":
+        return paths.runs("checkpoints.measured")
     return paths.dataset(name) if stage == "data" else paths.checkpoint(name) if name else paths.pretraining
 
 
 def run_stage(stage: str, name: str, params: Params, paths: Paths, **options: object) -> str:
     """Run a stage, note how long it took, and return what to tell the user; idle stages do not import torch.
 
-    ``name`` is empty for the pre-training; ``options`` are ``archives`` of data and ``live`` of train. Waits for another process
-    that does the same, and then finds it done.
+    ``name`` is empty for the stages of WHOLE; ``options`` are ``archives`` of data and ``live`` of train. Waits for another
+    process that does the same, and then finds it done.
     """
-    job = name or "pretraining"
+    job = name or WHOLE[stage]
     with exclusive(_output(stage, name, paths), f"{stage} {name}".rstrip()):
         if paths.timing(stage, job).is_file() and is_current(stage, name, params, paths):
             return f"{stage} {name}".rstrip() + " is up to date"

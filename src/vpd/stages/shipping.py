@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vpd.config.params import Params
-from vpd.config.paths import WEIGHTS, Paths, shipped
+from vpd.config.paths import Paths, shipped
+from vpd.measures.results import PICTURE, TABLE
 from vpd.pretrained.shipped import ship, shipped_facts
 from vpd.stages.keys import is_current, pretrained_here
 from vpd.training.runs import seed_folder
@@ -18,8 +19,6 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import write_json, write_text
 from vpd.utils.fingerprint import read_manifest
 
-PICTURES = ("samples.png", "drawn.png")
-MEASURES = "measures.csv"
 SPEC, CLASSES, FINAL = "spec.json", "classes.json", "final.safetensors"  # of a trained network
 CARD = """# Weights of the scale `{scale}`
 
@@ -51,27 +50,24 @@ Measured on {scenes} scenes that no dataset shows; each gives a prompt that name
 - Real images of other prompts show what chance finds, reconstructions what the autoencoder loses.
 - Right caption: share of images whose noise is predicted better with their own caption than with another scene's.
 
-`{file}` has all of it, also by level and by time step. In `drawn.png` the last milestone draws the prompts above its columns.
+`{table}` has all of it, also by level and by time step. `{picture}` shows what each draws.
 """
 SHOWN = ("thing", "room", "frechet", "class_auc", "word_auc", "text_matters")
 
 
 def ship_weights(params: Params, paths: Paths) -> list[str]:
-    """Write all pre-trained weights of the scale, their samples and a model card to weights/; return their names.
+    """Write all pre-trained weights of the scale, their measures and a model card to weights/; return their names.
 
     Raises:
-        UserError: a checkpoint or backbone is missing or not current.
+        UserError: a checkpoint, a backbone or the measures are missing or not current.
     """
     names = pretrained_here(params)
     if not names:
         return []
     for name in names:
         _ship_checkpoint(name, params, paths)
-    root = WEIGHTS / params.scale
-    for name in (*PICTURES, MEASURES):
-        if (paths.pretraining / name).is_file():
-            shutil.copyfile(paths.pretraining / name, root / name)
-    write_text(root / "README.md", model_card(params, names))
+    _ship_measures(params, paths)
+    write_text(shipped(params.scale, "README.md"), model_card(params, names))
     return names
 
 
@@ -84,11 +80,21 @@ def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
         manifest = read_manifest(paths.pretraining)
         facts = {key: manifest[key] for key in ("parameters", "reconstruction_psnr", "matching_accuracy")}
         facts |= {"objective": "denoising", "images_seen": params.pretraining.milestones[name]}
-        facts |= {"measures": manifest["measures"][name]} if params.pretraining.measures else {}
     else:
         manifest = read_manifest(paths.checkpoint(name))
         facts = {key: value for key, value in manifest.items() if key not in ("schema", "files")}
     ship(paths.checkpoint(name), shipped(params.scale, name), params.recipe(name), facts)
+
+
+def _ship_measures(params: Params, paths: Paths) -> None:
+    if not is_current("measure", "", params, paths):
+        raise UserError(f"{paths.measures} is not what params.yaml asks for; run `vpd measure` first")
+    for name in (TABLE, PICTURE):
+        target = shipped(params.scale, name)
+        if params.measures:
+            shutil.copyfile(paths.measures / name, target)
+        else:
+            target.unlink(missing_ok=True)
 
 
 def ship_network(name: str, params: Params, paths: Paths) -> None:
@@ -131,13 +137,12 @@ def model_card(params: Params, names: Iterable[str]) -> str:
 
 def _measured(params: Params) -> str:
     """The section about the measures of the small Stable Diffusion, if there are any."""
-    wanted, path = params.pretraining.measures, WEIGHTS / params.scale / MEASURES
-    if wanted is None:
+    if params.measures is None:
         return ""
-    with path.open(encoding="utf-8", newline="") as file:
+    with shipped(params.scale, TABLE).open(encoding="utf-8", newline="") as file:
         rows = [[line["images"], *(_short(line[key]) for key in SHOWN)] for line in csv.DictReader(file)]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return MEASURED.format(scenes=wanted.scenes, rows=lines, file=MEASURES)
+    return MEASURED.format(scenes=params.measures.scenes, rows=lines, table=TABLE, picture=PICTURE)
 
 
 def _short(value: str) -> str:

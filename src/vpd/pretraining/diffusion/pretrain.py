@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -16,8 +16,6 @@ from vpd.pretraining.captions import Captions, load_captions
 from vpd.pretraining.clip import encode, encode_texts, matching_accuracy, text_tower, train_clip, train_tokenizer
 from vpd.pretraining.diffusion.autoencoder import encode_images, reconstruction_psnr, scaling_factor, train_autoencoder
 from vpd.pretraining.diffusion.denoiser import Encoded, build_scheduler, train_denoiser
-from vpd.pretraining.diffusion.measures import measure, write_measures
-from vpd.pretraining.diffusion.pictures import plot_drawn, plot_samples
 from vpd.pretraining.loop import complete, turn_off_library_bars
 from vpd.pretraining.workdir import Workdir, open_workdir, pretraining_fingerprint
 from vpd.utils.files import atomic_folder, atomic_path
@@ -30,8 +28,7 @@ def pretrain(spec: PretrainingSpec, data: Path, out: Path, state: Path, *, save_
     Args:
         spec: networks, training and milestones; without milestones (paper scale) nothing is trained or read.
         data: a captions dataset.
-        out: gets a pipeline folder per milestone, samples.png, drawn.png, measures.csv, history.csv and the manifest, all at
-            once at the end.
+        out: gets a pipeline folder per milestone, history.csv and the manifest, all at once at the end.
         state: holds the resumable state, saved every ``save_every`` steps; removed at the end.
 
     Raises:
@@ -46,24 +43,17 @@ def pretrain(spec: PretrainingSpec, data: Path, out: Path, state: Path, *, save_
         return
     with open_workdir(state, made_from, spec, save_every) as workdir:
         captions = load_captions(data)
-        vae, losses, facts = _train(spec, captions, workdir)
-        if spec.measures:
-            facts["measures"], losses["oracle"] = measure(spec, captions.size, workdir)
+        losses, facts = _train(spec, captions, workdir)
         with atomic_folder(out) as folder:
             for name in spec.milestones:
                 shutil.copytree(workdir.folder / name, folder / name)
-            plot_samples(spec, captions, vae, folder)
-            if spec.sample_prompts:
-                plot_drawn(spec, captions.size, folder)
-            if spec.measures:
-                write_measures(facts["measures"], folder / "measures.csv")
             complete(folder, made_from, losses, facts)
 
 
 def _train(
     spec: PretrainingSpec, captions: Captions, workdir: Workdir
-) -> tuple[AutoencoderKL, dict[str, list[float]], dict[str, Any]]:
-    """Save a pipeline folder per milestone in ``workdir``; return the autoencoder, the losses, and the manifest's facts."""
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Save a pipeline folder per milestone in ``workdir``; return the losses and the manifest's facts."""
     # The schema demands all three where there are milestones.
     assert spec.autoencoder is not None
     assert spec.text is not None
@@ -102,7 +92,7 @@ def _train(
         "scaling_factor": vae.config.scaling_factor,
         **parts,
     }
-    return vae, losses, facts
+    return losses, facts
 
 
 def _save_pipeline(folder: Path, **parts: nn.Module | CLIPTokenizer) -> None:

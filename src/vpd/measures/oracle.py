@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from vpd.config.schema import OracleSpec
-from vpd.pretraining.diffusion.scenes import PAIRS, ROOMS, Scenes
+from vpd.measures.scenes import PAIRS, ROOMS, Scenes
 from vpd.pretraining.loop import Phase, initialised_by, rise_and_fall
 from vpd.pretraining.workdir import Workdir
 
@@ -99,7 +99,7 @@ def train_oracle(spec: OracleSpec, scenes: Scenes, workdir: Workdir) -> tuple[Or
         return WEIGHT * found + F.cross_entropy(rooms, scenes.rooms[batch].to(workdir.device))
 
     factor = rise_and_fall(spec.steps)
-    phase = Phase("oracle", "pretraining.measures.oracle", oracle, spec.steps, spec.lr, factor)
+    phase = Phase("oracle", "measures.oracle", oracle, spec.steps, spec.lr, factor)
     return oracle, phase.train(workdir, loss_of)
 
 

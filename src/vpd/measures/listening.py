@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vpd.pretraining.diffusion.denoiser import build_scheduler
 from vpd.pretraining.loop import generator_of
+from vpd.utils.progress import track
 
 CHUNK = 64  # images at a time
 Denoise = Callable[
@@ -35,7 +36,7 @@ def listening(denoise: Denoise, latents: Tensor, contexts: Tensor, times: Sequen
 def _costs(denoise: Denoise, latents: Tensor, contexts: Tensor, times: Sequence[int], seed: int) -> Tensor:
     """Mean squared error by time and image, (T,N)."""
     scheduler, rows = build_scheduler(), []
-    for time in times:
+    for time in track(times, len(times), "costs of captions", "time steps"):
         noise = torch.randn(latents.shape, generator=generator_of(seed, "listening", time))
         steps = torch.full((len(latents),), time)
         noisy = scheduler.add_noise(latents, noise, steps)

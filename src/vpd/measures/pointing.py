@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from vpd.config.schema import AttentionSpec, PromptSpec
+from vpd.measures.scenes import CAPTIONS, CLASSES, Scenes
 from vpd.models.diffusion import FeatureUNet, load_unet
 from vpd.models.prompts import TextEncoder, encode_prompts
-from vpd.pretraining.diffusion.scenes import CAPTIONS, CLASSES, Scenes
+from vpd.utils.progress import track
 
 CHUNK = 64  # images at a time
 LEAST_PIXELS = 32  # smaller parts of a class, or of what is not of the class, say little
@@ -63,7 +64,8 @@ def pointing(pipeline: Path, latents: Tensor, scenes: Scenes, timestep: int, dev
     names = encode_prompts(PromptSpec.model_validate(SINGLE | {"length": text.length}), text, list(CLASSES))
     every = {number: torch.tensor([number]) for number in range(len(CLASSES))}
     scores = {"class": Scores(), "word": Scores()}
-    for chunk in torch.arange(len(scenes)).split(CHUNK):
+    chunks = torch.arange(len(scenes)).split(CHUNK)
+    for chunk in track(chunks, len(chunks), f"words of {pipeline.name}", "batches"):
         forms = [("class", names.expand(len(chunk), -1, -1), [every] * len(chunk))]
         for number in range(CAPTIONS):
             captions = [scenes.captions[index][number] for index in chunk.tolist()]
