@@ -12,12 +12,13 @@ from PIL import Image
 from pretraining_fakes import MEASURES, SPEC, Stopped, digests, draw_captions, kill_at, watched
 from vpd.config.schema import CheckpointSpec
 from vpd.measures.drawing import check_prompts, image_size
-from vpd.measures.results import CHANCE, DECODED, REAL
+from vpd.measures.results import CHANCE, DECODED, REAL, measure_nothing, measures_fingerprint
 from vpd.measures.run import measure
 from vpd.pretrained.checkpoints import assemble
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
+from vpd.utils.fingerprint import is_finished
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +89,9 @@ def test_measures_are_made_again_when_what_they_are_made_from_or_they_change(che
 
 
 def test_without_settings_nothing_is_measured(tmp_path):
-    measure(None, {"sd-a": tmp_path / "absent"}, tmp_path / "out", tmp_path / "state")
+    measure_nothing(tmp_path / "out")
     assert read_json(tmp_path / "out/manifest.json")["files"] == {}
-    assert not (tmp_path / "state").exists()
+    assert is_finished(tmp_path / "out", measures_fingerprint(None, {"sd-a": tmp_path / "absent"}))
 
 
 @pytest.mark.parametrize(

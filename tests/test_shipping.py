@@ -65,7 +65,8 @@ def test_a_scale_without_measures_ships_none_and_keeps_no_old_ones(params, paths
 def test_measures_that_are_not_current_are_not_shipped(params, paths, monkeypatch):
     monkeypatch.setattr(shipping, "is_current", lambda stage, *_: stage != "measure")
     with pytest.raises(
-        UserError, match=r"results/smoke/measures is not what params\.yaml asks for; run `vpd measure` first"
+        UserError,
+        match=r"results/smoke/measures is not what params\.yaml asks for; run `vpd measure --scale smoke` first",
     ):
         shipping.ship_weights(params, paths)
 

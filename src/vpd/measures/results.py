@@ -9,8 +9,8 @@ from pathlib import Path
 from vpd.config.paths import WEIGHTS
 from vpd.config.schema import MeasuresSpec
 from vpd.pretraining.workdir import SHARED
-from vpd.utils.files import atomic_path
-from vpd.utils.fingerprint import Fingerprint, fingerprint
+from vpd.utils.files import atomic_folder, atomic_path
+from vpd.utils.fingerprint import Fingerprint, fingerprint, write_manifest
 
 CODE = (
     *("measures", "world"),
@@ -29,6 +29,12 @@ def measures_fingerprint(spec: MeasuresSpec | None, checkpoints: Mapping[str, Pa
     if spec is None:
         return fingerprint(None, ())
     return fingerprint(spec.model_dump(mode="json"), CODE, checkpoints)
+
+
+def measure_nothing(out: Path) -> None:
+    """Complete ``out`` at a scale that asks for no measures."""
+    with atomic_folder(out) as folder:
+        write_manifest(folder, measures_fingerprint(None, {}), {})
 
 
 def measures_to_show(own: Path, shipped: str | None) -> Path:

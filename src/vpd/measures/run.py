@@ -28,7 +28,7 @@ from vpd.pretraining.diffusion.autoencoder import CHUNK, as_bytes, encode_images
 from vpd.pretraining.loop import complete
 from vpd.pretraining.workdir import Workdir, open_workdir
 from vpd.utils.files import atomic_folder, atomic_path, read_json, write_json
-from vpd.utils.fingerprint import is_finished, write_manifest
+from vpd.utils.fingerprint import is_finished
 
 DIGITS = 4
 
@@ -51,12 +51,12 @@ class Judge:
 
 
 def measure(
-    spec: MeasuresSpec | None, checkpoints: Mapping[str, Path], out: Path, state: Path, *, save_every: int = 100
+    spec: MeasuresSpec, checkpoints: Mapping[str, Path], out: Path, state: Path, *, save_every: int = 100
 ) -> None:
     """Measure checkpoints unless ``out`` is finished already; an interrupted run resumes to the bit.
 
     Args:
-        spec: what to measure; without it, nothing is.
+        spec: what to measure.
         checkpoints: name -> finished pipeline folder, all of the same image size.
         out: gets measures.csv, drawn.png, history.csv and the manifest, all at once at the end.
         state: keeps scenes, the oracle's state, saved every ``save_every`` steps, and of each checkpoint its images and
@@ -67,10 +67,6 @@ def measure(
     """
     made_from = measures_fingerprint(spec, checkpoints)
     if is_finished(out, made_from):
-        return
-    if spec is None:
-        with atomic_folder(out) as folder:
-            write_manifest(folder, made_from, {})
         return
     for checkpoint in checkpoints.values():
         check_prompts(spec.sample_prompts, checkpoint, "measures.sample_prompts")

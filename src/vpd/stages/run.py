@@ -8,6 +8,7 @@ from pathlib import Path
 from vpd.config.params import Params
 from vpd.config.paths import ARCHIVES, Paths
 from vpd.config.schema import load_spec
+from vpd.measures.results import measure_nothing
 from vpd.stages.data import prepare_dataset
 from vpd.stages.keys import is_current, job_key
 from vpd.stages.training import evaluate_experiment, train_experiment
@@ -17,6 +18,8 @@ from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.fingerprint import MANIFEST
 
 Facts = dict[str, object]  # what the timing file says besides the time
+WHOLE = {"pretrain": "pretraining", "measure": "measures"}
+"""Stages that a scale has once, and what their timings call what they make."""
 
 
 class Stopwatch:
@@ -25,7 +28,7 @@ class Stopwatch:
     def __init__(self, stage: str, name: str, paths: Paths, key: str = "") -> None:
         self.stage, self.name, self.timing = stage, name, paths.timing(stage, name)
         self.note = paths.state("attempts", stage) / f"{name}.json"
-        self.earlier = _earlier(self.note, key, paths.state(stage, name if stage != "pretrain" else ""))
+        self.earlier = _earlier(self.note, key, paths.state(stage, "" if stage in WHOLE else name))
         write_json(self.note, {"key": key, "seconds": self.earlier, "started": time.time()})
         self.started = time.monotonic()
 
@@ -70,6 +73,9 @@ def _checkpoint(name: str, params: Params, paths: Paths) -> Facts:
 
 
 def _measure(name: str, params: Params, paths: Paths) -> Facts:
+    if params.measures is None:
+        measure_nothing(paths.measures)
+        return {}
     from vpd.measures.run import measure
 
     checkpoints = {key: paths.checkpoint(key) for key in params.checkpoints}
@@ -123,10 +129,6 @@ STAGES: dict[str, Callable[..., Facts]] = {
     "train": _train,
     "evaluate": _evaluate,
 }
-
-
-WHOLE = {"pretrain": "pretraining", "measure": "measures"}
-"""Stages that a scale has once, and what their timings call what they make."""
 
 
 def _output(stage: str, name: str, paths: Paths) -> Path:

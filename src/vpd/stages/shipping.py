@@ -88,7 +88,9 @@ def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
 
 def _ship_measures(params: Params, paths: Paths) -> None:
     if not is_current("measure", "", params, paths):
-        raise UserError(f"{paths.measures} is not what params.yaml asks for; run `vpd measure` first")
+        raise UserError(
+            f"{paths.measures} is not what params.yaml asks for; run `vpd measure --scale {params.scale}` first"
+        )
     for name in (TABLE, PICTURE):
         target = shipped(params.scale, name)
         if params.measures:
