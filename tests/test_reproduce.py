@@ -19,7 +19,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from vpd.config.params import load_params
-from vpd.utils.digests import sha256
+from vpd.utils.digests import digests, sha256, tree
 from vpd.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +175,41 @@ def test_the_whole_by_dvc_gives_the_same_cells_as_snakemake(whole, tmp_path):
     run("make reproduce", folder)
     assert_frame_equal(cells(whole), cells(folder), check_exact=True)
     assert "up to date" in run("dvc repro", folder)
+
+
+# Files that appear in the middle of `make pretrain`: of the text encoder, of the U-Net, of a baseline, of the measures.
+MOMENTS = ("pretrain/*/text.pt", "pretrain/*/sd-1-2", "backbone/mae-vit-l", "measure/*")
+
+
+def killed_at(moment: str, command: str, folder: Path) -> None:
+    """Start ``command`` in ``folder`` and kill it, with all that it started, when its work folder has ``moment``."""
+    engine = subprocess.Popen(
+        command.split(),
+        cwd=folder,
+        env=environment(folder),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(folder.glob(f".vpd/smoke/{moment}")):
+        assert engine.poll() is None, f"{command} ended before {moment}"
+        time.sleep(0.02)
+    os.killpg(engine.pid, signal.SIGKILL)
+    engine.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["make pretrain SCALE=smoke", "vpd preload dvc repro ship"])
+def test_weights_made_anew_are_the_same_bytes_after_kills(whole, tmp_path, command):
+    """`make pretrain` and its like by DVC, killed in four places, and the smoke scale that ran through."""
+    run("vpd ship", whole)
+    folder = copy_of_project(tmp_path)
+    for moment in MOMENTS:
+        killed_at(moment, command, folder)
+    run(command, folder)
+    weights, others = folder / "weights/smoke", whole / "weights/smoke"
+    assert tree(weights)
+    assert digests(weights, tree(weights)) == digests(others, tree(others))
 
 
 def test_second_dvc_repro_does_nothing(few):
