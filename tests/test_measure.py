@@ -106,7 +106,7 @@ def test_without_settings_nothing_is_measured(tmp_path):
         ("<|endoftext|> ball", r"lacks \(.*endoftext"),
         ("", "has an empty prompt; say what to draw"),
         (" \n", "has an empty prompt"),
-        ("a red ball a red ball a red ball a red ball", "has 12 tokens, but .*sd-a reads 10; shorten it"),
+        ("a red ball a red ball a red ball a red ball", "has 12 words, but .*sd-a reads 10; shorten it"),
     ],
 )  # fmt: skip
 def test_prompts_that_a_checkpoint_cannot_read_are_one_sentence(checkpoints, tmp_path, prompt, sentence):

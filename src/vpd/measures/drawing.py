@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,27 +38,20 @@ def image_size(folder: Path) -> tuple[int, int]:
 def check_prompts(prompts: Sequence[str], folder: Path, where: str) -> None:
     """Check that the pipeline in ``folder`` reads every word; UserError with ``where`` the prompts are if it does not."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    vocabulary, parts = tokenizer.get_vocab(), tokenizer.backend_tokenizer
     most = tokenizer.model_max_length - 2  # beside [BOS] and [EOS]
     for prompt in prompts:
-        tokens = tokenizer.tokenize(prompt)
-        if not tokens:
+        text = parts.normalizer.normalize_str(prompt)
+        words = parts.pre_tokenizer.pre_tokenize_str(text)
+        if not words:
             raise UserError(f"{where} has an empty prompt; say what to draw, such as 'a photo of a kitchen'")
-        if unknown := list(dict.fromkeys(_unknown_words(tokenizer, tokens))):
+        # A word that captions showed often is a token by itself.
+        unknown = dict.fromkeys(text[slice(*place)] for word, place in words if word + WORD_END not in vocabulary)
+        if unknown:
             lacking = f"'{prompt}' has words that the vocabulary of {folder} lacks ({', '.join(unknown)})"
             raise UserError(f"{where}: {lacking}; use words of the captions that it was trained on")
-        if len(tokens) > most:
-            raise UserError(f"{where}: '{prompt}' has {len(tokens)} tokens, but {folder} reads {most}; shorten it")
-
-
-def _unknown_words(tokenizer: CLIPTokenizer, tokens: Sequence[str]) -> Iterator[str]:
-    """Yield the words of which ``tokens`` are the parts: a word that the captions showed often is a token by itself."""
-    parts: list[str] = []
-    for place, token in enumerate(tokens, start=1):
-        parts.append(token)
-        if token.endswith(WORD_END) or place == len(tokens):
-            if len(parts) > 1 or not token.endswith(WORD_END):
-                yield str(tokenizer.decode(tokenizer.convert_tokens_to_ids(parts))).strip()
-            parts = []
+        if len(words) > most:
+            raise UserError(f"{where}: '{prompt}' has {len(words)} words, but {folder} reads {most}; shorten it")
 
 
 def draw(folder: Path, prompts: Sequence[str], spec: MeasuresSpec, device: torch.device, label: str) -> Tensor:
