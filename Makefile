@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup reproduce snakemake pretrain record test test-slow test-cluster costs reference lint lock ui clean
+.PHONY: setup demo reproduce snakemake pretrain record test test-slow test-cluster costs reference lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -18,6 +18,9 @@ setup: .venv/installed                    ## install the locked environment
 	.venv/bin/python -m pip install --quiet $(UV)
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation --quiet --editable .
 	touch $@
+
+demo: setup                               ## draw a room from a prompt with the weights in git, and see what is in it
+	vpd demo
 
 reproduce: setup                          ## make every table and figure with DVC
 	vpd preload dvc repro

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
+from PIL import Image
 
 from vpd.config.params import load_params
 from vpd.utils.digests import digests, sha256, tree
@@ -405,6 +406,24 @@ def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path, se
     run("vpd report", folder)
     assert {name: (results / name).read_bytes() for name in files} == before
     assert not list(results.glob("**/.*partial*"))
+
+
+def test_demo_in_a_new_clone_uses_the_weights_in_git(whole, tmp_path):
+    """The clone has the specs of recorded results, as git has them, and neither data nor runs."""
+    run("vpd ship && vpd ship seg-full refcoco-full depth-full", whole)
+    clone, picture = copy_of_project(tmp_path), Path("predictions/demo.png")
+    shutil.copytree(whole / "weights/smoke", clone / "weights/smoke")
+    shutil.copytree(whole / "results/smoke/specs", clone / "results/smoke/specs")
+    assert f"the picture is {picture}" in run("make demo", clone)
+    with Image.open(clone / picture) as image:
+        assert image.size == (1203, 660)
+    run("vpd demo --out again.png && vpd demo --seed 1 --out other.png", clone)
+    first, again, other = (sha256(clone / name) for name in (picture, "again.png", "other.png"))
+    assert first == again
+    assert first != other
+    assert {path.name for path in (clone / picture).parent.iterdir()} == {picture.name}
+    refused = run(f"vpd demo --prompt '{20 * 'a red ball '}'", clone, succeed=False)
+    assert re.search(r"vpd: --prompt: '.*' has \d+ tokens, but \S+ reads 38; shorten it\n$", refused)
 
 
 def test_all_runs_are_in_mlflow(whole):

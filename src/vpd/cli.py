@@ -116,6 +116,13 @@ def _everyday(commands: Commands) -> None:
     for name, text in PREDICT_PATHS.items():
         command.add_argument(f"--{name}", type=Path, metavar="PATH", help=f"{text} (default: that of the scale)")
 
+    command = _command(commands, "demo", _demo, "draw a room from a prompt and show what the networks see in it")
+    command.add_argument("--prompt", help="what to draw (default: the first of measures.sample_prompts)")
+    command.add_argument("--seed", type=int, default=0, help="another room for each number (default: %(default)s)")
+    out = Path("predictions/demo.png")
+    command.add_argument("--out", type=Path, default=out, metavar="FILE", help="PNG to write (default: %(default)s)")
+    _params(command)
+
     command = _command(commands, "diff", _diff, "compare two results folders cell by cell")
     command.add_argument("first", type=Path, help="results folder, or a cells.csv")
     command.add_argument("second", type=Path, help="another one")
@@ -267,6 +274,13 @@ def _predict(options: argparse.Namespace) -> int:
         options.name, options.images, options.out, params, given, options.uri, text=options.text, scene=options.scene
     )
     return 2 if failed else 0
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from vpd.stages.demo import draw_demo
+
+    draw_demo(options.prompt, options.seed, options.out, _load(options)[0])
+    print(f"the picture is {options.out}")
 
 
 def _diff(options: argparse.Namespace) -> int:

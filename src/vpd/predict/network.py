@@ -72,7 +72,8 @@ def _load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
         raise UserError(f"{path} is not an intact safetensors file ({error}); train or fetch it again") from None
     if path.with_name(FINGERPRINT).is_file() and not has_settings(path.parent, spec):
         say(f"{path} was trained with other settings than those of {spec.name}; the predictions may differ")
-    return weights
+    # Shipped weights have half precision, in which nothing is computed.
+    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
 def _count_classes(spec: Spec, weights: dict[str, Tensor]) -> int:

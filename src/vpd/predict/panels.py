@@ -44,40 +44,56 @@ def plain_text() -> Iterator[None]:
 
 def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> FigureGrid:
     """Draw an RGB picture (H, W, 3) beside its prediction (H, W) with a legend, an outline or a colour scale."""
-    picture = _scaled(image, smooth=True)
+    picture = scaled(image, smooth=True)
     if isinstance(task, Segmentation):
-        areas = np.bincount(values.ravel(), minlength=len(task.names))
-        order = [int(number) for number in np.argsort(-areas, kind="stable") if areas[number]]
-        legend = [_entry(task.names[number], areas[number] / values.size) for number in order]
-        colours, small = palette(len(task.names)), _scaled(values, smooth=False)
-        overlay = OPACITY * colours[small] + (1 - OPACITY) * (picture / 255).mean(-1, keepdims=True)
-        overlay[_borders(small)] = 1.0
-        figure = _figure(image, f"{title}   classes: {len(order)}", 0.7 + 0.085 * max(map(len, legend)))
+        overlay, legend = segments(task, picture, values)
+        longest = max(len(str(entry.get_label())) for entry in legend)
+        figure = _figure(image, f"{title}   classes: {len(legend)}", 0.7 + 0.085 * longest)
         _show(figure, picture, overlay)
         bottom, top = _edges(figure)
         rows = max(3, int((top - bottom) / LEGEND_LINE))
-        handles = [Patch(color=colours[n], label=text) for n, text in zip(order[:rows], legend, strict=False)]
         corner = (figure.right_edge / figure.width, top / figure.height)
         style = {"fontsize": 9, "frameon": False, "borderpad": 0}
-        figure.figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, **style)
+        figure.figure.legend(handles=legend[:rows], loc="upper left", bbox_to_anchor=corner, **style)
     elif isinstance(task, Referring):
-        inside = _scaled(values.astype(np.uint8), smooth=False)
-        overlay = masked(image_tensor(picture), torch.from_numpy(inside))
-        overlay[_borders(inside)] = EDGE
         figure = _figure(image, f"{title}   “{printable(task.text)}”" + ("" if values.any() else ": nothing found"))
-        _show(figure, picture, overlay)
+        _show(figure, picture, referred(picture, values))
     else:
         low, high = float(values.min()), float(values.max())
-        widened = max(0.0, FLAT - (high - low)) / 2
-        scale, magma = Normalize(max(0.0, low - widened), high + widened), mpl.colormaps["magma_r"]
         figure = _figure(image, f"{title}   {low:.1f} to {high:.1f} m, {task.scene_name}", margin=0.9)
-        _show(figure, picture, _scaled(values, smooth=True), cmap=magma, norm=scale)
+        scale = depth_scale(values)
+        _show(figure, picture, scaled(values, smooth=True), **scale)
         bottom, top = _edges(figure)
         axes = figure.axes(figure.right_edge + 0.12, bottom, 0.14, top - bottom)
         ticks = MaxNLocator(max(1, min(8, int((top - bottom) / 0.3))))
-        figure.figure.colorbar(ScalarMappable(scale, magma), cax=axes, ticks=ticks)
+        figure.figure.colorbar(ScalarMappable(**scale), cax=axes, ticks=ticks)
         axes.set_ylabel("depth (m)" if top - bottom >= LABELLED else "m")
     return figure
+
+
+def segments(task: Segmentation, picture: ndarray, labels: ndarray) -> tuple[ndarray, list[Patch]]:
+    """Tint a picture as large as ``scaled`` makes it with its classes; return it and a legend, largest class first."""
+    areas = np.bincount(labels.ravel(), minlength=len(task.names))
+    order = [int(number) for number in np.argsort(-areas, kind="stable") if areas[number]]
+    colours, small = palette(len(task.names)), scaled(labels, smooth=False)
+    overlay = OPACITY * colours[small] + (1 - OPACITY) * (picture / 255).mean(-1, keepdims=True)
+    overlay[_borders(small)] = 1.0
+    return overlay, [Patch(color=colours[n], label=_entry(task.names[n], areas[n] / labels.size)) for n in order]
+
+
+def referred(picture: ndarray, mask: ndarray) -> ndarray:
+    """Tint and outline the object in a picture as large as ``scaled`` makes it."""
+    inside = scaled(mask.astype(np.uint8), smooth=False)
+    overlay = masked(image_tensor(picture), torch.from_numpy(inside))
+    overlay[_borders(inside)] = EDGE
+    return overlay
+
+
+def depth_scale(metres: ndarray) -> dict[str, Any]:
+    """Return the colours of metres and their range, which has a least width, as imshow's options."""
+    low, high = float(metres.min()), float(metres.max())
+    widened = max(0.0, FLAT - (high - low)) / 2
+    return {"norm": Normalize(max(0.0, low - widened), high + widened), "cmap": mpl.colormaps["magma_r"]}
 
 
 def _figure(image: ndarray, title: str, margin: float = 0.0) -> FigureGrid:
@@ -99,7 +115,7 @@ def _show(figure: FigureGrid, image: ndarray, prediction: ndarray, **options: An
     show(right, prediction, **options)
 
 
-def _scaled(values: ndarray, smooth: bool) -> ndarray:
+def scaled(values: ndarray, smooth: bool) -> ndarray:
     """Resize to the size at which a map is drawn; where it shrinks, ``smooth`` takes means instead of single values."""
     height, width = values.shape[:2]
     factor = LONGEST / max(height, width)

@@ -7,7 +7,7 @@ from vpd.config.params import Params
 from vpd.config.paths import Paths, shipped
 from vpd.config.schema import Spec, load_spec
 from vpd.pretrained.shipped import check_shipped
-from vpd.stages.shipping import CLASSES, SPEC
+from vpd.stages.shipping import CLASSES, FINAL, SPEC
 from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
 from vpd.utils.files import MANIFEST, read_json
@@ -37,7 +37,7 @@ def predict_pictures(
 
         parts = {**model_places(name, uri), **given}
     else:
-        parts = {**_trained(name, params), **given}
+        parts = {**trained_parts(name, params), **given}
     if not parts["spec"].is_file():
         target = parts["weights"].parents[1] / MANIFEST
         how = f" (snakemake --cores 2 --config scale={params.scale} -- {target})" if params else ""
@@ -46,38 +46,37 @@ def predict_pictures(
             f"run it first{how}, or give --spec, --weights and --checkpoint"
         )
     spec = load_spec(parts["spec"])
-    from vpd.predict import class_names, predict
+    from vpd.predict import predict
 
-    if "classes" in parts:
-        names = read_json(parts["classes"])["classes"]
-    else:
-        names = class_names(spec, parts["data"]) if parts["data"].is_dir() else None
+    names = class_names_of(spec, parts)
     return predict(spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names)
 
 
-def _trained(name: str, params: Params) -> dict[str, Path]:
-    """Where the parts of a trained experiment are: where the workflow puts them, or else in git."""
+def trained_parts(name: str, params: Params) -> dict[str, Path]:
+    """Return where the parts of a trained experiment are: where the workflow puts them, or else in git."""
     spec, paths, own = params.resolve(name), Paths(params.scale), shipped(params.scale, name)
-    if not paths.spec(name).is_file() and own.is_dir():
-        check_shipped(own)
-        parts = {
-            "spec": own / SPEC,
-            "weights": own / "final.safetensors",
-            "checkpoint": _shipped_checkpoint(spec, params),
-        }
-        return parts | (
-            {"classes": own / CLASSES} if (own / CLASSES).is_file() else {"data": paths.dataset(spec.dataset)}
-        )
-    return {
-        "spec": paths.spec(name),
-        "weights": seed_folder(paths.runs(name), spec.seeds[0]) / "final.safetensors",
-        "checkpoint": paths.checkpoint(spec.checkpoint),
-        "data": paths.dataset(spec.dataset),
-    }
+    weights = seed_folder(paths.runs(name), spec.seeds[0]) / FINAL
+    # The spec and metrics of a trained experiment are in git, so only the weights tell that it was trained here.
+    if weights.is_file() or not own.is_dir():
+        checkpoint, data = paths.checkpoint(spec.checkpoint), paths.dataset(spec.dataset)
+        return {"spec": paths.spec(name), "weights": weights, "checkpoint": checkpoint, "data": data}
+    check_shipped(own)
+    checkpoint = shipped_checkpoint(spec.checkpoint, params)
+    parts = {"spec": own / SPEC, "weights": own / FINAL, "checkpoint": checkpoint, "data": paths.dataset(spec.dataset)}
+    return parts | ({"classes": own / CLASSES} if (own / CLASSES).is_file() else {})
 
 
-def _shipped_checkpoint(spec: Spec, params: Params) -> Path:
-    """The pipeline folder in git that a shipped network was trained on."""
-    folder = Path(params.checkpoint(spec.checkpoint).path or "")
+def shipped_checkpoint(name: str, params: Params) -> Path:
+    """Return the folder in git of a pipeline that this scale takes or made; UserError if it is missing or damaged."""
+    folder = Path(params.checkpoint(name).path or shipped(params.scale, name))
     check_shipped(folder)
     return folder
+
+
+def class_names_of(spec: Spec, parts: Mapping[str, Path]) -> list[str] | None:
+    """Return the names of the segmentation classes: those that came with the weights, or else the dataset's if it is here."""
+    if "classes" in parts:
+        return read_json(parts["classes"])["classes"]
+    from vpd.predict import class_names
+
+    return class_names(spec, parts["data"]) if parts["data"].is_dir() else None
