@@ -148,11 +148,12 @@ def _amend(client: MlflowClient, run: Run, record: Record) -> None:
 def _create_run(client: MlflowClient, experiment: str, record: Record) -> str:
     """Log a new run; only the status FINISHED, set last, makes it count."""
     tags = {**record.tags, HASH: record.digest()}
-    run = client.create_run(experiment, run_name=record.name, tags=tags).info.run_id
+    started, ended = record.times or (None, None)
+    run = client.create_run(experiment, started, tags, record.name).info.run_id
     log_points_and_params(client, run, record.points, record.params)
     for name, path in record.artifacts.items():
         client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
-    client.set_terminated(run)
+    client.set_terminated(run, end_time=ended)
     return run
 
 
