@@ -14,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from evaluated_world import edit_evaluated, write_evaluated
 from fixtures.parity.narrow import make_spec, write_factor_4
 from forked import status_of
 from test_predict import DATASETS, OPTIONS, lively, scene, write, write_run
@@ -66,7 +67,7 @@ class World:
         model = build_model(spec, self.checkpoints / "narrow", build_dataset(spec, self.data / task, "val").classes)
         write_run(self.weights(task), lively(model).trained_state(), spec)
         rows = [{"seed": 0, "milestone": "final", "step": 2, "metrics": {"score": 0.5}}]
-        write_json(self.results / f"metrics/{spec.name}.json", {"spec": spec.digest(), "results": rows})
+        write_evaluated(self.results, spec.name, rows, spec.digest())
 
     def weights(self, task: str) -> Path:
         return self.results / f"runs/{REGISTERED[task]}/seed0/final.safetensors"
@@ -171,9 +172,7 @@ def test_new_weights_make_a_new_version_of_their_task_alone(world, uri):
 def test_a_run_that_is_replaced_keeps_the_version_of_its_weights(world, uri):
     world.params = tiny_params({"depth": "tiny-depth"})
     world.sync(uri)
-    metrics = read_json(world.results / "metrics/tiny-depth.json")
-    metrics["results"][0]["metrics"]["score"] = 0.75
-    write_json(world.results / "metrics/tiny-depth.json", metrics)
+    edit_evaluated(world.results, "tiny-depth", lambda metrics: metrics["final"]["score"].update(seed0=0.75))
     summary = world.sync(uri)
     assert (summary.replaced, summary.new_versions) == (1, 0)
     client = MlflowClient(uri)

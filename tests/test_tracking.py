@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from evaluated_world import DAMAGED_METRICS, TIMING, edit_evaluated
 from forked import status_of
 from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
 from vpd.cli import main
@@ -99,7 +100,7 @@ def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, par
 
     tags = {"table": "table5", "row": "table5: + mid attention", "table5": "+ mid attention", "scale": "mini"}
     tags |= {"tables": "table5", "method": "vpd", "backbone": "sd-1-5"}
-    tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "git_commit": "unknown"}
+    tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "git_commit": TIMING["commit"]}
     tags |= {"data_digest": "d1", "checkpoint_digest": "c1", "vpd.key": "mini/official/seg-mid/seed0"}
     assert tags.items() <= run.data.tags.items()
 
@@ -121,12 +122,13 @@ def test_the_commit_is_recorded_and_a_dataset_with_other_content_replaces_the_ru
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-    file = results / "metrics/seg-empty.json"
+    file = results / "provenance/seg-empty.json"
     for data, kept in (("d1", 0), ("d1", 4), ("d2", 1)):  # the report is kept
         file.write_text(file.read_text().replace('"d1"', f'"{data}"'))
         assert track(results, table5(experiments=1), uri).kept == kept
         tags = shown_runs(uri)["seg-empty/seed0"][0].data.tags
-        assert (tags["data_digest"], tags["git_commit"]) == (data, commit)
+        assert (tags["data_digest"], tags["git_commit"]) == (data, TIMING["commit"])
+    assert shown_runs(uri)["report"][0].data.tags["git_commit"] == commit
 
 
 def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(results, uri):
@@ -142,14 +144,14 @@ def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("metrics/seg-mid.json", '{"results": []}', "seg-mid.json has no key 'spec'"),
-        ("metrics/seg-mid.json", '{"spec": "SPEC", "results": [{"seed": 0}]}', "seg-mid.json is not a metrics file"),
-        ("metrics/seg-mid.json", '{"results"', "seg-mid.json is not valid JSON"),
+        ("provenance/seg-mid.json", "{}", "seg-mid.json: spec is missing"),
+        ("provenance/seg-mid.json", "{", "seg-mid.json is not valid JSON"),
+        *(("metrics/seg-mid.json", text, said) for text, said in DAMAGED_METRICS),
         ("history/seg-mid.csv", "seed,step,loss\n0,5,abc\n", "seg-mid.csv is damaged"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(results, uri, params, file, text, said):
-    (results / file).write_text(text.replace("SPEC", params.resolve("seg-mid").digest()))
+    (results / file).write_text(text)
     with pytest.raises(UserError, match=said):
         track(results, params, uri)
 
@@ -189,9 +191,7 @@ def test_a_second_sync_keeps_every_run_and_every_row(results, uri, params):
 def test_new_results_replace_the_runs_of_their_experiment_alone(results, uri, params):
     track(results, params, uri)
     before = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
-    metrics = json.loads((results / "metrics/seg-down.json").read_text())
-    metrics["results"][1]["metrics"]["miou_ss"] = 77.5
-    (results / "metrics/seg-down.json").write_text(json.dumps(metrics))
+    edit_evaluated(results, "seg-down", lambda metrics: metrics["final"]["miou_ss"].update(seed0=77.5))
     summary = track(results, params, uri)
     after = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
     assert (summary.replaced, summary.kept, summary.added) == (len(SEEDS), RUNS - len(SEEDS), 0)

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from vpd.config.params import Params
 from vpd.config.reported import load_reported
 from vpd.config.tables import RELEASED, matched_row
-from vpd.measures.results import TABLE
 from vpd.evaluation.results import read_metrics
+from vpd.measures.results import TABLE
 from vpd.planning.costs import read_entries
 from vpd.report.cells import csv_text, number, read_csv
 from vpd.report.wording import ordinal

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from vpd.config.params import Params
 from vpd.config.paths import evaluated
 from vpd.config.schema import Spec, load_spec
-from vpd.evaluation.results import Provenance, Result, read_metrics, read_provenance
+from vpd.evaluation.results import DECISIVE, Provenance, Result, read_metrics, read_provenance
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
@@ -87,7 +87,11 @@ def _seed_records(results: Path, name: str, tags: dict[str, str]) -> Iterator[Re
 def _seed_record(
     results: Path, spec: Spec, seed: int, scores: list[Result], made: Provenance, tags: dict[str, str]
 ) -> Record:
-    points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(scores, seed)
+    points = _final_points(scores, seed) + _history(results / "history" / f"{spec.name}.csv", seed)
+    first = f"final/{metric_name(DECISIVE[spec.task][0])}_mean"
+    points.sort(
+        key=lambda point: point.name != first
+    )  # MLflow's comparisons begin with the metric that was logged first
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
         artifacts |= {f"panels/{path.name}": path for path in files_in(results / "panels" / spec.name, "*.png")}
