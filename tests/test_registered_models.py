@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
 import signal
+import threading
 from importlib import import_module
 from pathlib import Path
 
 import mlflow
 import pytest
+import requests
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
@@ -320,3 +323,60 @@ def test_a_server_stores_the_models_and_gives_them_back_once(world, tmp_path):
         before = places["weights"].stat().st_mtime_ns
         again = model_places("models:/vpd-depth@champion", uri, tmp_path / "downloads")
         assert (again, again["weights"].stat().st_mtime_ns) == (places, before)
+
+
+class Dying(http.server.ThreadingHTTPServer):
+    """A proxy before a real server, which answers ``left`` requests and is then gone."""
+
+    daemon_threads = True
+
+    def __init__(self, behind: str, left: int) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.behind, self.left = behind, left
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Passing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.close_connection = True
+        self.server.left -= 1
+        if self.server.left < 0:
+            self.server.socket.close()
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        given = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
+        found = requests.request(self.command, self.server.behind + self.path, headers=given, data=body)
+        self.send_response(found.status_code)
+        self.send_header("Content-Type", found.headers.get("Content-Type", "text/plain"))
+        self.send_header("Content-Length", str(len(found.content)))
+        self.end_headers()
+        self.wfile.write(found.content)
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_dies_at_any_request_fails_nothing_and_gets_the_rest_later(world, tmp_path, capsys):
+    """While runs are logged, files are stored, versions are made, and links are asked for."""
+    world.params, died = tiny_params({"depth": "tiny-depth"}), []
+    with mlflow_server(tmp_path, free_port(), f"sqlite:///{tmp_path / 'server.db'}") as uri:
+        for left in range(1, 200, 7):
+            with Dying(uri, left) as server:
+                summary = world.sync(server.uri, strict=False)
+                server.shutdown()
+            said = capsys.readouterr().err
+            if "is unreachable" not in said:
+                break
+            died.append(summary.missed)
+        assert said.count("\n") <= 1
+        assert 0 in died  # after the last run was logged
+        assert len(died) > 5
+        summary = world.sync(uri)
+        assert (summary.missed, summary.new_versions, versions(uri)) == (0, 0, {"vpd-depth": ["1"]})
+        assert len(logged_models(uri)) == 1

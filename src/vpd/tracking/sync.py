@@ -87,11 +87,11 @@ def sync(
         with connected(uri) as client, exclusive(results / "runs" / "tracked", f"tracking of {results}"):
             experiment = experiment_id(client, uri, params.scale)
             runs = _log_runs(client, experiment, records, summary)
+            summary.runs = runs_url(uri, experiment)
             for network in networks:
                 if run := runs.get(run_key(network.spec, network.seed)):
                     summary.new_versions += register(client, experiment, network, client.get_run(run))
                     summary.models += 1
-            summary.runs = runs_url(uri, experiment)
             summary.links = _links(client, uri, experiment, params)
     except Unavailable as error:
         if strict:
