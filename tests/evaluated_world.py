@@ -14,7 +14,12 @@ TIMING = {"started": 1.7e9, "ended": 1.7e9 + 90.5, "seconds": 90.5, "commit": "c
 
 
 def write_evaluated(
-    results: Path, name: str, rows: Sequence[dict], spec: str = "", made: Fingerprint = MADE_FROM, timing: dict = TIMING
+    results: Path,
+    name: str,
+    rows: Sequence[dict],
+    spec: str = "",
+    made: Fingerprint = MADE_FROM,
+    timing: dict | None = TIMING,
 ) -> None:
     """Metrics and provenance of ``rows``, one per seed and milestone."""
     out = evaluated(results, name)

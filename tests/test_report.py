@@ -329,7 +329,7 @@ def test_tables_as_csv_read_back(world, params):
 
 def test_a_run_says_what_made_it_and_what_is_not_recorded_is_empty(params, tmp_path):
     row = {"seed": 0, "milestone": "final", "step": 1, "metrics": {"x": 1.0}}
-    write_evaluated(tmp_path, "seg-full", [row], made=Fingerprint("s", ""), timing={})
+    write_evaluated(tmp_path, "seg-full", [row], made=Fingerprint("s", ""), timing=None)
     write_evaluated(tmp_path, "seg-fast", [row], made=Fingerprint("s", "abc", {"data": "d", "checkpoint": "e"}))
     names = ("seg-full", "seg-fast", "seg-t0")
     few, all_, none = (runs_of(params, name, evaluated(tmp_path, name).provenance) for name in names)

@@ -103,6 +103,7 @@ def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, par
     tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "git_commit": TIMING["commit"]}
     tags |= {"data_digest": "d1", "checkpoint_digest": "c1", "vpd.key": "mini/official/seg-mid/seed0"}
     assert tags.items() <= run.data.tags.items()
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_090_500)
 
     panel = client.download_artifacts(run.info.run_id, "panels/predictions.png")
     assert Path(panel).read_bytes() == (results / "panels/seg-mid/predictions.png").read_bytes()
@@ -144,6 +145,10 @@ def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
+        ("provenance/seg-mid.json", ('"seed0"', '"seed"'), "seg-mid.json: runs.seed: string should match pattern"),
+        ("provenance/seg-mid.json", ('"seed0"', '"seed9"'), "seg-mid.json: unknown run 'seed0'"),
+        ("provenance/seg-mid.json", ('"ended"', '"end"'), "seg-mid.json: runs.seed0.timing.ended is missing"),
+        ("provenance/seg-mid.json", ('"code": "', '"code": ["'), "seg-mid.json is not valid JSON"),
         ("provenance/seg-mid.json", "{}", "seg-mid.json: spec is missing"),
         ("provenance/seg-mid.json", "{", "seg-mid.json is not valid JSON"),
         *(("metrics/seg-mid.json", text, said) for text, said in DAMAGED_METRICS),
@@ -151,7 +156,8 @@ def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(results, uri, params, file, text, said):
-    (results / file).write_text(text)
+    given = (results / file).read_text().replace(*text) if isinstance(text, tuple) else text
+    (results / file).write_text(given)
     with pytest.raises(UserError, match=said):
         track(results, params, uri)
 
@@ -351,9 +357,12 @@ def test_links_open_the_rows_of_a_table_in_the_papers_order(results, uri, params
     ids = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
     runs = [ids[f"{name}/seed0"] for name in params.experiments]
     assert link == compare_links(uri, params)["table5"] == compare_url(uri, "1", runs)
+    for run in runs:
+        rows = MlflowClient(uri).get_run(run).data.metrics
+        assert next(iter(rows)) == "final/miou_ss_mean"
     assert link.startswith(f"http://127.0.0.1:5000/#/compare-runs?runs=%5B%22{runs[0]}")
     assert compare_url("https://me:secret@host/mlflow/", "1", ["a", "b"]) == (
-        "https://host/mlflow/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D"
+        "https://host/mlflow/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D&workflowType=machine_learning"
     )
     assert ui_command(uri) == f"mlflow server --backend-store-uri {uri} --workers 1"
     assert ui_command("https://host") is None

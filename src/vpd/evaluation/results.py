@@ -4,9 +4,9 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import FiniteFloat, RootModel
+from pydantic import Field, FiniteFloat, RootModel
 
 from vpd.config.paths import Evaluated
 from vpd.config.schema import Spec
@@ -20,7 +20,7 @@ from vpd.utils.validation import Frozen, checked
 CODE = ("datasets", "models", "evaluation")  # packages that decide the scores of given weights
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
 DECIMALS = 6
-STEP, SEED = "step", re.compile("seed[0-9]+")  # beside the metrics of a milestone, and key of a seed's value
+STEP, SEED = "step", re.compile("^seed[0-9]+$")  # beside the metrics of a milestone, and key of a seed's value
 
 
 def evaluation_fingerprint(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> Fingerprint:
@@ -69,12 +69,21 @@ class Metrics(RootModel[dict[str, Numbers]]):
     """Content of a metrics file, by milestone: mappings of numbers, because DVC skips lists and lists every digest."""
 
 
+class Timing(Frozen):
+    """When a training ran, in seconds since 1970 or over all its attempts, and the commit that ended it."""
+
+    started: float
+    ended: float
+    seconds: float
+    commit: str = ""
+
+
 class Run(Frozen):
     """What made the weights of one seed; the runs themselves are not kept in git."""
 
     fingerprint: Fingerprint
     files: dict[str, str]
-    timing: dict[str, float | str] = {}
+    timing: Timing | None = None
 
 
 class Provenance(Frozen):
@@ -83,7 +92,7 @@ class Provenance(Frozen):
     spec: str
     metrics: str
     fingerprint: Fingerprint
-    runs: dict[str, Run]
+    runs: dict[Annotated[str, Field(pattern=SEED.pattern)], Run]
 
 
 def write_results(spec: Spec, results: Sequence[Result], runs: Path, made_from: Fingerprint, out: Evaluated) -> None:
@@ -115,7 +124,7 @@ def _summary(name: str, seeds: dict[str, float]) -> dict[str, float]:
 
 
 def _run(folder: Path) -> Run:
-    timing = read_json(folder / TIMING) if (folder / TIMING).is_file() else {}  # imported weights have none
+    timing = read_json(folder / TIMING) if (folder / TIMING).is_file() else None  # imported weights have none
     facts = {"fingerprint": read_json(folder / FINGERPRINT), "files": read_manifest(folder)["files"], "timing": timing}
     return checked(Run, facts, str(folder))
 

@@ -30,7 +30,7 @@ def runs_of(params: Params, name: str, provenance: Path) -> list[dict[str, Any]]
     for seed, run in made.runs.items():
         about = (f"{spec.scale}/{spec.protocol}/{name}/{seed}", name, int(seed.removeprefix("seed")), spec.checkpoint)
         digests = (run.fingerprint.code, *(run.fingerprint.inputs.get(role, "") for role in ("data", "checkpoint")))
-        made_by = (*digests, run.files.get("final.safetensors", ""), run.timing.get("commit", ""))
+        made_by = (*digests, run.files.get("final.safetensors", ""), run.timing.commit if run.timing else "")
         row = (*about, spec.variant or spec.dataset, made.fingerprint.settings, *made_by)
         runs.append(dict(zip(COLUMNS, row, strict=True)))
     return runs

@@ -15,7 +15,7 @@ from vpd.config.schema import Spec, load_spec
 from vpd.evaluation.results import DECISIVE, Provenance, Result, read_metrics, read_provenance
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, pick
 from vpd.utils.files import files_in
 from vpd.utils.fingerprint import git_commit
 
@@ -89,19 +89,16 @@ def _seed_record(
 ) -> Record:
     points = _final_points(scores, seed) + _history(results / "history" / f"{spec.name}.csv", seed)
     first = f"final/{metric_name(DECISIVE[spec.task][0])}_mean"
-    points.sort(
-        key=lambda point: point.name != first
-    )  # MLflow's comparisons begin with the metric that was logged first
+    points.sort(key=lambda point: point.name != first)  # with what was logged first MLflow's comparisons begin
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
         artifacts |= {f"panels/{path.name}": path for path in files_in(results / "panels" / spec.name, "*.png")}
-    run = made.runs[f"seed{seed}"]
+    run = pick(f"seed{seed}", made.runs, "run", str(evaluated(results, spec.name).provenance))
     facts = {f"{name}_digest": run.fingerprint.inputs.get(name, UNKNOWN) for name in ("data", "checkpoint")}
-    facts["git_commit"] = str(run.timing.get("commit") or UNKNOWN)
+    facts["git_commit"] = (run.timing and run.timing.commit) or UNKNOWN
     tags = {**tags, **facts, **spec_tags(spec, seed)}
-    params, times = flatten(spec.model_dump(mode="json")), None
-    if "started" in run.timing:
-        times = (int(1000 * float(run.timing["started"])), int(1000 * float(run.timing["ended"])))
+    params = flatten(spec.model_dump(mode="json"))
+    times = (round(1000 * run.timing.started), round(1000 * run.timing.ended)) if run.timing else None
     return Record(tags[KEY], run_name(spec.name, seed), params, tuple(points), tags, artifacts, times)
 
 
