@@ -366,7 +366,7 @@ def test_a_server_that_dies_at_any_request_fails_nothing_and_gets_the_rest_later
     """While runs are logged, files are stored, versions are made, and links are asked for."""
     world.params, died = tiny_params({"depth": "tiny-depth"}), []
     with mlflow_server(tmp_path, free_port(), f"sqlite:///{tmp_path / 'server.db'}") as uri:
-        for left in range(1, 200, 7):
+        for left in range(1, 200, 3):
             with Dying(uri, left) as server:
                 summary = world.sync(server.uri, strict=False)
                 server.shutdown()
