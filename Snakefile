@@ -5,9 +5,6 @@ from snakemake.utils import min_version
 min_version("9.6")
 
 
-configfile: "params.yaml"
-
-
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/checkpoints.smk"

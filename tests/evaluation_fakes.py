@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vpd.config.params import load_params, merge
+from vpd.config.paths import evaluated
 from vpd.config.schema import TASKS, Spec
 from vpd.evaluation.run import all_pairs, conclude, measure
 from vpd.training.runs import gather, publish
@@ -152,10 +153,10 @@ class Experiment:
             write_runs(self.spec, self.runs)
 
     def evaluate(self, name: str = "out") -> bytes:
-        out = self.folder / name
+        out = evaluated(self.folder / name, self.spec.name)
         key = fingerprint(self.spec.model_dump(mode="json"), [], {"runs": self.runs})
         state = self.folder / "state" / key.key
         with locked(state):
             measure(self.spec, self.model, self.data, all_pairs(self.spec), self.runs, state)
-            conclude(self.spec, self.model, self.data, self.runs, out / "metrics.json", out / "panels", state, key)
-        return (out / "metrics.json").read_bytes()
+            conclude(self.spec, self.model, self.data, self.runs, out, state, key)
+        return out.metrics.read_bytes()

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from evaluated_world import write_evaluated
 from vpd.config.params import Params, load_params
 from vpd.config.tables import FigureSpec, QuestionSpec
 from vpd.report.cells import Cell
 from vpd.report.write import write_report
 from vpd.utils.files import write_json
+from vpd.utils.fingerprint import Fingerprint
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 QUESTIONS = tuple(
@@ -24,7 +26,7 @@ METRICS = {
 }
 
 
-def write_metrics(path, spec, generator, seeds):
+def write_metrics(folder, spec, generator, seeds):
     level = generator.normal(0, 1.5)
     results = []
     for seed in seeds:
@@ -33,10 +35,7 @@ def write_metrics(path, spec, generator, seeds):
             metrics = {key: round(METRICS[spec.task][key] * factor, 6) for key, factor in factors.items()}
             results.append({"seed": seed, "milestone": milestone, "step": int(200 * share), "metrics": metrics})
     inputs = {"data": "da7a" * 16, "checkpoint": "cafe" * 16}
-    made_from = {"settings": spec.digest(), "code": "c0de" * 4, "inputs": inputs}
-    files = {f"seed{seed}": {"final.safetensors": f"{seed:x}" * 64} for seed in seeds}
-    runs = {seed: {"fingerprint": made_from, "files": digests} for seed, digests in files.items()}
-    write_json(path, {"experiment": spec.name, "fingerprint": made_from, "results": results, "runs": runs})
+    write_evaluated(folder, spec.name, results, made=Fingerprint(spec.digest(), "c0de" * 4, inputs))
 
 
 def write_history(path, generator, seeds):
@@ -67,7 +66,7 @@ def write_results(root, params, seeds=(0, 1, 2)):
     results = root / "results"
     for name in params.experiments:
         spec = params.resolve(name)
-        write_metrics(results / "metrics" / f"{name}.json", spec, generator, seeds)
+        write_metrics(results, spec, generator, seeds)
         write_history(results / "history" / f"{name}.csv", generator, seeds)
         for panel in ("predictions", "attention"):
             write_picture(results / "panels" / name / f"{panel}.png", generator)

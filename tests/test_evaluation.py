@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchmetrics import JaccardIndex
 
 from evaluation_fakes import CLASSES, COLOURS, Drawings, Experiment, SmallModel, made_from, make_spec
-from vpd.evaluation.results import check_run
+from vpd.config.paths import evaluated
+from vpd.evaluation.results import check_run, read_metrics, read_provenance
 from vpd.evaluation.run import load_samples
 from vpd.evaluation.scores import (
     DepthScores,
@@ -163,27 +164,33 @@ def test_every_image_counts_the_same_and_predictions_are_clamped():
 @pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])
 def test_metrics_hold_every_seed_and_milestone(tmp_path, task):
     experiment = Experiment(tmp_path, task)
-    value = json.loads(experiment.evaluate())
-    runs = {seed: facts["files"] for seed, facts in value.pop("runs").items()}
-    assert runs == {
+    content = json.loads(experiment.evaluate())
+    out = evaluated(tmp_path / "out", experiment.spec.name)
+    made = read_provenance(out.provenance)
+    assert {seed: run.files for seed, run in made.runs.items()} == {
         f"seed{seed}": read_json(experiment.runs / f"seed{seed}/manifest.json")["files"]
         for seed in experiment.spec.seeds
     }
-    assert set(value.pop("fingerprint")) == {"settings", "code", "inputs"}
-    results = value.pop("results")
-    own = {"experiment": f"{task}-small", "scale": "smoke", "task": task, "dataset": "drawn"}
-    assert value == {**own, "variant": experiment.spec.variant, "spec": experiment.spec.digest()}
+    assert (made.spec, made.metrics) == (experiment.spec.digest(), sha256(out.metrics))
+    decisive = {"segmentation": "miou_ss", "referring": "oiou", "depth": "rmse"}[task]
+    assert read_json(out.headline) == {decisive: content["final"][decisive]["mean"]}
+    for metrics in content.values():
+        for numbers in (dict(metrics[name]) for name in metrics.keys() - {"step"}):
+            mean, sd, seeds = numbers.pop("mean"), numbers.pop("sd"), list(numbers.values())
+            assert (mean, sd) == pytest.approx((np.mean(seeds), np.std(seeds, ddof=1)), abs=1e-6)
+    results = read_metrics(out.metrics)
     keys = [(result["seed"], result["milestone"], result["step"]) for result in results]
     assert keys == [(0, "half", 5), (0, "final", 10), (1, "half", 5), (1, "final", 10)]
     numbers = [number for result in results for number in result["metrics"].values()]
     assert all(math.isfinite(number) and number == round(number, 6) for number in numbers)
-    assert (tmp_path / "out/panels/predictions.png").exists()
+    assert (out.panels / "predictions.png").exists()
     assert not [path for path in (tmp_path / "state").iterdir() if path.is_dir()]
 
 
 def test_each_result_is_that_of_its_own_weights(tmp_path):
     experiment = Experiment(tmp_path, "depth")
-    for result in json.loads(experiment.evaluate())["results"]:
+    experiment.evaluate()
+    for result in read_metrics(evaluated(tmp_path / "out", experiment.spec.name).metrics):
         model = SmallModel("depth")
         model.load_state_dict(load_file(tmp_path / f"runs/seed{result['seed']}/{result['milestone']}.safetensors"))
         with torch.inference_mode():
@@ -198,7 +205,7 @@ def test_evaluating_twice_gives_the_same_bytes_since_dropout_is_off(tmp_path):
     )
     experiment.model.train()
     assert experiment.evaluate("one") == experiment.evaluate("two")
-    one, two = ((tmp_path / name / "panels/predictions.png").read_bytes() for name in ("one", "two"))
+    one, two = ((tmp_path / name / "panels/referring-small/predictions.png").read_bytes() for name in ("one", "two"))
     assert one == two
 
 
@@ -226,7 +233,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped_and_ends_with_the_same_byt
     assert victim.exitcode == -signal.SIGKILL
     finished = partial()
     assert 2 <= len(finished) < 4
-    assert not (tmp_path / "killed/out/metrics.json").exists()
+    assert not (tmp_path / "killed/out/provenance").exists()
 
     asked = []
     forward = experiment.model.forward
@@ -249,7 +256,7 @@ def test_results_of_other_runs_are_not_taken_up(tmp_path):
     manifest = read_json(path.parent / "manifest.json")
     write_json(path.parent / "manifest.json", {**manifest, "files": {**manifest["files"], path.name: sha256(path)}})
     gather(runs, experiment.spec.seeds, tmp_path / "history.csv")
-    assert json.loads(experiment.evaluate())["results"][0]["metrics"]["oiou"] >= 0
+    assert json.loads(experiment.evaluate())["half"]["oiou"]["seed0"] >= 0
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes

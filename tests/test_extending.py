@@ -8,6 +8,7 @@ import pytest
 
 from vpd.cli import main
 from vpd.config.params import load_params
+from vpd.evaluation.results import read_metrics
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -47,9 +48,9 @@ def test_snakemake_measures_it(project):
     from test_reproduce import run
 
     run("snakemake --cores 2 results/smoke/metrics/seg-fast-dinov2.json", project)
-    metrics = json.loads((project / "results/smoke/metrics/seg-fast-dinov2.json").read_text())
-    assert {result["milestone"] for result in metrics["results"]} == {"half", "final"}
-    assert all(0 <= result["metrics"]["miou_ss"] <= 100 for result in metrics["results"])
+    results = read_metrics(project / "results/smoke/metrics/seg-fast-dinov2.json")
+    assert {result["milestone"] for result in results} == {"half", "final"}
+    assert all(0 <= result["metrics"]["miou_ss"] <= 100 for result in results)
     network = json.loads((project / "checkpoints/smoke/dinov2-b/vision/network.json").read_text())
     assert network["architecture"] == "vit_base_patch14_dinov2"
 

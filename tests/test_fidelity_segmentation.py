@@ -10,12 +10,13 @@ from PIL import Image
 from evaluation_fakes import Experiment
 from fidelity_fakes import checkpoint_of_factor_8, experiment, params, rng, shows
 from fixtures.parity.narrow import build, make_batch
+from vpd.config.paths import evaluated
 from vpd.config.schema import DatasetSpec
 from vpd.datasets import build_dataset, nyuv2, refcoco
 from vpd.datasets.manifest import check_counts
 from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
-from vpd.evaluation.results import best_of
+from vpd.evaluation.results import best_of, read_metrics
 from vpd.evaluation.scores import evaluate_referring
 from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
 from vpd.stages.data import prepare_dataset
@@ -288,7 +289,7 @@ def test_the_best_milestone_has_the_highest_overlap_or_the_lowest_error(name, me
     results = [{"seed": 0, "milestone": key, "step": 1, "metrics": {metric: value}} for key, value in values.items()]
     others = [{**result, "seed": 1, "metrics": {metric: 0.3}} for result in results]
     found = best_of(experiment(name, {"evaluation.best": True}), [*others, *results], seed=0)
-    assert (found["milestone"], found["chosen"], found["metrics"][metric]) == ("best", best, values[best])
+    assert (found["milestone"], found["metrics"][metric]) == ("best", values[best])
 
 
 @shows(R6="evaluation.best training.milestones", D14="evaluation.best")
@@ -301,7 +302,7 @@ def test_the_best_milestone_is_reported_only_if_asked(tmp_path, task):
         settings = run.spec.evaluation.model_copy(update={"best": best})
         run.spec = run.spec.model_copy(update={"evaluation": settings})
         run.evaluate(f"{best}")
-        reported[best] = read_json(tmp_path / f"{best}" / "metrics.json")["results"]
+        reported[best] = read_metrics(evaluated(tmp_path / f"{best}", run.spec.name).metrics)
     assert {result["milestone"] for result in reported[False]} == set(run.spec.training.milestones) == {"half", "final"}
     name, choose = {"referring": ("oiou", max), "depth": ("rmse", min)}[task]
     for seed in run.spec.seeds:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evaluated_world import write_evaluated
 from postgres_lab import (
     ADD_USER,
     ADMIN_PASSWORD,
@@ -34,7 +35,7 @@ from tracking_world import SEEDS, STEPS, Server, free_port, table5, write_depth,
 from vpd.config.params import load_params
 from vpd.config.schema import load_spec
 from vpd.utils.digests import changed, sha256
-from vpd.utils.files import read_json, write_json
+from vpd.utils.files import read_json
 from vpd.utils.fingerprint import read_manifest
 
 pytestmark = pytest.mark.cluster
@@ -172,7 +173,7 @@ class Group:
         results = place / "results/smoke"
         spec = load_spec(results / "specs" / f"{name}.json")
         row = {"seed": 0, "milestone": "final", "step": steps, "metrics": {"miou_ss": value}}
-        write_json(results / "metrics" / f"{name}.json", {"spec": spec.digest(), "results": [row]})
+        write_evaluated(results, name, [row], spec.digest())
 
     def track(self, uri: str) -> str:
         """Track the results of a machine."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from real_archives import Attack
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
+from vpd.config.paths import evaluated
 from vpd.config.schema import DatasetSpec
-from vpd.evaluation.results import check_run
+from vpd.evaluation.results import check_run, read_metrics
 from vpd.evaluation.run import evaluate, load_run
 from vpd.models import build_model
 from vpd.pretrained.original import convert
@@ -31,7 +32,7 @@ from vpd.stages.data import prepare_dataset
 from vpd.training.runs import COLUMNS, gather, run_fingerprint
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, write_json
+from vpd.utils.files import write_json
 
 RULED_OUT = "post_quant_conv"
 
@@ -143,9 +144,9 @@ def test_imported_weights_are_evaluated(tmp_path, checkpoints):
     facts = import_weights(spec, released.file, released.data, released.checkpoint, released.runs)
     assert (facts["file"], facts["sha256"]) == (released.file.name, sha256(released.file))
     gather(released.runs, released_spec(spec).seeds, tmp_path / "history.csv")
-    places = (tmp_path / "metrics.json", tmp_path / "panels", tmp_path / "state")
-    evaluate(released_spec(spec), released.runs, released.data, released.checkpoint, *places)
-    results = read_json(tmp_path / "metrics.json")["results"]
+    out = evaluated(tmp_path / "results", spec.name)
+    evaluate(released_spec(spec), released.runs, released.data, released.checkpoint, out, tmp_path / "state")
+    results = read_metrics(out.metrics)
     assert [(r["seed"], r["milestone"], r["step"]) for r in results] == [(0, "final", spec.training.steps)]
     assert 0 <= results[0]["metrics"]["oiou"] <= 100
 

@@ -12,6 +12,7 @@ from browser_world import chromium
 from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_results
 from vpd.config.params import Params
 from vpd.tracking import compare_links, sync
+from vpd.tracking.sync import runs_url
 
 PATIENCE = 90
 SAME_LINE = """
@@ -61,13 +62,18 @@ def ui(tmp_path_factory) -> Iterator[tuple[str, Params]]:
 def test_the_ui_lists_the_runs_and_compares_the_rows_of_table_5(browser, ui, tmp_path):
     uri, params = ui
     names = [f"{name}/seed{seed}" for name in params.experiments for seed in SEEDS]
-    browser.get(f"{uri}/#/experiments/1/runs")
+    browser.get(runs_url(uri, "1"))
     listed = wait_for(browser, lambda text: all(name in text for name in names))
     assert {"vpd-mini", "report", *names} <= set(listed.split("\n"))
+    assert "Model registry" in listed
+    assert "Traces\nSessions" not in listed  # the pages for language models
 
     browser.get(compare_links(uri, params)["table5"])
     wait_for(browser, lambda text: "Comparing 7 Runs" in text and "final/miou_ss" in text and "vpd.key" in text)
     browser.save_screenshot(str(tmp_path / "compare.png"))
+    shown = browser.find_element(By.TAG_NAME, "body").text.split("Run details")[0]
+    assert "final/miou_ss_mean" in shown  # in the plot, by itself
+    assert "train/epoch" not in shown
     assert line(browser, "//th[.='Run Name:']") == [f"{name}/seed0" for name in params.experiments]
     assert line(browser, "//th[.='table5']") == [row.label for row in params.tables["table5"].rows]
     for milestone in ("half", "final"):

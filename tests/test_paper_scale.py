@@ -22,6 +22,7 @@ from vpd.config.params import load_params
 from vpd.config.paths import Paths
 from vpd.datasets import build_dataset
 from vpd.datasets.manifest import located
+from vpd.evaluation.results import read_metrics
 from vpd.utils.files import read_json
 from vpd.utils.fingerprint import Fingerprint, write_manifest
 
@@ -210,9 +211,7 @@ def test_released_weights_are_fetched_imported_and_measured_and_a_dead_link_is_r
     index = read_json(folder / "index.json")["released"]
     assert index["refcoco-full"]["vae_difference"] < 1e-6
     assert "404" in index["seg-full"]["missing"]
-    metrics = read_json(folder / "metrics/refcoco-full.json")
-    assert (metrics["provenance"], metrics["experiment"]) == ("released-weights", "refcoco-full")
-    assert 0 <= metrics["results"][0]["metrics"]["oiou"] <= 100
+    assert 0 <= read_metrics(folder / "metrics/refcoco-full.json")[0]["metrics"]["oiou"] <= 100
     assert (folder / "panels/refcoco-full/predictions.png").is_file()
     assert not (folder / "metrics/seg-full.json").exists()
 
@@ -222,7 +221,7 @@ def test_imported_weights_are_evaluated_like_a_run_of_ones_own(released):
     assert released.fetch("vpd-refcoco", "--accept-licence") == 0
     assert released.run("import-weights", "refcoco-full", "downloads/released/refer.pth") == 0
     assert released.run("evaluate", "refcoco-full") == 0
-    assert read_json(released.paths.metrics("refcoco-full"))["results"][0]["metrics"]["oiou"] >= 0
+    assert read_metrics(released.paths.evaluated("refcoco-full").metrics)[0]["metrics"]["oiou"] >= 0
 
 
 def test_files_already_on_disk_are_taken_however_they_are_listed(place):

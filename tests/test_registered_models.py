@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
 import signal
+import threading
 from importlib import import_module
 from pathlib import Path
 
 import mlflow
 import pytest
+import requests
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from evaluated_world import edit_evaluated, write_evaluated
 from fixtures.parity.narrow import make_spec, write_factor_4
 from forked import status_of
 from test_predict import DATASETS, OPTIONS, lively, scene, write, write_run
@@ -66,7 +70,7 @@ class World:
         model = build_model(spec, self.checkpoints / "narrow", build_dataset(spec, self.data / task, "val").classes)
         write_run(self.weights(task), lively(model).trained_state(), spec)
         rows = [{"seed": 0, "milestone": "final", "step": 2, "metrics": {"score": 0.5}}]
-        write_json(self.results / f"metrics/{spec.name}.json", {"spec": spec.digest(), "results": rows})
+        write_evaluated(self.results, spec.name, rows, spec.digest())
 
     def weights(self, task: str) -> Path:
         return self.results / f"runs/{REGISTERED[task]}/seed0/final.safetensors"
@@ -171,9 +175,7 @@ def test_new_weights_make_a_new_version_of_their_task_alone(world, uri):
 def test_a_run_that_is_replaced_keeps_the_version_of_its_weights(world, uri):
     world.params = tiny_params({"depth": "tiny-depth"})
     world.sync(uri)
-    metrics = read_json(world.results / "metrics/tiny-depth.json")
-    metrics["results"][0]["metrics"]["score"] = 0.75
-    write_json(world.results / "metrics/tiny-depth.json", metrics)
+    edit_evaluated(world.results, "tiny-depth", lambda metrics: metrics["final"]["score"].update(seed0=0.75))
     summary = world.sync(uri)
     assert (summary.replaced, summary.new_versions) == (1, 0)
     client = MlflowClient(uri)
@@ -321,3 +323,60 @@ def test_a_server_stores_the_models_and_gives_them_back_once(world, tmp_path):
         before = places["weights"].stat().st_mtime_ns
         again = model_places("models:/vpd-depth@champion", uri, tmp_path / "downloads")
         assert (again, again["weights"].stat().st_mtime_ns) == (places, before)
+
+
+class Dying(http.server.ThreadingHTTPServer):
+    """A proxy before a real server, which answers ``left`` requests and is then gone."""
+
+    daemon_threads = True
+
+    def __init__(self, behind: str, left: int) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.behind, self.left = behind, left
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Passing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.close_connection = True
+        self.server.left -= 1
+        if self.server.left < 0:
+            self.server.socket.close()
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        given = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
+        found = requests.request(self.command, self.server.behind + self.path, headers=given, data=body)
+        self.send_response(found.status_code)
+        self.send_header("Content-Type", found.headers.get("Content-Type", "text/plain"))
+        self.send_header("Content-Length", str(len(found.content)))
+        self.end_headers()
+        self.wfile.write(found.content)
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_server_that_dies_at_any_request_fails_nothing_and_gets_the_rest_later(world, tmp_path, capsys):
+    """While runs are logged, files are stored, versions are made, and links are asked for."""
+    world.params, died = tiny_params({"depth": "tiny-depth"}), []
+    with mlflow_server(tmp_path, free_port(), f"sqlite:///{tmp_path / 'server.db'}") as uri:
+        for left in range(1, 200, 3):
+            with Dying(uri, left) as server:
+                summary = world.sync(server.uri, strict=False)
+                server.shutdown()
+            said = capsys.readouterr().err
+            if "is unreachable" not in said:
+                break
+            died.append(summary.missed)
+        assert said.count("\n") <= 1
+        assert 0 in died  # after the last run was logged
+        assert len(died) > 5
+        summary = world.sync(uri)
+        assert (summary.missed, summary.new_versions, versions(uri)) == (0, 0, {"vpd-depth": ["1"]})
+        assert len(logged_models(uri)) == 1

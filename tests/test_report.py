@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluated_world import DAMAGED_METRICS, TIMING, write_evaluated
 from report_world import PARAMS, extras, measured, report_params, write_picture, write_results, write_world
 from vpd.config.claims import load_claims
 from vpd.config.params import Params, load_params
+from vpd.config.paths import evaluated
 from vpd.config.reported import load_reported, load_reruns
 from vpd.config.tables import FigureSpec, TableRow, TableSpec, band, check_layout
+from vpd.evaluation.results import nested
 from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_costs, read_curves, read_measures
 from vpd.report.figures import Curve, learning_figure, styled, trend_figure
@@ -23,6 +26,7 @@ from vpd.report.report import pretraining_steps
 from vpd.report.write import write_report
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
+from vpd.utils.fingerprint import Fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,11 @@ def world(tmp_path_factory, params):
     return root, write_world(root, params)
 
 
-def write_run(folder, experiment, metrics, **more):
+def write_run(folder, experiment, metrics):
     """A metrics file of one seed."""
-    result = {"seed": 0, "milestone": "final", "step": 1, "metrics": metrics}
-    write_json(folder / f"{experiment}.json", {"experiment": experiment, "results": [result], **more})
+    write_json(
+        folder / f"{experiment}.json", nested([{"seed": 0, "milestone": "final", "step": 1, "metrics": metrics}])
+    )
 
 
 def read_cells(folder):
@@ -174,11 +179,7 @@ def test_missing_metrics_are_cells_that_say_so(tmp_path, params, world):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [
-        ('{"experiment": "a"', "not valid JSON"),
-        ('{"experiment": "a"}', "not a metrics file"),
-        ('{"experiment": "a", "results": [{"seed": 0, "milestone": "m", "step": 1, "metrics": {"x": NaN}}]}', "finite"),
-    ],
+    [*DAMAGED_METRICS],
 )
 def test_damaged_metrics_are_refused(tmp_path, content, sentence):
     with pytest.raises(UserError, match="metrics of none of the 1 experiments; run the evaluate stage first"):
@@ -265,7 +266,7 @@ def pages(results):
 
 def test_the_report_has_every_table_and_figure(world, params):
     names = {name.removesuffix(".csv") for name in files(world[1][0] / "tables") if name.endswith(".csv")}
-    assert names == {*load_reported(), "cells", "values", "claims", "costs", "backbones", "provenance"} - {"figure3"}
+    assert names == {*load_reported(), "cells", "values", "claims", "costs", "backbones", "provenance"}
     names = {name.removesuffix(".svg") for name in files(world[1][0] / "figures") if name.endswith(".svg")}
     drawn = {name for name, figure in params.figures.items() if figure.drawn}
     assert names == drawn | {"training-segmentation", "training-depth", "training-referring", "pretraining-loss"}
@@ -326,13 +327,15 @@ def test_tables_as_csv_read_back(world, params):
     assert (line["code"], line["weights"], line["spec"]) == ("c0de" * 4, "2" * 64, params.resolve("seg-fast").digest())
 
 
-def test_digests_that_are_not_recorded_are_empty_and_those_of_older_results_are_read(params, tmp_path):
-    older = {"code": "abc", "data": "d", "checkpoint": "e", "commit": "f", "files": {"final.safetensors": "w"}}
-    write_run(tmp_path, "seg-full", {"x": 1.0})
-    write_run(tmp_path, "seg-fast", {"x": 1.0}, spec="s", runs={"seed0": older})
-    new, old, none = (runs_of(params, n, tmp_path / f"{n}.json") for n in ("seg-full", "seg-fast", "seg-t0"))
-    assert [list(run.values())[5:] for run in new + old] == [[""] * 6, ["s", "abc", "d", "e", "w", "f"]]
-    assert (new[0]["run"], none) == ("mini/official/seg-full/seed0", [])
+def test_a_run_says_what_made_it_and_what_is_not_recorded_is_empty(params, tmp_path):
+    row = {"seed": 0, "milestone": "final", "step": 1, "metrics": {"x": 1.0}}
+    write_evaluated(tmp_path, "seg-full", [row], made=Fingerprint("s", ""), timing=None)
+    write_evaluated(tmp_path, "seg-fast", [row], made=Fingerprint("s", "abc", {"data": "d", "checkpoint": "e"}))
+    names = ("seg-full", "seg-fast", "seg-t0")
+    few, all_, none = (runs_of(params, name, evaluated(tmp_path, name).provenance) for name in names)
+    assert [list(run.values())[5:] for run in few] == [["s", "", "", "", "0" * 64, ""]]
+    assert [list(run.values())[5:] for run in all_] == [["s", "abc", "d", "e", "0" * 64, TIMING["commit"]]]
+    assert (few[0]["run"], none) == ("mini/official/seg-full/seed0", [])
 
 
 def test_pre_trained_networks_say_what_they_saw(world, params):
@@ -461,9 +464,9 @@ def test_released_weights_fill_rows_of_their_own_beside_the_readmes_numbers(tmp_
     params = load_params(PARAMS, scale="paper")
     params.figures = {}  # which take time and are not looked at
     results, *inputs = write_results(tmp_path, params, seeds=(0,))
-    released, provenance = results / "released/metrics", "released-weights"
-    write_run(released, "refcoco-full", {"p50": 85.5, "oiou": 73.41, "miou": 70.0}, provenance=provenance)
-    write_run(released, "zoedepth", {"rmse": 0.271}, provenance=provenance)
+    released = results / "released/metrics"
+    write_run(released, "refcoco-full", {"p50": 85.5, "oiou": 73.41, "miou": 70.0})
+    write_run(released, "zoedepth", {"rmse": 0.271})
     embeddings = {"mean": 0.9996, "worst": 0.998, "worst_class": "door", "in_order": 1}
     embeddings["by_class"] = {"wall": 1, "door": 1}
     facts = {"file": "a.pth", "sha256": "ab" * 32, "vae_difference": 0.0, "class_embeddings": embeddings}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from evaluated_world import DAMAGED_METRICS, TIMING, edit_evaluated
 from forked import status_of
 from tracking_world import SEEDS, STEPS, free_port, miou, mlflow_server, table5, write_results
 from vpd.cli import main
@@ -99,9 +100,10 @@ def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, par
 
     tags = {"table": "table5", "row": "table5: + mid attention", "table5": "+ mid attention", "scale": "mini"}
     tags |= {"tables": "table5", "method": "vpd", "backbone": "sd-1-5"}
-    tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "git_commit": "unknown"}
+    tags |= {"task": "segmentation", "protocol": "official", "seed": "0", "git_commit": TIMING["commit"]}
     tags |= {"data_digest": "d1", "checkpoint_digest": "c1", "vpd.key": "mini/official/seg-mid/seed0"}
     assert tags.items() <= run.data.tags.items()
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_090_500)
 
     panel = client.download_artifacts(run.info.run_id, "panels/predictions.png")
     assert Path(panel).read_bytes() == (results / "panels/seg-mid/predictions.png").read_bytes()
@@ -121,12 +123,13 @@ def test_the_commit_is_recorded_and_a_dataset_with_other_content_replaces_the_ru
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-    file = results / "metrics/seg-empty.json"
+    file = results / "provenance/seg-empty.json"
     for data, kept in (("d1", 0), ("d1", 4), ("d2", 1)):  # the report is kept
         file.write_text(file.read_text().replace('"d1"', f'"{data}"'))
         assert track(results, table5(experiments=1), uri).kept == kept
         tags = shown_runs(uri)["seg-empty/seed0"][0].data.tags
-        assert (tags["data_digest"], tags["git_commit"]) == (data, commit)
+        assert (tags["data_digest"], tags["git_commit"]) == (data, TIMING["commit"])
+    assert shown_runs(uri)["report"][0].data.tags["git_commit"] == commit
 
 
 def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(results, uri):
@@ -142,14 +145,19 @@ def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("metrics/seg-mid.json", '{"results": []}', "seg-mid.json has no key 'spec'"),
-        ("metrics/seg-mid.json", '{"spec": "SPEC", "results": [{"seed": 0}]}', "seg-mid.json is not a metrics file"),
-        ("metrics/seg-mid.json", '{"results"', "seg-mid.json is not valid JSON"),
+        ("provenance/seg-mid.json", ('"seed0"', '"seed"'), "seg-mid.json: runs.seed: string should match pattern"),
+        ("provenance/seg-mid.json", ('"seed0"', '"seed9"'), "seg-mid.json: unknown run 'seed0'"),
+        ("provenance/seg-mid.json", ('"ended"', '"end"'), "seg-mid.json: runs.seed0.timing.ended is missing"),
+        ("provenance/seg-mid.json", ('"code": "', '"code": ["'), "seg-mid.json is not valid JSON"),
+        ("provenance/seg-mid.json", "{}", "seg-mid.json: spec is missing"),
+        ("provenance/seg-mid.json", "{", "seg-mid.json is not valid JSON"),
+        *(("metrics/seg-mid.json", text, said) for text, said in DAMAGED_METRICS),
         ("history/seg-mid.csv", "seed,step,loss\n0,5,abc\n", "seg-mid.csv is damaged"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_sentence(results, uri, params, file, text, said):
-    (results / file).write_text(text.replace("SPEC", params.resolve("seg-mid").digest()))
+    given = (results / file).read_text().replace(*text) if isinstance(text, tuple) else text
+    (results / file).write_text(given)
     with pytest.raises(UserError, match=said):
         track(results, params, uri)
 
@@ -189,9 +197,7 @@ def test_a_second_sync_keeps_every_run_and_every_row(results, uri, params):
 def test_new_results_replace_the_runs_of_their_experiment_alone(results, uri, params):
     track(results, params, uri)
     before = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
-    metrics = json.loads((results / "metrics/seg-down.json").read_text())
-    metrics["results"][1]["metrics"]["miou_ss"] = 77.5
-    (results / "metrics/seg-down.json").write_text(json.dumps(metrics))
+    edit_evaluated(results, "seg-down", lambda metrics: metrics["final"]["miou_ss"].update(seed0=77.5))
     summary = track(results, params, uri)
     after = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
     assert (summary.replaced, summary.kept, summary.added) == (len(SEEDS), RUNS - len(SEEDS), 0)
@@ -351,9 +357,12 @@ def test_links_open_the_rows_of_a_table_in_the_papers_order(results, uri, params
     ids = {name: run.info.run_id for name, (run,) in shown_runs(uri).items()}
     runs = [ids[f"{name}/seed0"] for name in params.experiments]
     assert link == compare_links(uri, params)["table5"] == compare_url(uri, "1", runs)
+    for run in runs:
+        rows = MlflowClient(uri).get_run(run).data.metrics
+        assert next(iter(rows)) == "final/miou_ss_mean"
     assert link.startswith(f"http://127.0.0.1:5000/#/compare-runs?runs=%5B%22{runs[0]}")
     assert compare_url("https://me:secret@host/mlflow/", "1", ["a", "b"]) == (
-        "https://host/mlflow/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D"
+        "https://host/mlflow/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D&workflowType=machine_learning"
     )
     assert ui_command(uri) == f"mlflow server --backend-store-uri {uri} --workers 1"
     assert ui_command("https://host") is None

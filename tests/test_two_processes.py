@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from test_reproduce import ENVIRONMENT, copy_of_project, run
-from vpd.utils.files import read_json
+from vpd.evaluation.results import read_metrics
 
 pytestmark = pytest.mark.cluster
 
@@ -73,7 +73,7 @@ def losses(folder: Path, name: str) -> list[float]:
 
 def scores(folder: Path, name: str) -> dict:
     """The numbers of its one seed at its one milestone."""
-    (result,) = read_json(folder / f"results/smoke/metrics/{name}.json")["results"]
+    (result,) = read_metrics(folder / f"results/smoke/metrics/{name}.json")
     return result["metrics"]
 
 

@@ -3,11 +3,14 @@
 import contextlib
 import io
 import json
+import os
 import pstats
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -17,6 +20,8 @@ import yaml
 
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
+from vpd.stages.engine import chosen
+from vpd.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CODE = re.compile(r"^(src/vpd/|weights$)")
@@ -102,12 +107,93 @@ def test_same_files(dvc_stages, snakemake_jobs, which):
 
 def test_a_new_clone_can_ask_for_several_datasets_at_once(tmp_path):
     """Snakemake remembers what it found in a folder, and the keys of all of them are written while it plans."""
-    for name in ("Snakefile", "params.yaml", "workflow", "profiles"):
-        (tmp_path / name).symlink_to(ROOT / name)
     wanted = [f"data/smoke/{name}/manifest.json" for name in ("ade20k", "nyuv2", "refcoco")]
     command = [sys.executable, "-m", "snakemake", "-n", "--config", "scale=smoke", "--", *wanted]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=project(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+# --------------------------------------------------------------------------------------------------------- one Snakemake
+def project(folder: Path) -> Path:
+    """A folder in which Snakemake can make the smallest dataset."""
+    for name in ("Snakefile", "params.yaml", "workflow", "profiles"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def snakemake(*arguments: str) -> list[str]:
+    """Command that prints how long each timer runs that Snakemake sets, and makes the smallest dataset."""
+    noted = "import threading; start = threading.Timer.start; from snakemake.cli import main; "
+    noted += "threading.Timer.start = lambda timer: (print('a timer of', timer.interval), start(timer)); main()"
+    return [sys.executable, "-c", noted, "--cores", "1", *arguments, "--config", "scale=smoke", "--", SMALLEST]
+
+
+SMALLEST = "data/smoke/captions/manifest.json"
+
+
+def test_snakemake_goes_on_after_a_kill_and_ends_with_its_last_job(tmp_path):
+    """The locks of a killed one are removed, those of a living one are not, and nothing polls when the jobs are done."""
+    command, folder = snakemake(), project(tmp_path)
+    engine = subprocess.Popen(command, cwd=folder, start_new_session=True)
+    wait_for_locks(folder, engine)
+    engine.send_signal(signal.SIGSTOP)
+    try:
+        other = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert other.returncode != 0
+        assert "Directory cannot be locked" in other.stderr
+    finally:
+        os.killpg(engine.pid, signal.SIGKILL)
+        engine.wait()
+    assert list((folder / ".snakemake/locks").iterdir())
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "An earlier Snakemake was killed; its locks are removed." in done.stderr
+    assert (folder / SMALLEST).is_file()
+    assert "a timer of" not in done.stdout
+
+
+def wait_for_locks(folder: Path, engine: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(".snakemake/locks/*")) and time.monotonic() < deadline:
+        assert engine.poll() is None, "snakemake ended by itself"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, None),
+        ({"scale": "smoke"}, None),
+        ({"scale": "smoke", "protocol": "paper"}, None),
+        ({"scal": "smoke"}, "set no 'scal': did you mean 'scale'?"),
+        ({"scale": "smoke", "protcol": "paper"}, "set no 'protcol': did you mean 'protocol'?"),
+        ({"Scale": "smoke"}, "set no 'Scale': did you mean 'scale'?"),
+        ({"experiments": {"seg-fast": {}}}, "set no 'experiments': (known: protocol, scale); params.yaml is"),
+        ({"schema": 1, "scale": "smoke"}, "set no 'schema'"),
+        ({"scale": None}, "--config scale is None, which is no name"),
+        ({"scale": 1}, "--config scale is 1"),
+        ({"scale": True}, "--config scale is True"),
+        ({"protocol": ["paper"]}, "--config protocol is ['paper']"),
+        ({"scale": {"smoke": 1}}, "--config scale is {'smoke': 1}"),
+    ],
+)
+def test_what_a_user_gives_snakemake_counts_or_is_refused(config, said):
+    if said is None:
+        assert chosen(config) == config
+        return
+    with pytest.raises(UserError) as refused:
+        chosen(config)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [["--config", "scal=smoke"], ["--configfile", "other.yaml"]])
+def test_snakemake_ends_with_the_sentence(tmp_path, given):
+    (tmp_path / "other.yaml").write_text("scal: smoke\n")
+    command = [sys.executable, "-m", "snakemake", "-n", *given]
+    done = subprocess.run(command, cwd=project(tmp_path), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "--config and --configfile set no 'scal': did you mean 'scale'?" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_both_hold_the_whole_matrix(dvc_stages):
@@ -210,14 +296,14 @@ def test_both_workflows_declare_the_files_that_the_code_writes(dvc_stages):
     declared = {path for _, outputs, _ in dvc_stages.values() for path in outputs}
     params = load_params(ROOT / "params.yaml")
     paths, name, task = Paths(params.scale), "seg-fast", "train"
-    written = [paths.runs(name), paths.spec(name), paths.history(name), paths.timing(task, name), paths.metrics(name)]
-    written += [
-        paths.measures,
-        paths.panels(name),
-        paths.pretraining,
-        paths.checkpoint("sd-1-5"),
-        paths.backbone_facts("sam"),
+    written = [
+        paths.runs(name),
+        paths.spec(name),
+        paths.history(name),
+        paths.timing(task, name),
+        *paths.evaluated(name),
     ]
+    written += [paths.measures, paths.pretraining, paths.checkpoint("sd-1-5"), paths.backbone_facts("sam")]
     written += [paths.dataset("ade20k"), paths.released, paths.tracked, paths.results / "REPORT.md"]
     for path in written:
         assert covered(path.as_posix(), declared), path

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from evaluated_world import write_evaluated
 from vpd.config.params import Params, load_params
 from vpd.training.runs import run_settings
 from vpd.utils.digests import digest
@@ -51,15 +52,15 @@ def write_results(folder: Path, params: Params) -> Path:
     (folder / "tables").mkdir()
     with open(folder / "tables" / "cells.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["table", "row", "column", "value", "provenance"])
-        writer.writerow(["table5", "+ mid attention", "miou_8k", 33.25, "measured"])
-        writer.writerow(["table5", "another", "miou_8k", "", "quoted"])
+        writer.writerow(["table", "row", "column", "value", "sd", "provenance"])
+        writer.writerow(["table5", "+ mid attention", "miou_8k", 33.25, "", "measured"])
+        writer.writerow(["table5", "another", "miou_8k", "", "", "quoted"])
     return folder
 
 
 def _write_experiment(folder: Path, params: Params, name: str) -> None:
     spec = params.resolve(name)
-    for kind in ("specs", "metrics", "history", f"panels/{name}"):
+    for kind in ("specs", "history", f"panels/{name}"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     (folder / "specs" / f"{name}.json").write_text(spec.model_dump_json(indent=1))
     rows = [
@@ -67,8 +68,7 @@ def _write_experiment(folder: Path, params: Params, name: str) -> None:
         for seed in SEEDS
         for half, step in (("half", 80), ("final", 160))
     ]
-    runs = {f"seed{seed}": {"fingerprint": {"inputs": {"data": "d1", "checkpoint": "c1"}}} for seed in SEEDS}
-    write_json(folder / "metrics" / f"{name}.json", {"spec": spec.digest(), "results": rows, "runs": runs})
+    write_evaluated(folder, name, rows, spec.digest())
     with open(folder / "history" / f"{name}.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["seed", "step", "epoch", "loss", "lr", "lr_unet"])
@@ -82,7 +82,7 @@ def write_depth(root: Path, params: Params) -> dict[str, Path]:
     spec = params.resolve(name)
     (results / "specs" / f"{name}.json").write_text(spec.model_dump_json())
     rows = [{"seed": spec.seeds[0], "milestone": "final", "step": 160, "metrics": {"rmse": 0.75}}]
-    write_json(results / "metrics" / f"{name}.json", {"spec": spec.digest(), "results": rows})
+    write_evaluated(results, name, rows, spec.digest())
     weights = results / "runs" / name / f"seed{spec.seeds[0]}" / "final.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")

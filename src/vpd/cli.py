@@ -424,7 +424,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _track(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
-    from vpd.tracking import shown, sync, ui_command
+    from vpd.tracking import sync, ui_command
 
     params, paths = _load(options)
     params.check_tables()
@@ -434,7 +434,7 @@ def _track(options: argparse.Namespace) -> None:
     print(summary)
     if not summary.missed:
         command = ui_command(options.uri)
-        print(f"open the runs with: {command}" if command else f"the runs are at {shown(options.uri)}")
+        print(f"open the runs with: {command}\nthen {summary.runs}" if command else f"the runs are at {summary.runs}")
         for table, link in summary.links.items():
             print(f"  {table} side by side: {link}")
     note_made("track", params, paths)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
+from vpd.stages.engine import chosen, release_locks_of_the_dead
 from vpd.stages.keys import write_key
 from vpd.utils import forkserver
 from vpd.utils.devices import usable_gpus
@@ -12,10 +13,14 @@ from vpd.utils.errors import UserError
 from vpd.utils.fingerprint import source_files
 
 try:
-    PARAMS = load_params("params.yaml", config["scale"], config["protocol"])
+    PARAMS = load_params("params.yaml", **chosen(config))
     SPECS = {name: PARAMS.resolve(name) for name in PARAMS.experiments}
 except UserError as mistake:
     raise WorkflowError(str(mistake)) from None
+
+# A cluster's jobs take no locks.
+if workflow.is_main_process and release_locks_of_the_dead(Path(".vpd/snakemake")):
+    logger.info("An earlier Snakemake was killed; its locks are removed.")
 
 SCALE, PROTOCOL = PARAMS.scale, PARAMS.protocol
 PATHS = Paths(SCALE)
@@ -24,6 +29,10 @@ PROTOCOL_CHOICE = f"{CHOICE} --protocol {PROTOCOL}"
 
 
 onstart:
+    if workflow.local_exec:
+        # For this limit, which is meant for a cluster's scheduler, Snakemake polls once per timespan for every finished
+        # job, and ends one timespan after the last.
+        workflow.scheduler.job_rate_limiter = None
     # Jobs on this machine start as copies of one process. A cluster's nodes have none, and a copy could not use a GPU.
     if workflow.local_exec and not usable_gpus():
         forkserver.start()

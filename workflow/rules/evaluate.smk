@@ -11,6 +11,8 @@ rule evaluate:
         key=key("evaluate", needs_data(), needs_weights),
     output:
         metrics=f"results/{SCALE}/metrics/{{name}}.json",
+        headline=f"results/{SCALE}/headlines/{{name}}.json",
+        provenance=f"results/{SCALE}/provenance/{{name}}.json",
         predictions=f"results/{SCALE}/panels/{{name}}/predictions.png",
         timing=f"results/{SCALE}/timing/evaluate/{{name}}.json",
     log:

@@ -1,6 +1,7 @@
 rule report:
     input:
         metrics=per_experiment(rules.evaluate.output.metrics),
+        provenance=per_experiment(rules.evaluate.output.provenance),
         predictions=per_experiment(rules.evaluate.output.predictions),
         history=per_experiment(rules.train.output.history),
         timing=per_experiment(rules.train.output.timing)
@@ -49,6 +50,7 @@ rule track:
     input:
         specs=per_experiment(rules.train.output.spec),
         metrics=per_experiment(rules.evaluate.output.metrics),
+        provenance=per_experiment(rules.evaluate.output.provenance),
         history=per_experiment(rules.train.output.history),
         predictions=per_experiment(rules.evaluate.output.predictions),
         report=rules.report.output.report,

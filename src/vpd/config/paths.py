@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ARCHIVES = Path("downloads/archives")  # downloads, kept for all scales
 EVIDENCE = "evidence.csv"  # in the folder of a scale's results
@@ -13,6 +14,21 @@ WEIGHTS = Path("weights")  # networks in git, by the scale that made them
 def shipped(scale: str, name: str) -> Path:
     """Folder in git of a checkpoint, a backbone or a trained experiment."""
     return WEIGHTS / scale / name
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation leaves behind."""
+
+    metrics: Path  # every number: milestone -> metric -> mean, sd and seeds
+    headline: Path  # the one number that tables compare, for `dvc metrics`
+    provenance: Path  # digests and times of what was measured; written last
+    panels: Path  # folder of pictures
+
+
+def evaluated(results: Path, name: str) -> Evaluated:
+    """Return where the evaluation of ``name`` is below ``results``."""
+    metrics, headline, provenance = (results / kind / f"{name}.json" for kind in ("metrics", "headlines", "provenance"))
+    return Evaluated(metrics, headline, provenance, results / "panels" / name)
 
 
 class Paths:
@@ -36,8 +52,10 @@ class Paths:
         self.runs = _under(results / "runs")  # one folder per seed
         self.spec = _under(results / "specs", ".json")  # as it was trained
         self.history = _under(results / "history", ".csv")  # loss and learning rates of all seeds, by step
-        self.metrics = _under(results / "metrics", ".json")  # scores of all seeds and milestones
-        self.panels = _under(results / "panels")  # folder of pictures
+
+    def evaluated(self, name: str) -> Evaluated:
+        """What the evaluation of an experiment leaves behind."""
+        return evaluated(self.results, name)
 
     def timing(self, stage: str, name: str) -> Path:
         """How long the last run of a stage took."""

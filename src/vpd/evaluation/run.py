@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vpd.config.paths import Evaluated
 from vpd.config.schema import DepthSpec, Spec
 from vpd.datasets import build_dataset
 from vpd.datasets.dataset import Dataset
 from vpd.evaluation.inference import Predict, to_model
 from vpd.evaluation.panels import draw_panels
-from vpd.evaluation.results import DECIMALS, best_of, check_runs, evaluation_fingerprint, header, provenance
+from vpd.evaluation.results import DECIMALS, Result, best_of, check_runs, evaluation_fingerprint, nested, write_results
 from vpd.evaluation.scores import DepthScores, evaluate_depth, evaluate_referring, evaluate_segmentation
 from vpd.models import build_model
 from vpd.models.base import Network
@@ -45,9 +45,9 @@ Pair = tuple[int, str]  # a seed and a milestone
 
 
 def evaluate(
-    spec: Spec, runs: Path, data: Path, checkpoint: Path, metrics: Path, panels: Path, state: Path, processes: int = 1
+    spec: Spec, runs: Path, data: Path, checkpoint: Path, out: Evaluated, state: Path, processes: int = 1
 ) -> None:
-    """Score every seed and milestone on the validation split, shared by ``processes``; write ``metrics`` last.
+    """Score every seed and milestone on the validation split, shared by ``processes``, and write ``out``.
 
     Results of finished (seed, milestone) pairs wait in ``state`` for the others. UserError if a run was trained with other
     settings, its weights are damaged or a prediction is not finite.
@@ -61,7 +61,7 @@ def evaluate(
         with beside(_measure_share, [(spec, share, runs, data, checkpoint, folder) for share in others]):
             model, dataset = open_model(spec, data, checkpoint)
             measure(spec, model, dataset, own, runs, folder)
-        conclude(spec, model, dataset, runs, metrics, panels, folder, made_from)
+        conclude(spec, model, dataset, runs, out, folder, made_from)
 
 
 def all_pairs(spec: Spec) -> list[Pair]:
@@ -99,25 +99,24 @@ def measure(spec: Spec, model: Network, dataset: Dataset, pairs: list[Pair], run
 
 @torch.inference_mode()
 def conclude(
-    spec: Spec, model: Network, dataset: Dataset, runs: Path, metrics: Path, panels: Path, state: Path, key: Fingerprint
+    spec: Spec, model: Network, dataset: Dataset, runs: Path, out: Evaluated, state: Path, made_from: Fingerprint
 ) -> None:
-    """Draw the panels of the first seed's final weights, write all results as one file and remove ``state``."""
+    """Draw the panels of the first seed's final weights, write all results and remove ``state``."""
     results = [read_json(_result_path(state, pair)) for pair in all_pairs(spec)]
     results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
     torch.manual_seed(spec.seeds[0])
     load_run(model, seed_folder(runs, spec.seeds[0]), "final")
     final = read_json(_result_path(state, (spec.seeds[0], "final")))
-    draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], panels)
-    content = {**header(spec), "fingerprint": asdict(key), "results": results, "runs": provenance(spec, runs)}
-    write_json(metrics, content)
+    draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], out.panels)
+    write_results(spec, results, runs, made_from, out)
     shutil.rmtree(state)
 
 
 @torch.inference_mode()
-def evaluate_monocular(spec: DepthSpec, model: Monocular, data: Path, metrics: Path, facts: dict) -> None:
+def evaluate_monocular(spec: DepthSpec, model: Monocular, data: Path, metrics: Path) -> None:
     """Score a public depth model on whole images of our NYUv2 test split, with our crop, depth range and errors.
 
-    The one result is said to be of the first seed, though nothing depends on it; ``facts`` go into the file as they are.
+    The one result is said to be of the first seed, though nothing depends on it.
     """
     dataset = build_dataset(spec, data, "val")
     device = _device()
@@ -129,7 +128,7 @@ def evaluate_monocular(spec: DepthSpec, model: Monocular, data: Path, metrics: P
             raise UserError(f"{spec.name}: the prediction for sample {sample['id']} is not finite; get other weights")
         scores.add(sample["id"], sample["depth"], metres)
     progress.close()
-    write_json(metrics, {**header(spec), **facts, "results": [_result(spec.seeds[0], "final", 0, scores.values())]})
+    write_json(metrics, nested([_result(spec.seeds[0], "final", 0, scores.values())]))
 
 
 def _progress(spec: Spec, dataset: Dataset, passes: int = 1, done: int = 0) -> Progress:
@@ -139,7 +138,7 @@ def _progress(spec: Spec, dataset: Dataset, passes: int = 1, done: int = 0) -> P
     return Progress(passes * len(dataset), f"evaluate {spec.name}", "samples", done * len(dataset))
 
 
-def _result(seed: int, milestone: str, step: int, values: Iterator[tuple[str, float]]) -> dict:
+def _result(seed: int, milestone: str, step: int, values: Iterator[tuple[str, float]]) -> Result:
     rounded = {name: round(value, DECIMALS) for name, value in values}
     return {"seed": seed, "milestone": milestone, "step": step, "metrics": rounded}
 

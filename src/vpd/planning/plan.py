@@ -101,7 +101,7 @@ def _instances(stage: str, body: dict[str, Any], values: dict[str, Any], workflo
             templates = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
             return tuple(PLACEHOLDER.sub(lambda m: str(_look_up(m[1], known, workflow)), path) for path in templates)
 
-        yield Job(stage, str(key), paths("outs", "metrics"), paths("deps"))
+        yield Job(stage, str(key), paths("outs", "metrics", "plots"), paths("deps"))
 
 
 def _look_up(dotted: str, values: dict[str, Any], workflow: Path) -> Any:

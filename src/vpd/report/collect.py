@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel
 
 from vpd.config.params import Params
 from vpd.config.reported import load_reported
 from vpd.config.tables import RELEASED, matched_row
+from vpd.evaluation.results import read_metrics
 from vpd.measures.results import TABLE
 from vpd.planning.costs import read_entries
 from vpd.report.cells import csv_text, number, read_csv
@@ -33,43 +34,24 @@ class _Entry(BaseModel):
     figures: dict[str, float]
 
 
-class _Result(BaseModel):
-    seed: int
-    milestone: str
-    step: int
-    metrics: dict[str, FiniteFloat]
-
-
-class _Metrics(BaseModel):
-    provenance: Literal["measured", "released-weights"] = "measured"
-    results: list[_Result]
-
-
 def collect(
     metrics: Path, experiments: Iterable[str], released: Path | None = None, weights: Iterable[str] = ()
 ) -> pd.DataFrame:
     """Read measurements into a tidy frame; ``weights`` of others in ``released`` get the ending ``@released``."""
     names = list(experiments)
-    lines = [line for name in names for line in _lines(metrics / f"{name}.json", name)]
+    lines = [line for name in names for line in _lines(metrics / f"{name}.json", name, "measured")]
     if not lines:
         raise UserError(f"{metrics} has metrics of none of the {len(names)} experiments; run the evaluate stage first")
     if released:
-        lines += [line for n in weights for line in _lines(released / "metrics" / f"{n}.json", n + RELEASED)]
+        files = {name + RELEASED: released / "metrics" / f"{name}.json" for name in weights}
+        lines += [line for name, path in files.items() for line in _lines(path, name, "released-weights")]
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def _lines(path: Path, experiment: str) -> Iterator[tuple]:
-    if not path.is_file():
-        return
-    try:
-        content = _Metrics.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-        raise UserError(f"{path} is not a metrics file ({problem}); delete it and evaluate again") from None
-    for result in sorted(content.results, key=lambda result: (result.seed, result.step, result.milestone)):
-        for name, value in sorted(result.metrics.items()):
-            yield experiment, result.seed, result.milestone, result.step, name, value, content.provenance
+def _lines(path: Path, experiment: str, provenance: str) -> Iterator[tuple]:
+    for result in read_metrics(path) if path.is_file() else ():
+        for name, value in sorted(result["metrics"].items()):
+            yield experiment, result["seed"], result["milestone"], result["step"], name, value, provenance
 
 
 def read_curves(path: Path, columns: Iterable[str]) -> pd.DataFrame | None:

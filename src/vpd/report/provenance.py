@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vpd.config.params import Params
+from vpd.evaluation.results import read_provenance
 from vpd.report.cells import csv_text, number
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -18,30 +19,21 @@ NETWORKS = (
 )  # fmt: skip
 
 
-def runs_of(params: Params, name: str, metrics: Path) -> list[dict[str, Any]]:
-    """Describe every run of an experiment, one per seed, by ``COLUMNS``; digests that are not recorded are empty.
+def runs_of(params: Params, name: str, provenance: Path) -> list[dict[str, Any]]:
+    """Describe every run of an experiment, one per seed, by ``COLUMNS``; what is not recorded is empty.
 
     ``run`` is also the run's key in MLflow; ``weights`` is the digest of the final weights, ``spec`` of the resolved spec.
     """
-    content, spec = read_json(metrics) if metrics.is_file() else {}, params.resolve(name)
-    runs = []
-    for seed in sorted({result["seed"] for result in content.get("results", [])}):
-        record = content.get("runs", {}).get(f"seed{seed}", {})
-        made = _made_from(record)
-        key, dataset = f"{spec.scale}/{spec.protocol}/{name}/seed{seed}", spec.variant or spec.dataset
-        about = (key, name, seed, spec.checkpoint, dataset, _made_from(content).get("settings", ""))
-        digests = [made.get(role, "") for role in ("code", "data", "checkpoint")]
-        weights = record.get("files", {}).get("final.safetensors", "")
-        runs.append(dict(zip(COLUMNS, (*about, *digests, weights, made.get("commit", "")), strict=True)))
+    if not provenance.is_file():
+        return []
+    made, spec, runs = read_provenance(provenance), params.resolve(name), []
+    for seed, run in made.runs.items():
+        about = (f"{spec.scale}/{spec.protocol}/{name}/{seed}", name, int(seed.removeprefix("seed")), spec.checkpoint)
+        digests = (run.fingerprint.code, *(run.fingerprint.inputs.get(role, "") for role in ("data", "checkpoint")))
+        made_by = (*digests, run.files.get("final.safetensors", ""), run.timing.commit if run.timing else "")
+        row = (*about, spec.variant or spec.dataset, made.fingerprint.settings, *made_by)
+        runs.append(dict(zip(COLUMNS, row, strict=True)))
     return runs
-
-
-def _made_from(record: Mapping[str, Any]) -> dict[str, str]:
-    """Digests by role of a metrics file or of one of its runs; before fingerprints they stood beside the metrics."""
-    if fingerprint := record.get("fingerprint"):
-        return {"settings": fingerprint["settings"], "code": fingerprint["code"], **fingerprint.get("inputs", {})}
-    roles = {"settings": "spec", "code": "code", "data": "data", "checkpoint": "checkpoint", "commit": "commit"}
-    return {role: str(record[key]) for role, key in roles.items() if key in record}
 
 
 def backbones(params: Params, folder: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vpd.config.claims import load_claims
 from vpd.config.params import Params
-from vpd.config.paths import EVIDENCE
+from vpd.config.paths import EVIDENCE, evaluated
 from vpd.config.reported import load_reported
 from vpd.config.tables import FigureSpec, matched_row
 from vpd.measures.results import measures_to_show
@@ -62,7 +62,7 @@ class Report:
         self.pretraining_losses = read_curves(pretraining / "history.csv", ("phase", "step", "loss"))
         self.measured = read_measures(self.measures)
         self.backbones = backbones(params, results / "backbones")
-        self.runs = {name: runs_of(params, name, results / "metrics" / f"{name}.json") for name in names}
+        self.runs = {name: runs_of(params, name, evaluated(results, name).provenance) for name in names}
         index = results / "released" / "index.json"
         facts = read_json(index) if index.is_file() else {}
         self.released: dict[str, dict[str, Any]] = {**facts.get("released", {}), **facts.get("public", {})}

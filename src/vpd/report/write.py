@@ -17,7 +17,7 @@ from vpd.config.params import Params
 from vpd.config.tables import FigureSpec
 from vpd.measures.results import PICTURE
 from vpd.report import markdown
-from vpd.report.cells import Cell, cells_csv, csv_text, read_cells
+from vpd.report.cells import Cell, cells_csv, csv_text, number, read_cells
 from vpd.report.claims import Line, claims_csv
 from vpd.report.collect import costs_csv
 from vpd.report.evidence import evidence_csv, values_csv
@@ -95,6 +95,11 @@ def _table_texts(report: Report) -> dict[str, str]:
         source, rows = report.reported[name], by_row(report.cells, name)
         texts[f"{name}.md"] = macros.paper_table(table_view(name, caption, source, rows))  # type: ignore[attr-defined]
         texts[f"{name}.csv"] = table_csv(source, rows)
+    for name, points in report.points.items():
+        lines = (
+            (cell.row, steps, *map(number, (cell.mean, cell.sd)), cell.metric) for steps, cell in points if cell.values
+        )
+        texts[f"{name}.csv"] = csv_text(("point", "pretraining", "value", "sd", "metric"), lines)
     if report.evidence is not None:
         texts["evidence.csv"] = evidence_csv(report.evidence)
     return texts | {

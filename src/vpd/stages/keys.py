@@ -87,8 +87,8 @@ def _lists(manifest: Path, seeds: dict[str, Fingerprint]) -> bool:
 def _evaluate(name: str, params: Params, paths: Paths) -> Answer:
     spec = load_spec(paths.spec(name))
     inputs = (paths.runs(name), paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint))
-    wanted, metrics = evaluation_fingerprint(spec, *inputs), paths.metrics(name)
-    return {"": wanted}, is_evaluated(metrics, paths.panels(name), wanted), metrics
+    wanted, out = evaluation_fingerprint(spec, *inputs), paths.evaluated(name)
+    return {"": wanted}, is_evaluated(out, wanted), out.provenance
 
 
 def _ship(name: str, params: Params, paths: Paths) -> Answer:

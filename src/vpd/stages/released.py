@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from vpd.config.params import Params
-from vpd.config.paths import Paths
+from vpd.config.paths import Paths, evaluated
 from vpd.config.schema import DepthSpec, ReleasedSpec, Spec
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, write_json, write_text
+from vpd.utils.files import write_json, write_text
 
 INDEX = "index.json"
 
@@ -21,7 +21,7 @@ def measure_released(
     """Measure every released file that the scale lists; return the names of those that could not be had.
 
     These are reported and skipped, because a dead link must not stop a reproduction. ``out`` gets ``metrics/<name>.json``,
-    of VPD also ``panels/<name>``, and, last, ``index.json``: facts about each of the authors' files (``released``) and of
+    of VPD also all else of an evaluation, and, last, ``index.json``: facts about each of the authors' files (``released``) and of
     others' depth models (``public``), or why it is ``missing``. ``archives`` are downloaded ones, ``state`` working files.
     """
     index: dict[str, dict[str, dict[str, Any]]] = {"released": {}, "public": {}}
@@ -34,14 +34,13 @@ def measure_released(
             facts[name] = {"missing": str(error)}
             continue
         spec = params.resolve(released.experiment or name).model_copy(update={"name": name})
-        metrics = out / "metrics" / f"{name}.json"
         if released.model:
-            facts[name] = {**_measure_public(cast(DepthSpec, spec), released.model, source, data, metrics), **origin}
+            facts[name] = {**_measure_public(cast(DepthSpec, spec), released.model, source, data, out), **origin}
         else:
             facts[name] = _measure_vpd(spec, source, data, checkpoints, out, state / name)
     known = {**index["released"], **index["public"]}
     missing = [name for name in params.released if "missing" in known[name]]
-    for path in (*out.glob("metrics/*"), *out.glob("panels/*")):  # of files that are no longer listed, or cannot be had
+    for path in out.glob("*/*"):  # of files that are no longer listed, or cannot be had
         if path.stem not in known or path.stem in missing:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(out / INDEX, index)
@@ -76,28 +75,25 @@ def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Pat
     spec = released_spec(spec)
     use_threads(spec)
     plain_captions()
-    runs, metrics = state / "runs", out / "metrics" / f"{spec.name}.json"
+    runs = state / "runs"
     data, checkpoint = data / spec.dataset, checkpoints / spec.checkpoint
     facts = import_weights(spec, file, data, checkpoint, runs)
     gather(runs, spec.seeds, state / "history.csv")
-    evaluate(spec, runs, data, checkpoint, metrics, out / "panels" / spec.name, state / "evaluate")
-    write_json(metrics, {**read_json(metrics), "provenance": "released-weights", "weights": facts["sha256"]})
+    evaluate(spec, runs, data, checkpoint, evaluated(out, spec.name), state / "evaluate")
     shutil.rmtree(state)
     return facts
 
 
-def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, metrics: Path) -> dict[str, Any]:
+def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, out: Path) -> dict[str, Any]:
     from vpd.evaluation.run import evaluate_monocular
     from vpd.pretrained.monocular import open_monocular, weights_file
     from vpd.stages.training import use_threads
 
     use_threads(spec)
     network, file = open_monocular(model, source), weights_file(source)
-    digest = sha256(file)
-    facts = {"provenance": "released-weights", "weights": digest}
-    evaluate_monocular(spec, network, data / spec.dataset, metrics, facts)
+    evaluate_monocular(spec, network, data / spec.dataset, evaluated(out, spec.name).metrics)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"model": model, "file": file.name, "sha256": digest, "parameters": parameters}
+    return {"model": model, "file": file.name, "sha256": sha256(file), "parameters": parameters}
 
 
 def import_experiment(spec: Spec, file: Path, paths: Paths) -> str:

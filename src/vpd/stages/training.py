@@ -90,10 +90,10 @@ def evaluate_experiment(spec: Spec, paths: Paths) -> None:
     from vpd.evaluation.results import check_runs, evaluation_fingerprint, is_evaluated
 
     data, checkpoint = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint)
-    runs, metrics, panels = paths.runs(spec.name), paths.metrics(spec.name), paths.panels(spec.name)
+    runs, out = paths.runs(spec.name), paths.evaluated(spec.name)
     check_unchanged(data)
     check_runs(spec, runs, data, checkpoint)
-    if is_evaluated(metrics, panels, evaluation_fingerprint(spec, runs, data, checkpoint)):
+    if is_evaluated(out, evaluation_fingerprint(spec, runs, data, checkpoint)):
         return  # before torch and diffusers are imported, which takes seconds
     use_threads(spec)
     plain_captions()
@@ -102,4 +102,4 @@ def evaluate_experiment(spec: Spec, paths: Paths) -> None:
     # As many processes as seeds: for the milestones of one seed another start of torch would cost more than it saves.
     processes = workers(spec, len(spec.seeds))
     with claimed_gpus(1):
-        evaluate(spec, runs, data, checkpoint, metrics, panels, paths.state("evaluate", spec.name), processes=processes)
+        evaluate(spec, runs, data, checkpoint, out, paths.state("evaluate", spec.name), processes=processes)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.config.schema import Spec
-from vpd.tracking.records import HASH, KEY, SPEC, Point, flatten, git_commit, history_points, run_name, spec_tags
+from vpd.tracking.records import HASH, KEY, SPEC, UNKNOWN, Point, flatten, history_points, run_name, spec_tags
 from vpd.tracking.store import connected, environment, experiment_id
 from vpd.tracking.sync import log_points_and_params, tracked_runs
+from vpd.utils.fingerprint import git_commit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +81,7 @@ class Live:
             else:
                 client.delete_run(run.info.run_id)
         if not same:
-            tags["git_commit"] = git_commit(Path())
+            tags["git_commit"] = git_commit() or UNKNOWN
             same = client.create_run(experiment, run_name=self.name, tags=tags).info.run_id
             log_points_and_params(client, same, [], flatten(self.spec.model_dump(mode="json")))
         client.update_run(same, status="RUNNING")

@@ -4,18 +4,20 @@ import csv
 import json
 import re
 import statistics
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vpd.config.params import Params
+from vpd.config.paths import evaluated
 from vpd.config.schema import Spec, load_spec
+from vpd.evaluation.results import DECISIVE, Provenance, Result, read_metrics, read_provenance
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
-from vpd.utils.errors import UserError
-from vpd.utils.files import files_in, read_json
+from vpd.utils.errors import UserError, pick
+from vpd.utils.files import files_in
+from vpd.utils.fingerprint import git_commit
 
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
 UNKNOWN = "unknown"
@@ -48,11 +50,13 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, Path] = field(default_factory=dict)
     """Path inside the run -> file."""
+    times: tuple[int, int] | None = None
+    """Start and end in milliseconds since 1970, where they are known."""
 
     def digest(self) -> str:
         """Digest of the content; tags do not count because a run can get them later."""
         files = {name: sha256(path) for name, path in sorted(self.artifacts.items())}
-        return digest([self.name, self.params, self.points, files])
+        return digest([self.name, self.params, self.points, files, self.times])
 
 
 def collect(results: Path, params: Params) -> tuple[list[Record], int]:
@@ -60,51 +64,49 @@ def collect(results: Path, params: Params) -> tuple[list[Record], int]:
 
     An experiment is finished if its metrics carry the digest of its present spec: a new spec never stands beside old numbers.
     """
-    commit = {"git_commit": git_commit(results)}
     records, unfinished = [], 0
     for name in params.experiments:
-        spec, metrics = _finished(results, name)
-        if spec is None:
-            unfinished += 1
-            continue
-        tags = {**commit, **table_tags(params, name)}
-        try:
-            seeds = sorted({row["seed"] for row in metrics["results"]})
-            records += [_seed_record(results, spec, seed, metrics, tags) for seed in seeds]
-        except (AttributeError, KeyError, TypeError) as error:
-            path = results / "metrics" / f"{name}.json"
-            raise UserError(f"{path} is not a metrics file ({error!r}); delete it and evaluate {name} again") from None
+        found = list(_seed_records(results, name, table_tags(params, name)))
+        records += found
+        unfinished += not found
     if (results / "REPORT.md").is_file():
-        records.append(_report_record(results, params, commit))
+        records.append(_report_record(results, params))
     return records, unfinished
 
 
-def _finished(results: Path, name: str) -> tuple[Spec | None, dict[str, Any]]:
-    spec_file, metrics_file = results / "specs" / f"{name}.json", results / "metrics" / f"{name}.json"
-    if not (spec_file.is_file() and metrics_file.is_file()):
-        return None, {}
-    spec, metrics = load_spec(spec_file), read_json(metrics_file)
-    if "spec" not in metrics:
-        raise UserError(f"{metrics_file} has no key 'spec'; delete it and evaluate {name} again")
-    return (spec if metrics["spec"] == spec.digest() else None), metrics
+def _seed_records(results: Path, name: str, tags: dict[str, str]) -> Iterator[Record]:
+    spec_file, out = results / "specs" / f"{name}.json", evaluated(results, name)
+    if not (spec_file.is_file() and out.metrics.is_file() and out.provenance.is_file()):
+        return
+    spec, scores, made = load_spec(spec_file), read_metrics(out.metrics), read_provenance(out.provenance)
+    if (made.spec, made.metrics) == (spec.digest(), sha256(out.metrics)):
+        for seed in sorted({row["seed"] for row in scores}):
+            yield _seed_record(results, spec, seed, scores, made, tags)
 
 
-def _seed_record(results: Path, spec: Spec, seed: int, metrics: dict[str, Any], tags: dict[str, str]) -> Record:
-    points = _history(results / "history" / f"{spec.name}.csv", seed) + _final_points(metrics["results"], seed)
+def _seed_record(
+    results: Path, spec: Spec, seed: int, scores: list[Result], made: Provenance, tags: dict[str, str]
+) -> Record:
+    points = _final_points(scores, seed) + _history(results / "history" / f"{spec.name}.csv", seed)
+    first = f"final/{metric_name(DECISIVE[spec.task][0])}_mean"
+    points.sort(key=lambda point: point.name != first)  # with what was logged first MLflow's comparisons begin
     artifacts = {"spec.json": results / "specs" / f"{spec.name}.json"}
     if seed == spec.seeds[0]:  # the panels show the first seed
         artifacts |= {f"panels/{path.name}": path for path in files_in(results / "panels" / spec.name, "*.png")}
-    inputs = metrics.get("runs", {}).get(f"seed{seed}", {}).get("fingerprint", {}).get("inputs", {})
-    trained_on = {f"{name}_digest": inputs.get(name, UNKNOWN) for name in ("data", "checkpoint")}
-    tags, params = {**tags, **trained_on, **spec_tags(spec, seed)}, flatten(spec.model_dump(mode="json"))
-    return Record(tags[KEY], run_name(spec.name, seed), params, tuple(points), tags, artifacts)
+    run = pick(f"seed{seed}", made.runs, "run", str(evaluated(results, spec.name).provenance))
+    facts = {f"{name}_digest": run.fingerprint.inputs.get(name, UNKNOWN) for name in ("data", "checkpoint")}
+    facts["git_commit"] = (run.timing and run.timing.commit) or UNKNOWN
+    tags = {**tags, **facts, **spec_tags(spec, seed)}
+    params = flatten(spec.model_dump(mode="json"))
+    times = (round(1000 * run.timing.started), round(1000 * run.timing.ended)) if run.timing else None
+    return Record(tags[KEY], run_name(spec.name, seed), params, tuple(points), tags, artifacts, times)
 
 
-def _report_record(results: Path, params: Params, tags: dict[str, str]) -> Record:
+def _report_record(results: Path, params: Params) -> Record:
     pages = [results / "REPORT.md", results / "report.html"]
     files = pages + [path for folder in ("tables", "figures") for path in files_in(results / folder)]
     key = f"{params.scale}/{params.protocol}/report"
-    tags = {**tags, "scale": params.scale, "protocol": params.protocol, KEY: key}
+    tags = {"git_commit": git_commit(results) or UNKNOWN, "scale": params.scale, "protocol": params.protocol, KEY: key}
     artifacts = {path.relative_to(results).as_posix(): path for path in files if path.is_file()}
     return Record(key, "report", {}, tuple(_cell_points(results / "tables" / "cells.csv")), tags, artifacts)
 
@@ -128,7 +130,7 @@ def _history(path: Path, seed: int) -> list[Point]:
     return points
 
 
-def _final_points(metrics: list[dict[str, Any]], seed: int) -> list[Point]:
+def _final_points(metrics: list[Result], seed: int) -> list[Point]:
     """Points ``<milestone>/<metric>`` of one seed, with mean and standard deviation over all seeds beside them."""
     points = []
     for row in (row for row in metrics if row["seed"] == seed):
@@ -205,12 +207,3 @@ def table_tags(params: Params, experiment: str) -> dict[str, str]:
     tags = {table: "; ".join(names) for table, names in labels.items()}
     rows = "; ".join(f"{table}: {text}" for table, text in tags.items())
     return {**tags, "table": next(iter(tags)), "tables": ", ".join(tags), "row": rows}
-
-
-def git_commit(folder: Path) -> str:
-    """Return the commit checked out around ``folder``, or ``unknown`` outside a clone."""
-    try:
-        answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
-    except OSError:
-        return UNKNOWN
-    return answer.stdout.strip() if answer.returncode == 0 else UNKNOWN

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH, RUNS_PER_PAGE = 500, 100, 500
 LOCAL_UI = "http://127.0.0.1:5000"
+TRAINING = "workflowType=machine_learning"  # otherwise the UI opens its pages for language models, which are empty
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Summary:
     unfinished: int = 0  # experiments without final results
     models: int = 0
     new_versions: int = 0
+    runs: str = ""  # page that lists the runs
     links: dict[str, str] = field(default_factory=dict)  # table -> page that compares its runs
 
     def __str__(self) -> str:
@@ -85,6 +87,7 @@ def sync(
         with connected(uri) as client, exclusive(results / "runs" / "tracked", f"tracking of {results}"):
             experiment = experiment_id(client, uri, params.scale)
             runs = _log_runs(client, experiment, records, summary)
+            summary.runs = runs_url(uri, experiment)
             for network in networks:
                 if run := runs.get(run_key(network.spec, network.seed)):
                     summary.new_versions += register(client, experiment, network, client.get_run(run))
@@ -148,11 +151,12 @@ def _amend(client: MlflowClient, run: Run, record: Record) -> None:
 def _create_run(client: MlflowClient, experiment: str, record: Record) -> str:
     """Log a new run; only the status FINISHED, set last, makes it count."""
     tags = {**record.tags, HASH: record.digest()}
-    run = client.create_run(experiment, run_name=record.name, tags=tags).info.run_id
+    started, ended = record.times or (None, None)
+    run = client.create_run(experiment, started, tags, record.name).info.run_id
     log_points_and_params(client, run, record.points, record.params)
     for name, path in record.artifacts.items():
         client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
-    client.set_terminated(run)
+    client.set_terminated(run, end_time=ended)
     return run
 
 
@@ -193,9 +197,17 @@ def _links(client: MlflowClient, uri: str, experiment: str, params: Params) -> d
 
 def compare_url(uri: str, experiment: str, runs: list[str]) -> str:
     """Return the UI's comparison page of ``runs`` (ids) of one MLflow experiment (id)."""
-    base = shown(uri).rstrip("/") if scheme(uri) in ("http", "https") else LOCAL_UI
     listed = [quote(json.dumps(ids, separators=(",", ":"))) for ids in (runs, [experiment])]
-    return f"{base}/#/compare-runs?runs={listed[0]}&experiments={listed[1]}"
+    return f"{_ui(uri)}/#/compare-runs?runs={listed[0]}&experiments={listed[1]}&{TRAINING}"
+
+
+def runs_url(uri: str, experiment: str) -> str:
+    """Return the UI's list of the runs of one MLflow experiment (id)."""
+    return f"{_ui(uri)}/#/experiments/{experiment}/runs?{TRAINING}"
+
+
+def _ui(uri: str) -> str:
+    return shown(uri).rstrip("/") if scheme(uri) in ("http", "https") else LOCAL_UI
 
 
 def ui_command(uri: str) -> str | None:

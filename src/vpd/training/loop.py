@@ -28,7 +28,7 @@ from vpd.training.runs import publish
 from vpd.training.state import Journal, keep_weights, load_state, save_state, seed_all, state_folder, weights_path
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
-from vpd.utils.fingerprint import Fingerprint
+from vpd.utils.fingerprint import Fingerprint, git_commit
 from vpd.utils.progress import Progress
 
 
@@ -108,9 +108,9 @@ def fit(
                 leave(signals, run, journal.step)
 
         if lead:
-            times = {"started": journal.started, "ended": time.time(), "seconds": round(journal.seconds, 2)}
+            about = {"started": journal.started, "ended": time.time(), "seconds": round(journal.seconds, 2)}
             weights = {name: weights_path(folder, name) for name in milestones}
-            publish(out, weights, milestones, journal.rows, made_from, times)
+            publish(out, weights, milestones, journal.rows, made_from, {**about, "commit": git_commit()})
             shutil.rmtree(state, ignore_errors=True)
         accelerator.wait_for_everyone()
 

@@ -7,6 +7,7 @@ made from: settings, code and the manifests of the inputs. A stage has nothing t
 
 import ast
 import hashlib
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -118,6 +119,15 @@ def code_digest(*packages: str) -> str:
 
     # Parsing takes half a second. What a syntax tree looks like depends on Python's version and on this module.
     return remembered(f"code {sys.version} {packages}", [*files, Path(__file__)], make)
+
+
+def git_commit(folder: Path = Path()) -> str:
+    """Return the commit checked out around ``folder``, or an empty text outside a clone."""
+    try:
+        answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 def source_files(package: str) -> list[Path]:
