@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from real_archives import Attack
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
-from vpd.config.schema import DatasetSpec
+from vpd.config.schema import DatasetSpec, released_spec
 from vpd.evaluation.results import check_run
 from vpd.evaluation.run import evaluate, load_run
 from vpd.models import build_model
@@ -25,7 +25,6 @@ from vpd.pretrained.released import (
     import_weights,
     publish_run,
     read_released,
-    released_spec,
 )
 from vpd.stages.data import prepare_dataset
 from vpd.training.runs import COLUMNS, gather, run_fingerprint
