@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vpd.config.params import Params
-from vpd.config.schema import Spec, load_spec
+from vpd.config.schema import Spec, load_spec, released_spec
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
@@ -58,12 +58,12 @@ class Record:
 def collect(results: Path, params: Params) -> tuple[list[Record], int]:
     """Collect the finished experiments of the matrix, and the report; count those that are not finished.
 
-    An experiment is finished if its metrics carry the digest of its present spec: a new spec never stands beside old numbers.
+    An experiment is finished if its spec is what ``params`` say now and its metrics carry that spec's digest.
     """
     commit = {"git_commit": git_commit(results)}
     records, unfinished = [], 0
     for name in params.experiments:
-        spec, metrics = _finished(results, name)
+        spec, metrics = _finished(results, params, name)
         if spec is None:
             unfinished += 1
             continue
@@ -79,14 +79,20 @@ def collect(results: Path, params: Params) -> tuple[list[Record], int]:
     return records, unfinished
 
 
-def _finished(results: Path, name: str) -> tuple[Spec | None, dict[str, Any]]:
+def is_present(spec: Spec, params: Params) -> bool:
+    """Whether an experiment's recorded spec, or what released weights stand for in it, is the one of ``params``."""
+    wanted = params.resolve(spec.name)
+    return spec in (wanted, released_spec(wanted))
+
+
+def _finished(results: Path, params: Params, name: str) -> tuple[Spec | None, dict[str, Any]]:
     spec_file, metrics_file = results / "specs" / f"{name}.json", results / "metrics" / f"{name}.json"
     if not (spec_file.is_file() and metrics_file.is_file()):
         return None, {}
     spec, metrics = load_spec(spec_file), read_json(metrics_file)
     if "spec" not in metrics:
         raise UserError(f"{metrics_file} has no key 'spec'; delete it and evaluate {name} again")
-    return (spec if metrics["spec"] == spec.digest() else None), metrics
+    return (spec if metrics["spec"] == spec.digest() and is_present(spec, params) else None), metrics
 
 
 def _seed_record(results: Path, spec: Spec, seed: int, metrics: dict[str, Any], tags: dict[str, str]) -> Record:
