@@ -77,4 +77,5 @@ def check_unchanged(data: Path) -> None:
     module = pick(manifest.get("format", ""), FORMATS, "format", str(data / MANIFEST))
     for name in module.contents(root).files:
         if name not in manifest["files"]:
-            raise UserError(f"{root / name} was added after {MANIFEST} was written; run `vpd data {data.name} --scale {data.parent.name}` again")
+            command = f"vpd data {data.name} --scale {data.parent.name}"
+            raise UserError(f"{root / name} was added after {MANIFEST} was written; run `{command}` again")
