@@ -385,7 +385,7 @@ def test_verification_names_missing_extra_and_changed_files(copy):
         check_unchanged(root)
     image.write_bytes(kept[0])
     Image.fromarray(np.zeros((88, 64), np.uint8)).save(label)
-    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed .*; run `vpd data ade20k` again"):
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed .*; run `vpd data ade20k --scale"):
         check_unchanged(root)
     label.write_bytes(kept[1])
     check_unchanged(root)
