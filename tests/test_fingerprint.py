@@ -53,10 +53,10 @@ def test_each_part_counts_and_is_named(finished, change, named):
     assert other.differences(json.loads((out / "fingerprint.json").read_text())) == named
 
 
-def _same_size_and_time(path):
-    """Other bytes of the same length under the old modification time: only the inode tells them apart."""
+def _same_size_and_time(path, in_place):
+    """Other bytes of the same length under the old modification time: only the inode, or the time of its change, tells."""
     stat = path.stat()
-    other = path.with_name("other")
+    other = path if in_place else path.with_name("other")
     other.write_text("OUTPUT")
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     os.replace(other, path)
@@ -65,7 +65,8 @@ def _same_size_and_time(path):
 DAMAGE = {
     "changed bytes": lambda out: (out / "deep/file.txt").write_text("else"),
     "same size": lambda out: (out / "deep/file.txt").write_text("OUTPUT"),
-    "same size and time": lambda out: _same_size_and_time(out / "deep/file.txt"),
+    "same size and time": lambda out: _same_size_and_time(out / "deep/file.txt", in_place=False),
+    "same size, time and inode": lambda out: _same_size_and_time(out / "deep/file.txt", in_place=True),
     "missing file": lambda out: (out / "deep/file.txt").unlink(),
     "missing manifest": lambda out: (out / "manifest.json").unlink(),
     "damaged manifest": lambda out: (out / "manifest.json").write_text("{"),
@@ -78,10 +79,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_no_damage_passes_for_finished_work(finished, fault):
+def test_no_damage_passes_for_finished_work(finished, fault, monkeypatch):
     _, out, made_from = finished
-    old = 10**18
-    os.utime(out / "deep/file.txt", ns=(old, old))  # settled, so that its digest is remembered
+    monkeypatch.setattr(remembered, "SETTLED", -1)  # so that its digest is remembered at once
     assert is_finished(out, made_from)
     DAMAGE[fault](out)
     assert not is_finished(out, made_from)
@@ -109,7 +109,7 @@ def test_a_missing_input_and_another_schema_are_said(finished):
 def test_files_that_did_not_change_are_not_read_again(finished, monkeypatch):
     _, out, _ = finished
     path = out / "deep/file.txt"
-    os.utime(path, ns=(10**18, 10**18))
+    monkeypatch.setattr(remembered, "SETTLED", -1)
     expected = digests(out, ["deep/file.txt"])
     read = []
     monkeypatch.setattr(remembered, "sha256", lambda path: read.append(path) or "digest")
@@ -173,10 +173,9 @@ def test_code_is_parsed_again_only_after_an_edit(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROOT", tmp_path)
     parsed, path = [], tmp_path / "room.py"
     monkeypatch.setattr(module, "meaning", lambda source: parsed.append(source) or source)
-    for source, written in (("a = 1", 1), ("a = 1", 1), ("a = 2", 2), ("b = 2", None), ("c = 2", None)):
+    for source, settled in (("a = 1", -1), ("a = 2", -1), ("b = 2", 2.0), ("c = 2", 2.0)):
         path.write_text(source)
-        if written:  # long ago
-            os.utime(path, (written, written))
+        monkeypatch.setattr(remembered, "SETTLED", settled)
         one, other = (code_digest.__wrapped__("room") for _ in range(2))
         assert one == other
     # One that was just edited is not remembered.

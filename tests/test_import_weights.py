@@ -15,7 +15,7 @@ from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from real_archives import Attack
 from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
 from vpd.config.paths import evaluated
-from vpd.config.schema import DatasetSpec
+from vpd.config.schema import DatasetSpec, released_spec
 from vpd.evaluation.results import check_run, read_metrics
 from vpd.evaluation.run import evaluate, load_run
 from vpd.models import build_model
@@ -26,7 +26,6 @@ from vpd.pretrained.released import (
     import_weights,
     publish_run,
     read_released,
-    released_spec,
 )
 from vpd.stages.data import prepare_dataset
 from vpd.training.runs import COLUMNS, gather, run_fingerprint

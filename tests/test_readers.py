@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 import vpd.datasets.images
 from vpd.config.schema import DatasetSpec, Spec
 from vpd.datasets import ade20k, build_dataset, nyuv2, refcoco
-from vpd.datasets.images import read_image
+from vpd.datasets.images import read_depth, read_image, read_labels
 from vpd.datasets.manifest import check_unchanged, located
 from vpd.stages.data import dataset_fingerprint, prepare_dataset
 from vpd.utils.errors import UserError
@@ -308,6 +308,73 @@ def test_a_missing_dataset_says_what_is_needed(tmp_path, specs):
             build_dataset(specs[task], tmp_path, "val")
 
 
+# --------------------------------------------------------------------------------------------------- one rule for images
+GREY = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+COLOURS = np.stack([GREY, GREY + 5, 255 - GREY], -1)
+
+
+def turned(orientation: int = 6) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def frames_of(*images: Image.Image) -> dict:
+    return {"save_all": True, "append_images": list(images)}
+
+
+PICTURES = {
+    "8-bit grey": ("png", Image.fromarray(GREY), {}, GREY),
+    "16-bit grey": ("png", Image.fromarray(GREY.astype(np.uint16) * 257), {}, GREY),
+    "16-bit grey TIFF": ("tif", Image.fromarray(GREY.astype(np.uint16) * 257), {}, GREY),
+    "32-bit grey": ("tif", Image.fromarray(GREY.astype(np.int32) * 257), {}, GREY),
+    "floating-point grey": ("tif", Image.fromarray(GREY.astype(np.float32) / 255), {}, GREY),
+    "1 bit": ("png", Image.fromarray(GREY > 100), {}, (GREY > 100) * np.uint8(255)),
+    "colours": ("png", Image.fromarray(COLOURS), {}, COLOURS),
+    "palette": ("png", Image.fromarray(GREY).convert("P"), {}, GREY),
+    "alpha": ("png", Image.fromarray(np.dstack([COLOURS, GREY * 0])), {}, GREY * 0 + 255),
+    "grey with alpha": ("png", Image.fromarray(np.dstack([GREY, GREY * 0 + 255])), {}, GREY),
+    "transparent grey": ("png", Image.fromarray(GREY), {"transparency": 0}, np.where(GREY, GREY, 255)),
+    "CMYK": ("tif", Image.fromarray(COLOURS).convert("CMYK"), {}, COLOURS),
+    "animated GIF": ("gif", Image.fromarray(GREY), frames_of(Image.fromarray(GREY * 0)), GREY),
+    "animated PNG": ("png", Image.fromarray(GREY), frames_of(Image.fromarray(GREY * 0)), GREY),
+    "pages of a TIFF": ("tif", Image.fromarray(GREY), frames_of(Image.fromarray(GREY * 0)), GREY),
+    "turned": ("png", Image.fromarray(np.rot90(COLOURS).copy()), {"exif": turned()}, COLOURS),
+    "turned 16-bit": ("png", Image.fromarray(np.rot90(GREY.astype(np.uint16) * 257).copy()), {"exif": turned()}, GREY),
+    "upside down": ("tif", Image.fromarray(np.rot90(GREY, 2).copy()), {"exif": turned(3)}, GREY),
+    "mirrored": ("webp", Image.fromarray(COLOURS[:, ::-1].copy()), {"exif": turned(2), "lossless": True}, COLOURS),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("ending", [str.lower, str.upper])
+def test_datasets_read_pictures_as_predict_does(copy, specs, kind, ending):
+    """Whatever its colour mode and the capitals of its name; the label is read by the same rule."""
+    suffix, picture, options, expected = PICTURES[kind]
+    root = copy("ade20k")
+    (root / TRAIN_IMAGE).unlink()
+    (root / TRAIN_LABEL).unlink()
+    path = (root / TRAIN_IMAGE).with_suffix(f".{ending(suffix)}")
+    picture.save(path, **options)
+    exif = {"exif": options["exif"]} if "exif" in options else {}
+    stored = np.array(picture.convert("L")) * 0 if not exif else np.eye(*picture.size[::-1], dtype=np.uint8)
+    Image.fromarray(stored).save((root / TRAIN_LABEL).with_suffix(ending(".png")), **exif)
+    image_path, label_path = build_dataset(specs["segmentation"], root, "train").pairs[1]
+    assert image_path == path
+    image, labels = read_image(image_path), read_labels(label_path, 16)
+    assert np.array_equal(image, expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2))
+    assert labels.shape == image.shape[:2]
+    assert not exif or np.array_equal(labels, np.array(ImageOps.exif_transpose(Image.open(label_path))))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "JPEG2000"])
+@pytest.mark.parametrize("reader", [lambda path: read_labels(path, 255), read_depth])
+def test_labels_and_depths_in_a_format_that_alters_values_are_refused(tmp_path, kind, reader):
+    Image.fromarray(GREY).save(tmp_path / "x.png", format=kind)
+    with pytest.raises(UserError, match=f"x.png is a {kind} file, which need not keep every value; save it as PNG"):
+        reader(tmp_path / "x.png")
+
+
 # ---------------------------------------------------------------------------------------------------------- verification
 def test_verification_names_missing_extra_and_changed_files(copy):
     root = copy("ade20k")
@@ -318,7 +385,7 @@ def test_verification_names_missing_extra_and_changed_files(copy):
         check_unchanged(root)
     image.write_bytes(kept[0])
     Image.fromarray(np.zeros((88, 64), np.uint8)).save(label)
-    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed .*; run `vpd data ade20k` again"):
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png was changed .*; run `vpd data ade20k --scale"):
         check_unchanged(root)
     label.write_bytes(kept[1])
     check_unchanged(root)
@@ -357,6 +424,20 @@ def test_a_folder_dataset_that_is_changed_in_place_is_prepared_again(copy, tmp_p
     check_unchanged(out)
 
 
+def test_what_is_added_behind_a_link_is_seen(copy, tmp_path):
+    root, spec = copy("ade20k"), folder_spec(tmp_path / "linked/ade20k")
+    (tmp_path / "linked/ade20k").mkdir(parents=True)
+    (tmp_path / "linked/ade20k/ADEChallengeData2016").symlink_to(root / "ADEChallengeData2016")
+    (root / "ADEChallengeData2016/circle").symlink_to(root)
+    prepare_dataset("ade20k", spec, tmp_path / "out")
+    before = dataset_fingerprint("ade20k", spec)
+    for path in (root / TRAIN_IMAGE, root / TRAIN_LABEL):
+        shutil.copy(path, path.with_name(f"added{path.suffix}"))
+    assert dataset_fingerprint("ade20k", spec).differences(asdict(before)) == ["files"]
+    prepare_dataset("ade20k", spec, tmp_path / "out")
+    assert read_json(tmp_path / "out/manifest.json")["counts"]["training"] == 7
+
+
 def blank(folder: Path, pattern: str) -> None:
     for path in folder.rglob(pattern):
         Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
@@ -367,6 +448,23 @@ def drop_validation(root: Path) -> None:
     path.write_bytes(pickle.dumps([ref for ref in refcoco.load_refs(path) if ref["split"] != "val"]))
 
 
+def hollow(root: Path) -> None:
+    path = root / "refcoco/instances.json"
+    coco = json.loads(path.read_text())
+    for annotation in coco["annotations"]:
+        annotation["segmentation"] = [[0, 0, 0, 0, 0, 0]]
+    path.write_text(json.dumps(coco))
+
+
+def rename(root: Path, pattern: str, suffix: str) -> None:
+    for path in list(root.rglob(pattern)):
+        path.rename(path.with_suffix(suffix))
+
+
+def truncate_to(path: Path, lines: int) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "complaint"),
     [
@@ -374,6 +472,26 @@ def drop_validation(root: Path) -> None:
         ("ade20k", lambda root: blank(root, "annotations/validation/*.png"), "no pixel of validation has a label"),
         ("nyuv2", lambda root: blank(root, "test/*/sync_depth*.png"), "no pixel of test has a label or a depth"),
         ("refcoco", drop_validation, r"has no samples of refcoco\+/val"),
+        (
+            "refcoco",
+            lambda root: [path.unlink() for path in root.rglob("instances.json")],
+            "instances.json does not exist",
+        ),
+        ("refcoco", hollow, r"reference \d+ .* has an empty mask"),
+        ("ade20k", lambda root: rename(root, "*.jpg", ".txt"), r"\.jpg is missing, but its counterpart exists"),
+        (
+            "ade20k",
+            lambda root: [rename(root, "*.jpg", ".txt"), rename(root, "*.png", ".lab")],
+            "no samples of training",
+        ),
+        (
+            "ade20k",
+            lambda root: [shutil.copy(p, p.with_suffix(".JPG")) for p in root.rglob("*1.jpg")],
+            "only in their endings",
+        ),
+        ("ade20k", lambda root: truncate_to(root / ade20k.CLASS_FILE, 1), "there are only 0 classes"),
+        ("nyuv2", lambda root: (root / "test_list.txt").write_text("\n"), "has no samples of test"),
+        ("captions", lambda root: (root / "captions.json").write_text("[]"), "has no samples of train"),
     ],
 )
 def test_a_dataset_that_cannot_be_scored_is_refused(copy, tmp_path, name, damage, complaint):
@@ -381,3 +499,46 @@ def test_a_dataset_that_cannot_be_scored_is_refused(copy, tmp_path, name, damage
     damage(root)
     with pytest.raises(UserError, match=complaint):
         prepare_dataset(name, folder_spec(root), tmp_path / "out")
+
+
+def test_a_synthetic_dataset_that_cannot_be_scored_is_refused(tmp_path):
+    for name, images in (("nyuv2", {"train": 1}), ("ade20k", {"validation": 1}), ("nyuv2", {"train": 0, "test": 2})):
+        spec = SPECS[name].model_copy(update={"images": images})
+        with pytest.raises(UserError, match="has no samples of"):
+            prepare_dataset(name, spec, tmp_path / "out")
+
+
+def set_depths(root: Path, change) -> None:
+    """Change the millimetres of the second test frame."""
+    path = nyuv2.frames(root, "test")[1].depth
+    values = np.array(Image.open(path)).astype(np.uint16)
+    change(values)
+    Image.fromarray(values).save(path)
+
+
+def outside(values: np.ndarray) -> None:
+    values[6:40, 6:90] = 0
+
+
+@pytest.mark.parametrize(
+    ("crop", "change"),
+    [
+        ((6, 40, 6, 90), outside),
+        ((6, 40, 6, 90), lambda values: values.fill(0)),
+        ((6, 40, 6, 90), lambda values: values.fill(20_000)),
+        ((6, 40, 6, 90), lambda values: values.fill(11)),
+        ((70, 90, 6, 90), lambda values: None),
+        ((0, 64, 200, 300), lambda values: None),
+    ],
+)
+def test_every_depth_must_be_scorable_in_the_crop(copy, specs, tmp_path, crop, change):
+    """As evaluation does it hours later; the first frame is sound, so the split has depths."""
+    root, spec = copy("nyuv2"), specs["depth"]
+    ranges = {"crop": crop, "min_depth": 0.5, "max_depth": 10.0}
+    spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=ranges)})
+    whole = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"crop": (0, 64, 0, 96)})})
+    prepare_dataset("nyuv2", folder_spec(root), tmp_path / "sound", experiments=[whole, whole])
+    set_depths(root, change)
+    with pytest.raises(UserError, match=r"\.png has no depth between 0\.5 and 10\.0 m in evaluation\.crop"):
+        prepare_dataset("nyuv2", folder_spec(root), tmp_path / "out", experiments=[spec])
+    assert not (tmp_path / "out").exists()

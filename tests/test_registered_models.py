@@ -23,7 +23,7 @@ from forked import status_of
 from test_predict import DATASETS, OPTIONS, lively, scene, write, write_run
 from tracking_world import free_port, mlflow_server
 from vpd.config.params import Params, load_params
-from vpd.config.schema import load_spec
+from vpd.config.schema import Spec, load_spec
 from vpd.datasets import build_dataset
 from vpd.datasets.ade20k import class_names
 from vpd.models import build_model
@@ -33,8 +33,21 @@ from vpd.tracking import model_places, sync
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 REGISTERED = {task: f"tiny-{task}" for task in DATASETS}
+
+
+def tiny_spec(task: str) -> Spec:
+    names = {"name": REGISTERED[task], "scale": "tiny", "protocol": "official", "dataset": task, "checkpoint": "narrow"}
+    return make_spec(task).model_copy(update={**names, "variant": "refcoco" if task == "referring" else None})
+
+
+class TinyParams(Params):
+    """Parameters that say of each experiment what its tiny spec says."""
+
+    def resolve(self, name: str) -> Spec:
+        return tiny_spec(name.removeprefix("tiny-"))
 
 
 def tiny_params(registered: dict[str, str], checkpoints: str = "copied") -> Params:
@@ -43,7 +56,7 @@ def tiny_params(registered: dict[str, str], checkpoints: str = "copied") -> Para
     line = next(iter(params.experiments.values()))
     parts = {"scale": "tiny", "experiments": dict.fromkeys(REGISTERED.values(), line), "registered": registered}
     parts["scales"] = {"tiny": params.block.model_copy(update={"registered_checkpoints": checkpoints})}
-    return Params(params.document.model_copy(update={**parts, "tables": {}, "figures": {}}), params.source)
+    return TinyParams(params.document.model_copy(update={**parts, "tables": {}, "figures": {}}), params.source)
 
 
 class World:
@@ -55,16 +68,14 @@ class World:
 
     def fill(self) -> World:
         write_factor_4(self.checkpoints / "narrow")
-        write_json(self.checkpoints / "narrow/manifest.json", {"name": "narrow"})
+        write_manifest(self.checkpoints / "narrow", Fingerprint("settings", "code"), {})
         for task, dataset in DATASETS.items():
             prepare_dataset(task, dataset, self.data / task)
             self.train(task)
         return self
 
     def train(self, task: str) -> None:
-        names = {"name": REGISTERED[task], "scale": "tiny", "protocol": "official", "dataset": task}
-        names |= {"checkpoint": "narrow", "variant": "refcoco" if task == "referring" else None}
-        spec = make_spec(task).model_copy(update=names)
+        spec = tiny_spec(task)
         (self.results / "specs").mkdir(parents=True, exist_ok=True)
         (self.results / f"specs/{spec.name}.json").write_text(spec.model_dump_json())
         model = build_model(spec, self.checkpoints / "narrow", build_dataset(spec, self.data / task, "val").classes)

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from forked import alive, wait_for
-from vpd.config.params import load_params
+from vpd.config.params import Params, load_params
 from vpd.config.paths import Paths
 from vpd.stages.data import prepare_dataset
+from vpd.stages.keys import forget_changed
 from vpd.stages.run import STAGES, Stopwatch, _output, run_stage
 from vpd.stages.training import evaluate_experiment, train_experiment, workers
 from vpd.training.runs import gather_history
 from vpd.utils.errors import UserError
 from vpd.utils.files import exclusive, read_json, write_json
+from vpd.utils.fingerprint import Fingerprint, write_manifest
 from vpd.utils.processes import side_by_side
 
 ROOT = Path(__file__).parent.parent
@@ -156,3 +158,37 @@ def test_data_that_is_changed_in_place_is_neither_trained_nor_scored_on(tmp_path
         ):
             stage(spec, paths)
     assert not [path for path in paths.runs(spec.name).rglob("*") if path.is_file()]
+
+
+def test_weights_that_are_changed_in_place_are_neither_trained_nor_scored_on(tmp_path):
+    params, paths = load_params(ROOT / "params.yaml", "smoke"), Paths("smoke", tmp_path)
+    for name, stage in (("seg-fast", "checkpoint"), ("seg-clip", "backbone")):
+        spec = params.resolve(name)
+        prepare_dataset(spec.dataset, params.dataset(spec.dataset), paths.dataset(spec.dataset))
+        (weights := paths.checkpoint(spec.checkpoint) / "model.safetensors").parent.mkdir(parents=True)
+        weights.write_text("weights")
+        write_manifest(weights.parent, Fingerprint("settings", "code"), {})
+        weights.write_text("WEIGHTS")
+        for run in (train_experiment, evaluate_experiment):
+            with pytest.raises(UserError, match=rf"was changed after .*; run `vpd {stage} {spec.checkpoint} --scale"):
+                run(spec, paths)
+        assert not [path for path in paths.runs(name).rglob("*") if path.is_file()]
+
+
+def test_dvc_is_told_of_files_outside_the_project_that_changed(tmp_path, monkeypatch):
+    """DVC looks at outputs alone, so what was made of other bytes loses the fingerprint among them."""
+    monkeypatch.chdir(tmp_path)
+    params, paths = load_params(ROOT / "params.yaml", "smoke"), Paths("smoke")
+    drawn = params.dataset("ade20k")
+    prepare_dataset("ade20k", drawn, tmp_path / "mine")
+    given = drawn.model_copy(update={"source": "folder", "path": str(tmp_path / "mine")})
+    block = params.block.model_copy(update={"datasets": {**params.datasets, "ade20k": given}})
+    document = params.document.model_copy(update={"scales": {**params.document.scales, "smoke": block}})
+    params, note = Params(document, params.source), paths.dataset("ade20k") / "fingerprint.json"
+    prepare_dataset("ade20k", given, paths.dataset("ade20k"))
+    forget_changed(params, paths)
+    assert note.is_file()
+    labels = next((tmp_path / "mine").rglob("ADE_train*.png"))
+    labels.write_bytes(labels.read_bytes() + b"x")
+    forget_changed(params, paths)
+    assert not note.exists()

@@ -111,6 +111,16 @@ def test_a_run_shows_spec_curves_final_metrics_tags_and_panels(results, uri, par
     assert not client.list_artifacts(other.info.run_id, "panels")
 
 
+def test_results_of_settings_that_were_edited_since_are_unfinished(results, uri, params):
+    """The spec beside the metrics is that of the run; what params.yaml says now is another."""
+    lines = params.document.experiments
+    edited = {name: line.model_copy(update={"training": {"optimizer": {"lr": 7e-5}}}) for name, line in lines.items()}
+    edited = {name: edited[name] if name == "seg-mid" else line for name, line in lines.items()}
+    summary = track(results, Params(params.document.model_copy(update={"experiments": edited}), params.source), uri)
+    assert (summary.added, summary.unfinished) == (RUNS - len(SEEDS), 1)
+    assert not [name for name in shown_runs(uri) if name.startswith("seg-mid")]
+
+
 def test_the_report_is_a_run_with_files_and_measured_cells(results, uri):
     track(results, table5(experiments=1), uri)
     client, (run,) = MlflowClient(uri), shown_runs(uri)["report"]

@@ -306,6 +306,13 @@ def _preload(options: argparse.Namespace) -> None:
         raise UserError("preload needs a command, such as vpd preload dvc repro")
     if not usable_gpus():  # which a copied process could not use
         forkserver.start()
+    if options.command[0] == "dvc":
+        from vpd.config.params import load_params
+        from vpd.config.paths import Paths
+        from vpd.stages.keys import forget_changed
+
+        params = load_params()
+        forget_changed(params, Paths(params.scale))
     try:
         os.execvp(options.command[0], options.command)
     except FileNotFoundError:

@@ -466,3 +466,10 @@ def load_spec(path: str | Path) -> Spec:
     """Read a resolved spec that ``vpd train`` wrote; UserError if it is missing, damaged or of another version."""
     value = read_json(path)
     return checked(pick(str(value.get("task")), TASKS, "task", str(path)), value, str(path))
+
+
+def released_spec(spec: Spec) -> Spec:
+    """Reduce a spec to what released weights can stand for: its first seed and only the final milestone."""
+    training = spec.training.model_copy(update={"milestones": {"final": 1.0}})
+    evaluation = spec.evaluation.model_copy(update={"best": False})
+    return spec.model_copy(update={"seeds": spec.seeds[:1], "training": training, "evaluation": evaluation})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpd.config.schema import DepthSpec
 from vpd.datasets import ade20k, nyuv2, refcoco
 from vpd.datasets.dataset import Dataset
 from vpd.datasets.manifest import FORMATS, located
@@ -14,7 +15,7 @@ from vpd.utils.errors import pick
 if TYPE_CHECKING:
     from vpd.config.schema import Spec
 
-__all__ = ["FORMATS", "READERS", "build_dataset"]
+__all__ = ["FORMATS", "READERS", "build_dataset", "check_scored"]
 
 READERS: dict[str, Callable[..., Dataset]] = {
     "segmentation": ade20k.ADE20K,
@@ -34,3 +35,9 @@ def build_dataset(spec: Spec, root: Path, split: str, seed: int = 0) -> Dataset:
         seed: of the augmentation.
     """
     return pick(spec.task, READERS, "task")(spec, located(Path(root)), split, seed)
+
+
+def check_scored(spec: Spec, root: Path) -> None:
+    """UserError if the dataset, which is sound, has a sample that ``spec`` cannot score; before hours of training are spent."""
+    if isinstance(spec, DepthSpec):
+        nyuv2.check_scored(located(Path(root)), spec)

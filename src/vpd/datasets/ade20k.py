@@ -9,7 +9,7 @@ import numpy as np
 
 from vpd.config.schema import SegmentationSpec
 from vpd.datasets.dataset import Contents, Dataset, Preview, image_tensor, label_tensor
-from vpd.datasets.images import check_pair, read_image, read_labels
+from vpd.datasets.images import check_pair, read_image, read_labels, suffixes
 from vpd.datasets.preview import palette
 from vpd.datasets.transforms import augment_segmentation, reduce_zero_label
 from vpd.utils.errors import UserError
@@ -29,12 +29,20 @@ def pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     for folder in (images, labels):
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist; ADE20K has images and annotations, each with {SPLITS}")
-    names = {path.stem for path in files_in(images, "*.jpg")}
-    labelled = {path.stem for path in files_in(labels, "*.png")}
-    for stem in sorted(names ^ labelled):
-        missing = labels / f"{stem}.png" if stem in names else images / f"{stem}.jpg"
+    pictures, labelled = _by_stem(images), _by_stem(labels)
+    for stem in sorted(pictures.keys() ^ labelled.keys()):
+        missing = labels / f"{stem}.png" if stem in pictures else images / f"{stem}.jpg"
         raise UserError(f"{missing} is missing, but its counterpart exists; fetch it, or remove the counterpart")
-    return [(images / f"{stem}.jpg", labels / f"{stem}.png") for stem in sorted(names)]
+    return [(pictures[stem], labelled[stem]) for stem in sorted(pictures)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures in a folder by name without ending, which may be in capitals; UserError if two have one name."""
+    found: dict[str, Path] = {}
+    for path in (path for path in files_in(folder, "*") if path.suffix.lower() in suffixes()):
+        if found.setdefault(path.stem, path) != path:
+            raise UserError(f"{path} and {found[path.stem].name} differ only in their endings; remove one of them")
+    return found
 
 
 def class_names(root: Path) -> list[tuple[str, ...]]:

@@ -1,4 +1,8 @@
-"""Read and write images, label maps and depth maps; a file that cannot be read ends in a UserError that names it."""
+"""Read and write images, label maps and depth maps; a file that cannot be read ends in a UserError that names it.
+
+Datasets and ``vpd predict`` read every file here, by one rule: as a viewer shows it, upright by its own Exif orientation, and of
+several pages or frames the first. Colour profiles are not applied.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -17,6 +21,8 @@ MILLIMETRES = 1000.0
 JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}  # with full colour resolution
 DECODERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Formats whose decoders only decode; Pillow would hand PostScript to an interpreter."""
+LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "TIFF")
+"""Formats that keep labels and depths to the bit."""
 MAX_PIXELS = 80_000_000
 """Larger images are refused: a small file can claim any size and fill the memory (a decompression bomb)."""
 WHITE = (255, 255, 255, 255)
@@ -29,8 +35,15 @@ def decoders() -> tuple[str, ...]:
     return tuple(name for name in DECODERS if name in Image.OPEN)
 
 
-def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lambda image, _: image) -> ndarray:
-    """Decode all of an image file; UserError for whatever a decoder raises."""
+@cache
+def suffixes() -> frozenset[str]:
+    """Endings of the names of files that can be read, in lower case."""
+    Image.init()
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in decoders())
+
+
+def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image]) -> ndarray:
+    """Decode all of an image file and turn it upright; UserError for whatever a decoder raises."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
@@ -38,6 +51,7 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lamb
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+                ImageOps.exif_transpose(image, in_place=True)
                 return np.array(convert(image, path))
     except UserError:
         raise
@@ -51,14 +65,12 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lamb
 def read_image(path: Path) -> ndarray:
     """Read a photograph of any colour mode as (H, W, 3) uint8 RGB; UserError if it is damaged, too large or no image.
 
-    The Exif orientation is applied, transparent parts lie on white, 16-bit grey and floating-point grey from 0 to 1 are
-    scaled to 8 bits.
+    Transparent parts lie on white, 16-bit grey and floating-point grey from 0 to 1 are scaled to 8 bits.
     """
     return _read(path, _rgb)
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":
         # Pillow would clip instead of scale: every 16-bit value above 255 would become white.
         return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
@@ -77,9 +89,16 @@ def _eight_bits(values: ndarray, path: Path) -> ndarray:
     return np.rint(values.astype(np.float32) * np.float32(255 / limit)).astype(np.uint8)
 
 
+def _exact(image: Image.Image, path: Path) -> Image.Image:
+    """The stored numbers, those of a palette not replaced by its colours."""
+    if image.format not in LOSSLESS:
+        raise UserError(f"{path} is a {image.format} file, which need not keep every value; save it as PNG")
+    return image
+
+
 def read_labels(path: Path, classes: int) -> ndarray:
-    """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``; an Exif orientation is not applied."""
-    labels = _read(path)
+    """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``."""
+    labels = _read(path, _exact)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise UserError(f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel")
     if labels.size and labels.max() > classes:
@@ -89,7 +108,7 @@ def read_labels(path: Path, classes: int) -> ndarray:
 
 def read_depth(path: Path) -> ndarray:
     """Read a depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
-    depth = _read(path)
+    depth = _read(path, _exact)
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.int32):
         raise UserError(f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel")
     return depth.astype(np.float32) / np.float32(MILLIMETRES)

@@ -7,10 +7,10 @@ from typing import Any
 from vpd.config.schema import DatasetSpec
 from vpd.datasets import ade20k, captions, nyuv2, objects, refcoco
 from vpd.datasets.dataset import Contents, Format
-from vpd.utils.digests import changed, digests
+from vpd.utils.digests import digests
 from vpd.utils.errors import UserError, pick
 from vpd.utils.files import read_json
-from vpd.utils.fingerprint import MANIFEST, read_manifest
+from vpd.utils.fingerprint import MANIFEST, check_intact, read_manifest
 from vpd.utils.progress import track
 
 FORMATS: dict[str, Format] = {
@@ -51,7 +51,7 @@ def check_counts(root: Path, spec: DatasetSpec, counts: dict[str, int]) -> None:
     for key, count in counts.items():
         split = key.rsplit("/", 1)[-1]
         # A scale that never reads a synthetic dataset asks for none of it: images: {train: 0}.
-        wanted = spec.source != "synthetic" or spec.images.get(split, 0) > 0
+        wanted = spec.source != "synthetic" or any(spec.images.values())
         if split in FORMATS[spec.format].NEEDED and not count and wanted:
             raise UserError(f"{root} has no samples of {key}, so nothing can be trained or scored; add some")
 
@@ -70,13 +70,12 @@ def _check_samples(root: Path, contents: Contents, name: str) -> None:
 def check_unchanged(data: Path) -> None:
     """UserError naming the first file of a prepared dataset that is missing, changed or extra since its manifest was written.
 
-    Unchanged files are told by size, time and inode, without reading them.
+    Unchanged files are told by size, times and inode, without reading them.
     """
+    check_intact(data, "data")
     manifest, root = read_manifest(data), located(data)
-    again = f"after {MANIFEST} was written; run `vpd data {data.name} --scale {data.parent.name}` again"
-    for name in changed(root, manifest["files"]):
-        raise UserError(f"{root / name} was {'changed' if (root / name).is_file() else 'removed'} {again}")
     module = pick(manifest.get("format", ""), FORMATS, "format", str(data / MANIFEST))
     for name in module.contents(root).files:
         if name not in manifest["files"]:
-            raise UserError(f"{root / name} was added {again}")
+            command = f"vpd data {data.name} --scale {data.parent.name}"
+            raise UserError(f"{root / name} was added after {MANIFEST} was written; run `{command}` again")

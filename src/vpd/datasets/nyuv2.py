@@ -14,6 +14,7 @@ from vpd.datasets.images import MILLIMETRES, check_pair, read_depth, read_image
 from vpd.datasets.preview import colour_depth
 from vpd.datasets.transforms import augment_depth, normalise
 from vpd.utils.errors import UserError
+from vpd.utils.progress import track
 
 SPLITS = ("train", "test")
 NEEDED: tuple[str, ...] = SPLITS
@@ -97,6 +98,21 @@ def _check(frame: Frame) -> bool:
     if 0 < largest <= NO_ROOM:
         raise UserError(f"{frame.depth} looks like metres: its largest value is {largest}; write millimetres")
     return largest > 0
+
+
+def check_scored(root: Path, spec: DepthSpec) -> None:
+    """UserError naming the first test frame without a depth that is scored: in the crop and the ranges of ``spec`` (D12)."""
+    top, bottom, left, right = spec.evaluation.crop
+    low, high = spec.evaluation.min_depth, spec.evaluation.max_depth
+    listed = frames(root, "test")
+    for frame in track(listed, len(listed), "checking depths", "frames"):
+        depth = read_depth(frame.depth)[top:bottom, left:right]
+        kept = (depth >= spec.data.min_depth) & (depth <= spec.data.max_depth)
+        if not (kept & (depth > low) & (depth < high)).any():
+            where = f"between {low} and {high} m in evaluation.crop {[top, bottom, left, right]}"
+            raise UserError(
+                f"{frame.depth} has no depth {where}, so it cannot be scored; correct the frame or the crop"
+            )
 
 
 def preview(root: Path) -> Iterator[Preview]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vpd.utils.errors import UserError
 
 Size = tuple[int, int]  # height and width
+REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # types of weights that convert to each other
 Batch = dict[str, Any]
 """``image`` (batch, 3, H, W) in [-1, 1]; ``text`` or ``class_id`` (batch,) where the network is told what to look for;
 ``key`` names images that are never augmented."""
@@ -49,7 +50,7 @@ class Network(nn.Module):
         return copied(self._trained())
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Load what ``trained_state`` gave, or nothing and raise UserError if a tensor's name or shape does not fit."""
+        """Load what ``trained_state`` gave, or nothing and raise UserError if a tensor does not fit."""
         check_fit(self._trained(), state, "the weights do not fit this model", "use weights trained with this spec")
         with torch.no_grad():
             self.load_state_dict(state, strict=False)
@@ -59,26 +60,36 @@ class Network(nn.Module):
 
 
 def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], complaint: str, cure: str) -> None:
-    """Raise UserError ``complaint (faults); cure`` unless ``state`` has the names and shapes of ``own``."""
+    """Raise UserError ``complaint (faults); cure`` unless ``state`` fits ``own`` (``misfits``)."""
     if fault := misfits(own, state):
         raise UserError(f"{complaint} ({fault}); {cure}")
 
 
 def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Say how given tensors differ from a network's by name, shape and finiteness; empty if all fit."""
-    reshaped = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
-    broken = sorted(name for name, tensor in given.items() if not tensor.is_meta and not tensor.isfinite().all())
+    """Say how given tensors differ from a network's by name, shape, type and finiteness; empty if all fit."""
+    shared = sorted(own.keys() & given.keys())
+    reshaped = [name for name in shared if own[name].shape != given[name].shape]
+    # Rounded, quantised and complex weights would be converted without a word.
+    other = [name for name in shared if (own[name].dtype in REAL) != (given[name].dtype in REAL)]
     named = {
         "missing": sorted(own.keys() - given.keys()),
         "unexpected": sorted(given.keys() - own.keys()),
         "of another shape": reshaped,
-        "with NaN or infinite values": broken,
+        "of another type": other,
+        "with NaN or infinite values": [name for name in shared if not _finite(given[name], own[name].dtype)],
     }
     faults = {kind: f"{len(names)} {kind}, first '{names[0]}'" for kind, names in named.items() if names}
     if reshaped:
         first = reshaped[0]
         faults["of another shape"] += f" {tuple(given[first].shape)} instead of {tuple(own[first].shape)}"
+    if other:
+        faults["of another type"] += f" {given[other[0]].dtype} instead of {own[other[0]].dtype}"
     return "; ".join(faults.values())
+
+
+def _finite(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values of a tensor are finite, also as the type that they will be converted to."""
+    return tensor.is_meta or tensor.dtype not in REAL or bool(tensor.to(dtype).isfinite().all())
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

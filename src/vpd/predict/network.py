@@ -13,11 +13,12 @@ from vpd.datasets import ade20k
 from vpd.datasets.manifest import located
 from vpd.models import LatentCache, Network, build_model
 from vpd.predict.pictures import say
+from vpd.pretrained.stable_diffusion import check_network
 from vpd.training.runs import has_settings
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
-from vpd.utils.fingerprint import FINGERPRINT, MANIFEST
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, check_intact
 
 CLASSIFIERS = dict.fromkeys(("semantic-fpn", "upernet"), "head.conv_seg.bias") | {
     "simple-decoding": "head.classify.bias"
@@ -89,16 +90,26 @@ def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
     from vpd.models.network import VPD
     from vpd.models.prompts import FROM_IMAGES, TextEncoder
 
-    prompts = weights.get(EMBEDDINGS)
+    prompts, reads_text = weights.get(EMBEDDINGS), spec.model.prompt.strategy in FROM_IMAGES
+    _check_checkpoint(checkpoint, reads_text)
     model = VPD(
         spec,
         load_unet(checkpoint, spec.model.unet),
         load_vae(checkpoint),
         _count_classes(spec, weights),
-        text=TextEncoder(checkpoint, spec.model.prompt.length) if spec.model.prompt.strategy in FROM_IMAGES else None,
+        text=TextEncoder(checkpoint, spec.model.prompt.length) if reads_text else None,
         class_embeddings=None if prompts is None else torch.zeros_like(prompts),
     )
     # A latent cache makes the encoder take images one by one, as in evaluation; each picture is seen only once, so
     # nothing is stored.
     model.latents = LatentCache(0)
     return model
+
+
+def _check_checkpoint(checkpoint: Path, reads_text: bool) -> None:
+    """UserError unless the bytes are those of the manifest, or, of any other folder, every tensor is as its config.json says."""
+    if (checkpoint / MANIFEST).is_file():
+        check_intact(checkpoint, "checkpoint")
+        return
+    for part in ("unet", "vae", *(["text_encoder"] if reads_text else [])):
+        check_network(checkpoint, part)

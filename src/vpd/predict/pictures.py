@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
 
-from vpd.datasets.images import decoders
+from vpd.datasets.images import suffixes
 from vpd.utils.errors import UserError, printable
 from vpd.utils.files import files_in
 
@@ -38,13 +37,11 @@ def find_pictures(given: Sequence[Path], out: Path) -> tuple[list[Path], list[st
 
 
 def _in_folder(folder: Path, out: Path) -> list[Path]:
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in decoders()}
     written = out.resolve()
     if folder.resolve() == written:
         raise UserError(f"{folder} is both the folder of pictures and that of predictions; name another --out")
     files = [path for path in files_in(folder, "**/*") if not path.resolve().is_relative_to(written)]
-    pictures = [path for path in files if path.suffix.lower() in suffixes]
+    pictures = [path for path in files if path.suffix.lower() in suffixes()]
     if len(pictures) < len(files):
         say(f"{folder}: skipped {len(files) - len(pictures)} files that are not pictures")
     return pictures

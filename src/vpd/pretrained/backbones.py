@@ -21,7 +21,7 @@ from vpd.models.base import misfits
 from vpd.pretrained.checkpoints import ORIGIN, fetched_backbone_fingerprint
 from vpd.pretrained.hub import Repository, download, repositories
 from vpd.pretrained.shipped import check_shipped, shipped_facts
-from vpd.pretrained.tensors import is_safetensors
+from vpd.pretrained.tensors import is_safetensors, reason
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder, read_json, write_json
@@ -82,6 +82,10 @@ def take_backbone(name: str, spec: BackboneSpec, out: Path) -> None:
         return
     manifest = check_shipped(source, spec.recipe)
     load_backbone(source)
+    if spec.language:
+        from vpd.models.lavt import load_language
+
+        load_language(source)
     with atomic_folder(out) as folder:
         for file in manifest["files"]:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +157,13 @@ def _from_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) ->
     # timm's own pretrained=True does the same, but passes over missing tensors when there is no classifier.
     module = sys.modules[model_entrypoint(spec.architecture).__module__]
     classifier = whole.state_dict().keys() - network.state_dict().keys()
-    return {name: x for name, x in module.checkpoint_filter_fn(tensors, whole).items() if name not in classifier}
+    try:
+        converted = module.checkpoint_filter_fn(tensors, whole)
+    except Exception as error:  # it looks tensors and modules up by names that a file of another network lacks
+        raise UserError(
+            f"{repository} does not fit {spec.architecture} ({type(error).__name__}: {reason(error)}); name its repository"
+        ) from None
+    return {name: x for name, x in converted.items() if name not in classifier}
 
 
 def _check_timm(repository: Repository, spec: NetworkSpec, network: nn.Module) -> None:
@@ -203,7 +213,7 @@ def _write_language(repository: Repository, spec: LanguageSpec, out: Path) -> in
     config, state = BertConfig.from_dict(given), _read_weights(repository, *BERT_LAYERS)
     # The first files call a norm's tensors as TensorFlow does.
     tensors = {
-        n.removeprefix("bert.").replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor.float()
+        n.removeprefix("bert.").replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor
         for n, tensor in state.items()
         if "position_ids" not in n
     }

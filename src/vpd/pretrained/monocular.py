@@ -84,12 +84,16 @@ def _from_folder(model: str, folder: Path) -> nn.Module:
         raise UserError(
             f"{folder / WEIGHTS} does not hold {model} as {CONFIG} says ({reason(error)}); fetch it again"
         ) from None
+    own, given = opened.state_dict(), read_tensors(folder / WEIGHTS)
+    shared = own.keys() & given.keys()
+    fault = misfits({name: own[name] for name in shared}, {name: given[name] for name in shared})
     # transformers draws a missing tensor at random and passes over others.
     kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys", "of another shape": "mismatched_keys"}
     for kind, key in kinds.items():
         if names := sorted(name for name in map(str, info.get(key, ())) if not DERIVED.search(name)):
-            fault = f"{len(names)} {kind}, first '{names[0]}'"
-            raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
+            fault = fault or f"{len(names)} {kind}, first '{names[0]}'"
+    if fault:
+        raise UserError(f"{folder / WEIGHTS} does not fit {model} ({fault}); give the model's own repository")
     return opened
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from vpd.config.schema import DepthSpec, ReferringSpec, SegmentationSpec, Spec
+from vpd.config.schema import Spec, released_spec
 from vpd.evaluation.run import open_model
 from vpd.models.base import misfits
 from vpd.models.network import VPD
@@ -19,18 +19,10 @@ from vpd.training.runs import publish, run_fingerprint
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 
-TaskSpec = SegmentationSpec | ReferringSpec | DepthSpec
 CONTAINERS = ("state_dict", "model")  # where mmcv's files (segmentation) and the others keep the weights
 MARKS = {"decode_head.": "segmentation", "classifier.": "referring", "last_layer_depth.": "depth"}
 ENCODER = "vae."
 OTHER_ENCODER = 1e-2  # a tensor's relative difference in another VAE; storage in half precision makes 5e-4
-
-
-def released_spec(spec: Spec) -> Spec:
-    """Reduce a spec to what released weights can stand for: its first seed and only the final milestone."""
-    training = spec.training.model_copy(update={"milestones": {"final": 1.0}})
-    evaluation = cast(TaskSpec, spec).evaluation.model_copy(update={"best": False})
-    return spec.model_copy(update={"seeds": spec.seeds[:1], "training": training, "evaluation": evaluation})
 
 
 def import_weights(spec: Spec, file: Path, data: Path, checkpoint: Path, run: Path) -> dict[str, Any]:

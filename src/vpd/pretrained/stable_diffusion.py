@@ -69,9 +69,6 @@ def has_tokenizer(folder: Path) -> bool:
 
 def check_pipeline(folder: Path) -> dict[str, int]:
     """Compare every tensor of a pipeline in safetensors with its config.json; return the parameters of each network."""
-    from vpd.models.base import misfits
-    from vpd.pretrained.tensors import read_tensors
-
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
     if not (folder / INDEX).is_file():
@@ -84,14 +81,19 @@ def check_pipeline(folder: Path) -> dict[str, int]:
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
-    parameters = {}
-    for part, name in WEIGHTS.items():
-        path = at(folder, f"{part}/{name}")
-        tensors = canonical_names(part, read_tensors(path))
-        if fault := misfits(network_tensors(part, configs[part]), tensors):
-            raise UserError(f"{path}: the {part} is not as its config.json describes it ({fault}); fetch it again")
-        parameters[part] = sum(tensor.numel() for tensor in tensors.values())
-    return parameters
+    return {part: check_network(folder, part) for part in WEIGHTS}
+
+
+def check_network(folder: Path, part: str) -> int:
+    """Compare every tensor of one network of a pipeline with its config.json; return the number of parameters."""
+    from vpd.models.base import misfits
+    from vpd.pretrained.tensors import read_tensors
+
+    path = at(folder, f"{part}/{WEIGHTS[part]}")
+    tensors = canonical_names(part, read_tensors(path))
+    if fault := misfits(network_tensors(part, read_json(folder / CONFIGS[part])), tensors):
+        raise UserError(f"{path}: the {part} is not as its config.json describes it ({fault}); fetch it again")
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """The ``data`` stage: draws, downloads or checks a dataset and completes it with a preview and a manifest."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from vpd.config.schema import DatasetSpec
+from vpd.config.schema import DatasetSpec, Spec
 from vpd.utils.digests import digest, digests, tree
 from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder
@@ -29,12 +30,19 @@ def dataset_fingerprint(name: str, spec: DatasetSpec) -> Fingerprint:
     return Fingerprint(digest(spec.model_dump(mode="json")), code_digest(*code), {"files": digest(files)})
 
 
-def prepare_dataset(name: str, spec: DatasetSpec, out: Path, archives: Path = Path("downloads/archives")) -> None:
+def prepare_dataset(
+    name: str,
+    spec: DatasetSpec,
+    out: Path,
+    archives: Path = Path("downloads/archives"),
+    experiments: Iterable[Spec] = (),
+) -> None:
     """Make ``out`` hold a dataset that can be trained on and scored.
 
     A finished dataset of the same fingerprint is left alone; anything else in ``out`` is replaced, whole or not at all.
     Synthetic images are drawn into ``out``; other files stay at ``spec.path``, where they are checked and listed, after the
-    entries in ``spec.download`` have been fetched. UserError if the dataset is incomplete, damaged, or cannot be scored.
+    entries in ``spec.download`` have been fetched. UserError if the dataset is incomplete, damaged, or cannot be scored,
+    also by one of the ``experiments`` that use it.
     """
     made_from = dataset_fingerprint(name, spec)
     if is_finished(out, made_from) and (out / PREVIEW).is_file():
@@ -45,6 +53,7 @@ def prepare_dataset(name: str, spec: DatasetSpec, out: Path, archives: Path = Pa
         for entry in spec.download:
             fetch(entry, _path(name, spec), archives)
         made_from = dataset_fingerprint(name, spec)  # of the files that have come
+    from vpd.datasets import check_scored
     from vpd.datasets.manifest import FORMATS, PLACE, describe
     from vpd.datasets.preview import write_preview
     from vpd.world.writers import draw_dataset
@@ -59,6 +68,8 @@ def prepare_dataset(name: str, spec: DatasetSpec, out: Path, archives: Path = Pa
                 needed = f"{source} holds none of {', '.join(tops)}"
                 raise UserError(f"dataset '{name}': {needed}; put them there, or change its path")
         facts, files = describe(source, spec, name)
+        for ranges in {(one.data, one.evaluation): one for one in experiments}.values():
+            check_scored(ranges, source)
         if source != folder:
             facts[PLACE] = os.path.relpath(source, out)
         write_preview(FORMATS[spec.format].preview(source), folder / PREVIEW)

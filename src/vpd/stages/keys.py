@@ -206,6 +206,19 @@ def stale(params: Params, paths: Paths) -> Iterator[str]:
                 yield f"{stage}@{name}" if name else stage
 
 
+def forget_changed(params: Params, paths: Paths) -> None:
+    """Make DVC run the stages whose dataset or weights outside the project changed: it looks at their outputs alone."""
+    backbones = {name: params.backbone(name) for name in params.backbones}
+    for stage, specs, folder in (
+        ("data", params.datasets, paths.dataset),
+        ("checkpoint", params.checkpoints, paths.checkpoint),
+        ("backbone", backbones, paths.checkpoint),
+    ):
+        for name, spec in specs.items():
+            if spec.source not in ("synthetic", "pretrained") and not is_current(stage, name, params, paths):
+                (folder(name) / FINGERPRINT).unlink(missing_ok=True)
+
+
 def write_key(stage: str, name: str, params: Params, paths: Paths) -> Path:
     """Write the key of a stage and date it so that Snakemake runs the stage exactly if its output is not current.
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from vpd.config.params import Params
 from vpd.config.paths import Paths, evaluated
-from vpd.config.schema import DepthSpec, ReleasedSpec, Spec
+from vpd.config.schema import DepthSpec, ReleasedSpec, Spec, released_spec
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json, write_text
@@ -68,8 +68,8 @@ def _source(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, di
 
 def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Path, state: Path) -> dict[str, Any]:
     from vpd.evaluation.run import evaluate
-    from vpd.pretrained.released import import_weights, released_spec
-    from vpd.stages.training import plain_captions, use_threads
+    from vpd.pretrained.released import import_weights
+    from vpd.stages.training import check_inputs, plain_captions, use_threads
     from vpd.training.runs import gather
 
     spec = released_spec(spec)
@@ -77,6 +77,7 @@ def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Pat
     plain_captions()
     runs = state / "runs"
     data, checkpoint = data / spec.dataset, checkpoints / spec.checkpoint
+    check_inputs(spec, data, checkpoint)
     facts = import_weights(spec, file, data, checkpoint, runs)
     gather(runs, spec.seeds, state / "history.csv")
     evaluate(spec, runs, data, checkpoint, evaluated(out, spec.name), state / "evaluate")
@@ -85,11 +86,13 @@ def _measure_vpd(spec: Spec, file: Path, data: Path, checkpoints: Path, out: Pat
 
 
 def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, out: Path) -> dict[str, Any]:
+    from vpd.datasets.manifest import check_unchanged
     from vpd.evaluation.run import evaluate_monocular
     from vpd.pretrained.monocular import open_monocular, weights_file
     from vpd.stages.training import use_threads
 
     use_threads(spec)
+    check_unchanged(data / spec.dataset)
     network, file = open_monocular(model, source), weights_file(source)
     evaluate_monocular(spec, network, data / spec.dataset, evaluated(out, spec.name).metrics)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -98,11 +101,13 @@ def _measure_public(spec: DepthSpec, model: str, source: Path, data: Path, out: 
 
 def import_experiment(spec: Spec, file: Path, paths: Paths) -> str:
     """Turn the authors' weights into the runs of an experiment, as if trained here; return what was found out, in words."""
-    from vpd.pretrained.released import import_weights, released_spec
+    from vpd.pretrained.released import import_weights
+    from vpd.stages.training import check_inputs
     from vpd.training.runs import gather
 
     spec = released_spec(spec)
     data, checkpoint, runs = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint), paths.runs(spec.name)
+    check_inputs(spec, data, checkpoint)
     facts = import_weights(spec, file, data, checkpoint, runs)
     gather(runs, spec.seeds, paths.history(spec.name))
     write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")

@@ -15,7 +15,7 @@ from vpd.stages.training import evaluate_experiment, train_experiment
 from vpd.training.runs import TIMING, seed_folder
 from vpd.utils.errors import UserError
 from vpd.utils.files import exclusive, read_json, write_json
-from vpd.utils.fingerprint import MANIFEST
+from vpd.utils.fingerprint import MANIFEST, check_intact
 
 Facts = dict[str, object]  # what the timing file says besides the time
 WHOLE = {"pretrain": "pretraining", "measure": "measures"}
@@ -53,14 +53,17 @@ def _earlier(note: Path, key: str, state: Path) -> float:
 
 
 def _data(name: str, params: Params, paths: Paths, archives: Path = ARCHIVES) -> Facts:
-    prepare_dataset(name, params.dataset(name), paths.dataset(name), archives)
+    users = [params.resolve(key) for key, line in params.experiments.items() if line.dataset == name]
+    prepare_dataset(name, params.dataset(name), paths.dataset(name), archives, users)
     return {}
 
 
 def _pretrain(name: str, params: Params, paths: Paths) -> Facts:
+    from vpd.datasets.manifest import check_unchanged
     from vpd.pretraining.diffusion.pretrain import pretrain
 
     spec = params.pretraining
+    check_unchanged(paths.dataset(spec.dataset))
     pretrain(spec, paths.dataset(spec.dataset), paths.pretraining, paths.state("pretrain"))
     return {"images": spec.images_seen or 0}
 
@@ -79,6 +82,8 @@ def _measure(name: str, params: Params, paths: Paths) -> Facts:
     from vpd.measures.run import measure
 
     checkpoints = {key: paths.checkpoint(key) for key in params.checkpoints}
+    for folder in checkpoints.values():
+        check_intact(folder, "checkpoint")
     measure(params.measures, checkpoints, paths.measures, paths.state("measure"))
     return {}
 
@@ -86,9 +91,12 @@ def _measure(name: str, params: Params, paths: Paths) -> Facts:
 def _backbone(name: str, params: Params, paths: Paths) -> Facts:
     spec, block, out = params.backbone(name), params.block.backbones, paths.checkpoint(name)
     if spec.source == "pretrained":
+        from vpd.datasets.manifest import check_unchanged
         from vpd.pretraining.backbones.pretrain import pretrain_backbone
 
         captions, objects = paths.dataset(block.dataset), paths.dataset(block.objects)
+        check_unchanged(captions)
+        check_unchanged(objects)
         pretrain_backbone(name, spec, captions, objects, out, paths.state("backbone", name))
     else:
         from vpd.pretrained.backbones import fetch_backbone, take_backbone

@@ -9,7 +9,7 @@ from vpd.config.schema import Spec
 from vpd.training.runs import gather, run_fingerprint, seed_folder
 from vpd.utils.devices import claimed_gpus
 from vpd.utils.files import write_text
-from vpd.utils.fingerprint import is_finished
+from vpd.utils.fingerprint import check_intact, is_finished
 from vpd.utils.launch import launch, process_count
 from vpd.utils.processes import side_by_side
 
@@ -36,6 +36,14 @@ def plain_captions() -> None:
     mpl.rcParams["text.parse_math"] = False
 
 
+def check_inputs(spec: Spec, data: Path, checkpoint: Path) -> None:
+    """UserError naming a file of dataset or checkpoint that changed since its manifest: equal digests mean equal bytes."""
+    from vpd.datasets.manifest import check_unchanged
+
+    check_unchanged(data)
+    check_intact(checkpoint, "checkpoint" if spec.model.kind == "vpd" else "backbone")
+
+
 def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None = None) -> int:
     """Train every seed of an experiment; write its runs, history and resolved spec; return the steps of one seed.
 
@@ -49,10 +57,10 @@ def train_experiment(spec: Spec, paths: Paths, gpus: int = 1, live: str | None =
 
 
 def _train_seeds(spec: Spec, paths: Paths, gpus: int, live: str | None) -> None:
-    from vpd.datasets.manifest import check_unchanged
+    from vpd.datasets import check_scored
 
     data, checkpoint = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint)
-    check_unchanged(data)
+    check_inputs(spec, data, checkpoint)
     runs, state = paths.runs(spec.name), paths.state("train", spec.name)
     # Decided here, since a process that finds its run finished has imported torch for nothing.
     jobs = [
@@ -62,6 +70,7 @@ def _train_seeds(spec: Spec, paths: Paths, gpus: int, live: str | None) -> None:
     ]
     if not jobs:
         return
+    check_scored(spec, data)
     with claimed_gpus(gpus):
         count = process_count(gpus)
         if count == 1:
@@ -86,12 +95,11 @@ def _train_seed(spec: Spec, seed: int, data: Path, checkpoint: Path, out: Path, 
 
 def evaluate_experiment(spec: Spec, paths: Paths) -> None:
     """Measure every seed and milestone of an experiment, side by side where cores allow; write metrics and panels."""
-    from vpd.datasets.manifest import check_unchanged
     from vpd.evaluation.results import check_runs, evaluation_fingerprint, is_evaluated
 
     data, checkpoint = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint)
     runs, out = paths.runs(spec.name), paths.evaluated(spec.name)
-    check_unchanged(data)
+    check_inputs(spec, data, checkpoint)
     check_runs(spec, runs, data, checkpoint)
     if is_evaluated(out, evaluation_fingerprint(spec, runs, data, checkpoint)):
         return  # before torch and diffusers are imported, which takes seconds

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vpd.config.params import Params
 from vpd.config.paths import evaluated
-from vpd.config.schema import Spec, load_spec
+from vpd.config.schema import Spec, load_spec, released_spec
 from vpd.evaluation.results import DECISIVE, Provenance, Result, read_metrics, read_provenance
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
@@ -62,11 +62,11 @@ class Record:
 def collect(results: Path, params: Params) -> tuple[list[Record], int]:
     """Collect the finished experiments of the matrix, and the report; count those that are not finished.
 
-    An experiment is finished if its metrics carry the digest of its present spec: a new spec never stands beside old numbers.
+    An experiment is finished if its spec is what ``params`` say now and its metrics carry that spec's digest.
     """
     records, unfinished = [], 0
     for name in params.experiments:
-        found = list(_seed_records(results, name, table_tags(params, name)))
+        found = list(_seed_records(results, params, name))
         records += found
         unfinished += not found
     if (results / "REPORT.md").is_file():
@@ -74,14 +74,20 @@ def collect(results: Path, params: Params) -> tuple[list[Record], int]:
     return records, unfinished
 
 
-def _seed_records(results: Path, name: str, tags: dict[str, str]) -> Iterator[Record]:
+def _seed_records(results: Path, params: Params, name: str) -> Iterator[Record]:
     spec_file, out = results / "specs" / f"{name}.json", evaluated(results, name)
     if not (spec_file.is_file() and out.metrics.is_file() and out.provenance.is_file()):
         return
     spec, scores, made = load_spec(spec_file), read_metrics(out.metrics), read_provenance(out.provenance)
-    if (made.spec, made.metrics) == (spec.digest(), sha256(out.metrics)):
+    if (made.spec, made.metrics) == (spec.digest(), sha256(out.metrics)) and is_present(spec, params):
         for seed in sorted({row["seed"] for row in scores}):
-            yield _seed_record(results, spec, seed, scores, made, tags)
+            yield _seed_record(results, spec, seed, scores, made, table_tags(params, name))
+
+
+def is_present(spec: Spec, params: Params) -> bool:
+    """Whether an experiment's recorded spec, or what released weights stand for in it, is the one of ``params``."""
+    wanted = params.resolve(spec.name)
+    return spec in (wanted, released_spec(wanted))
 
 
 def _seed_record(

@@ -1,14 +1,15 @@
-"""SHA-256 digests of files, remembered for as long as a file's size, time and inode stay the same."""
+"""SHA-256 digests of files, remembered for as long as a file's size, times and inode stay the same."""
 
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vpd.utils.errors import UserError
-from vpd.utils.files import files_in, write_json
+from vpd.utils.files import is_junk, write_json
 
 REMEMBERED = Path(".vpd/digests")  # below the working directory; can be deleted at any time
 SETTLED = 2.0  # seconds; a file changed more recently could change again without a visible change of its time
@@ -59,7 +60,9 @@ def remembered(name: str, files: Iterable[Path], make: Callable[[], str]) -> str
 def _mark(path: Path) -> tuple[list[int], bool]:
     """What changes with a file's content, and whether the next change is sure to be seen in it."""
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino], time.time_ns() - stat.st_mtime_ns > SETTLED * 1e9
+    # Programs can set the time of modification back (rsync -t, touch -r), but not that of the last change of the inode.
+    changed_at = max(stat.st_mtime_ns, stat.st_ctime_ns)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino], time.time_ns() - changed_at > SETTLED * 1e9
 
 
 @contextlib.contextmanager
@@ -84,5 +87,13 @@ def changed(folder: Path, files: dict[str, str]) -> list[str]:
 
 
 def tree(folder: Path) -> list[str]:
-    """All files below ``folder``, relative to it, sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in files_in(folder, "**/*"))
+    """All files below ``folder``, also behind links, relative to it, sorted; without junk."""
+    found, seen = [], set[Path]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if Path(place).resolve() in seen:  # links in a circle
+            folders.clear()
+            continue
+        seen.add(Path(place).resolve())
+        files = (path for path in (Path(place, name) for name in names) if path.is_file() and not is_junk(path))
+        found += [path.relative_to(folder).as_posix() for path in files]
+    return sorted(found)

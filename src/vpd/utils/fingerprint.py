@@ -92,6 +92,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_intact(folder: Path, stage: str) -> None:
+    """UserError naming the first file of ``folder`` that changed since its manifest; ``stage`` makes the folder.
+
+    Unchanged files are told by size, times and inode, without reading them.
+    """
+    manifest = read_manifest(folder)
+    for name in changed(files_at := folder / manifest.get("place", ""), manifest["files"]):
+        how = "changed" if (files_at / name).is_file() else "removed"
+        command = f"vpd {stage} {folder.name} --scale {folder.parent.name}"
+        raise UserError(f"{files_at / name} was {how} after {MANIFEST} was written; run `{command}` again")
+
+
 def is_finished(folder: Path, made_from: Fingerprint) -> bool:
     """Whether ``folder`` was completed from exactly ``made_from`` and still has the bytes its manifest lists."""
     try:
