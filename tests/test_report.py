@@ -176,8 +176,11 @@ def test_missing_metrics_are_cells_that_say_so(tmp_path, params, world):
     ("content", "sentence"),
     [
         ('{"experiment": "a"', "not valid JSON"),
-        ('{"experiment": "a"}', "not a metrics file"),
-        ('{"experiment": "a", "results": [{"seed": 0, "milestone": "m", "step": 1, "metrics": {"x": NaN}}]}', "finite"),
+        ('{"experiment": "a"}', "results is missing; delete it and evaluate again"),
+        (
+            '{"experiment": "a", "results": [{"seed": 0, "milestone": "m", "step": 1, "metrics": {"x": NaN}}]}',
+            "NaN is no number",
+        ),
     ],
 )
 def test_damaged_metrics_are_refused(tmp_path, content, sentence):
@@ -355,7 +358,9 @@ def test_damaged_histories_costs_and_manifests_are_refused(tmp_path, params):
         with pytest.raises(UserError, match=sentence):
             read_curves(tmp_path / "a.csv", ("seed", "step", "loss"))
     (tmp_path / "costs.json").write_text('{"seg-full": {"figures": 3}}')
-    with pytest.raises(UserError, match=r"is not a file of costs \(seg-full\.figures\); write it again"):
+    with pytest.raises(
+        UserError, match=r"costs\.json: seg-full\.figures: input should be a valid dictionary, found 3; write it again"
+    ):
         read_costs(tmp_path / "costs.json")
     (tmp_path / "swin-l.json").write_text('{"phases": {"x": {"loss": 1}}}')
     with pytest.raises(UserError, match=r"is not a backbone's manifest \('measures'\); make the backbone again"):

@@ -143,7 +143,11 @@ def test_an_experiment_counts_as_finished_only_with_metrics_of_its_present_spec(
     ("file", "text", "said"),
     [
         ("metrics/seg-mid.json", '{"results": []}', "seg-mid.json has no key 'spec'"),
-        ("metrics/seg-mid.json", '{"spec": "SPEC", "results": [{"seed": 0}]}', "seg-mid.json is not a metrics file"),
+        (
+            "metrics/seg-mid.json",
+            '{"spec": "SPEC", "results": [{"seed": 0}]}',
+            r"seg-mid\.json: results\.0\.milestone is missing; delete it and evaluate again",
+        ),
         ("metrics/seg-mid.json", '{"results"', "seg-mid.json is not valid JSON"),
         ("history/seg-mid.csv", "seed,step,loss\n0,5,abc\n", "seg-mid.csv is damaged"),
     ],
@@ -235,7 +239,11 @@ def test_processes_that_start_at_once_share_one_new_database(results, tmp_path, 
 
 
 # --------------------------------------------------------------------------------------------------------- dead servers
-@pytest.mark.parametrize("uri", ["mlruns", "htp://localhost", "sqlite:///", "postgresql://me:se/cret@host/db"])
+NOWHERE = ("mlruns", "htp://localhost", "sqlite:///", "postgresql://me:se/cret@host/db", "http://[::1", "http://[", "http://a:b",
+           "http://a:99999", "postgresql://[::1/db", "http://[x]/?token=cret", "", ":", "sqlite:///:memory:")  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", NOWHERE)
 def test_a_uri_that_names_no_store_is_refused(results, params, uri):
     with pytest.raises(
         UserError, match=r"names no (store|file)|is not a valid address; write special characters"

@@ -51,9 +51,9 @@ def write_results(folder: Path, params: Params) -> Path:
     (folder / "tables").mkdir()
     with open(folder / "tables" / "cells.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["table", "row", "column", "value", "provenance"])
-        writer.writerow(["table5", "+ mid attention", "miou_8k", 33.25, "measured"])
-        writer.writerow(["table5", "another", "miou_8k", "", "quoted"])
+        writer.writerow(["table", "row", "column", "value", "sd", "provenance"])
+        writer.writerow(["table5", "+ mid attention", "miou_8k", 33.25, "", "measured"])
+        writer.writerow(["table5", "another", "miou_8k", "", "", "quoted"])
     return folder
 
 

@@ -12,6 +12,7 @@ from numpy import ndarray
 from PIL import Image, ImageOps
 
 from vpd.utils.errors import UserError
+from vpd.utils.files import readable
 
 MILLIMETRES = 1000.0
 JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}  # with full colour resolution
@@ -19,6 +20,7 @@ DECODERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF
 """Formats whose decoders only decode; Pillow would hand PostScript to an interpreter."""
 MAX_PIXELS = 80_000_000
 """Larger images are refused: a small file can claim any size and fill the memory (a decompression bomb)."""
+INTACT = "replace it by an intact file"
 WHITE = (255, 255, 255, 255)
 
 
@@ -31,6 +33,8 @@ def decoders() -> tuple[str, ...]:
 
 def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lambda image, _: image) -> ndarray:
     """Decode all of an image file; UserError for whatever a decoder raises."""
+    with readable(path, INTACT, "check its name, or prepare the dataset again"):
+        pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
@@ -39,13 +43,11 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image] = lamb
                 if width * height > MAX_PIXELS:
                     raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")
                 return np.array(convert(image, path))
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check its name, or prepare the dataset again") from None
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-        raise UserError(f"{path} cannot be read as an image ({reason}); replace it by an intact file") from None
+        raise UserError(f"{path} cannot be read as an image ({reason}); {INTACT}") from None
 
 
 def read_image(path: Path) -> ndarray:
@@ -81,7 +83,9 @@ def read_labels(path: Path, classes: int) -> ndarray:
     """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``; an Exif orientation is not applied."""
     labels = _read(path)
     if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise UserError(f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel")
+        raise UserError(
+            f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel; {INTACT}"
+        )
     if labels.size and labels.max() > classes:
         raise UserError(f"{path} has label {labels.max()}, but there are only {classes} classes; check the class file")
     return labels
@@ -91,7 +95,9 @@ def read_depth(path: Path) -> ndarray:
     """Read a depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
     depth = _read(path)
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.int32):
-        raise UserError(f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel")
+        raise UserError(
+            f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel; {INTACT}"
+        )
     return depth.astype(np.float32) / np.float32(MILLIMETRES)
 
 

@@ -69,8 +69,11 @@ def has_tokenizer(folder: Path) -> bool:
 
 def check_pipeline(folder: Path) -> dict[str, int]:
     """Compare every tensor of a pipeline in safetensors with its config.json; return the parameters of each network."""
+    from transformers import CLIPTokenizer
+
     from vpd.models.base import misfits
     from vpd.pretrained.tensors import read_tensors
+    from vpd.utils.tensors import load_folder
 
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
@@ -84,6 +87,8 @@ def check_pipeline(folder: Path) -> dict[str, int]:
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
+    with load_folder(folder / "tokenizer", "fetch it again"):
+        CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     parameters = {}
     for part, name in WEIGHTS.items():
         path = at(folder, f"{part}/{name}")
@@ -143,7 +148,9 @@ def network_tensors(part: str, config: dict[str, Any]) -> dict[str, Tensor]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    with torch.device("meta"):
+    from vpd.utils.tensors import understood
+
+    with torch.device("meta"), understood(Path(CONFIGS[part]), "it does not describe the network: fetch it again"):
         if part == "text_encoder":
             return canonical_names(part, CLIPTextModel(CLIPTextConfig.from_dict(config)).state_dict())
         return (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(config).state_dict()

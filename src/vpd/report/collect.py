@@ -1,21 +1,23 @@
 """Reads what the other stages measured: metrics, losses, timings, and what every row of the tables costs."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel
 
 from vpd.config.params import Params
 from vpd.config.reported import load_reported
 from vpd.config.tables import RELEASED, matched_row
+from vpd.evaluation.results import read_metrics
 from vpd.measures.results import TABLE
-from vpd.planning.costs import read_entries
+from vpd.planning.costs import read_entries, read_timing
 from vpd.report.cells import csv_text, number, read_csv
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError
-from vpd.utils.files import files_in, read_json
+from vpd.utils.files import files_in
 
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
 MEASURES = {
@@ -31,18 +33,6 @@ Costs = Mapping[str, Mapping[str, float]]  # experiment -> figures of ``vpd cost
 
 class _Entry(BaseModel):
     figures: dict[str, float]
-
-
-class _Result(BaseModel):
-    seed: int
-    milestone: str
-    step: int
-    metrics: dict[str, FiniteFloat]
-
-
-class _Metrics(BaseModel):
-    provenance: Literal["measured", "released-weights"] = "measured"
-    results: list[_Result]
 
 
 def collect(
@@ -61,15 +51,11 @@ def collect(
 def _lines(path: Path, experiment: str) -> Iterator[tuple]:
     if not path.is_file():
         return
-    try:
-        content = _Metrics.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-        raise UserError(f"{path} is not a metrics file ({problem}); delete it and evaluate again") from None
-    for result in sorted(content.results, key=lambda result: (result.seed, result.step, result.milestone)):
-        for name, value in sorted(result.metrics.items()):
-            yield experiment, result.seed, result.milestone, result.step, name, value, content.provenance
+    content = read_metrics(path)
+    for result in sorted(content["results"], key=itemgetter("seed", "step", "milestone")):
+        seed, milestone, step = itemgetter("seed", "milestone", "step")(result)
+        for name, value in sorted(result["metrics"].items()):
+            yield experiment, seed, milestone, step, name, value, content.get("provenance", "measured")
 
 
 def read_curves(path: Path, columns: Iterable[str]) -> pd.DataFrame | None:
@@ -82,19 +68,15 @@ def read_measures(folder: Path) -> pd.DataFrame | None:
     path, cure = folder / TABLE, "run `vpd measure` again, or restore it with git"
     if not path.is_file():
         return None
-    frame = read_csv(path, ["images", *MEASURES], cure)
-    for column in MEASURES:
-        if not pd.api.types.is_numeric_dtype(frame[column]):
-            raise UserError(f"{path} has a text in its column '{column}', which holds numbers; {cure}")
-    return frame
+    return read_csv(path, ["images", *MEASURES], cure)
 
 
 def read_timings(folder: Path) -> pd.DataFrame:
     """Read the wall time of every job: columns stage, name, seconds, peak_mb; empty if nothing was timed."""
     lines = []
     for path in files_in(folder, "**/*.json"):
-        job = read_json(path)
-        lines.append((job["stage"], job.get("name", path.stem), float(job["seconds"]), job.get("peak_mb")))
+        job = read_timing(path)
+        lines.append((job["stage"], job["name"], job["seconds"], job.get("peak_mb")))
     return pd.DataFrame(lines, columns=["stage", "name", "seconds", "peak_mb"])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vpd.config.params import Params
+from vpd.evaluation.results import read_metrics
 from vpd.report.cells import csv_text, number
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -23,8 +24,8 @@ def runs_of(params: Params, name: str, metrics: Path) -> list[dict[str, Any]]:
 
     ``run`` is also the run's key in MLflow; ``weights`` is the digest of the final weights, ``spec`` of the resolved spec.
     """
-    content, spec = read_json(metrics) if metrics.is_file() else {}, params.resolve(name)
-    runs = []
+    content: Any = read_metrics(metrics) if metrics.is_file() else {}
+    runs, spec = [], params.resolve(name)
     for seed in sorted({result["seed"] for result in content.get("results", [])}):
         record = content.get("runs", {}).get(f"seed{seed}", {})
         made = _made_from(record)
@@ -58,7 +59,7 @@ def backbones(params: Params, folder: Path) -> list[dict[str, Any]]:
         recorded = read_json(path) if path.is_file() else {}
         try:
             networks.append(_network(name, _diffusion(params, name) if name in params.checkpoints else recorded))
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a backbone's manifest ({error}); make the backbone again") from None
         networks[-1]["used_by"] = experiments
     return networks
@@ -70,7 +71,7 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     for phase in phases:
         trained, fresh = (phase["measures"].get(state, {}) for state in ("trained", "fresh"))
         shared = [key for key in trained if key in fresh and key != "chance"]  # chance is the same for both
-        measures |= {key.replace("_", " "): (trained[key], fresh[key]) for key in shared}
+        measures |= {key.replace("_", " "): (float(trained[key]), float(fresh[key])) for key in shared}
     parameters, source = manifest.get("parameters"), manifest.get("source", "not here")
     if isinstance(parameters, dict):
         parameters = sum(count for count in parameters.values() if isinstance(count, int))
@@ -82,8 +83,8 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "objective": manifest.get("objective"),
         "images_seen": manifest.get("images_seen"),
         "parameters": parameters,
-        "loss_first": phases[0]["loss"]["first"] if phases else None,
-        "loss_last": phases[0]["loss"]["last"] if phases else None,
+        "loss_first": float(phases[0]["loss"]["first"]) if phases else None,
+        "loss_last": float(phases[0]["loss"]["last"]) if phases else None,
         "measures": measures,
     }
 

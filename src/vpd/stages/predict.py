@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from vpd.config.params import Params
 from vpd.config.paths import Paths, shipped
 from vpd.config.schema import Spec, load_spec
@@ -10,7 +12,14 @@ from vpd.pretrained.shipped import check_shipped
 from vpd.stages.shipping import CLASSES, SPEC
 from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
-from vpd.utils.files import MANIFEST, read_json
+from vpd.utils.files import MANIFEST
+from vpd.utils.validation import read_as
+
+
+class Classes(TypedDict):
+    """File of the names of segmentation classes."""
+
+    classes: list[str]
 
 
 def predict_pictures(
@@ -48,8 +57,9 @@ def predict_pictures(
     spec = load_spec(parts["spec"])
     from vpd.predict import class_names, predict
 
+    names: list[str] | None
     if "classes" in parts:
-        names = read_json(parts["classes"])["classes"]
+        names = read_as(Classes, parts["classes"])["classes"]
     else:
         names = class_names(spec, parts["data"]) if parts["data"].is_dir() else None
     return predict(spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names)

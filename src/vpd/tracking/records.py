@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from vpd.config.params import Params
 from vpd.config.schema import Spec, load_spec
+from vpd.evaluation.results import read_metrics
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import files_in, read_json
+from vpd.utils.files import files_in, read_text
 
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
 UNKNOWN = "unknown"
@@ -83,7 +84,7 @@ def _finished(results: Path, name: str) -> tuple[Spec | None, dict[str, Any]]:
     spec_file, metrics_file = results / "specs" / f"{name}.json", results / "metrics" / f"{name}.json"
     if not (spec_file.is_file() and metrics_file.is_file()):
         return None, {}
-    spec, metrics = load_spec(spec_file), read_json(metrics_file)
+    spec, metrics = load_spec(spec_file), dict(read_metrics(metrics_file))
     if "spec" not in metrics:
         raise UserError(f"{metrics_file} has no key 'spec'; delete it and evaluate {name} again")
     return (spec if metrics["spec"] == spec.digest() else None), metrics
@@ -119,11 +120,10 @@ def _history(path: Path, seed: int) -> list[Point]:
         return []
     points = []
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if int(row.pop("seed")) == seed:
-                    points += history_points(int(row.pop("step")), row)
-    except (KeyError, TypeError, ValueError) as error:
+        for row in csv.DictReader(read_text(path).splitlines()):
+            if int(row.pop("seed")) == seed:
+                points += history_points(int(row.pop("step")), row)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run the training stage again") from None
     return points
 
