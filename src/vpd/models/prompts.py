@@ -31,8 +31,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         logging.disable_progress_bar()  # loading takes a moment; standard error is for the stage's own progress
         tokens, folder = component(checkpoint, "tokenizer"), component(checkpoint, "text_encoder")
-        with load_folder(tokens), load_folder(folder):
+        with load_folder(tokens):
             self.tokenizer = CLIPTokenizer.from_pretrained(tokens, local_files_only=True)
+        with load_folder(folder):
             self.model = CLIPTextModel.from_pretrained(folder, local_files_only=True).float()
         self.length, self.cache = length, LatentCache(SENTENCE_CACHE_BYTES)
         self.width = self.model.config.hidden_size

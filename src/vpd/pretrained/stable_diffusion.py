@@ -100,7 +100,8 @@ def check_pipeline(folder: Path) -> dict[str, int]:
 
 
 def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
-    expected, name = CLASSES[part][1], (index.get(part) or [None, None])[1]
+    expected, entry = CLASSES[part][1], index.get(part)
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if name is None:
         raise UserError(f"{folder / INDEX} lists no {part}; a Stable Diffusion 1 pipeline has {', '.join(CLASSES)}")
     # Nothing is sampled, so any scheduler will do.
