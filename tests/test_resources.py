@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from forked import impatient, status_of
 from vpd import cli
+from vpd.datasets.images import save_jpeg, save_png
 from vpd.evaluation.run import load_samples
 from vpd.training.loader import Plan, micro_batches
 from vpd.utils.errors import UserError, curable
@@ -55,6 +56,7 @@ CAUSES = {
     "CUDA": (lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the memory is full"),
     "behind a library": (lambda: chained(OSError("Unable to load weights"), MemoryError()), "the memory is full"),
     "a mapping": (lambda: RuntimeError("unable to mmap 99 bytes: Cannot allocate memory (12)"), "the memory is full"),
+    "a library": (lambda: ImportError("libtorch_cpu.so: failed to map segment from shared object"), "the memory is full"),
     "another process": (partial(raised, side_by_side, os._exit, [(9,), (9,)], 2), "was killed, mostly because memory"),
     "a full disk": (lambda: FULL, r"cannot write a\.pt: No space left on device; free some space"),
     "a quota": (lambda: OSError(errno.EDQUOT, "Disk quota exceeded", "b"), "cannot write b: Disk quota exceeded"),
@@ -117,6 +119,12 @@ WRITERS = {
     "torch, many": lambda path: torch.save({str(n): torch.zeros(999) for n in range(99)}, path),
     "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
     "numpy": _archive,
+    "JPEG": lambda path: save_jpeg(
+        path.with_suffix(".jpg"), np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+    ),
+    "PNG": lambda path: save_png(
+        path.with_suffix(".png"), np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8)
+    ),
 }
 
 
@@ -137,7 +145,7 @@ def test_a_full_disk_is_a_sentence_whoever_writes(tmp_path, writer, limit):
             WRITERS[writer](folder / "a.bin")
 
     assert status_of(write) == 0
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".npz"] == []
+    assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".npz", ".jpg", ".png")] == []
 
 
 # ----------------------------------------------------------------------------------------------------- loader processes

@@ -110,8 +110,7 @@ def check_pair(image: ndarray, image_path: Path, other: ndarray, other_path: Pat
 
 def save_jpeg(path: Path, image: ndarray) -> None:
     """Write an RGB image as JPEG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, **JPEG)
+    _save(path, image, JPEG)
 
 
 def through_jpeg(image: ndarray) -> ndarray:
@@ -123,5 +122,11 @@ def through_jpeg(image: ndarray) -> ndarray:
 
 def save_png(path: Path, values: ndarray) -> None:
     """Write uint8 labels or uint16 depth as PNG."""
+    _save(path, values, {"format": "PNG"})
+
+
+def _save(path: Path, values: ndarray, options: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
+    file = BytesIO()
+    Image.fromarray(values).save(file, **options)
+    path.write_bytes(file.getvalue())  # Pillow's own writing does not notice a disk that takes a part

@@ -8,7 +8,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) (allocate|mmap)|bad_alloc", re.IGNORECASE)
+MEMORY = re.compile(
+    r"out of memory|(can't|cannot|unable to) (allocate|mmap)|bad_alloc|failed to map segment", re.IGNORECASE
+)
 DISK = re.compile(
     "(No space left on device|Disk quota exceeded|File too large)|PytorchStreamWriter|unexpected pos|iostream error"
 )
