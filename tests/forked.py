@@ -1,8 +1,10 @@
 """Processes: copies of the test's own, which need not import again what takes seconds; and what has become of others."""
 
+import contextlib
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,6 +23,22 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         threading.Event().wait(0.02)
+
+
+@contextlib.contextmanager
+def impatient(seconds: int = 20) -> Iterator[None]:
+    """Fail if the block hangs."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def alive(pid: int) -> bool:

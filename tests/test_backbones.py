@@ -344,7 +344,7 @@ def test_random_weights_need_only_the_architecture_and_errors_name_the_file(tmp_
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         load_backbone(tmp_path)
     (tmp_path / "vision" / "network.json").write_text('{"library": "timm"}')
-    with pytest.raises(UserError, match=r"network\.json describes no network \(architecture: Field required\)"):
+    with pytest.raises(UserError, match=r"network\.json: architecture is missing; make the checkpoint again"):
         load_backbone(tmp_path)
 
 

@@ -1,11 +1,14 @@
 """Fetching: whatever servers, archives, disks and users do, the tree is right or one sentence says why not."""
 
+import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
+import socketserver
 import subprocess
 import sys
 import threading
@@ -18,7 +21,7 @@ import pytest
 import yaml
 
 from flaky_server import Answer, running
-from forked import wait_for
+from forked import impatient, wait_for
 from vpd import download
 from vpd.download import fetch, http, listing, nyuv2
 from vpd.download.archives import choose, extract, staged
@@ -217,8 +220,8 @@ def test_no_login_is_sent(server, tmp_path, waits, monkeypatch):
 
 
 def test_a_disk_too_small_is_told_before_the_body(server, tmp_path, waits):
-    url = server.says("/a", Answer(b"x", length=10**18))
-    with pytest.raises(UserError, match=r"1000000\.0 TB of disk space are needed \(1000000\.0 TB for a\)"):
+    url = server.says("/a", Answer(b"x", length=10**12))
+    with pytest.raises(UserError, match=r"1\.0 TB of disk space are needed \(1\.0 TB for a\)"):
         get([url], tmp_path / "a", digests={})
     assert os.listdir(tmp_path) == []
 
@@ -245,6 +248,113 @@ def test_a_job_killed_before_the_renaming_asks_for_nothing_more(server, tmp_path
 
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
+
+
+# ------------------------------------------------------------------------------------------------------------- hostility
+class RawServer(socketserver.ThreadingTCPServer):
+    """Answers every request with the same bytes, piece by piece, and then, if told so, for ever with the last of them."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, *pieces: bytes, pause: float = 0.0, endless: bool = False) -> None:
+        self.pieces, self.pause, self.endless, self.sent = pieces, pause, endless, 0
+        super().__init__(("127.0.0.1", 0), RawAnswer)
+
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/a"
+
+
+class RawAnswer(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(65536)
+        server: RawServer = self.server
+        more = itertools.repeat(server.pieces[-1]) if server.endless else ()
+        with contextlib.suppress(OSError):
+            for piece in itertools.chain(server.pieces, more):
+                self.request.sendall(piece)
+                server.sent += len(piece)
+                threading.Event().wait(server.pause)
+
+
+def head(*lines: str, status: str = "200 OK") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode("latin-1")
+
+
+FOUND, BUSY, CHUNKED = "302 Found", "503 Busy", "Transfer-Encoding: chunked"
+HOSTILE = {
+    **{f"Content-Length {n[:20]}": [head(f"Content-Length: {n}"), b"abcde"]
+       for n in ("1e9", "²", "-5", "0x10", "5.0", "", "five", "9" * 5000, "9" * 25, "5, 6", "5, 5", "+5", " ")},
+    **{f"Content-Range {n[:20]}": [head(f"Content-Range: {n}", "Content-Length: 5", status="206 Part"), b"abcde"]
+       for n in ("bytes 0-4/²", "bytes 0-4/" + "9" * 5000, "bytes 7-8/9", "", "x", "bytes -1-4/5")},
+    **{f"Retry-After {n[:20]}": [head(f"Retry-After: {n}", "Content-Length: 0", status=BUSY)]
+       for n in ("soon", "9" * 5000, "9" * 400, "-1", "²", "1.5", "Fri, 31 Dec 99999 23:59:59 GMT", "0, 0", "")},
+    **{f"Location {n[:20]}": [head(f"Location: {n}", "Content-Length: 0", status=FOUND)]
+       for n in ("http://[::1", "http://", "//", "http://a:99999/x", "http://a:b/", "http://ex ample/", "http://\x7f/", "http://.../",
+                 "http://" + "a" * 300 + ".org/", "http://a..b/", "\xff\xfe", "http://[v1.x]/", "mailto:me", "http://%zz/", "http://127.0.0.1:0/")},
+    **{f"chunk {n[:20]}": [head(CHUNKED), n.encode(), b"\r\nabc"] for n in ("zz", "-1", "f" * 30, "", "5;" + "x" * 70_000)},
+    "a chunk too short": [head(CHUNKED), b"50\r\nabc"],
+    "no answer": [b""],
+    "no status": [b"HTTP/1.1 abc\r\n\r\n"],
+    "another protocol": [b"SSH-2.0-OpenSSH_9.6\r\n"],
+    "zeros": [bytes(100_000)],
+    "a long header": [head("X: " + "x" * 100_000)],
+    "many headers": [head(*(f"X{n}: y" for n in range(10_000)))],
+    "a header without colon": [b"HTTP/1.1 200 OK\r\nnothing\r\n\r\nabc"],
+    "an ETag of two lines": [head('ETag: "a', ' b"', "Content-Length: 5000"), b"abc"],
+    "a huge status": [head(status="9" * 5000 + " OK")],
+    "an odd encoding": [head("Content-Encoding: gzip", "Content-Length: 5"), b"abcde"],
+    "a redirect to nowhere": [head(status=FOUND)],
+}  # fmt: skip
+ENDLESS = {
+    "body": [head(), bytes(65536)],
+    "chunks": [head(CHUNKED), b"10000\r\n" + bytes(65536) + b"\r\n"],
+    "redirect": [head("Location: /b", status=FOUND), bytes(65536)],
+    "error": [head(status=BUSY), bytes(65536)],
+    "refusal": [head(status="404 Not Found"), bytes(65536)],
+    "headers": [b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000],
+    "continuations": [b"HTTP/1.1 100 Continue\r\n\r\n"],
+}
+DRIPPING = {
+    "body": [head(), b"x"],
+    "body of known length": [head("Content-Length: 3000000"), b"x"],
+    "chunks": [head(CHUNKED), b"1\r\nx\r\n"],
+    "headers": [b"HTTP/1.1 200 OK\r\nX: ", b"x"],
+    "status": [b"H", b"T"],
+    "redirect": [head("Location: /b", status=FOUND), b"x"],
+    "error": [head(status=BUSY), b"x"],
+    "continuations": [b"HTTP/1.1 100 Continue\r\n\r\n"],
+}
+CASES = [(f"hostile {name}", pieces, {}) for name, pieces in HOSTILE.items()]
+CASES += [(f"endless {name}", pieces, {"endless": True}) for name, pieces in ENDLESS.items()]
+CASES += [(f"dripping {name}", pieces, {"endless": True, "pause": 0.02}) for name, pieces in DRIPPING.items()]
+
+
+@pytest.mark.parametrize(("pieces", "options"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_whatever_a_mirror_does_the_next_one_is_asked(server, tmp_path, waits, monkeypatch, pieces, options):
+    monkeypatch.setattr(http, "STALL", 0.3)
+    monkeypatch.setattr(http, "LARGEST", 5_000_000)
+    monkeypatch.setattr(http, "ATTEMPTS", 2)
+    good = server.says("/b", Answer(BODY))
+    with RawServer(*pieces, **options) as bad:
+        threading.Thread(target=bad.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        with impatient():
+            get([bad.url(), good], tmp_path / "a")
+        bad.shutdown()
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert os.listdir(tmp_path) == ["a"]
+    assert all(0 <= pause <= http.PAUSE for pause in waits)
+    assert bad.sent < 100_000_000
+
+
+def test_an_endless_body_fills_the_disk_only_up_to_the_limit(server, tmp_path, waits, monkeypatch):
+    monkeypatch.setattr(http, "LARGEST", 1_000_000)
+    with RawServer(head(), bytes(65536), endless=True) as bad:
+        threading.Thread(target=bad.serve_forever, daemon=True).start()
+        with impatient(), pytest.raises(UserError, match="it sends more than the expected 1000000 bytes"):
+            get([bad.url()], tmp_path / "a", digests={})
+        bad.shutdown()
+    assert os.listdir(tmp_path) == []
 
 
 # ------------------------------------------------------------------------------------------------------------ archives

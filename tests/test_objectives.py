@@ -91,13 +91,15 @@ def test_the_last_images_are_kept_out_of_training(examples, data):
     assert examples.first_held == COUNT - 2
     assert examples.numbers("images", held=True).tolist() == [COUNT - 2, COUNT - 1]
     assert examples.numbers("pairs", held=False).tolist() == list(range(COUNT - 2))
-    entries = read_json(data["captions"] / "captions.json")
+    entries = read_json(data["captions"] / "captions.json", list)
     assert examples.texts(held=True) == list(dict.fromkeys(entry["caption"] for entry in entries[-2:]))
     things = [examples.instances[examples.numbers("things", held)] for held in (False, True)]
     assert things[0][:, 0].max() < COUNT - 2 <= things[1][:, 0].min()
     for image, number in examples.instances.tolist():
         assert (examples.masks[image] == number).sum() >= 8
-    for entry, visible in zip(read_json(data["objects"] / "objects.json"), examples.visible.tolist(), strict=True):
+    for entry, visible in zip(
+        read_json(data["objects"] / "objects.json", list), examples.visible.tolist(), strict=True
+    ):
         assert {name for name, there in zip(examples.classes, visible, strict=True) if there} == set(entry["classes"])
 
 

@@ -213,6 +213,21 @@ def test_a_setting_without_effect_stops_the_experiments_of_its_task_only(edited,
         params.resolve("depth-full")
 
 
+@pytest.mark.parametrize("variant", ["refcoco", "refcoco+", "refcocog"])
+def test_experiments_of_one_variant_may_go(edited, variant):
+    def drop(document):
+        lines = document["experiments"].items()
+        document["experiments"] = {name: line for name, line in lines if line.get("variant") != variant}
+
+    params = load_params(edited(drop))
+    assert {params.resolve(name).variant for name in params.experiments} == {
+        None,
+        "refcoco",
+        "refcoco+",
+        "refcocog",
+    } - {variant}
+
+
 def test_show_checks_everything_and_says_a_mistake_without_a_traceback(edited, capsys):
     path = edited(_set("registered/depth", "seg-full"))
     assert main(["show", "seg-fast", "--params", str(path)]) == 2

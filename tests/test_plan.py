@@ -89,7 +89,7 @@ def test_hours_and_disk_at_paper_scale_are_those_of_vpd_cost(paper, tmp_path):
     jobs, costs = read_graph(paper, ROOT / "dvc.yaml"), json.loads(COSTS.read_text())
     timing = tmp_path / "results/paper/timing/train/seg-full.json"
     timing.parent.mkdir(parents=True)
-    timing.write_text('{"seconds": 7200}')
+    timing.write_text('{"stage": "train", "name": "seg-full", "seconds": 7200}')
     found = estimates(paper, jobs, read_entries(COSTS, Computed), nothing_done, tmp_path)
     assert found["train@seg-full"].hours == 2  # what was recorded here comes before what was computed
     assert not any(estimate.done for estimate in found.values())

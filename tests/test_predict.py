@@ -448,7 +448,7 @@ def test_weights_alone_are_enough_but_those_of_another_spec_are_said(world, tmp_
     [
         ("missing", r"w\.safetensors does not exist; name the final\.safetensors of a finished run"),
         ("exchanged", r"w\.safetensors is not the file that .*manifest\.json lists"),
-        ("cut", r"w\.safetensors is not an intact safetensors file"),
+        ("cut", r"w\.safetensors is damaged or cut off"),
         ("other task", "the weights have no tensor 'head.conv_seg.bias', so they are not those of test"),
         ("other shape", r"the weights do not fit this model \(.*of another shape, first"),
     ],
@@ -458,7 +458,7 @@ def test_weights_that_cannot_be_used_are_named(world, tmp_path, damage, message)
     if damage != "missing":
         shutil.copyfile(world.weights["depth" if damage == "other task" else "segmentation"], path)
     if damage == "exchanged":
-        write_json(tmp_path / "manifest.json", {"files": {path.name: "0" * 64}})
+        write_json(tmp_path / "manifest.json", {"schema": 1, "files": {path.name: "0" * 64}})
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-9])
     if damage == "other shape":

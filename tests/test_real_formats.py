@@ -329,7 +329,11 @@ def test_references_with_code_in_them_are_refused_before_they_reach_the_tree(tmp
         ("refs(unc).p", None, r"hold refcoco/instances\.json and one of refs\(unc\)\.p, .*; found refcoco/instances"),
         ("instances.json", None, r"should hold refcoco/instances\.json and .*; found refcoco/refs\(google\)\.p"),
         ("instances.json", b"{", r"refcoco/instances\.json is not valid JSON"),
-        ("instances.json", b"[]", r"needs a list 'images' of objects with the keys file_name, height, id, width"),
+        (
+            "instances.json",
+            b"[]",
+            r"refcoco/instances\.json: input should be a valid dictionary, found \[\]; fetch it again",
+        ),
         ("refs(unc).p", pickle.dumps(references({77: "val"})), "lacks id 77, which reference 154 needs"),
     ],
 )

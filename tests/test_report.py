@@ -358,7 +358,9 @@ def test_damaged_histories_costs_and_manifests_are_refused(tmp_path, params):
         with pytest.raises(UserError, match=sentence):
             read_curves(tmp_path / "a.csv", ("seed", "step", "loss"))
     (tmp_path / "costs.json").write_text('{"seg-full": {"figures": 3}}')
-    with pytest.raises(UserError, match=r"is not a file of costs \(seg-full\.figures\); write it again"):
+    with pytest.raises(
+        UserError, match=r"costs\.json: seg-full\.figures: input should be a valid dictionary, found 3; write it again"
+    ):
         read_costs(tmp_path / "costs.json")
     (tmp_path / "swin-l.json").write_text('{"phases": {"x": {"loss": 1}}}')
     with pytest.raises(UserError, match=r"is not a backbone's manifest \('measures'\); make the backbone again"):

@@ -107,7 +107,7 @@ def _recipe(*keys: str, value: object):
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json does not exist"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text('{"schema": 99}'), "has schema 99"),
-        (lambda folder: (folder / "manifest.json").write_text('{"schema": 1, "files": {}}'), "names no recipe"),
+        (lambda folder: (folder / "manifest.json").write_text('{"schema": 1, "files": {}}'), "has no recipe"),
         (shutil.rmtree, "does not exist; restore it with git, or make it with `make pretrain`"),
         (_recipe("backbone", "training", "lr", value=2e-3), "made with backbone.training.lr 0.002, but params.yaml says 0.001"),
         (_recipe("backbone", "training", "momentum", value=0.9), "backbone.training.momentum 0.9, but params.yaml says None"),

@@ -251,7 +251,11 @@ def test_processes_that_start_at_once_share_one_new_database(results, tmp_path, 
 
 
 # --------------------------------------------------------------------------------------------------------- dead servers
-@pytest.mark.parametrize("uri", ["mlruns", "htp://localhost", "sqlite:///", "postgresql://me:se/cret@host/db"])
+NOWHERE = ("mlruns", "htp://localhost", "sqlite:///", "postgresql://me:se/cret@host/db", "http://[::1", "http://[", "http://a:b",
+           "http://a:99999", "postgresql://[::1/db", "http://[x]/?token=cret", "", ":", "sqlite:///:memory:")  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", NOWHERE)
 def test_a_uri_that_names_no_store_is_refused(results, params, uri):
     with pytest.raises(
         UserError, match=r"names no (store|file)|is not a valid address; write special characters"

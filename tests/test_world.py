@@ -233,7 +233,10 @@ def test_objects_annotate_the_captioned_images(world):
     [
         (lambda entry: entry["instances"].pop(), r"000000\.png shows .* but objects\.json lists"),
         (lambda entry: entry.update(classes=["wall"]), r"instance 1 .* which classes lacks"),
-        (lambda entry: entry.pop("mask"), r"objects\.json must be a list of objects with the keys"),
+        (
+            lambda entry: entry.pop("mask"),
+            r"objects\.json: 0\.mask is missing; it must be a list of objects with the keys",
+        ),
         (lambda entry: entry.update(mask="masks/none.png"), r"none\.png does not exist"),
         (lambda entry: entry.update(mask="masks/small.png"), r"small\.png and .* differ in size \(8x8 and 80x64\)"),
     ],
@@ -241,7 +244,7 @@ def test_objects_annotate_the_captioned_images(world):
 def test_unsound_annotations_are_named(world, tmp_path, alter, message):
     root = Path(shutil.copytree(world / "objects", tmp_path / "objects"))
     Image.new("L", (8, 8)).save(root / "masks/small.png")
-    entries = read_json(root / "objects.json")
+    entries = read_json(root / "objects.json", list)
     alter(entries[0])
     (root / "objects.json").write_text(json.dumps(entries))
     with pytest.raises(UserError, match=message):
@@ -345,7 +348,7 @@ def test_the_first_captions_name_every_thing_with_colour_and_place_and_the_room(
 def test_each_image_has_as_many_captions_as_asked_for(tmp_path):
     spec = DatasetSpec(format="captions", source="synthetic", images={"train": 3}, size=(64, 64), captions=5)
     prepare_dataset("captions", spec, tmp_path / "c")
-    files = [entry["file"] for entry in read_json(tmp_path / "c/captions.json")]
+    files = [entry["file"] for entry in read_json(tmp_path / "c/captions.json", list)]
     assert files == [f"images/{index:06d}.jpg" for index in range(3) for _ in range(5)]
     assert read_json(tmp_path / "c/manifest.json")["counts"] == {"train": 3}
 

@@ -6,7 +6,7 @@ Heavy packages are imported inside the commands, so that ``vpd --help`` answers 
 from __future__ import annotations
 
 import argparse
-import errno
+import io
 import os
 import signal
 import sys
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.utils import forkserver
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, curable
 
 if TYPE_CHECKING:
     from vpd.config.params import Params
@@ -57,20 +57,20 @@ def _main(arguments: list[str] | None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 2 for a mistake that the user can cure, 130 when interrupted, 141 on a closed pipe. ``vpd diff`` and
-        ``vpd stale`` return 1 if they found something.
+        0 on success, 1 for a fault of vpd, 2 for a mistake that the user can cure, 130 when interrupted, 141 on a closed
+        pipe. ``vpd diff`` and ``vpd stale`` return 1 if they found something.
     """
     for name, value in forkserver.PRESETS.items():
         os.environ.setdefault(name, value)
+    os.environ["MPLBACKEND"] = "agg"  # figures are only written, and matplotlib dies of a backend that it does not know
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
     options = parser().parse_args(arguments)
     try:
         heavy = options.run is _released or (options.run is _stage and options.stage != "data")
         served = arguments is None and heavy
         status = forkserver.run() if served else None
         return options.run(options) or 0 if status is None else status
-    except UserError as mistake:
-        print(f"vpd: {mistake}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("vpd: interrupted; run the same command again to continue from the last saved state", file=sys.stderr)
         return 130
@@ -78,11 +78,22 @@ def _main(arguments: list[str] | None) -> int:
         # The reader closed the pipe, such as head, or tee of a workflow: no success, but nothing to explain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"vpd: the disk is full while writing {error.filename or 'a file'}; free some space", file=sys.stderr)
-        return 2
+    except Exception as error:
+        mistake = curable(error)
+        print(f"vpd: {mistake or _recorded(error)}", file=sys.stderr)
+        return 2 if mistake else 1
+
+
+def _recorded(error: Exception) -> str:
+    """Write the traceback of a fault of vpd to a file, and say so in a sentence."""
+    import tempfile
+    import traceback
+
+    folder = ".vpd" if os.access(".vpd", os.W_OK) else None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="fault-", suffix=".log", delete=False) as file:
+        file.write("".join([f"{sys.argv}\n", *traceback.format_exception(error)]).encode("utf-8", "backslashreplace"))
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return f"this is a fault of vpd ({UserError(what)}); please report it with its traceback, which is in {file.name}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- parser
@@ -109,7 +120,7 @@ def _everyday(commands: Commands) -> None:
     command.add_argument("name", help="experiment whose weights are used, or models:/NAME/VERSION of MLflow's registry")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     command.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: %(default)s)")
-    command.add_argument("--text", help="what to look for (referring segmentation)")
+    command.add_argument("--text", type=_text, help="what to look for (referring segmentation)")
     command.add_argument("--scene", help="kind of room, such as kitchen (depth)")
     _uri(command)
     _params(command)
@@ -235,6 +246,14 @@ def _uri(command: argparse.ArgumentParser) -> None:
     command.add_argument("--uri", default=usual, help=text)
 
 
+def _text(text: str) -> str:
+    """Text in UTF-8, whatever the locale."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError("it is not text in UTF-8") from None
+
+
 def _count(text: str) -> int:
     """A number of GPUs, at least one."""
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
@@ -315,8 +334,8 @@ def _preload(options: argparse.Namespace) -> None:
         forget_changed(params, Paths(params.scale))
     try:
         os.execvp(options.command[0], options.command)
-    except FileNotFoundError:
-        raise UserError(f"there is no command {options.command[0]}") from None
+    except OSError as error:
+        raise UserError(f"cannot start {options.command[0]}: {error.strerror}; correct the command") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- paper scale

@@ -7,11 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import PositiveFloat, model_validator
 
 from vpd.config.reported import ReportedTable, Row
 from vpd.config.tables import FigureSpec, matched
+from vpd.utils.documents import read_yaml
 from vpd.utils.errors import UserError, pick
 from vpd.utils.validation import Frozen, checked
 
@@ -88,10 +88,7 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
         UserError: the file is not a list of claims, or a claim has an unknown, missing or wrong key.
     """
     path = path or CLAIMS
-    try:
-        blocks = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from None
+    blocks = read_yaml(path, "restore it from the repository")
     if not isinstance(blocks, list):
         raise UserError(f"{path} holds {type(blocks).__name__} instead of a list of claims; restore it")
     return tuple(checked(Claim, block, _where(path, block)) for block in blocks)

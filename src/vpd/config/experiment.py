@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from pydantic import NonNegativeInt as NotNegativeInt
 
 from vpd.utils.errors import pick
-from vpd.utils.files import read_json
+from vpd.utils.files import AGAIN, read_json
 from vpd.utils.validation import Frozen, Name, checked
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]  # of what is dropped: all of it
 NotNegative = Annotated[float, Field(ge=0.0)]
 Side = Annotated[int, Field(ge=1, le=16384)]  # pixels
 Width = Annotated[int, Field(ge=1, le=65536)]  # channels
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # of steps, images, parameters, ...
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # numpy's range
 
 
@@ -465,7 +466,7 @@ TASKS: dict[str, type[Spec]] = {"segmentation": SegmentationSpec, "referring": R
 def load_spec(path: str | Path) -> Spec:
     """Read a resolved spec that ``vpd train`` wrote; UserError if it is missing, damaged or of another version."""
     value = read_json(path)
-    return checked(pick(str(value.get("task")), TASKS, "task", str(path)), value, str(path))
+    return checked(pick(str(value.get("task")), TASKS, "task", str(path)), value, str(path), AGAIN)
 
 
 def released_spec(spec: Spec) -> Spec:

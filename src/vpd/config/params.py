@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vpd.config.claims import check_claims, load_claims
 from vpd.config.document import SCHEMA, Document, Experiment, Layer, ProtocolLayer, Resources, Scale, TaskLayer
 from vpd.config.experiment import Named, Task
@@ -21,6 +19,7 @@ from vpd.config.paths import shipped
 from vpd.config.reported import load_reported
 from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Small, Spec
 from vpd.config.tables import check_layout
+from vpd.utils.documents import read_yaml
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.validation import Frozen, checked
 
@@ -33,13 +32,7 @@ SECTIONS = ("model", "data", "training", "evaluation")
 def load_params(path: str | Path = "params.yaml", scale: str | None = None, protocol: str | None = None) -> Params:
     """Read params.yaml and check its structure; ``scale`` and ``protocol`` replace the file's own choice."""
     path = Path(path)
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except FileNotFoundError:
-        cure = "run vpd in the project's folder or name the file with --params"
-        raise UserError(f"{path} does not exist; {cure}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from None
+    raw = read_yaml(path, "run vpd in the project's folder or name the file with --params")
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds {type(raw).__name__} instead of sections; restore it from the repository")
     if raw.get("schema") != SCHEMA:
@@ -48,18 +41,6 @@ def load_params(path: str | Path = "params.yaml", scale: str | None = None, prot
         raise UserError(f"{path} has {found}, but this vpd reads schema {SCHEMA}; {cure}")
     options = {key: value for key, value in (("scale", scale), ("protocol", protocol)) if value is not None}
     return Params(checked(Document, raw | options, str(path)), path, options)
-
-
-class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C loader is optional
-    """YAML loader that refuses a repeated key, of which plain YAML would silently drop one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (self.construct_object(key, True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
-            if key in seen:
-                raise yaml.YAMLError(f"the key '{key}' stands twice (line {node.start_mark.line + 1} and after)")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,8 +245,9 @@ class Params:
             pick(schedule, base.schedules, "schedule", f"{where}.schedules")
         for method, layer in scaled.methods.items():
             pick(method, base.methods, "method", f"{where}.methods")
-            for variant in layer.variants:
-                pick(variant, dict.fromkeys(variants), "variant", f"{where}.methods.{method}.variants")
+            for variant in layer.variants:  # of an experiment, or of one that was there
+                known = dict.fromkeys([*variants, *base.methods[method].variants])
+                pick(variant, known, "variant", f"{where}.methods.{method}.variants")
         for method in protocol.methods:
             pick(method, base.methods, "method", f"{self.source}: protocols.{self.protocol}.{task}.methods")
 

@@ -13,7 +13,7 @@ from vpd.datasets.images import check_pair, read_image, read_labels, suffixes
 from vpd.datasets.preview import palette
 from vpd.datasets.transforms import augment_segmentation, reduce_zero_label
 from vpd.utils.errors import UserError
-from vpd.utils.files import files_in
+from vpd.utils.files import files_in, read_text
 
 FOLDER = "ADEChallengeData2016"
 TOPS: tuple[str, ...] = (FOLDER,)
@@ -48,14 +48,11 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def class_names(root: Path) -> list[tuple[str, ...]]:
     """Read all names of each class, in label order; prompts and tables use the first."""
     path = root / CLASS_FILE
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; it names the classes and comes with ADE20K") from None
+    lines = read_text(path, "take ADE20K's own", "it names the classes and comes with ADE20K").splitlines()
     names: list[tuple[str, ...]] = []
     for line in filter(str.strip, lines[1:]):
         cells = [cell.strip() for cell in line.split("\t")]
-        if not cells[0].isdigit() or int(cells[0]) != len(names) + 1 or not cells[-1]:
+        if cells[0] != str(len(names) + 1) or not cells[-1]:
             raise UserError(f"{path}: found '{line}', expected tab-separated Idx {len(names) + 1}, ..., Name")
         names.append(tuple(name.strip() for name in cells[-1].split(",")))
     return names

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy import ndarray
-from pydantic import TypeAdapter, ValidationError
 
-from vpd.utils.errors import UserError, pick
-from vpd.utils.files import read_json
+from vpd.utils.errors import pick
+from vpd.utils.validation import read_as
 
 if TYPE_CHECKING:  # vpd.world, vpd.download and planning read formats and must start without torch
     from torch import Tensor
@@ -70,10 +69,8 @@ class Dataset:
 
 def read_entries(path: Path, entry: type[Entry], keys: str) -> list[Entry]:
     """Read a JSON list of objects with the keys of ``entry``, a TypedDict; ``keys`` names them in the UserError."""
-    try:
-        return TypeAdapter(list[entry]).validate_python(read_json(path), strict=True)  # type: ignore[valid-type]
-    except ValidationError:
-        raise UserError(f"{path} must be a list of objects with the keys {keys}; make the dataset again") from None
+    cure = f"it must be a list of objects with the keys {keys}: make the dataset again"
+    return read_as(list[entry], path, cure)  # type: ignore[valid-type]
 
 
 def image_tensor(image: ndarray) -> Tensor:

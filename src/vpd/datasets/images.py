@@ -16,6 +16,7 @@ from numpy import ndarray
 from PIL import Image, ImageOps
 
 from vpd.utils.errors import UserError
+from vpd.utils.files import readable
 
 MILLIMETRES = 1000.0
 JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}  # with full colour resolution
@@ -25,6 +26,7 @@ LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "TIFF")
 """Formats that keep labels and depths to the bit."""
 MAX_PIXELS = 80_000_000
 """Larger images are refused: a small file can claim any size and fill the memory (a decompression bomb)."""
+INTACT = "replace it by an intact file"
 WHITE = (255, 255, 255, 255)
 
 
@@ -44,6 +46,8 @@ def suffixes() -> frozenset[str]:
 
 def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image]) -> ndarray:
     """Decode all of an image file and turn it upright; UserError for whatever a decoder raises."""
+    with readable(path, INTACT, "check its name, or prepare the dataset again"):
+        pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
@@ -53,13 +57,11 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image]) -> nd
                     raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")
                 ImageOps.exif_transpose(image, in_place=True)
                 return np.array(convert(image, path))
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check its name, or prepare the dataset again") from None
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-        raise UserError(f"{path} cannot be read as an image ({reason}); replace it by an intact file") from None
+        raise UserError(f"{path} cannot be read as an image ({reason}); {INTACT}") from None
 
 
 def read_image(path: Path) -> ndarray:
@@ -100,7 +102,9 @@ def read_labels(path: Path, classes: int) -> ndarray:
     """Read a label map, (H, W) uint8, values 0 (no class) to ``classes``."""
     labels = _read(path, _exact)
     if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise UserError(f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel")
+        raise UserError(
+            f"{path} is not a label map: found {labels.dtype} {labels.shape}, expected one 8-bit channel; {INTACT}"
+        )
     if labels.size and labels.max() > classes:
         raise UserError(f"{path} has label {labels.max()}, but there are only {classes} classes; check the class file")
     return labels
@@ -110,7 +114,9 @@ def read_depth(path: Path) -> ndarray:
     """Read a depth map, (H, W) float32 metres from 16-bit millimetres; 0 is invalid."""
     depth = _read(path, _exact)
     if depth.ndim != 2 or depth.dtype not in (np.uint16, np.int32):
-        raise UserError(f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel")
+        raise UserError(
+            f"{path} is not a depth map: found {depth.dtype} {depth.shape}, expected one 16-bit channel; {INTACT}"
+        )
     return depth.astype(np.float32) / np.float32(MILLIMETRES)
 
 
@@ -123,8 +129,7 @@ def check_pair(image: ndarray, image_path: Path, other: ndarray, other_path: Pat
 
 def save_jpeg(path: Path, image: ndarray) -> None:
     """Write an RGB image as JPEG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, **JPEG)
+    _save(path, image, JPEG)
 
 
 def through_jpeg(image: ndarray) -> ndarray:
@@ -136,5 +141,11 @@ def through_jpeg(image: ndarray) -> ndarray:
 
 def save_png(path: Path, values: ndarray) -> None:
     """Write uint8 labels or uint16 depth as PNG."""
+    _save(path, values, {"format": "PNG"})
+
+
+def _save(path: Path, values: ndarray, options: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
+    file = BytesIO()
+    Image.fromarray(values).save(file, **options)
+    path.write_bytes(file.getvalue())  # Pillow's own writing does not notice a disk that takes a part

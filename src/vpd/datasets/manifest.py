@@ -9,9 +9,10 @@ from vpd.datasets import ade20k, captions, nyuv2, objects, refcoco
 from vpd.datasets.dataset import Contents, Format
 from vpd.utils.digests import digests
 from vpd.utils.errors import UserError, pick
-from vpd.utils.files import read_json
+from vpd.utils.files import AGAIN, read_json
 from vpd.utils.fingerprint import MANIFEST, check_intact, read_manifest
 from vpd.utils.progress import track
+from vpd.utils.validation import checked
 
 FORMATS: dict[str, Format] = {
     "ade20k": ade20k,
@@ -26,8 +27,9 @@ PLACE = "place"  # key of the folder, relative to the manifest's, in which the f
 
 def located(root: Path) -> Path:
     """Return the folder with the files of the dataset prepared in ``root``; those of a user stay where they are."""
-    manifest = read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
-    return root / manifest[PLACE] if PLACE in manifest else root
+    path = root / MANIFEST
+    place = read_json(path).get(PLACE, "") if path.exists() else ""
+    return root / checked(str, place, f"{path}: {PLACE}", AGAIN)
 
 
 def describe(root: Path, spec: DatasetSpec, name: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -74,7 +76,7 @@ def check_unchanged(data: Path) -> None:
     """
     check_intact(data, "data")
     manifest, root = read_manifest(data), located(data)
-    module = pick(manifest.get("format", ""), FORMATS, "format", str(data / MANIFEST))
+    module = pick(str(manifest.get("format")), FORMATS, "format", str(data / MANIFEST))
     for name in module.contents(root).files:
         if name not in manifest["files"]:
             command = f"vpd data {data.name} --scale {data.parent.name}"

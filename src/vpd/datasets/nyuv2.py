@@ -14,6 +14,7 @@ from vpd.datasets.images import MILLIMETRES, check_pair, read_depth, read_image
 from vpd.datasets.preview import colour_depth
 from vpd.datasets.transforms import augment_depth, normalise
 from vpd.utils.errors import UserError
+from vpd.utils.files import read_text
 from vpd.utils.progress import track
 
 SPLITS = ("train", "test")
@@ -45,10 +46,8 @@ class Frame:
 def frames(root: Path, split: str) -> list[Frame]:
     """Read the list file of a split (``train`` or ``test``); its order is that of the samples."""
     path = root / f"{split}_list.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; it lists the frames, 'image depth [focal]' on each line") from None
+    expected = "it lists the frames, 'image depth [focal]' on each line"
+    lines = read_text(path, expected, expected).splitlines()
     return [_frame(root / FOLDERS[split], line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -62,7 +61,7 @@ def _frame(folder: Path, line: str, path: Path, number: int) -> Frame:
         return Frame(folder / inside[0], folder / inside[1], inside[0].parts[-2], *map(float, focal))
     except ValueError:
         expected = "'<scene>/<image> <scene>/<depth> [<focal>]'"
-        raise UserError(f"{path}, line {number}: expected {expected}, found '{line}'") from None
+        raise UserError(f"{path}, line {number}: expected {expected}, found '{line}'; correct it") from None
 
 
 def scene_class(folder: str, source: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 from pycocotools import mask as coco_mask
+from typing_extensions import TypedDict
 
-from vpd.config.schema import ReferringSpec
+from vpd.config.schema import ReferringSpec, Side
 from vpd.datasets.dataset import Contents, Dataset, Preview, image_tensor, label_tensor
-from vpd.datasets.images import check_pair, read_image
+from vpd.datasets.images import MAX_PIXELS, check_pair, read_image
 from vpd.datasets.preview import mark_object
 from vpd.datasets.transforms import normalise, resize_square
+from vpd.utils.digests import remembered
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.files import read_json
+from vpd.utils.files import readable
+from vpd.utils.validation import read_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +34,8 @@ IMAGES = "images/mscoco/images/train2014"
 VARIANTS = ("refcoco", "refcoco+", "refcocog")
 SPLIT_BY = ("unc", "umd")
 """Authors of the splits, in order of preference; RefCOCO and RefCOCO+ have the first, RefCOCOg the second (R9)."""
+HASHED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "EMPTY_SET")
+FARTHEST = 65536  # pixels from the corner at which a polygon can have a point; pycocotools walks from one to the next
 TOPS: tuple[str, ...] = ("images", *VARIANTS)
 NEEDED: tuple[str, ...] = ("train", "val")  # splits that every variant must have
 
@@ -44,6 +50,29 @@ class _ContainersOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise _Refused(f"{module}.{name}")
+
+
+class Image(TypedDict):
+    """An image of instances.json."""
+
+    id: int
+    file_name: str
+    height: Side
+    width: Side
+
+
+class Annotation(TypedDict):
+    """An object of instances.json."""
+
+    id: int
+    segmentation: list[Any] | dict[str, Any]
+
+
+class Instances(TypedDict):
+    """What is read of instances.json."""
+
+    images: list[Image]
+    annotations: list[Annotation]
 
 
 @dataclass(frozen=True)
@@ -76,16 +105,33 @@ def refs_path(root: Path, variant: str) -> Path:
 def load_refs(path: Path) -> list[dict[str, Any]]:
     """Unpickle references without running anything they contain."""
     try:
-        refs = _ContainersOnly(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+        with readable(path, "fetch it again", "prepare the dataset again"):
+            content = path.read_bytes()
+        remembered(f"plain pickle {path.absolute()}", [path], lambda: _check_opcodes(content))
+        refs = _ContainersOnly(io.BytesIO(content), encoding="utf-8").load()
         for ref in refs:
             _check_ref(ref)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; prepare the dataset again") from None
+    except UserError:
+        raise
     except _Refused as error:
-        raise UserError(f"{path} was refused: it wants to load {error}, but should hold only lists and text") from None
+        raise UserError(
+            f"{path} was refused: it wants to load {error}, but should hold only lists and text; fetch it again"
+        ) from None
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} does not hold references ({type(error).__name__}: {error}); fetch it again") from None
     return refs
+
+
+def _check_opcodes(content: bytes) -> str:
+    """Raise _Refused for keys whose hash takes for ever or overflows the stack, and for an index that fills the memory."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+            break  # where the unpickler stops
+        if opcode.name in HASHED:
+            raise _Refused("tuples or sets")
+        if opcode.name.endswith("PUT") and (argument or 0) > len(content):
+            raise _Refused(f"object {argument} of a short file")
+    return "plain"
 
 
 def _check_ref(ref: dict[str, Any]) -> None:
@@ -106,27 +152,19 @@ def references(root: Path, variant: str, split: str | None = None) -> list[Refer
         pick(split, {ref["split"]: ref for ref in refs}, "split", str(path))
         refs = [ref for ref in refs if ref["split"] == split]
     index = path.parent / "instances.json"
-    coco: Any = read_json(index)
-    images = _table(index, coco, "images", {"id", "file_name", "height", "width"})
-    annotations = _table(index, coco, "annotations", {"id", "segmentation"})
+    coco = read_as(Instances, index, "fetch it again")
+    images = {row["id"]: row for row in coco["images"]}
+    annotations = {row["id"]: row for row in coco["annotations"]}
     joined = []
     for ref in sorted(refs, key=lambda ref: ref["ref_id"]):
         for table, key in ((images, ref["image_id"]), (annotations, ref["ann_id"])):
             if key not in table:
                 raise UserError(f"{index} lacks id {key}, which reference {ref['ref_id']} needs; fetch both again")
         image, segmentation = images[ref["image_id"]], annotations[ref["ann_id"]]["segmentation"]
-        path, size = root / IMAGES / Path(image["file_name"]).name, (int(image["height"]), int(image["width"]))
+        path, size = root / IMAGES / Path(image["file_name"]).name, (image["height"], image["width"])
         sentences = tuple((int(one["sent_id"]), str(one["sent"])) for one in ref["sentences"])
         joined.append(Reference(ref["ref_id"], ref["image_id"], ref["split"], path, size, segmentation, sentences))
     return joined
-
-
-def _table(index: Path, coco: Any, name: str, keys: set[str]) -> dict[int, dict[str, Any]]:
-    rows = coco.get(name) if isinstance(coco, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        needed = ", ".join(sorted(keys))
-        raise UserError(f"{index} needs a list '{name}' of objects with the keys {needed}; fetch it again")
-    return {row["id"]: row for row in rows}
 
 
 def object_mask(reference: Reference) -> ndarray:
@@ -134,15 +172,44 @@ def object_mask(reference: Reference) -> ndarray:
     segmentation, (height, width) = reference.segmentation, reference.size
     try:
         if isinstance(segmentation, dict):
-            counts = segmentation["counts"]
-            codes = coco_mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
-            mask = coco_mask.decode(codes)
+            mask = _from_runs(segmentation["counts"], height, width)
         else:
+            _check_polygons(segmentation, height, width)
             mask = coco_mask.decode(coco_mask.frPyObjects(segmentation, height, width)).sum(axis=2) == 1
     except Exception as error:  # pycocotools raises bare Exception
         name = f"reference {reference.ref_id} ({reference.image.name})"
         raise UserError(f"{name} has a bad segmentation: {error}") from None
     return np.ascontiguousarray(mask, dtype=np.uint8)
+
+
+def _from_runs(counts: list[int] | str, height: int, width: int) -> ndarray:
+    """(H, W) mask from the lengths of runs of 0 and 1 in turn, down the columns; as text they are in COCO's short form."""
+    counts = _decompressed(counts) if isinstance(counts, str) else counts
+    lengths = np.asarray(counts)
+    if lengths.ndim != 1 or lengths.dtype != np.int64 or lengths.min() < 0 or sum(counts) != height * width:
+        raise ValueError(f"its counts are no lengths with a sum of {height}x{width}")
+    return np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(width, height).T
+
+
+def _decompressed(text: str) -> list[int]:
+    """Numbers in groups of five bits, lowest first, as differences to the last but one from the fourth on."""
+    counts, value, shift = list[int](), 0, 0
+    for code in (ord(character) - 48 for character in text):
+        value, shift = value | (code & 31) << shift, shift + 5
+        if not code & 32:
+            value -= (code & 16) << shift - 4  # the highest bit is the sign
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
+
+
+def _check_polygons(polygons: list[list[float]], height: int, width: int) -> None:
+    """ValueError for what pycocotools would not survive, or read as boxes."""
+    if not polygons or len(polygons) * height * width > 10 * MAX_PIXELS:
+        raise ValueError(f"it has {len(polygons)} polygons on {width}x{height} pixels")
+    for points in (np.asarray(polygon, dtype=float) for polygon in polygons):
+        if points.ndim != 1 or len(points) < 6 or not (np.abs(points) <= FARTHEST).all():  # true for NaN as well
+            raise ValueError(f"a polygon needs three points or more, at most {FARTHEST} pixels away")
 
 
 def contents(root: Path) -> Contents:

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import re
+import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,14 @@ from pathlib import Path
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from typing_extensions import TypedDict
 
 from vpd import __version__
 from vpd.download.sources import FileSource
 from vpd.utils.disk import Meter, require_space
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, write_json
+from vpd.utils.files import write_json
+from vpd.utils.validation import read_as
 
 ATTEMPTS = 6
 """Failures in a row, without a single new byte, after which the next mirror is tried."""
@@ -26,6 +30,12 @@ STALL = 60.0  # seconds without a byte after which a connection counts as broken
 TRANSIENT = (408, 425, 429, *range(500, 600))  # statuses after which the same request may succeed later
 WEB_PAGE = "it is a web page, usually a login form or a notice that a download quota is used up"
 CHUNK = 1 << 20
+
+
+SLOWEST = 1000
+"""Bytes a second, over STALL seconds, below which a connection counts as broken."""
+LARGEST = 2 * 10**12
+"""Bytes that a server may send of a file whose size nobody stated."""
 
 
 class Rejected(Exception):
@@ -45,6 +55,14 @@ class Archive:
     sha256: str
 
 
+class Origin(TypedDict, total=False):
+    """Where the bytes of a part came from."""
+
+    url: str
+    validator: str | None
+    total: int | None
+
+
 class Part:
     """Bytes that have arrived (``<target>.part``) and a note of their origin (``<target>.part.json``)."""
 
@@ -55,10 +73,10 @@ class Part:
         """Bytes on disk."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
-    def origin(self) -> dict:
+    def origin(self) -> Origin:
         """URL, validator and total size; empty if a kill left the note missing or damaged."""
         try:
-            return read_json(self.note)
+            return read_as(Origin, self.note)
         except UserError:
             return {}
 
@@ -107,12 +125,31 @@ def _session() -> requests.Session:
     )
     session = requests.Session()
     for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
+        session.mount(scheme, adapter := HTTPAdapter(max_retries=retry))
+        for kind, pool in (pools := dict(adapter.poolmanager.pool_classes_by_scheme)).items():
+            prompt = type("Connection", (_Prompt, pool.ConnectionCls), {})
+            pools[kind] = type("Pool", (pool,), {"ConnectionCls": prompt})
+        adapter.poolmanager.pool_classes_by_scheme = pools
     session.max_redirects = 5
     session.headers.update({"User-Agent": f"vpd/{__version__}", "Accept-Encoding": "identity"})
     session.trust_env = False  # requests would send logins from ~/.netrc; proxies are set for each mirror
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
     return session
+
+
+class _Prompt:
+    """A connection whose answer must begin, headers and all, within STALL seconds, a byte now and then or not."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:
+        watch = threading.Timer(STALL, self.sock.shutdown, [socket.SHUT_RDWR])  # type: ignore[attr-defined]
+        watch.start()
+        try:
+            response = super().getresponse()  # type: ignore[misc]
+        finally:
+            watch.cancel()
+        if response.status >= 300:
+            response.close()  # nobody needs the body of a redirect or an error, which may never end
+        return response
 
 
 def _from_mirror(session: requests.Session, url: str, part: Part, file: FileSource) -> str:
@@ -122,8 +159,8 @@ def _from_mirror(session: requests.Session, url: str, part: Part, file: FileSour
     while True:
         try:
             return _transfer(session, url, part, file)
-        except requests.RequestException as error:
-            raise Rejected(_cause(error)) from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError, OverflowError) as error:
+            raise Rejected(_cause(error)) from None  # hostile headers and addresses raise whatever they overflow
         except Interrupted as reason:
             failures = 1 if part.size() > longest else failures + 1
             longest = max(longest, part.size())
@@ -158,7 +195,7 @@ def _receive(response: requests.Response, url: str, start: int, part: Part, file
     """Write the body to the part; return whether it continues the bytes that were there."""
     status, length = response.status_code, response.headers.get("Content-Length")
     if resumed := status == requests.codes.partial_content:
-        continued = re.match(rf"bytes {start}-\d+/(\d+)?", response.headers.get("Content-Range", ""))
+        continued = re.fullmatch(rf"bytes {start}-[0-9]+/(?:([0-9]+)|\*)", response.headers.get("Content-Range", ""))
         length = continued[1] if continued else None
     if status == requests.codes.requested_range_not_satisfiable or (resumed and not continued):
         part.discard()
@@ -167,6 +204,8 @@ def _receive(response: requests.Response, url: str, start: int, part: Part, file
         raise Rejected(f"it answered {status} {response.reason}")
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise Rejected(WEB_PAGE)
+    if length and not (re.fullmatch("[0-9]{1,19}", length) and int(length) <= LARGEST):
+        raise Rejected(f"it says that the file has {length[:50]!r} bytes")
     total = int(length) if length else None
     if file.size and total and total != file.size:
         raise Rejected(f"it offers a file of {total} bytes, expected {file.size}")
@@ -178,17 +217,22 @@ def _receive(response: requests.Response, url: str, start: int, part: Part, file
 
 
 def _append(response: requests.Response, part: Part, total: int | None, name: str) -> None:
-    """Write bytes as they arrive, so that a kill loses none; stop a server that sends more than ``total``."""
+    """Write bytes as they arrive, so that a kill loses none; stop a server that sends too slowly, or more than ``total``."""
+    begun, before = time.monotonic(), part.size()
     try:
         with part.path.open("ab") as output, Meter(total or 0, name, part.size()) as meter:
             # read1 returns what is there; iter_content waits for a whole chunk, and loses it if the connection breaks
             while chunk := response.raw.read1(CHUNK, decode_content=False):
-                if total and meter.bytes + len(chunk) > total:
+                if meter.bytes + len(chunk) > (total or LARGEST):
                     part.discard()
-                    raise Rejected(f"it sends more than the expected {total} bytes")
+                    raise Rejected(f"it sends more than the expected {total or LARGEST} bytes")
                 output.write(chunk)
                 output.flush()
                 meter.add(len(chunk))
+                if (passed := time.monotonic() - begun) > STALL:
+                    if meter.bytes - before < SLOWEST * passed:
+                        raise Rejected(f"it sends less than {SLOWEST} bytes a second")
+                    begun, before = time.monotonic(), meter.bytes
     except urllib3.exceptions.HTTPError as error:
         raise Interrupted(f"the connection broke after {part.size()} bytes: {_cause(error)}") from None
     except OSError as error:

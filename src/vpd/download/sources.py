@@ -5,13 +5,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, PositiveInt, model_validator
+from typing_extensions import TypedDict
 
 from vpd.config.params import checked
 from vpd.config.schema import Frozen
+from vpd.utils.documents import read_yaml
 from vpd.utils.errors import UserError
-from vpd.utils.files import locked, read_json, write_json
+from vpd.utils.files import locked, write_json
+from vpd.utils.validation import read_as
 
 SOURCES = Path(__file__).with_name("sources.yaml")
 ACCEPTED = "licences.json"
@@ -19,6 +21,14 @@ ACCEPTED = "licences.json"
 Url = Annotated[str, Field(pattern=r"^https?://[^/]")]
 FileName = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
+
+
+class Acceptance(TypedDict):
+    """What the archives folder records of accepted terms."""
+
+    name: str
+    text: str
+    accepted: str
 
 
 class Licence(Frozen):
@@ -80,19 +90,20 @@ class Catalogue(Frozen):
 def load_sources(path: Path | None = None) -> Catalogue:
     """Read and validate a catalogue; by default that of the variable VPD_SOURCES, else the one that comes with vpd."""
     path = path or Path(os.environ.get("VPD_SOURCES") or SOURCES)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name an existing file of sources") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from None
-    return checked(Catalogue, raw, str(path))
+    return checked(Catalogue, read_yaml(path, "name an existing file of sources"), str(path))
 
 
 def acceptance(licence: str, archives: Path) -> str | None:
     """Return the date on which the licence with this key was accepted, or None."""
+    accepted = _accepted(archives).get(licence)
+    return accepted["accepted"] if accepted else None
+
+
+def _accepted(archives: Path) -> dict[str, Acceptance]:
+    """Read which terms were accepted, by licence."""
     record = archives / ACCEPTED
-    return read_json(record).get(licence, {}).get("accepted") if record.is_file() else None
+    cure = "delete it and accept the terms again"
+    return read_as(dict[str, Acceptance], record, cure) if record.exists() else {}
 
 
 def require_acceptance(name: str, key: str, licence: Licence, archives: Path, accept: bool) -> None:
@@ -106,6 +117,6 @@ def require_acceptance(name: str, key: str, licence: Licence, archives: Path, ac
             f"if you accept them, run: vpd fetch {name} --accept-licence"
         )
     with locked(archives / ".locks" / "licences"):
-        record = read_json(archives / ACCEPTED) if (archives / ACCEPTED).is_file() else {}
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        write_json(archives / ACCEPTED, record | {key: {"name": licence.name, "text": licence.text, "accepted": date}})
+        accepted: Acceptance = {"name": licence.name, "text": licence.text, "accepted": date}
+        write_json(archives / ACCEPTED, _accepted(archives) | {key: accepted})

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, FiniteFloat, RootModel
+from pydantic import Field, RootModel
 
 from vpd.config.paths import Evaluated
 from vpd.config.schema import Spec
@@ -14,15 +14,17 @@ from vpd.training.runs import TIMING, run_fingerprint, seed_folder
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
-from vpd.utils.fingerprint import FINGERPRINT, Fingerprint, fingerprint, read_manifest
-from vpd.utils.validation import Frozen, checked
+from vpd.utils.fingerprint import Fingerprint, fingerprint, read_fingerprint, read_manifest
+from vpd.utils.validation import Frozen, checked, read_as
 
 CODE = ("datasets", "models", "evaluation")  # packages that decide the scores of given weights
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
 DECIMALS = 6
+EVALUATE = "delete it and evaluate again"
 STEP, SEED = "step", re.compile("^seed[0-9]+$")  # beside the metrics of a milestone, and key of a seed's value
 
 
+# ------------------------------------------------------------------------------------------------------- what made what
 def evaluation_fingerprint(spec: Spec, runs: Path, data: Path, checkpoint: Path) -> Fingerprint:
     """Everything that decides an experiment's scores and panels; UserError if an input has no manifest yet."""
     inputs = {"runs": runs, "data": data, "checkpoint": checkpoint}
@@ -42,7 +44,7 @@ def is_evaluated(out: Evaluated, made_from: Fingerprint) -> bool:
 
 def check_run(run: Path, expected: Fingerprint, name: str) -> None:
     """Raise UserError if ``run`` was trained with other settings, code, data or checkpoint than ``expected``."""
-    differences = " and ".join(expected.differences(read_json(run / FINGERPRINT)))
+    differences = " and ".join(expected.differences(read_fingerprint(run)))
     if differences:
         raise UserError(f"{run} was trained with other {differences} than there are now; run train for {name} again")
 
@@ -62,7 +64,8 @@ def best_of(spec: Spec, results: list[dict], seed: int) -> dict:
 
 # ------------------------------------------------------------------------------------------------------------------ files
 Result = dict[str, Any]  # of one seed and milestone: ``seed``, ``milestone``, ``step`` and ``metrics`` by name
-Numbers = dict[str, dict[str, FiniteFloat]]  # metric -> ``mean``, ``sd`` of several seeds, ``seed0``, ...
+Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+Numbers = dict[str, dict[str, Number]]  # metric -> ``mean``, ``sd`` of several seeds, ``seed0``, ...
 
 
 class Metrics(RootModel[dict[str, Numbers]]):
@@ -125,19 +128,19 @@ def _summary(name: str, seeds: dict[str, float]) -> dict[str, float]:
 
 def _run(folder: Path) -> Run:
     timing = read_json(folder / TIMING) if (folder / TIMING).is_file() else None  # imported weights have none
-    facts = {"fingerprint": read_json(folder / FINGERPRINT), "files": read_manifest(folder)["files"], "timing": timing}
+    facts = {"fingerprint": read_fingerprint(folder), "files": read_manifest(folder)["files"], "timing": timing}
     return checked(Run, facts, str(folder))
 
 
 def read_metrics(path: Path) -> list[Result]:
     """Read a metrics file as results, in the order of seeds and steps; UserError if it is damaged."""
     results = []
-    for milestone, metrics in checked(Metrics, read_json(path), str(path)).root.items():
+    for milestone, metrics in read_as(Metrics, path, EVALUATE).root.items():
         steps = metrics.pop(STEP, {})
         seeds = [numbers.keys() - {"mean", "sd"} for numbers in metrics.values()]
         if not steps or any(found != steps.keys() for found in seeds) or not all(map(SEED.fullmatch, steps)):
             raise UserError(
-                f"{path} is not a metrics file: {milestone} has no {STEP} and value for each seed; evaluate again"
+                f"{path} is not a metrics file: {milestone} has no {STEP} and value for each seed; {EVALUATE}"
             )
         for seed, step in steps.items():
             values = {name: numbers[seed] for name, numbers in metrics.items()}
@@ -153,4 +156,4 @@ def read_metrics(path: Path) -> list[Result]:
 
 def read_provenance(path: Path) -> Provenance:
     """Read the provenance of a metrics file; UserError if it is missing or damaged."""
-    return checked(Provenance, read_json(path), str(path))
+    return read_as(Provenance, path, EVALUATE)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,7 +22,7 @@ from vpd.evaluation.results import DECIMALS, Result, best_of, check_runs, evalua
 from vpd.evaluation.scores import DepthScores, evaluate_depth, evaluate_referring, evaluate_segmentation
 from vpd.models import build_model
 from vpd.models.base import Network
-from vpd.training.loader import Samples
+from vpd.training.loader import Samples, end_if_stuck
 from vpd.training.runs import seed_folder
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
@@ -32,6 +30,7 @@ from vpd.utils.files import locked, read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, read_manifest
 from vpd.utils.processes import beside
 from vpd.utils.progress import Progress
+from vpd.utils.tensors import read_safetensors
 
 if TYPE_CHECKING:
     from vpd.models.monocular import Monocular
@@ -153,14 +152,11 @@ def _device() -> str:
 
 def load_run(model: Network, run: Path, milestone: str) -> int:
     """Load the weights of a milestone into ``model``, put it in eval mode and return its training step."""
-    manifest, path = read_manifest(run), run / f"{milestone}.safetensors"
-    try:
-        weights = load_file(path) if sha256(path) == manifest["files"][path.name] else None
-    except (FileNotFoundError, KeyError, SafetensorError):
-        weights = None
-    if weights is None:
+    manifest, path = read_manifest(run, "milestones"), run / f"{milestone}.safetensors"
+    listed = manifest["files"].get(path.name)
+    if milestone not in manifest["milestones"] or not path.is_file() or sha256(path) != listed:
         raise UserError(f"{path} is missing or not the file that {run / 'manifest.json'} lists; run train again")
-    model.load_trained_state(weights)
+    model.load_trained_state(read_safetensors(path, "run train again"))
     model.to(_device()).eval()
     return manifest["milestones"][milestone]
 
@@ -174,7 +170,9 @@ def read_sample(dataset: Dataset, index: int) -> dict:
 def load_samples(dataset: Dataset, workers: int, progress: Progress, note: str) -> Iterator[dict]:
     """Yield every sample once, in order, decoded in ``workers`` processes, and count it on ``progress``."""
     samples, positions = Samples(partial(read_sample, dataset)), [(index,) for index in range(len(dataset))]
-    for sample in DataLoader(samples, batch_size=None, sampler=positions, num_workers=workers):
+    for sample in DataLoader(
+        samples, batch_size=None, sampler=positions, num_workers=workers, worker_init_fn=end_if_stuck
+    ):
         if isinstance(sample, UserError):
             raise sample
         yield sample

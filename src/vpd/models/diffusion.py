@@ -16,6 +16,7 @@ from vpd.config.schema import AttentionSpec
 from vpd.models.attention import Recorder, set_processors
 from vpd.models.base import LatentCache
 from vpd.utils.errors import UserError
+from vpd.utils.tensors import load_folder
 
 
 class FrozenEncoder(nn.Module):
@@ -123,15 +124,18 @@ def _attends(block: nn.Module) -> bool:
 
 def load_vae(checkpoint: Path) -> Any:
     """Load the VAE of a diffusers pipeline folder in single precision."""
-    return AutoencoderKL.from_pretrained(component(checkpoint, "vae"), local_files_only=True).float()
+    folder = component(checkpoint, "vae")
+    with load_folder(folder):
+        return AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
 
 
 def load_unet(checkpoint: Path, weights: str) -> Any:
     """Load the U-Net of a diffusers pipeline folder in single precision; ``random``: with fresh weights."""
     folder = component(checkpoint, "unet")
-    if weights == "random":
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, local_files_only=True))
-    return UNet2DConditionModel.from_pretrained(folder, local_files_only=True).float()
+    with load_folder(folder):
+        if weights == "random":
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, local_files_only=True))
+        return UNet2DConditionModel.from_pretrained(folder, local_files_only=True).float()
 
 
 def component(checkpoint: Path, name: str) -> Path:

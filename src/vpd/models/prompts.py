@@ -18,6 +18,7 @@ from vpd.models.base import Batch, LatentCache
 from vpd.models.diffusion import component
 from vpd.utils.errors import UserError
 from vpd.utils.progress import track
+from vpd.utils.tensors import load_folder
 
 SENTENCE_CACHE_BYTES = 1 << 30
 SENTENCES_WORTH_A_BAR = 500
@@ -29,9 +30,11 @@ class TextEncoder(nn.Module):
     def __init__(self, checkpoint: Path, length: int) -> None:
         super().__init__()
         logging.disable_progress_bar()  # loading takes a moment; standard error is for the stage's own progress
-        self.tokenizer = CLIPTokenizer.from_pretrained(component(checkpoint, "tokenizer"), local_files_only=True)
-        folder = component(checkpoint, "text_encoder")
-        self.model = CLIPTextModel.from_pretrained(folder, local_files_only=True).float()
+        tokens, folder = component(checkpoint, "tokenizer"), component(checkpoint, "text_encoder")
+        with load_folder(tokens):
+            self.tokenizer = CLIPTokenizer.from_pretrained(tokens, local_files_only=True)
+        with load_folder(folder):
+            self.model = CLIPTextModel.from_pretrained(folder, local_files_only=True).float()
         self.length, self.cache = length, LatentCache(SENTENCE_CACHE_BYTES)
         self.width = self.model.config.hidden_size
         self.requires_grad_(False)

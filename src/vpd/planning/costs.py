@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 from vpd.config.reported import load_reported
-from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
+from vpd.utils.validation import read_as
 
 if TYPE_CHECKING:
     from vpd.config.params import Params
@@ -27,11 +27,29 @@ GIB = 1 << 30
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     """Read a file of ``vpd cost --out``: by experiment, the fields of the model ``entry``; UserError if it is damaged."""
-    try:
-        return TypeAdapter(dict[str, entry]).validate_python(read_json(path))  # type: ignore[valid-type]
-    except ValidationError as error:
-        field = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path} is not a file of costs ({field}); write it again with vpd cost --out") from None
+    return read_as(dict[str, entry], path, "write it again with vpd cost --out")  # type: ignore[valid-type]
+
+
+Amount = Annotated[float, Field(ge=0.0, le=1e10)]
+
+
+class Spent(TypedDict):
+    """How long a training took."""
+
+    seconds: Amount
+
+
+class Timing(Spent):
+    """How long a job took, and the most memory of its processes."""
+
+    stage: str
+    name: str
+    peak_mb: NotRequired[Amount | None]
+
+
+def read_timing(path: Path) -> Timing:
+    """Read the file that every stage leaves; UserError if it is damaged."""
+    return read_as(Timing, path)
 
 
 def figures(cost: Cost) -> dict[str, float]:

@@ -10,17 +10,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from operator import getitem
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel
 
+from vpd.planning.costs import read_timing
 from vpd.utils.disk import amount
+from vpd.utils.documents import read_yaml
 from vpd.utils.errors import UserError, pick
-from vpd.utils.files import read_json
+from vpd.utils.validation import checked
 
 if TYPE_CHECKING:
     from vpd.config.params import Params
@@ -31,6 +32,27 @@ DATA_CORES = 2  # of a data job in both workflows
 MEBIBYTE = 1 << 20
 NAMED = 8  # jobs that a sentence names before it says how many more there are
 PLACEHOLDER = re.compile(r"\$\{([\w.-]+)\}")
+
+
+class Files(BaseModel):
+    """Files of one stage of dvc.yaml, each alone or with settings."""
+
+    outs: list[str | dict[str, Any]] = []
+    metrics: list[str | dict[str, Any]] = []
+    deps: list[str | dict[str, Any]] = []
+
+
+class Stage(Files):
+    """A stage, or one for each of ``foreach``: items, or ``${a section of params.yaml}``."""
+
+    foreach: str | list[str] | dict[str, Any] = [""]
+    do: Files | None = None
+
+
+class Workflow(BaseModel):
+    """What is read of dvc.yaml."""
+
+    stages: dict[str, Stage]
 
 
 @dataclass(frozen=True)
@@ -67,9 +89,8 @@ class Estimate:
 
 def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, Job]:
     """Read every job by name, each after those that it needs."""
-    if not workflow.is_file():
-        raise UserError(f"{workflow} does not exist; run vpd plan in the project's folder")
-    stages = yaml.safe_load(workflow.read_text(encoding="utf-8"))["stages"]
+    content = read_yaml(workflow, "run vpd plan in the project's folder")
+    stages = checked(Workflow, content, str(workflow)).stages
     values = params.document.model_dump(include={"experiments", "backbones"})
     values |= {"scale": params.scale, "protocol": params.protocol}
     jobs = {  # by the names that DVC gives: train@seg-full
@@ -86,19 +107,23 @@ def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, J
         return [makers[folder] for folder in around if folder in makers] or inside
 
     graph = {name: tuple(dict.fromkeys(n for path in job.deps for n in needs(path))) for name, job in jobs.items()}
-    return {name: replace(jobs[name], needs=graph[name]) for name in TopologicalSorter(graph).static_order()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise UserError(f"{workflow}: {' and '.join(error.args[1])} wait for each other; correct their deps") from None
+    return {name: replace(jobs[name], needs=graph[name]) for name in order}
 
 
-def _instances(stage: str, body: dict[str, Any], values: dict[str, Any], workflow: Path) -> Iterator[Job]:
+def _instances(stage: str, body: Stage, values: dict[str, Any], workflow: Path) -> Iterator[Job]:
     """Yield the jobs of one stage: one, or one per item of its foreach (a list, or a section of params.yaml)."""
-    over, inner = body.get("foreach", [""]), body.get("do", body)
+    over, inner = body.foreach, body.do or body
     items = _look_up(over[2:-1], values, workflow) if isinstance(over, str) else over
     for key, item in items.items() if isinstance(items, Mapping) else ((item, item) for item in items):
         known = {**values, "key": key, "item": item}
 
         def paths(*sections: str, known: dict[str, Any] = known) -> tuple[str, ...]:
-            entries = [entry for section in sections for entry in inner.get(section, [])]
-            templates = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+            entries = [entry for section in sections for entry in getattr(inner, section)]
+            templates = [entry if isinstance(entry, str) else next(iter(entry), "") for entry in entries]
             return tuple(PLACEHOLDER.sub(lambda m: str(_look_up(m[1], known, workflow)), path) for path in templates)
 
         yield Job(stage, str(key), paths("outs", "metrics", "plots"), paths("deps"))
@@ -155,7 +180,7 @@ def estimates(
 
 def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: Path, done: bool) -> Estimate:
     timings = [root / out for out in job.outs if "timing" in Path(out).parts]
-    seconds = next((read_json(file).get("seconds") for file in timings if file.is_file()), None)
+    seconds = next((read_timing(file)["seconds"] for file in timings if file.is_file()), None)
     recorded = None if seconds is None else seconds / 3600
     if job.stage not in ("train", "evaluate"):
         cores = {"pretrain": params.pretraining.threads, "data": DATA_CORES}.get(job.stage, 1)

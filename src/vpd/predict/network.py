@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vpd.config.schema import Spec, VPDModel
@@ -17,8 +15,8 @@ from vpd.pretrained.stable_diffusion import check_network
 from vpd.training.runs import has_settings
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
-from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, check_intact
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, check_intact, read_manifest
+from vpd.utils.tensors import read_safetensors
 
 CLASSIFIERS = dict.fromkeys(("semantic-fpn", "upernet"), "head.conv_seg.bias") | {
     "simple-decoding": "head.classify.bias"
@@ -64,13 +62,10 @@ def _load_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the final.safetensors of a finished run")
     manifest = path.with_name(MANIFEST)
-    listed = read_json(manifest).get("files", {}).get(path.name) if manifest.exists() else None
+    listed = read_manifest(path.parent)["files"].get(path.name) if manifest.exists() else None
     if listed is not None and listed != sha256(path):
         raise UserError(f"{path} is not the file that {manifest} lists; train or fetch these weights again")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not an intact safetensors file ({error}); train or fetch it again") from None
+    weights = read_safetensors(path, "train or fetch it again")
     if path.with_name(FINGERPRINT).is_file() and not has_settings(path.parent, spec):
         say(f"{path} was trained with other settings than those of {spec.name}; the predictions may differ")
     # Shipped weights have half precision, in which nothing is computed.

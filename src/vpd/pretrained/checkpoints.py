@@ -138,7 +138,7 @@ def _fill(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> t
 
 def _milestone(name: str, pretraining: Path) -> Path:
     """Return the folder of a milestone of our own pre-training; UserError unless it is as its manifest says."""
-    manifest = read_manifest(pretraining)
+    manifest = read_manifest(pretraining, "milestones")
     pick(name, manifest["milestones"], "milestone", str(manifest_path(pretraining)))
     own = {file: sha256 for file, sha256 in manifest["files"].items() if file.startswith(f"{name}/")}
     if differing := changed(pretraining, own):

@@ -8,9 +8,9 @@ from pathlib import Path
 from huggingface_hub import constants, errors, snapshot_download
 
 from vpd.config.schema import BackboneSpec, CheckpointSpec, ReleasedSpec
-from vpd.pretrained.tensors import reason
 from vpd.utils.digests import digests
 from vpd.utils.errors import UserError
+from vpd.utils.tensors import reason
 
 CURE = "add a repository that has the files to mirrors, or set source: folder and the path of a copy"
 SHA256 = re.compile(r"[0-9a-f]{64}")

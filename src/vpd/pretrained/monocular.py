@@ -14,9 +14,10 @@ from vpd.config.schema import ReleasedSpec
 from vpd.models.base import misfits
 from vpd.models.monocular import PROTOCOLS, DPTHybrid, Monocular
 from vpd.pretrained.hub import Repository, download, repositories
-from vpd.pretrained.tensors import Rules, apply_rules, read_tensors, reason
+from vpd.pretrained.tensors import Rules, apply_rules, read_tensors
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
+from vpd.utils.tensors import reason
 
 # Class of transformers, and ``model_type`` in its config.json.
 NETWORKS: dict[str, tuple[type[PreTrainedModel], str]] = {

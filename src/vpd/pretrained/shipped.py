@@ -43,11 +43,7 @@ def check_shipped(folder: Path, recipe: Mapping[str, Any] | None = None) -> dict
     """Return the manifest of shipped weights; UserError if they are missing, damaged, or not of the ``recipe`` given."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; restore it with git, or make it with `make pretrain`")
-    manifest = read_manifest(folder)
-    if "recipe" not in manifest:
-        raise UserError(
-            f"{folder / MANIFEST} names no recipe; restore it with git, or make the weights with `make pretrain`"
-        )
+    manifest = read_manifest(folder, "recipe")
     if differing := changed(folder, manifest["files"]):
         raise UserError(f"{folder / differing[0]} differs from its manifest; restore it with `git checkout {folder}`")
     if extra := [name for name in tree(folder) if name not in (*manifest["files"], MANIFEST)]:

@@ -69,6 +69,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 def check_pipeline(folder: Path) -> dict[str, int]:
     """Compare every tensor of a pipeline in safetensors with its config.json; return the parameters of each network."""
+    from transformers import CLIPTokenizer
+
+    from vpd.utils.tensors import load_folder
+
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
     if not (folder / INDEX).is_file():
@@ -81,6 +85,8 @@ def check_pipeline(folder: Path) -> dict[str, int]:
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise UserError(f"{folder}/scheduler predicts '{prediction}', but Stable Diffusion 1 predicts 'epsilon'")
+    with load_folder(folder / "tokenizer", "fetch it again"):
+        CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     return {part: check_network(folder, part) for part in WEIGHTS}
 
 
@@ -97,7 +103,8 @@ def check_network(folder: Path, part: str) -> int:
 
 
 def _check_component(folder: Path, part: str, index: dict[str, Any]) -> None:
-    expected, name = CLASSES[part][1], (index.get(part) or [None, None])[1]
+    expected, entry = CLASSES[part][1], index.get(part)
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if name is None:
         raise UserError(f"{folder / INDEX} lists no {part}; a Stable Diffusion 1 pipeline has {', '.join(CLASSES)}")
     # Nothing is sampled, so any scheduler will do.
@@ -145,7 +152,9 @@ def network_tensors(part: str, config: dict[str, Any]) -> dict[str, Tensor]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    with torch.device("meta"):
+    from vpd.utils.tensors import understood
+
+    with torch.device("meta"), understood(Path(CONFIGS[part]), "it does not describe the network: fetch it again"):
         if part == "text_encoder":
             return canonical_names(part, CLIPTextModel(CLIPTextConfig.from_dict(config)).state_dict())
         return (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(config).state_dict()

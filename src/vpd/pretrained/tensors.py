@@ -10,18 +10,21 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vpd.utils.errors import UserError
+from vpd.utils.files import readable
+from vpd.utils.tensors import read_safetensors, reason, understood
 
 # Classes (or packages) of what training programs store beside the weights; an inert object takes their place.
 BOOKKEEPING = (
     "argparse.Namespace", "lightning.", "lightning_fabric.", "mmcv.", "mmengine.", "mmseg.", "numpy.", "omegaconf.", "pathlib.",
     "pytorch_lightning.",
 )  # fmt: skip
+AGAIN = "download it again"
 # Regular expressions of names, and the new name: a template, or a function of the groups.
 Rules = tuple[tuple[str, str | Callable[..., str]], ...]
 
@@ -38,9 +41,8 @@ class Inert:
 
 def read_tensors(path: Path, containers: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Read a .safetensors or torch file without running code: under the first of ``containers`` there, or its top level."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; download the file, or correct its path")
-    content = _read(path)
+    with readable(path, AGAIN, "download the file, or correct its path"), understood(path, AGAIN):
+        content = _read(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name; give a checkpoint file")
     state = next((content[name] for name in containers if isinstance(content.get(name), dict)), content)
@@ -66,7 +68,7 @@ def is_safetensors(path: Path) -> bool:
 def _read(path: Path) -> object:
     try:
         if is_safetensors(path):
-            return load_file(path)
+            return read_safetensors(path, AGAIN)
         archive = zipfile.is_zipfile(path)
         # Torch lists the classes without importing them; each known one is replaced, any other is refused.
         classes = get_unsafe_globals_in_checkpoint(path) if archive else []
@@ -84,8 +86,6 @@ def _read(path: Path) -> object:
             f"{path} is no file of plain tensors ({reason(error)}); it was not loaded, because a pickle can run code: "
             "get it as safetensors, or save its state dict alone"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{path} is damaged or cut off ({reason(error)}); download it again") from None
 
 
 def write_half(source: Path, target: Path) -> None:
@@ -98,11 +98,6 @@ def write_half(source: Path, target: Path) -> None:
             f"{source}: {lost[0]} has values that half precision cannot hold; train with a lower learning rate"
         )
     save_file(halved, target, metadata)
-
-
-def reason(error: Exception) -> str:
-    """Return a library's message on one line, shortened."""
-    return " ".join(str(error).split())[:150]
 
 
 def apply_rules(rules: Rules, name: str) -> str | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vpd.datasets.captions import entries
 from vpd.datasets.images import read_image
 from vpd.datasets.manifest import located
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json
 from vpd.utils.progress import track
 
 SIDE_MULTIPLE = 8  # ``StableDiffusionPipeline`` draws only sides that are multiples of this
@@ -39,11 +39,11 @@ class Captions:
 def load_captions(data: Path) -> Captions:
     """Read a captions dataset; UserError if an image is missing, unreadable, or of an unsuitable size."""
     data = located(data)
-    entries = read_json(data / "captions.json")
-    if not entries:
+    listed = entries(data)
+    if not listed:
         raise UserError(f"{data / 'captions.json'} lists no images; run the data stage again")
-    files, image_of = _distinct([entry["file"] for entry in entries])
-    texts, text_of = _distinct([entry["caption"] for entry in entries])
+    files, image_of = _distinct([entry["file"] for entry in listed])
+    texts, text_of = _distinct([entry["caption"] for entry in listed])
     arrays = [read_image(data / name) for name in track(files, len(files), "reading captioned images", "images")]
     images = torch.stack([torch.from_numpy(array).permute(2, 0, 1).contiguous() for array in arrays])
     height, width = images.shape[-2:]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vpd.report.markdown import escape
 from vpd.utils.errors import UserError
+from vpd.utils.files import read_text
 
 LOWER_IS_BETTER = frozenset({"rmse", "rel", "log10"})
 KEY = ["table", "row", "column"]
@@ -19,6 +20,8 @@ COLUMNS = (*KEY, "value", "sd", "seeds", "paper", "reruns", "provenance", "verdi
 PROVENANCES = ("measured", "counted", "released-weights", "quoted", "missing")
 # What a spreadsheet takes for a formula, full-width signs too, but no number.
 FORMULA = re.compile(r"(?![+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?\Z)[=+\-@\t\r＝＋－＠]")
+NUMBERS = {"value", "sd", "seed", "step", "loss", "thing", "room", "frechet", "word_auc", "text_matters"}
+"""Columns, of all CSV files that are read."""
 PROTOCOL_OURS = ", protocol: ours"  # suffix of verdicts on rows whose protocol nobody published
 
 
@@ -94,14 +97,17 @@ def cells_csv(cells: Iterable[Cell]) -> str:
 
 
 def read_csv(path: Path, columns: Iterable[str], cure: str) -> pd.DataFrame:
-    """Read a CSV file; UserError with ``cure`` if it is damaged or lacks one of ``columns``."""
+    """Read a CSV file; UserError with ``cure`` if it is damaged, lacks one of ``columns``, or has text in a numeric one."""
     try:
-        frame = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        frame = pd.read_csv(io.StringIO(read_text(path, cure)))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
         raise UserError(f"{path} is not a CSV file ({error}); {cure}") from None
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}' (columns: {', '.join(frame.columns)}); {cure}")
+    for column in columns:
+        if column in NUMBERS and not pd.api.types.is_numeric_dtype(frame[column]):
+            raise UserError(f"{path} has a text in its column '{column}', which holds numbers; {cure}")
     for name in frame.select_dtypes(exclude="number"):
         frame[name] = frame[name].replace(f"^'(?={FORMULA.pattern})", "", regex=True)
     return frame

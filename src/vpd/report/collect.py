@@ -12,11 +12,11 @@ from vpd.config.reported import load_reported
 from vpd.config.tables import RELEASED, matched_row
 from vpd.evaluation.results import read_metrics
 from vpd.measures.results import TABLE
-from vpd.planning.costs import read_entries
+from vpd.planning.costs import read_entries, read_timing
 from vpd.report.cells import csv_text, number, read_csv
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError
-from vpd.utils.files import files_in, read_json
+from vpd.utils.files import files_in
 
 COLUMNS = ["experiment", "seed", "milestone", "step", "metric", "value", "provenance"]
 MEASURES = {
@@ -64,19 +64,15 @@ def read_measures(folder: Path) -> pd.DataFrame | None:
     path, cure = folder / TABLE, "run `vpd measure` again, or restore it with git"
     if not path.is_file():
         return None
-    frame = read_csv(path, ["images", *MEASURES], cure)
-    for column in MEASURES:
-        if not pd.api.types.is_numeric_dtype(frame[column]):
-            raise UserError(f"{path} has a text in its column '{column}', which holds numbers; {cure}")
-    return frame
+    return read_csv(path, ["images", *MEASURES], cure)
 
 
 def read_timings(folder: Path) -> pd.DataFrame:
     """Read the wall time of every job: columns stage, name, seconds, peak_mb; empty if nothing was timed."""
     lines = []
     for path in files_in(folder, "**/*.json"):
-        job = read_json(path)
-        lines.append((job["stage"], job.get("name", path.stem), float(job["seconds"]), job.get("peak_mb")))
+        job = read_timing(path)
+        lines.append((job["stage"], job["name"], job["seconds"], job.get("peak_mb")))
     return pd.DataFrame(lines, columns=["stage", "name", "seconds", "peak_mb"])
 
 

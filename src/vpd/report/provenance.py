@@ -50,7 +50,7 @@ def backbones(params: Params, folder: Path) -> list[dict[str, Any]]:
         recorded = read_json(path) if path.is_file() else {}
         try:
             networks.append(_network(name, _diffusion(params, name) if name in params.checkpoints else recorded))
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a backbone's manifest ({error}); make the backbone again") from None
         networks[-1]["used_by"] = experiments
     return networks
@@ -62,7 +62,7 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     for phase in phases:
         trained, fresh = (phase["measures"].get(state, {}) for state in ("trained", "fresh"))
         shared = [key for key in trained if key in fresh and key != "chance"]  # chance is the same for both
-        measures |= {key.replace("_", " "): (trained[key], fresh[key]) for key in shared}
+        measures |= {key.replace("_", " "): (float(trained[key]), float(fresh[key])) for key in shared}
     parameters, source = manifest.get("parameters"), manifest.get("source", "not here")
     if isinstance(parameters, dict):
         parameters = sum(count for count in parameters.values() if isinstance(count, int))
@@ -74,8 +74,8 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "objective": manifest.get("objective"),
         "images_seen": manifest.get("images_seen"),
         "parameters": parameters,
-        "loss_first": phases[0]["loss"]["first"] if phases else None,
-        "loss_last": phases[0]["loss"]["last"] if phases else None,
+        "loss_first": float(phases[0]["loss"]["first"]) if phases else None,
+        "loss_last": float(phases[0]["loss"]["last"]) if phases else None,
         "measures": measures,
     }
 

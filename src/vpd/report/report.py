@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from vpd.config.claims import load_claims
 from vpd.config.params import Params
 from vpd.config.paths import EVIDENCE, evaluated
 from vpd.config.reported import load_reported
+from vpd.config.schema import Count
 from vpd.config.tables import FigureSpec, matched_row
 from vpd.measures.results import measures_to_show
 from vpd.report.cells import Cell
@@ -21,7 +25,35 @@ from vpd.report.judge import all_cells, table_names
 from vpd.report.provenance import backbones, runs_of
 from vpd.report.wording import ordinal
 from vpd.utils.errors import UserError, pick
-from vpd.utils.files import read_json
+from vpd.utils.validation import read_as
+
+
+class Embeddings(TypedDict):
+    """How class embeddings agree with ours."""
+
+    mean: FiniteFloat
+    worst: FiniteFloat
+    worst_class: str
+    in_order: Count
+    by_class: dict[str, FiniteFloat]
+
+
+class Weights(TypedDict):
+    """What ``vpd released`` found out about one file."""
+
+    file: str
+    sha256: str
+    repo: NotRequired[str]
+    revision: NotRequired[str]
+    parameters: NotRequired[Count]
+    vae_difference: NotRequired[FiniteFloat]
+    class_embeddings: NotRequired[Embeddings]
+
+
+class Absent(TypedDict):
+    """Why a file was not measured."""
+
+    missing: str
 
 
 class Report:
@@ -64,8 +96,9 @@ class Report:
         self.backbones = backbones(params, results / "backbones")
         self.runs = {name: runs_of(params, name, evaluated(results, name).provenance) for name in names}
         index = results / "released" / "index.json"
-        facts = read_json(index) if index.is_file() else {}
-        self.released: dict[str, dict[str, Any]] = {**facts.get("released", {}), **facts.get("public", {})}
+        kind = dict[str, dict[str, Absent | Weights]]
+        facts: dict[str, Any] = read_as(kind, index, "run vpd released again") if index.is_file() else {}
+        self.released = {**facts.get("released", {}), **facts.get("public", {})}
 
     @property
     def captions(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vpd.config.params import Params
 from vpd.config.tables import FigureSpec
+from vpd.datasets.images import read_image
 from vpd.measures.results import PICTURE
 from vpd.report import markdown
 from vpd.report.cells import Cell, cells_csv, csv_text, number, read_cells
@@ -206,7 +207,7 @@ def data_uri(png: Path) -> str:
         return f"data:image/svg+xml;base64,{base64.b64encode(vector.read_bytes()).decode('ascii')}"
     content, kind = png.read_bytes(), "png"
     if len(content) > LARGE:
-        image, buffer = Image.open(io.BytesIO(content)).convert("RGB"), io.BytesIO()
+        image, buffer = Image.fromarray(read_image(png)), io.BytesIO()
         image.thumbnail((WIDEST, image.height), Image.Resampling.LANCZOS)
         image.save(buffer, "webp", quality=82, method=4)
         content, kind = buffer.getvalue(), "webp"

@@ -24,8 +24,16 @@ from vpd.stages.data import PREVIEW, dataset_fingerprint
 from vpd.training.runs import run_fingerprint, seed_folder
 from vpd.utils.digests import changed, digest, sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, write_json, write_text
-from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, Fingerprint, fingerprint, is_finished
+from vpd.utils.files import write_json, write_text
+from vpd.utils.fingerprint import (
+    FINGERPRINT,
+    MANIFEST,
+    Fingerprint,
+    fingerprint,
+    is_finished,
+    read_fingerprint,
+    read_manifest,
+)
 
 LONG_AGO = 946684800
 """Modification time of the key of an output that is current: older than any output."""
@@ -79,7 +87,7 @@ def _train(name: str, params: Params, paths: Paths) -> Answer:
 def _lists(manifest: Path, seeds: dict[str, Fingerprint]) -> bool:
     """Whether the manifest of all runs lists exactly these seeds' files, as they are."""
     with contextlib.suppress(UserError):
-        files = read_json(manifest).get("files", {})
+        files = read_manifest(manifest.parent)["files"]
         return {name.split("/")[0] for name in files} == set(seeds) and not changed(manifest.parent, files)
     return False
 
@@ -151,7 +159,7 @@ def _folder(out: Path, wanted: Fingerprint) -> Answer:
 def _recorded(stage: str, paths: Paths, wanted: Fingerprint, output: Path) -> Answer:
     """For stages whose last file has another structure: the fingerprint is in a file of its own among their outputs."""
     note = _note(stage, paths)
-    current = output.is_file() and note.is_file() and read_json(note) == asdict(wanted)
+    current = output.is_file() and note.is_file() and read_fingerprint(note.parent) == asdict(wanted)
     return {"": wanted}, current, output
 
 
@@ -241,7 +249,7 @@ def write_key(stage: str, name: str, params: Params, paths: Paths) -> Path:
         # Snakemake compares checksums too, and an output may be damaged although all that it is made from is as it was.
         content |= {"replaces": sha256(output)}
     text = json.dumps(content, indent=1) + "\n"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
     if current:
         os.utime(path, (LONG_AGO, LONG_AGO))

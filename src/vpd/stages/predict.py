@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from vpd.config.params import Params
 from vpd.config.paths import Paths, shipped
 from vpd.config.schema import Spec, load_spec
@@ -10,7 +12,14 @@ from vpd.pretrained.shipped import check_shipped
 from vpd.stages.shipping import CLASSES, FINAL, SPEC
 from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
-from vpd.utils.files import MANIFEST, read_json
+from vpd.utils.files import MANIFEST
+from vpd.utils.validation import read_as
+
+
+class Classes(TypedDict):
+    """File of the names of segmentation classes."""
+
+    classes: list[str]
 
 
 def predict_pictures(
@@ -76,7 +85,7 @@ def shipped_checkpoint(name: str, params: Params) -> Path:
 def class_names_of(spec: Spec, parts: Mapping[str, Path]) -> list[str] | None:
     """Return the names of the segmentation classes: those that came with the weights, or else the dataset's if it is here."""
     if "classes" in parts:
-        return read_json(parts["classes"])["classes"]
+        return read_as(Classes, parts["classes"])["classes"]
     from vpd.predict import class_names
 
     return class_names(spec, parts["data"]) if parts["data"].is_dir() else None

@@ -9,6 +9,7 @@ from vpd.config.params import Params
 from vpd.config.paths import ARCHIVES, Paths
 from vpd.config.schema import load_spec
 from vpd.measures.results import measure_nothing
+from vpd.planning.costs import Spent
 from vpd.stages.data import prepare_dataset
 from vpd.stages.keys import is_current, job_key
 from vpd.stages.training import evaluate_experiment, train_experiment
@@ -16,6 +17,7 @@ from vpd.training.runs import TIMING, seed_folder
 from vpd.utils.errors import UserError
 from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.fingerprint import MANIFEST, check_intact
+from vpd.utils.validation import read_as
 
 Facts = dict[str, object]  # what the timing file says besides the time
 WHOLE = {"pretrain": "pretraining", "measure": "measures"}
@@ -48,7 +50,7 @@ def _earlier(note: Path, key: str, state: Path) -> float:
         saved = [path.stat().st_mtime for path in (state, *state.rglob("*")) if path.exists()]
         gained = max([0.0, *(moment - last["started"] for moment in saved)])
         return round(last["seconds"] + gained, 2) if last["key"] == key else 0.0
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError, ArithmeticError):
         return 0.0
 
 
@@ -115,7 +117,7 @@ def _train(name: str, params: Params, paths: Paths, live: str | None = None) -> 
     # What the runs say of themselves also holds where they were finished already.
     times = [seed_folder(paths.runs(name), seed) / TIMING for seed in spec.seeds]
     spent = (
-        {"seconds": round(sum(read_json(path)["seconds"] for path in times), 2)}
+        {"seconds": round(sum(read_as(Spent, path)["seconds"] for path in times), 2)}
         if all(map(Path.is_file, times))
         else {}
     )

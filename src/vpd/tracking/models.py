@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import TypedDict
+
 from vpd.config.params import Params
 from vpd.config.schema import Spec, load_spec
 from vpd.tracking.records import KEY, run_key
@@ -18,8 +20,9 @@ from vpd.tracking.store import connected, database_file, environment
 from vpd.training.runs import has_settings, seed_folder
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError, nearest, pick
-from vpd.utils.files import atomic_folder, exclusive, read_json, write_json
-from vpd.utils.fingerprint import FINGERPRINT, MANIFEST
+from vpd.utils.files import atomic_folder, exclusive, write_json
+from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, read_manifest
+from vpd.utils.validation import read_as
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,6 +45,13 @@ DESCRIPTIONS = {
 PREFIX = "models:/"
 FORM = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@]+))")
 DOWNLOADS = Path("downloads/models")
+
+
+class Reference(TypedDict):
+    """The checkpoint of a model that does not hold it."""
+
+    checkpoint: str
+    checkpoint_digest: str
 
 
 class Missing(UserError):
@@ -109,7 +119,7 @@ def _network(results: Path, params: Params, data: Path, checkpoints: Path, task:
         seed=spec.seeds[0],
         run=run,
         spec_file=spec_file,
-        weights_digest=pick(WEIGHTS, read_json(run / MANIFEST).get("files", {}), "file", str(run / MANIFEST)),
+        weights_digest=pick(WEIGHTS, read_manifest(run)["files"], "file", str(run / MANIFEST)),
         checkpoint=checkpoint,
         checkpoint_digest=sha256(checkpoint / MANIFEST),
         copied=params.registered_checkpoints == "copied",
@@ -226,7 +236,7 @@ def model_places(uri: str, tracking_uri: str, folder: Path = DOWNLOADS) -> dict[
             raise UserError(f"{uri} has no {name}, so it is not a model that vpd track registered; name another")
     if (root / CHECKPOINT).is_dir():
         return {**places, "checkpoint": root / CHECKPOINT}
-    reference = read_json(root / CLASSES)
+    reference = read_as(Reference, root / CLASSES, "register the model again")
     checkpoint = Path(reference["checkpoint"])
     if not (checkpoint / MANIFEST).is_file():
         raise UserError(f"the model refers to the checkpoint {checkpoint}, which is not here; fetch it or put it there")

@@ -16,7 +16,7 @@ from vpd.evaluation.results import DECISIVE, Provenance, Result, read_metrics, r
 from vpd.report.cells import read_cells
 from vpd.utils.digests import digest, sha256
 from vpd.utils.errors import UserError, pick
-from vpd.utils.files import files_in
+from vpd.utils.files import files_in, read_text
 from vpd.utils.fingerprint import git_commit
 
 KEY, HASH, SPEC = "vpd.key", "vpd.hash", "vpd.spec"
@@ -127,11 +127,10 @@ def _history(path: Path, seed: int) -> list[Point]:
         return []
     points = []
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if int(row.pop("seed")) == seed:
-                    points += history_points(int(row.pop("step")), row)
-    except (KeyError, TypeError, ValueError) as error:
+        for row in csv.DictReader(read_text(path).splitlines()):
+            if int(row.pop("seed")) == seed:
+                points += history_points(int(row.pop("step")), row)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run the training stage again") from None
     return points
 

@@ -10,6 +10,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -104,7 +105,7 @@ def _answers(url: str) -> bool:
         return error.code < 500  # a server that wants a login, or has another health page, is alive
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # whom to trust is decided by MLflow's own settings
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return False
     return True
 

@@ -1,6 +1,9 @@
 """Batches by position: step n sees the same samples whether a run was interrupted or not, with any worker count."""
 
+import multiprocessing.queues
+import os
 import signal
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,8 +136,19 @@ class Samples(torch.utils.data.Dataset):
             return error  # raised in a worker, it would arrive wrapped in a page of traceback
 
 
+def end_if_stuck(worker: int) -> None:
+    """Let a worker die, which its parent sees, of a batch that it cannot send (shared memory is full); else all would wait."""
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die)  # type: ignore[attr-defined]
+
+
+def _die(error: Exception, batch: object) -> None:
+    print(f"a loader process cannot send its batch: {error}", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _outlive_the_step(worker: int) -> None:
     """Let the training process finish its step after a signal that went to every process, then end without it."""
+    end_if_stuck(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: signal.alarm(GRACE))

@@ -9,8 +9,15 @@ from typing import Any
 
 from vpd.config.schema import Spec
 from vpd.utils.digests import digest, sha256
-from vpd.utils.files import atomic_folder, atomic_path, read_json, write_json
-from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, Fingerprint, fingerprint, read_manifest, write_manifest
+from vpd.utils.files import atomic_folder, atomic_path, write_json
+from vpd.utils.fingerprint import (
+    MANIFEST,
+    Fingerprint,
+    fingerprint,
+    read_fingerprint,
+    read_manifest,
+    write_manifest,
+)
 
 COLUMNS = ("step", "epoch", "loss", "lr", "lr_unet")
 """Of ``history.csv``."""
@@ -35,7 +42,7 @@ def run_settings(spec: Spec, seed: int) -> dict[str, Any]:
 
 def has_settings(run: Path, spec: Spec) -> bool:
     """Whether a run records that it was trained with the settings of ``spec``, for one of its seeds."""
-    recorded = read_json(run / FINGERPRINT).get("settings")
+    recorded = read_fingerprint(run).get("settings")
     return recorded in [digest(run_settings(spec, seed)) for seed in spec.seeds]
 
 
@@ -73,7 +80,7 @@ def _write_history(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
 # ------------------------------------------------------------------------------------------------------------- all seeds
 def gather(runs: Path, seeds: Sequence[int], history: Path) -> int:
     """Write the manifest of all seeds' runs and their histories in one CSV; return the steps of one seed."""
-    manifests = {f"seed{seed}": read_manifest(seed_folder(runs, seed)) for seed in seeds}
+    manifests = {f"seed{seed}": read_manifest(seed_folder(runs, seed), "steps") for seed in seeds}
     files = {
         f"{name}/{file}": hash_ for name, manifest in manifests.items() for file, hash_ in manifest["files"].items()
     }

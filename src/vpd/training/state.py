@@ -3,16 +3,13 @@
 The folder is no output of any stage, so that no orchestrator deletes it when a job fails.
 """
 
-import contextlib
 import random
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import optim
 
@@ -52,8 +49,8 @@ def save_state(folder: Path, journal: Journal, model: Network, optimizer: optim.
     Random generators are not among it: the loop seeds them anew in every step.
     """
     content = {"journal": asdict(journal), "model": model.trained_state(), "optimizer": optimizer.state_dict()}
-    with _writing(folder / f"step-{journal.step:09d}.pt") as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+    with atomic_path(folder / f"step-{journal.step:09d}.pt") as temporary:
+        torch.save(content, temporary)
     for old in _states(folder)[KEPT_STATES:]:
         old.unlink()
 
@@ -112,20 +109,9 @@ def keep_weights(folder: Path, milestone: str, model: Network, seed: int, step: 
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(f"{name} is not finite after step {step}; lower training.optimizer.lr and train again")
-    with _writing(weights_path(folder, milestone)) as temporary:
+    with atomic_path(weights_path(folder, milestone)) as temporary:
         save_file(tensors, temporary, metadata=weights_metadata(seed, milestone, step))
     return sha256(weights_path(folder, milestone))
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """``atomic_path`` that also knows how torch and safetensors say that the disk is full."""
-    with atomic_path(path) as temporary:
-        try:
-            yield temporary
-        except (RuntimeError, SafetensorError) as error:
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0]) from error
 
 
 def seed_all(*numbers: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vpd.utils.errors import UserError
-from vpd.utils.files import is_junk, write_json
+from vpd.utils.files import is_junk, readable, write_json
 
 REMEMBERED = Path(".vpd/digests")  # below the working directory; can be deleted at any time
 SETTLED = 2.0  # seconds; a file changed more recently could change again without a visible change of its time
@@ -32,14 +32,12 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
         found = {}
         for name in names:
             path = folder / name
-            try:
+            if not path.exists():
+                continue
+            with readable(path, "replace it by a file"):
                 mark, settled = _mark(path)
                 entry = known.get(name)
                 found[name] = entry[1] if entry and entry[0] == mark else sha256(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror}; fix its permissions") from error
             if settled:
                 seen[name] = [mark, found[name]]
     return found

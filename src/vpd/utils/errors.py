@@ -1,10 +1,22 @@
 """Errors that a user can cure, each said in one sentence."""
 
 import difflib
+import errno
+import os
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
+MEMORY = re.compile(
+    r"out of memory|(can't|cannot|unable to) (allocate|mmap)|bad_alloc|failed to map segment", re.IGNORECASE
+)
+DISK = re.compile(
+    "(No space left on device|Disk quota exceeded|File too large)|PytorchStreamWriter|unexpected pos|iostream error"
+)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DEAD = re.compile(r"DataLoader worker|terminated abruptly")
+LONGEST = 900  # characters of a sentence
 Value = TypeVar("Value")
 
 
@@ -12,13 +24,49 @@ class UserError(Exception):
     """A mistake in the user's input; the command line prints it as one sentence and exits with code 2."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        text = printable(super().__str__())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def printable(text: object) -> str:
     """Show control characters of a text from a file or a server, which a terminal would obey, by their escapes."""
     shown = (c.isprintable() or unicodedata.category(c) == "Zs" for c in str(text))
     return "".join(c if own else c.encode("unicode_escape").decode() for c, own in zip(str(text), shown, strict=True))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised from, whether or not a traceback would show them."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def disk_full(error: BaseException) -> str | None:
+    """Return how the disk says that it takes no more, where that is behind an error of Python, torch or safetensors."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in FULL:
+            return one.strerror
+        if found := DISK.search(str(one)):
+            return found[1] or os.strerror(errno.ENOSPC)
+    return None
+
+
+def curable(error: BaseException) -> str | None:
+    """Say in a sentence what of the machine, and not of the program, is behind an error; None if it is the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    chain = list(_chain(error))
+    texts = [f"{type(one).__name__} {one}" for one in chain]
+    if any(isinstance(one, MemoryError) for one in chain) or any(map(MEMORY.search, texts)):
+        return "the memory is full; end other programs, lower batch_size, raise accumulate, or use a larger machine"
+    if any(map(DEAD.search, texts)):
+        cure = "free memory and shared memory (df /dev/shm), or lower training.workers and the number of jobs"
+        return f"a process of this job was killed, mostly because memory ran out; {cure}"
+    if reason := disk_full(error):
+        return f"cannot write {getattr(error, 'filename', None) or 'a file'}: {reason}; free some space"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}; fix its permissions, or name another place"
+    return None
 
 
 def nearest(name: str, valid: Iterable[str], shown: int = 8) -> str:

@@ -1,17 +1,19 @@
-"""Files that are complete or absent: atomic writes, digests and locks."""
+"""Files that are complete or absent: atomic writes, reading without surprises, and locks."""
 
 import contextlib
 import filecmp
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, disk_full
 
 JUNK = {"Thumbs.db", "desktop.ini"}  # beside hidden files, what file managers add unasked
 MANIFEST, FINGERPRINT = "manifest.json", "fingerprint.json"  # what this project writes into a finished folder
@@ -20,11 +22,15 @@ PAUSE = 0.1  # seconds between attempts to get a lock
 
 @contextlib.contextmanager
 def _plain_errors(path: Path) -> Iterator[None]:
-    """Turn an operating-system error, such as that of a full disk, into a UserError that names the file."""
+    """Turn an error of the disk, in whatever form a library raises it, into a UserError that names the file."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_full(error) or (isinstance(error, OSError) and (error.strerror or error))
+        if not reason:
+            raise
         raise UserError(f"cannot write {path}: {reason}; free some space or fix the permissions") from error
 
 
@@ -123,17 +129,56 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> dict:
-    """Read a JSON file; UserError if it is missing or damaged."""
-    path = Path(path)
+# ------------------------------------------------------------------------------------------------------------- reading
+AGAIN = "delete it and run the stage that makes it again"
+FIRST = "run the stage that makes it first"
+
+
+@contextlib.contextmanager
+def readable(path: str | Path, cure: str = AGAIN, missing: str = FIRST) -> Iterator[None]:
+    """Turn whatever keeps ``path`` from being opened, or its bytes from being understood, into a UserError that names it.
+
+    ``missing`` is the cure where there is nothing. A pipe or device is refused, since its reader may wait without end.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path} is a folder or a device, not a file; {cure}")
+        yield
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that makes it first") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); delete it and run the stage that makes it again"
-        ) from None
+        raise UserError(f"{path} does not exist; {missing}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; fix its permissions, or {cure}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); {cure}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; {cure}") from None
+
+
+def read_text(path: str | Path, cure: str = AGAIN, missing: str = FIRST) -> str:
+    """Read a text file, with or without a byte-order mark; UserError as ``readable`` raises it."""
+    with readable(path, cure, missing):
+        return Path(path).read_text(encoding="utf-8-sig")
+
+
+def read_json(path: str | Path, kind: type = dict, cure: str = AGAIN) -> Any:
+    """Read a JSON file that holds a value of ``kind``; UserError if it is missing, damaged or holds another.
+
+    ``vpd.utils.validation.read_as`` also checks what is inside.
+    """
+    text = read_text(path, cure)
+    with readable(path, cure):
+        try:
+            value = json.loads(text, parse_constant=_refuse)
+            json.dumps(value, ensure_ascii=False).encode() if "\\u" in text else None
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}); {cure}") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path} holds a value of type {type(value).__name__}, not {kind.__name__}; {cure}")
+    return value
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 # ---------------------------------------------------------------------------------------------------------------- locks

@@ -13,16 +13,38 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
+
+from typing_extensions import TypedDict
 
 from vpd.utils.digests import changed, digest, digests, remembered, sha256, tree
 from vpd.utils.errors import UserError
+from vpd.utils.files import AGAIN, read_json, write_json
 from vpd.utils.files import FINGERPRINT as FINGERPRINT
 from vpd.utils.files import MANIFEST as MANIFEST
-from vpd.utils.files import read_json, write_json
+from vpd.utils.validation import read_as
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = 1  # version of the manifests' structure
+
+
+class Recorded(TypedDict, total=False):
+    """A fingerprint as it is written."""
+
+    settings: str
+    code: str
+    inputs: dict[str, str]
+
+
+class Manifest(TypedDict, total=False):
+    """The facts of manifests that other stages read."""
+
+    schema: int
+    files: Required[dict[str, str]]
+    place: str  # of a dataset that stays where its user has it
+    steps: int | dict[str, int]  # of a run; of a pre-training by phase
+    milestones: dict[str, int]
+    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,18 +100,22 @@ def write_manifest(
     write_json(folder / MANIFEST, {"schema": SCHEMA, **facts, "files": dict(files)})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of ``folder``; UserError if it is missing, damaged or of another version of vpd."""
+def read_manifest(folder: Path, *facts: str) -> Any:
+    """The manifest of ``folder``; UserError if it is missing, damaged, of another version of vpd, or lacks one of ``facts``."""
     path = manifest_path(folder)
-    manifest = read_json(path)
-    found = manifest.get("schema") if isinstance(manifest, dict) else None
-    if found != SCHEMA:
+    if (found := read_json(path).get("schema")) != SCHEMA:
         raise UserError(
             f"{path} has schema {found}, this version of vpd reads {SCHEMA}; run the stage that makes it again"
         )
-    if not isinstance(manifest.get("files"), dict):
-        raise UserError(f"{path} lists no files; delete it and run the stage that makes it again")
+    manifest = read_as(Manifest, path)
+    if lacking := [fact for fact in facts if fact not in manifest]:
+        raise UserError(f"{path} has no {lacking[0]}; {AGAIN}")
     return manifest
+
+
+def read_fingerprint(folder: Path) -> Recorded:
+    """What the content of ``folder`` was made from; UserError if that is missing or damaged."""
+    return read_as(Recorded, folder / FINGERPRINT)
 
 
 def check_intact(folder: Path, stage: str) -> None:
@@ -107,10 +133,10 @@ def check_intact(folder: Path, stage: str) -> None:
 def is_finished(folder: Path, made_from: Fingerprint) -> bool:
     """Whether ``folder`` was completed from exactly ``made_from`` and still has the bytes its manifest lists."""
     try:
-        recorded, manifest = read_json(folder / FINGERPRINT), read_manifest(folder)
+        recorded, manifest = read_fingerprint(folder), read_manifest(folder)
     except UserError:
         return False
-    files_at = folder / manifest.get("place", "")  # a dataset of the user's stays where it is
+    files_at = folder / manifest.get("place", "")
     return recorded == asdict(made_from) and not changed(files_at, manifest["files"])
 
 

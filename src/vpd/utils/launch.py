@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, curable
 from vpd.utils.processes import end_with_parent
 
 RESTARTS = 3  # times that the processes are started again before a training counts as failed
@@ -83,8 +83,10 @@ def work(call: str) -> None:
         return
     try:
         function(*arguments)
-    except UserError as error:
-        mistake.write_text(str(error), encoding="utf-8")
+    except Exception as error:
+        if not (text := curable(error)):
+            raise
+        mistake.write_text(text, encoding="utf-8")
         raise SystemExit(2) from None
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+from typing_extensions import is_typeddict
 
 from vpd.utils.digests import digest
 from vpd.utils.errors import UserError, nearest
+from vpd.utils.files import AGAIN, read_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
+SHORT = reprlib.Repr()  # of what was found: a few lines of YAML can stand for gigabytes
+SHORT.maxstring = SHORT.maxother = 80
 
 
 class Frozen(BaseModel):
@@ -44,33 +51,44 @@ def _named(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_named)]
 """A name that params.yaml gives, of an experiment, dataset, milestone, ...: it becomes part of paths and commands."""
-Model = TypeVar("Model", bound=BaseModel)
+Kind = TypeVar("Kind")
+_adapter: Any = cache(TypeAdapter)
 
 
-def checked(model: type[Model], value: object, where: str) -> Model:
-    """Validate plain data from ``where`` (file and key path); UserError with the first problem and its key path."""
+def checked(kind: type[Kind], value: object, where: str, cure: str = "correct it") -> Kind:
+    """Validate plain data from ``where`` (file and key path); UserError with the first problem, its key path and the cure."""
     try:
-        return model.model_validate(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
-        raise UserError(_sentence(model, error.errors()[0], where)) from None
+        raise UserError(_sentence(kind, error.errors()[0], where, cure)) from None
 
 
-def _sentence(model: type[BaseModel], problem: ErrorDetails, where: str) -> str:
-    path, fields = _follow(model, problem["loc"])
+def read_as(kind: type[Kind], path: Path, cure: str = AGAIN) -> Kind:
+    """Read a JSON file as a model, TypedDict or another type; UserError with ``cure`` if it is not one.
+
+    A TypedDict also keeps the keys that its type does not name.
+    """
+    value = read_json(path, object, cure)
+    read = checked(kind, value, str(path), cure)
+    return value if is_typeddict(kind) else read
+
+
+def _sentence(kind: Any, problem: ErrorDetails, where: str, cure: str) -> str:
+    path, fields = _follow(_models_in(kind), problem["loc"])
     at = f"{where}: {'.'.join(path)}" if path else where
     if problem["type"] == "extra_forbidden":
         return f"{at} is not a known key; {nearest(path[-1], fields)}"
     if problem["type"] == "missing":
-        return f"{at} is missing; add it"
+        return f"{at} is missing; {cure.replace('correct', 'add')}"
     message = problem["msg"].removeprefix("Value error, ")
-    value = f", found {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
-    return f"{at}: {message[0].lower() + message[1:]}{value}; correct it"
+    value = f", found {SHORT.repr(problem['input'])}" if not isinstance(problem["input"], dict) else ""
+    return f"{at}: {message[0].lower() + message[1:]}{value}; {cure}"
 
 
-def _follow(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """Return the key path of a pydantic location and the fields of the model that its last key belongs to."""
+def _follow(here: list[type[BaseModel]], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """Return the key path of a pydantic location and the fields of the models that its last key belongs to."""
     path: list[str] = []
-    here, fields = [model], list(model.model_fields)
+    fields = [name for one in here for name in one.model_fields]
     for part in loc:
         tagged = [one for one in here if len(here) > 1 and part in get_args(one.model_fields["kind"].annotation)]
         if tagged:  # pydantic puts the tag of a union behind its key, where the file has nothing

@@ -5,15 +5,15 @@ On disk, vision/network.json says what a backbone is and vision/model.safetensor
 
 from pathlib import Path
 
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vpd.config.schema import NetworkSpec
 from vpd.models.backbones.base import Backbone
 from vpd.models.base import check_fit, copied
-from vpd.utils.errors import UserError, pick
-from vpd.utils.files import atomic_folder, read_json, write_json
+from vpd.utils.errors import pick
+from vpd.utils.files import atomic_folder, write_json
+from vpd.utils.tensors import read_safetensors
+from vpd.utils.validation import read_as
 
 __all__ = ["Backbone", "build_backbone", "load_backbone", "save_backbone"]
 VISION, NETWORK, WEIGHTS = "vision", "network.json", "model.safetensors"
@@ -47,30 +47,15 @@ def load_backbone(
     UserError if the folder holds no backbone, or its weights are damaged or do not fit the architecture.
     """
     stored, vision = pick(weights, {"pretrained": True, "random": False}, "choice of weights"), Path(folder) / VISION
-    spec = _read_network(vision / NETWORK)
+    spec = read_as(NetworkSpec, vision / NETWORK, "make the checkpoint again")
     backbone = build_backbone(spec, drop_path=drop_path, gradient_checkpointing=gradient_checkpointing)
     if stored:
         _load_weights(backbone, vision / WEIGHTS)
     return backbone
 
 
-def _read_network(path: Path) -> NetworkSpec:
-    try:
-        return NetworkSpec.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{path} describes no network ({'.'.join(map(str, first['loc']))}: {first['msg']}); make the checkpoint again"
-        ) from None
-
-
 def _load_weights(backbone: Backbone, path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; make or download this backbone first")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); make or download this backbone again") from None
+    state = read_safetensors(path, "make or download this backbone again")
     complaint = f"{path} does not fit its network.json"
     check_fit(backbone.network.state_dict(), state, complaint, "make the checkpoint again")
     backbone.network.load_state_dict(state)
