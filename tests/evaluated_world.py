@@ -45,7 +45,7 @@ DAMAGED_METRICS = [
     ('{"final"', "not valid JSON"),
     ('{"results": []}', "results: input should be a valid dictionary"),
     ('{"final": 1}', "final: input should be a valid dictionary"),
-    ('{"final": {"x": {"seed0": NaN}}}', "final.x.seed0: input should be a finite number"),
+    ('{"final": {"x": {"seed0": NaN}}}', "NaN is no number"),
     ('{"final": {"x": {"seed0": "a"}}}', "final.x.seed0: input should be a valid number"),
     ('{"final": {"x": {"seed0": 1}}}', "is not a metrics file: final has no step and value for each seed"),
     ('{"final": {"step": {"seed0": 1}, "x": {"seed1": 1}}}', "final has no step and value for each seed"),

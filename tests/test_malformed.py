@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 from forked import impatient
 from vpd.config.claims import load_claims
 from vpd.config.params import load_params
+from vpd.config.paths import evaluated
 from vpd.config.schema import NetworkSpec, load_spec
 from vpd.datasets import ade20k, captions, nyuv2, objects, refcoco
 from vpd.datasets.images import read_depth, read_image, read_labels
 from vpd.datasets.manifest import located
 from vpd.download.sources import acceptance, load_sources
-from vpd.evaluation.results import is_evaluated, read_metrics
+from vpd.evaluation.results import is_evaluated, read_metrics, read_provenance
 from vpd.planning.costs import read_timing
 from vpd.planning.plan import read_graph
 from vpd.pretrained.tensors import read_tensors
@@ -115,11 +116,18 @@ def sentence_of(read: Callable[[Path], object], path: Path, damage: str) -> str 
 DIGEST = "0123456789abcdef"
 RECORDED = {"settings": DIGEST, "code": DIGEST, "inputs": {"data": DIGEST}}
 MANIFEST = {"schema": 1, "files": {"a": DIGEST}, "steps": 3, "milestones": {"final": 3}, "place": "."}
-METRICS = {
+METRICS = {"final": {"step": {"seed0": 3}, "miou_ss": {"mean": 1.5, "seed0": 1.5}}}
+MADE = {
     "spec": DIGEST,
+    "metrics": DIGEST,
     "fingerprint": RECORDED,
-    "results": [{"seed": 0, "milestone": "final", "step": 3, "metrics": {"miou_ss": 1.5}}],
-    "runs": {"seed0": {"fingerprint": RECORDED, "files": {"final.safetensors": DIGEST}}},
+    "runs": {
+        "seed0": {
+            "fingerprint": RECORDED,
+            "files": {"final.safetensors": DIGEST},
+            "timing": {"started": 1.5, "ended": 3.0, "seconds": 1.5, "commit": "abc"},
+        }
+    },
 }
 COSTS = {"seg-full": {"figures": {"GMACs": 1.5}}}
 MEASURES = {"fresh": {"probe": 0.2}, "trained": {"probe": 0.6}}
@@ -161,6 +169,7 @@ JSONS: dict[str, tuple[Callable[[Path], object], object]] = {
     "dataset/manifest.json": (lambda path: located(path.parent), MANIFEST),
     "fingerprint.json": (lambda path: read_fingerprint(path.parent), RECORDED),
     "metrics.json": (read_metrics, METRICS),
+    "provenance.json": (read_provenance, MADE),
     "timing.json": (read_timing, {"stage": "train", "name": "a", "seconds": 1.5, "peak_mb": 80}),
     "costs.json": (read_costs, COSTS),
     "backbones/swin-l.json": (lambda path: backbones(_parameters(), path.parent), BACKBONE),
@@ -424,7 +433,10 @@ def test_damage_of_what_is_only_compared_means_not_finished(put, tmp_path):
         put("manifest.json", change(json.dumps(MANIFEST).encode()))
         put("fingerprint.json", change(json.dumps(RECORDED).encode()))
         assert not is_finished(tmp_path, Fingerprint(DIGEST, DIGEST)), damage
-        assert not is_evaluated(put("metrics.json", change(b"{}")), tmp_path, Fingerprint(DIGEST, DIGEST)), damage
+        for name in ("metrics/a.json", "headlines/a.json", "panels/a/predictions.png"):
+            put(name, b"{}")
+        put("provenance/a.json", change(json.dumps(MADE).encode()))
+        assert not is_evaluated(evaluated(tmp_path, "a"), Fingerprint(DIGEST, DIGEST)), damage
 
 
 # ------------------------------------------------------------------------------------------------- references and instances

@@ -21,7 +21,7 @@ CODE = ("datasets", "models", "evaluation")  # packages that decide the scores o
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
 DECIMALS = 6
 EVALUATE = "delete it and evaluate again"
-STEP, SEED = "step", re.compile("^seed[0-9]+$")  # beside the metrics of a milestone, and key of a seed's value
+STEP, SEED = "step", re.compile("^seed[0-9]{1,10}$")  # beside the metrics of a milestone, and key of a seed's value
 
 
 # ------------------------------------------------------------------------------------------------------- what made what
@@ -68,7 +68,7 @@ Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 Numbers = dict[str, dict[str, Number]]  # metric -> ``mean``, ``sd`` of several seeds, ``seed0``, ...
 
 
-class Metrics(RootModel[dict[str, Numbers]]):
+class Metrics(RootModel[Annotated[dict[str, Numbers], Field(min_length=1)]]):
     """Content of a metrics file, by milestone: mappings of numbers, because DVC skips lists and lists every digest."""
 
 

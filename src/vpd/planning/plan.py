@@ -39,6 +39,7 @@ class Files(BaseModel):
 
     outs: list[str | dict[str, Any]] = []
     metrics: list[str | dict[str, Any]] = []
+    plots: list[str | dict[str, Any]] = []
     deps: list[str | dict[str, Any]] = []
 
 
