@@ -1,6 +1,7 @@
 """Backbones keep one contract for every architecture and size; their maps are those of the libraries' own forwards."""
 
 import copy
+import shutil
 from functools import cache
 
 import pytest
@@ -328,6 +329,7 @@ def test_random_weights_need_only_the_architecture_and_errors_name_the_file(tmp_
     save_backbone(build("mae"), network_spec("mae"), tmp_path)
     with pytest.raises(UserError, match="unknown choice of weights 'pretraind'; did you mean 'pretrained'"):
         load_backbone(tmp_path, "pretraind")
+    shutil.rmtree(tmp_path / "vision")
     save_backbone(build("mae"), network_spec("mae", depth=5), tmp_path)
     with pytest.raises(UserError, match=r"model\.safetensors does not fit its network\.json \(12 missing, first 'bl"):
         load_backbone(tmp_path)

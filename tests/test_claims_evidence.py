@@ -54,7 +54,7 @@ def test_weights_of_others_are_no_evidence_and_stay(recorded):
     ("text", "sentence"),
     [
         ("a,b\n1,2\n", "has no column 'experiment'"),
-        (HEAD + "a,final,x,zero,1.0\n", "has a seed or value that is no number"),
+        (HEAD + "a,final,x,zero,1.0\n", "has a text in its column 'seed'"),
         (HEAD + "a,final,x,0,1.0\na,final,x,1,\n", "has an empty or infinite value"),
         (HEAD + "a,final,x,0,1.0\na,final,x,0,2.0\n", r"has two values of a for final\.x, seed 0"),
         (HEAD + "ab,final,x,0,1.0\n", "unknown experiment 'ab'; did you mean 'abc'"),

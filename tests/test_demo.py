@@ -179,7 +179,7 @@ def _without(name: str):
             r"has words that the vocabulary of \S+ lacks \(dragon, .*unicorn",
         ),
         (["--prompt", "a red ball \U0001f600"], None, "has words that the vocabulary"),
-        (["--prompt", "a ball " * 9], None, "has 18 tokens, but weights/smoke/sd-1-5 reads 6; shorten it"),
+        (["--prompt", "a ball " * 9], None, "has 18 words, but weights/smoke/sd-1-5 reads 6; shorten it"),
         (["--prompt", ""], None, "has an empty prompt"),
         (["--prompt", "a \udcff ball"], None, r"has letters that cannot be printed \(a \\udcff ball\); use words"),
         (["--prompt", "a \x1b ball"], None, "cannot be printed"),

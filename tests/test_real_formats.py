@@ -28,6 +28,7 @@ from vpd.config.schema import DatasetSpec
 from vpd.datasets import build_dataset, nyuv2, refcoco
 from vpd.datasets.manifest import check_unchanged
 from vpd.download import _preparation
+from vpd.download.archives import RECEIPTS
 from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
 
@@ -86,7 +87,13 @@ def prepared(layout: str, tree: Path, tmp_path: Path, **expect: int) -> Path:
 
 
 def everything_in(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {name: content for name, content in files.items() if not name.startswith(f"{RECEIPTS}/")}
+
+
+def tops_of(root: Path) -> list[str]:
+    """Names in a tree, without the receipts."""
+    return sorted(path.name for path in root.iterdir() if path.name != RECEIPTS)
 
 
 # ---------------------------------------------------------------------------------------------------------------- NYUv2
@@ -142,7 +149,7 @@ def test_nyuv2_samples_are_the_arrays_put_in(mat, specs, tmp_path):
 def test_training_frames_are_found_under_any_folder(top, tmp_path):
     files = sync_files(SYNC, top=top) | sync_files({"kitchen": [3]}, top="nyu_depth_v2/official_splits/test")
     make_sync(tmp_path, tmp_path / "out", files)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sync", "train_list.txt"]
+    assert tops_of(tmp_path / "out") == ["sync", "train_list.txt"]
     assert sorted(path.name for path in (tmp_path / "out/sync").iterdir()) == sorted(SYNC)
     assert len(nyuv2.frames(tmp_path / "out", "train")) == 4
 
@@ -168,7 +175,7 @@ def test_a_failure_leaves_the_old_tree_alone_and_a_list_replaces_its_own_frames(
         with pytest.raises(UserError, match=rf"sync\.zip lacks {missing}, which .*list\.txt lists"):
             make_sync(tmp_path, out, broken)
     assert everything_in(out) == before
-    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert not [name for name in tops_of(out) if name.startswith(".")]
     (out / "notes.txt").write_text("mine")
     make_sync(tmp_path, out, sync_files({"cafe_0001a": [1]}), {"cafe_0001a": [1]})
     after = everything_in(out)
@@ -384,4 +391,4 @@ def test_preparing_again_gives_the_same_tree(tmp_path):
     (out / ".coco.new/left").mkdir(parents=True)  # by a run that was killed
     make_refcoco(tmp_path, out)
     assert everything_in(out) == before
-    assert sorted(path.name for path in out.iterdir()) == ["images", "refcoco", "refcocog"]
+    assert tops_of(out) == ["images", "refcoco", "refcocog"]
