@@ -20,7 +20,7 @@ import yaml
 
 from vpd.config.params import load_params
 from vpd.config.paths import Paths
-from vpd.stages.engine import chosen
+from vpd.stages.engine import chosen, set_aside_damaged
 from vpd.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -380,3 +380,32 @@ def test_snakemake_lists_hundreds_of_experiments_and_resolves_each_once(tmp_path
     }
     assert called["params.py", "load_params"] == 1
     assert called["params.py", "_resolve"] == count
+
+
+LOCK = "schema: '2.0'\nstages:\n  data@a:\n    cmd: vpd data a\n    deps:\n    - path: b\n      size: 3\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "damaged"),
+    [
+        (LOCK, False),
+        ("schema: '2.0'\nstages: {}\n", False),
+        ("", True),
+        (LOCK[: LOCK.index("stages")], False),
+        (LOCK[: LOCK.index("    cmd")], True),
+        (LOCK[: LOCK.index("@a") + 1], True),
+        (LOCK.replace("size: 3", "size: ["), True),
+        (f"<<<<<<< HEAD\n{LOCK}=======\n{LOCK}>>>>>>> other\n", True),
+        (LOCK.replace("2.0", "1.0"), True),
+        ("\0" * 100, True),
+    ],
+)
+def test_a_damaged_dvc_lock_is_set_aside_and_what_it_held_stays(tmp_path, text, damaged):
+    """DVC empties the file before it writes it, and refuses to start on what a kill leaves."""
+    lock = tmp_path / "dvc.lock"
+    assert set_aside_damaged(lock) is None
+    lock.write_text(text)
+    aside = set_aside_damaged(lock)
+    assert aside == (tmp_path / "dvc.lock.damaged" if damaged else None)
+    assert lock.exists() is not damaged
+    assert (aside or lock).read_text() == text

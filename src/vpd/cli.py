@@ -328,8 +328,12 @@ def _preload(options: argparse.Namespace) -> None:
     if options.command[0] == "dvc":
         from vpd.config.params import load_params
         from vpd.config.paths import Paths
+        from vpd.stages.engine import set_aside_damaged
         from vpd.stages.keys import forget_changed
 
+        if aside := set_aside_damaged(Path("dvc.lock")):
+            said = f"dvc.lock is damaged, as by a kill, and is now {aside}; stages that are finished will do nothing"
+            print(said, file=sys.stderr)
         params = load_params()
         forget_changed(params, Paths(params.scale))
     try:

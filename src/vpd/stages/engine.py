@@ -1,4 +1,4 @@
-"""What the Snakefile checks before it plans: the options that a user gave, and whether another Snakemake is alive."""
+"""What is checked before an engine plans: the options that a user gave, and what a killed engine left behind."""
 
 import contextlib
 import fcntl
@@ -48,3 +48,21 @@ def release_locks_of_the_dead(living: Path, locks: Path = LOCKS) -> bool:
         fcntl.flock(file, fcntl.LOCK_SH)
         return found
     return False
+
+
+def set_aside_damaged(lock: Path) -> Path | None:
+    """Rename a dvc.lock that DVC would refuse, such as one that it was writing when it was killed; return its new name.
+
+    DVC then runs every stage, and those that are finished have nothing to do.
+    """
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(load_yaml(lock))
+    except FileNotFoundError:
+        return None
+    except (YAMLFileCorruptedError, Invalid, UnicodeDecodeError):
+        return lock.rename(lock.with_name(f"{lock.name}.damaged"))
+    return None
