@@ -6,6 +6,7 @@ workflows.
 
 import contextlib
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,20 @@ def test_released_weights_are_fetched_imported_and_measured_and_a_dead_link_is_r
     assert 0 <= read_metrics(folder / "metrics/refcoco-full.json")[0]["metrics"]["oiou"] <= 100
     assert (folder / "panels/refcoco-full/predictions.png").is_file()
     assert not (folder / "metrics/seg-full.json").exists()
+
+    # The other link dies, too: what was measured stays as long as its settings do.
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    shutil.rmtree(released.folder / "downloads/released")
+    for path in (released.folder / "downloads").rglob("refer.pth*"):  # the archive
+        path.unlink()
+    released.server.says("/refer.pth", Answer(status=404))
+    assert released.run("released") == 0
+    assert "released weights of refcoco-full: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    released.params.write_text(released.params.read_text().replace("workers: 0", "workers: 1"))
+    assert released.run("released") == 0
+    assert "404" in read_json(folder / "index.json")["released"]["refcoco-full"]["missing"]
+    assert not list(folder.glob("*/refcoco-full*"))
 
 
 def test_imported_weights_are_evaluated_like_a_run_of_ones_own(released):

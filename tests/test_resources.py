@@ -182,7 +182,7 @@ def evaluate(dataset: Samples) -> None:
 @pytest.mark.parametrize("end", [_no_shared_memory, lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(3)])
 def test_a_loader_process_that_dies_or_cannot_send_ends_the_command(use, end):
     def command() -> None:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises((RuntimeError, EOFError, OSError)) as caught:  # the last two if it dies while it sends
             use(Samples(end))
         assert "was killed, mostly because memory ran out; free memory and shared memory" in curable(caught.value)
         os._exit(0)  # the other loader process would go on until a step has ended

@@ -43,6 +43,7 @@ class Weights(TypedDict):
 
     file: str
     sha256: str
+    spec: NotRequired[str]
     repo: NotRequired[str]
     revision: NotRequired[str]
     parameters: NotRequired[Count]

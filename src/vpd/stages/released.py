@@ -11,8 +11,10 @@ from vpd.config.schema import DepthSpec, ReleasedSpec, Spec, released_spec
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json, write_text
+from vpd.utils.validation import read_as
 
 INDEX = "index.json"
+Index = dict[str, dict[str, dict[str, Any]]]  # group -> name -> facts
 
 
 def measure_released(
@@ -22,22 +24,27 @@ def measure_released(
 
     These are reported and skipped, because a dead link must not stop a reproduction. ``out`` gets ``metrics/<name>.json``,
     of VPD also all else of an evaluation, and, last, ``index.json``: facts about each of the authors' files (``released``) and of
-    others' depth models (``public``), or why it is ``missing``. ``archives`` are downloaded ones, ``state`` working files.
+    others' depth models (``public``), or why it is ``missing``. What was measured with the same settings before a link died
+    stays. ``archives`` are downloaded ones, ``state`` working files.
     """
-    index: dict[str, dict[str, dict[str, Any]]] = {"released": {}, "public": {}}
+    index: Index = {"released": {}, "public": {}}
+    recorded = _recorded(out / INDEX)
     for name, released in params.released.items():
-        facts = index["public" if released.model else "released"]
+        group = "public" if released.model else "released"
+        spec = params.resolve(released.experiment or name).model_copy(update={"name": name})
+        settings = {"spec": spec.digest()}
         try:
             source, origin = _source(name, released, archives)
         except UserError as error:
             print(f"vpd: released weights of {name}: {error}", file=sys.stderr)
-            facts[name] = {"missing": str(error)}
+            before = recorded.get(group, {}).get(name, {})
+            index[group][name] = before if settings.items() <= before.items() else {"missing": str(error)}
             continue
-        spec = params.resolve(released.experiment or name).model_copy(update={"name": name})
         if released.model:
-            facts[name] = {**_measure_public(cast(DepthSpec, spec), released.model, source, data, out), **origin}
+            facts = _measure_public(cast(DepthSpec, spec), released.model, source, data, out)
         else:
-            facts[name] = _measure_vpd(spec, source, data, checkpoints, out, state / name)
+            facts = _measure_vpd(spec, source, data, checkpoints, out, state / name)
+        index[group][name] = settings | facts | origin
     known = {**index["released"], **index["public"]}
     missing = [name for name in params.released if "missing" in known[name]]
     for path in out.glob("*/*"):  # of files that are no longer listed, or cannot be had
@@ -45,6 +52,14 @@ def measure_released(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(out / INDEX, index)
     return missing
+
+
+def _recorded(index: Path) -> Index:
+    """Facts of an earlier run; none if its index is missing or damaged."""
+    try:
+        return read_as(Index, index)
+    except UserError:
+        return {}
 
 
 def _source(name: str, released: ReleasedSpec, archives: Path) -> tuple[Path, dict[str, str]]:

@@ -4,8 +4,10 @@ import difflib
 import errno
 import os
 import re
+import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing import resource_sharer
 from typing import TypeVar
 
 MEMORY = re.compile(
@@ -59,7 +61,7 @@ def curable(error: BaseException) -> str | None:
     texts = [f"{type(one).__name__} {one}" for one in chain]
     if any(isinstance(one, MemoryError) for one in chain) or any(map(MEMORY.search, texts)):
         return "the memory is full; end other programs, lower batch_size, raise accumulate, or use a larger machine"
-    if any(map(DEAD.search, texts)):
+    if any(map(DEAD.search, texts)) or any(map(_sender_is_gone, chain)):
         cure = "free memory and shared memory (df /dev/shm), or lower training.workers and the number of jobs"
         return f"a process of this job was killed, mostly because memory ran out; {cure}"
     if reason := disk_full(error):
@@ -67,6 +69,12 @@ def curable(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; fix its permissions, or name another place"
     return None
+
+
+def _sender_is_gone(error: BaseException) -> bool:
+    """Whether a process ended while another one was fetching a tensor from it, of which Python says no more than EOFError."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in frames)
 
 
 def nearest(name: str, valid: Iterable[str], shown: int = 8) -> str:
