@@ -32,6 +32,15 @@ if status is not None:
 copied = "torch" in sys.modules
 """
 """The beginning of a command like `vpd`; what follows it is done by the copy if there is one."""
+COMMAND_LINE = """\
+import sys
+sys.path.pop(0)
+from vpd import cli
+
+cli._stage = lambda options: print("a copy:", "torch" in sys.modules)
+sys.exit(cli.main())
+"""
+"""`vpd` with a stage that does nothing but say where it runs."""
 
 
 def python(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
@@ -57,7 +66,7 @@ def workflow(tmp_path_factory):
         (folder / "command.py").write_text(COMMAND + textwrap.dedent(program))
         return python(folder, "command.py", *arguments, **{"VPD_FORK_SERVER": name, **environment})
 
-    yield SimpleNamespace(folder=folder, process=process, server=int(server), command=command)
+    yield SimpleNamespace(folder=folder, process=process, server=int(server), name=name, command=command)
     process.kill()
     process.communicate()
 
@@ -122,6 +131,14 @@ def test_without_a_handler_a_signal_ends_both(command, number):
     job.communicate()
     assert job.returncode == -number
     wait_for(lambda: not alive(copy))
+
+
+@pytest.mark.parametrize("changes", [{}, {"MPLBACKEND": "nonsense"}])
+def test_the_command_line_itself_runs_in_a_copy(workflow, changes):
+    """Whatever `vpd` sets before it looks for the server: a job that does not find it is right, and four times as slow."""
+    (workflow.folder / "vpd.py").write_text(COMMAND_LINE)
+    job = python(workflow.folder, "vpd.py", "train", "seg-full", VPD_FORK_SERVER=workflow.name, **changes)
+    assert job.communicate()[0] == "a copy: True\n"
 
 
 def test_code_is_read_when_a_command_starts(workflow):

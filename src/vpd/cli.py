@@ -62,7 +62,7 @@ def _main(arguments: list[str] | None) -> int:
     """
     for name, value in forkserver.PRESETS.items():
         os.environ.setdefault(name, value)
-    os.environ["MPLBACKEND"] = "agg"  # figures are only written, and matplotlib dies of a backend that it does not know
+    os.environ.update(forkserver.FIXED)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
     options = parser().parse_args(arguments)

@@ -37,6 +37,8 @@ PRESETS = {
     "GOMP_SPINCOUNT": "10000",
 }
 """Environment variables that libraries read while they are imported, unless the user has set them."""
+FIXED = {"MPLBACKEND": "agg"}
+"""And what the user cannot set: figures are only written, and matplotlib dies of a backend that it does not know."""
 LIBRARIES = (
     "torch._dynamo", "torch.utils.data", "accelerate", "cv2", "matplotlib.figure", "pycocotools.mask", "pydantic",
     "safetensors.torch", "timm", "diffusers:AutoencoderKL", "diffusers:DDIMScheduler", "diffusers:StableDiffusionPipeline",
@@ -126,7 +128,7 @@ def _socket() -> socket.socket:
 
 def _environment() -> dict[str, str]:
     """The environment without numbers of threads (OMP_NUM_THREADS and the like), which each copy sets for itself."""
-    return PRESETS | {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
+    return PRESETS | {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")} | FIXED
 
 
 def _surroundings() -> str:
