@@ -344,11 +344,7 @@ def test_changed_code_reruns_only_what_it_may_change(recorded, edit, command):
 @pytest.mark.parametrize("command", ENGINES)
 @pytest.mark.parametrize(
     ("old", "new"),
-    [
-        ("a kitchen with a red ball", "a kitchen"),
-        ("scenes: 6", "scenes: 7"),
-        ("{scenes: 16, width: 16", "{scenes: 16, width: 8"),
-    ],
+    [("a kitchen with a red ball", "a kitchen"), ("{scenes: 16, width: 16", "{scenes: 16, width: 8")],
 )
 def test_an_edited_measure_pretrains_nothing(recorded, command, old, new):
     with edited(recorded / "params.yaml", old, new):
