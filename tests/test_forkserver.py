@@ -34,7 +34,6 @@ copied = "torch" in sys.modules
 """The beginning of a command like `vpd`; what follows it is done by the copy if there is one."""
 COMMAND_LINE = """\
 import sys
-sys.path.pop(0)
 from vpd import cli
 
 cli._stage = lambda options: print("a copy:", "torch" in sys.modules)
@@ -136,8 +135,8 @@ def test_without_a_handler_a_signal_ends_both(command, number):
 @pytest.mark.parametrize("changes", [{}, {"MPLBACKEND": "nonsense"}])
 def test_the_command_line_itself_runs_in_a_copy(workflow, changes):
     """Whatever `vpd` sets before it looks for the server: a job that does not find it is right, and four times as slow."""
-    (workflow.folder / "vpd.py").write_text(COMMAND_LINE)
-    job = python(workflow.folder, "vpd.py", "train", "seg-full", VPD_FORK_SERVER=workflow.name, **changes)
+    (workflow.folder / "line.py").write_text(COMMAND_LINE)
+    job = python(workflow.folder, "line.py", "train", "seg-full", VPD_FORK_SERVER=workflow.name, **changes)
     assert job.communicate()[0] == "a copy: True\n"
 
 

@@ -202,7 +202,9 @@ def _take_over(files: list[int], arguments: list[str], path: list[str], environm
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
+    # The server's own were opened on /dev/null, and know what a pipe cannot do.
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = open(2, "w", 1, encoding=sys.stderr.encoding, errors=sys.stderr.errors, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     del os.environ[VARIABLE]
