@@ -254,12 +254,16 @@ def planned(command: str, folder: Path) -> set[str]:
     return {*names, *re.findall(r"^Job \d+: (\w+):", listed, flags=re.M)} - {"all"}
 
 
-ENGINES = ("dvc repro --dry", "snakemake -n")
 EDITS = {
     "an ablation": ("seg-full:", "seeds: single", "seeds: single, model: {attention: {limit: 1.0}}", {"seg-full"}),
     "a baseline": ("seg-clip:", "seeds: single", "seeds: single, model: {drop_path: 0.2}", {"seg-clip"}),
     "a backbone": ("clip-vit-b:", "quickgelu_224}", "quickgelu_224, options: {mlp_ratio: 2.0}}", {"seg-clip"}),
 }
+
+
+def one_by_one_or_together(edits) -> list[tuple[str, list[str]]]:
+    """One dry run of Snakemake per edit, and one of DVC, which takes longer, for all."""
+    return [*(("snakemake -n", [edit]) for edit in edits), ("dvc repro --dry", list(edits))]
 
 
 @contextlib.contextmanager
@@ -282,20 +286,22 @@ def edited_line(folder: Path, edit: str):
     return edited(file, line, line.replace(old, new))
 
 
-@pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("command", ENGINES)
-def test_an_edited_line_reruns_what_it_is_about_and_nothing_else(recorded, edit, command):
-    wanted = {f"{stage}@{name}" for stage in ("train", "evaluate") for name in EDITS[edit][3]}
+@pytest.mark.parametrize(("command", "edits"), one_by_one_or_together(EDITS))
+def test_edited_lines_rerun_what_they_are_about_and_nothing_else(recorded, command, edits):
+    wanted = {f"{stage}@{name}" for edit in edits for stage in ("train", "evaluate") for name in EDITS[edit][3]}
     # DVC cannot tell which experiments' settings the released weights use; `vpd released` then finds nothing to do.
     after = {"report", "track", "released"} if command.startswith("dvc") else {"report", "track"}
-    if edit == "a backbone":
+    if "a backbone" in edits:
         # Neither engine knows before the backbone is made whether its weights will be other ones.
-        wanted, after = {"backbone@clip-vit-b"}, after | wanted | {"ship"}
-    with edited_line(recorded, edit):
+        made = {"backbone@clip-vit-b"}
+        wanted, after = (made if edits == ["a backbone"] else wanted | made), after | made | {"ship"}
+    with contextlib.ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(edited_line(recorded, edit))
         stages = planned(command, recorded)
     missing = wanted - stages
     # A dry run of DVC does not look beyond what it would make: an evaluation may follow from its training.
-    assert not missing or (command.startswith("dvc") and missing <= {f"evaluate@{name}" for name in EDITS[edit][3]})
+    assert not missing or (command.startswith("dvc") and all(name.startswith("evaluate@") for name in missing))
     assert stages <= wanted | after
 
 
@@ -324,14 +330,14 @@ CODE_EDITS = {
         ["planning/plan.py", "predict/run.py", "cli.py", "stages/predict.py", "utils/progress.py"],
         set(),
     ),
-    "the training": (["training/losses.py"], {"train", "evaluate", "report", "track"}),
 }
+TRAINING = {"the training": (["training/losses.py"], {"train", "evaluate", "report", "track"})}
 
 
-@pytest.mark.parametrize("edit", CODE_EDITS)
-@pytest.mark.parametrize("command", ENGINES)
-def test_changed_code_reruns_only_what_it_may_change(recorded, edit, command):
-    names, allowed = CODE_EDITS[edit]
+@pytest.mark.parametrize(("command", "edits"), one_by_one_or_together(CODE_EDITS) + one_by_one_or_together(TRAINING))
+def test_changed_code_reruns_only_what_it_may_change(recorded, edits, command):
+    names = [name for edit in edits for name in (CODE_EDITS | TRAINING)[edit][0]]
+    allowed = set().union(*((CODE_EDITS | TRAINING)[edit][1] for edit in edits))
     with contextlib.ExitStack() as stack:
         for name in names:
             file = recorded / "src/vpd" / name
@@ -341,10 +347,13 @@ def test_changed_code_reruns_only_what_it_may_change(recorded, edit, command):
     assert (not allowed) or stages
 
 
-@pytest.mark.parametrize("command", ENGINES)
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [("a kitchen with a red ball", "a kitchen"), ("{scenes: 16, width: 16", "{scenes: 16, width: 8")],
+    ("command", "old", "new"),
+    [
+        ("dvc repro --dry", "a kitchen with a red ball", "a kitchen"),
+        ("snakemake -n", "a kitchen with a red ball", "a kitchen"),
+        ("snakemake -n", "{scenes: 16, width: 16", "{scenes: 16, width: 8"),
+    ],
 )
 def test_an_edited_measure_pretrains_nothing(recorded, command, old, new):
     with edited(recorded / "params.yaml", old, new):
@@ -357,17 +366,30 @@ def twin(project: Path, folder: Path) -> Path:
     return shutil.copytree(project, folder / "project", symlinks=True)
 
 
-def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded, tmp_path):
-    """The jobs are really run: a new generator, the same pixels, and nothing is left to do for either engine."""
-    folder = twin(recorded, tmp_path)
-    file = folder / "src/vpd/world/furniture.py"
+def drawn_anew(recorded: Path, folder: Path) -> Path:
+    """A finished project with a generator that is another one by its code, and draws the same."""
+    project = twin(recorded, folder)
+    file = project / "src/vpd/world/furniture.py"
     file.write_text(file.read_text() + FUNCTION)
-    anew = {"data", "measure"}  # which draws scenes, too
-    assert {stage.split("@")[0] for stage in planned("snakemake -n", folder)} - {"ship"} <= anew
+    return project
+
+
+DRAWING = {"data", "measure"}  # which draws scenes, too
+
+
+def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded, tmp_path):
+    """The jobs are really run: a new generator, the same pixels, and nothing is left to do."""
+    folder = drawn_anew(recorded, tmp_path)
+    assert {stage.split("@")[0] for stage in planned("snakemake -n", folder)} - {"ship"} <= DRAWING
     done = run("snakemake --cores 2", folder)
-    assert set(re.findall(r"^local(?:rule|checkpoint) (\w+)", done, flags=re.M)) - {"all"} == anew
+    assert set(re.findall(r"^local(?:rule|checkpoint) (\w+)", done, flags=re.M)) - {"all"} == DRAWING
     assert planned("snakemake -n", folder) == set()
-    assert {stage.split("@")[0] for stage in planned("dvc repro --dry", folder)} == anew
+
+
+@pytest.mark.slow
+def test_data_drawn_again_with_equal_bytes_retrain_nothing_by_dvc(recorded, tmp_path):
+    folder = drawn_anew(recorded, tmp_path)
+    assert {stage.split("@")[0] for stage in planned("dvc repro --dry", folder)} == DRAWING
     run("dvc repro data measure", folder)
     assert planned("dvc repro --dry", folder) == set()
 
@@ -396,14 +418,13 @@ def beside(whole: Path, folder: Path, *copied: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("seconds", [1.5, 3.5])
-def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path, seconds):
+def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path):
     folder = beside(whole, tmp_path, "results")
     results = folder / "results/smoke"
     files = ["REPORT.md", "report.html", "tables/cells.csv", "figures/figure3.svg"]
     before = {name: (results / name).read_bytes() for name in files}
     killed = subprocess.Popen(["vpd", "report"], cwd=folder, env=environment(folder), stderr=subprocess.DEVNULL)
-    time.sleep(seconds)
+    time.sleep(3.5)
     killed.kill()
     killed.wait()
     run("vpd report", folder)
@@ -474,7 +495,8 @@ COMMANDS = [
 RUN_BY_FIXTURES = {"make reproduce", "snakemake --cores 2"}
 THIS_VERY_RUN = {"make test", "make test-cluster"}
 SERVERS = {"make ui"}  # started for real in test_mlflow_ui.py
-ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS
+IN_A_NEW_CLONE = {"make demo"}
+ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS | IN_A_NEW_CLONE
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
