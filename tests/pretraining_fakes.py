@@ -29,7 +29,7 @@ SPEC = PretrainingSpec.model_validate(
         "dataset": "captions", "seed": 0, "threads": 1, "images_seen": 24, "milestones": {"sd-a": 12, "sd-b": 24},
         "autoencoder": VAE,
         "text": TEXT | {"steps": 5, "batch_size": 8, "lr": 1e-3},
-        "denoiser": UNET | {"warmup_steps": 2, "ema_decay": 0.9, "caption_dropout": 0.1},
+        "denoiser": UNET | {"warmup_steps": 2, "ema_decay": 0.9, "noises": 2, "caption_dropout": 0.1},
     }
 )  # fmt: skip
 MEASURES = MeasuresSpec.model_validate(

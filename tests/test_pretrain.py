@@ -11,16 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from pretraining_fakes import SPEC, Stopped, digests, draw_captions, kill_at, watched
-from vpd.config.schema import PretrainingSpec
+from vpd.config.schema import PretrainingSpec, TextSpec
 from vpd.measures.results import CODE as MEASURES_CODE
 from vpd.pretraining.captions import load_captions
-from vpd.pretraining.clip import contrastive_loss, encode, train_tokenizer, word_similarity, words_of
+from vpd.pretraining.clip import (
+    build_clip,
+    contrastive_loss,
+    encode,
+    encode_texts,
+    text_tower,
+    train_tokenizer,
+    word_similarity,
+    words_of,
+)
 from vpd.pretraining.diffusion.autoencoder import (
     build_autoencoder,
     encode_images,
@@ -109,6 +118,21 @@ def test_words_and_patches_meet_where_they_are_alike():
     assert by_text.tolist() == [[1.0, 0.0], [0.5, 1.0]]  # mean over words of the best patch
 
 
+def test_a_fresh_text_tower_tells_the_words_of_a_text_apart():
+    """Most of the variance of its states is between words: a U-Net that reads them can learn which word means what."""
+    colours, things = "red green blue white".split(), "ball lamp box chair".split()
+    texts = [f"a {one} {thing} and a {other} cone" for one in colours for other in colours for thing in things]
+    tokenizer = train_tokenizer(texts, 700, 12)
+    spec = TextSpec(
+        vocabulary=700, width=32, layers=2, heads=2, length=12, patch_size=8, steps=1, batch_size=2, lr=1e-3
+    )
+    tokens = encode(tokenizer, texts)
+    states = encode_texts(text_tower(build_clip(spec, tokenizer, (16, 16))), tokens)[words_of(tokens, tokenizer)]
+    words = tokens[words_of(tokens, tokenizer)]
+    means = torch.stack([states[words == word].mean(dim=0) for word in words])
+    assert means.var(dim=0).sum() > 0.8 * states.var(dim=0).sum()
+
+
 def test_loss_weights_are_those_of_the_signal_to_noise_ratio():
     scheduler = build_scheduler()
     assert torch.equal(noise_weights(scheduler, 0.0), torch.ones(1000))
@@ -128,6 +152,23 @@ def test_captions_are_dropped_at_the_given_rate(dropout, low, high):
     encoded = Encoded(zeros, zeros, torch.ones(2, 3, 1), pairs, pairs % 2, torch.zeros(3, 1))
     _, contexts = encoded.draw(5000, dropout, generator_of("test"))
     assert low <= (contexts == 0).all(dim=2).all(dim=1).float().mean().item() <= high
+
+
+def test_each_image_of_a_batch_is_seen_at_as_many_times_as_asked_for(data, tmp_path, monkeypatch):
+    seen, forward = [], UNet2DConditionModel.forward
+
+    def recorded(unet, sample, times, contexts):
+        seen.append((sample, times, contexts))
+        return forward(unet, sample, times, contexts)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", recorded)
+    pretrain(SPEC, data, tmp_path / "out", tmp_path / "state")
+    assert SPEC.denoiser.noises == 2
+    assert len(seen) == SPEC.images_seen // SPEC.denoiser.batch_size
+    for sample, times, contexts in seen:
+        assert len(sample) == len(times) == len(contexts) == 2 * SPEC.denoiser.batch_size
+        assert torch.equal(contexts[::2], contexts[1::2])
+        assert (times[::2] != times[1::2]).any()
 
 
 def test_scaling_factor_is_one_over_the_standard_deviation():

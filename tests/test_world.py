@@ -345,6 +345,17 @@ def test_the_first_captions_name_every_thing_with_colour_and_place_and_the_room(
             assert f"{one.colour} {one.name} {side}".strip() in told
 
 
+def test_lists_of_up_to_five_things_are_frequent(scenes):
+    """Captions that name one or two things never say which of five colours belongs to which."""
+    shares = []
+    for scene in scenes:
+        things = referable(scene)
+        told = list(itertools.islice(say(scene), 60))[math.ceil(len(things) / 2) :]
+        counts = [sum(f"{one.colour} {one.name}".strip() in caption for one in things) for caption in told]
+        shares.append(sum(count >= min(len(things), 5) for count in counts) / len(told))
+    assert 0.4 < sum(shares) / len(shares) < 0.7
+
+
 def test_each_image_has_as_many_captions_as_asked_for(tmp_path):
     spec = DatasetSpec(format="captions", source="synthetic", images={"train": 3}, size=(64, 64), captions=5)
     prepare_dataset("captions", spec, tmp_path / "c")

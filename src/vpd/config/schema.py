@@ -98,6 +98,9 @@ class DenoiserSpec(_Batches):
     noise_weighting: NotNegative = 0.0
     """Power g of the loss weight (1 - alpha_bar_t)^g, which stresses the noisy steps where text matters; 0: all alike, as
     in Stable Diffusion."""
+    noises: PositiveInt = 1
+    """Times and noises for each image of a batch. The network learns from each as from another image, and the images seen
+    stay as many as those of the backbones that it is compared with."""
     caption_dropout: Fraction
     """Probability that the empty caption replaces an image's own."""
 

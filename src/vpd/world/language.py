@@ -160,30 +160,31 @@ def phrase(rng: Rng, expression: Expression, kind: str, long: bool) -> str:
     return form.format(head=head, a=article, anchor=expression.anchor, room=room, a_room=_with_article(room))
 
 
-LISTED = 2
-"""Things with their places in one caption: as many as the short texts of a small text encoder hold."""
+PLACED, LISTED = 2, 5
+"""Things in one caption at most, with their places and without: as many as the short texts of a small text encoder hold."""
 SIDES = {"on the left": (0.0, 0.36), "in the middle": (0.36, 0.64), "on the right": (0.64, 1.0)}
 """Where the centre of a thing lies in the image, from 0 to 1."""
 
 
 def captions(scene: Scene) -> Iterator[str]:
-    """Endless captions of a scene: the first name its room and every thing with colour and place, the others parts of it."""
+    """Endless captions of a scene: the first name its room and every thing with colour and place, most others list things."""
     rng, seen = Rng(scene.seed, LANGUAGE), referable(scene)
     place = _with_article(scene.room.kind.replace("_", " "))
-    things = [f"{_with_article(_colour_and_name(one))} {_side(one)}" for one in rng.shuffled(seen)]
-    for first in range(0, len(things), LISTED):
-        yield f"{place} with {_joined(things[first : first + LISTED])}"
+    named = [_with_article(_colour_and_name(one)) for one in seen]
+    placed = rng.shuffled([f"{thing} {_side(one)}" for thing, one in zip(named, seen, strict=True)])
+    for first in range(0, len(placed), PLACED):
+        yield f"{place} with {_joined(placed[first : first + PLACED])}"
     while True:
-        # Short captions teach what a single word looks like, lists that different words belong to different pixels.
+        # Long lists teach which words belong to which pixels, short captions what a single word looks like.
         form = rng.count(0, 9)
-        if form < 4:
+        if form < 5 and seen:
+            yield f"{place} with {_joined(rng.shuffled(named)[:LISTED])}"
+        elif form < 7:
             parts = rng.shuffled([_with_article(_name(rng, one)) for one in seen] + _surroundings(rng, scene))
-            yield f"{rng.pick((f'a photo of {place} with ', f'{place} with ', ''))}{_joined(parts[: rng.count(2, 4)])}"
-        elif form == 4:
-            yield rng.pick((f"a photo of {place}", place))
-        elif form == 5 or not seen:
-            yield rng.pick(("a photo of {}", "{}")).format(rng.pick(_surroundings(rng, scene)))
-        elif form == 6 and len(seen) > 1:
+            yield f"{rng.pick((f'a photo of {place} with ', f'{place} with ', ''))}{_joined(parts[: rng.count(1, 4)])}"
+        elif form == 7 or not seen:
+            yield rng.pick(("a photo of {}", "{}")).format(rng.pick([place, *_surroundings(rng, scene)]))
+        elif form == 8 and len(seen) > 1:
             yield _relation(rng, seen)
         else:
             one = rng.pick(seen)

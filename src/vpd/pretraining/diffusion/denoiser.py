@@ -83,9 +83,10 @@ def train_denoiser(
     weights = noise_weights(scheduler, spec.noise_weighting)
 
     def loss_of(generator: Generator) -> Tensor:
-        latents, contexts = encoded.draw(spec.batch_size, spec.caption_dropout, generator)
+        drawn = encoded.draw(spec.batch_size, spec.caption_dropout, generator)
+        latents, contexts = (part.repeat_interleave(spec.noises, dim=0) for part in drawn)
         noise = torch.randn(latents.shape, generator=generator)
-        times = torch.randint(scheduler.config.num_train_timesteps, (spec.batch_size,), generator=generator)
+        times = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
         noisy = scheduler.add_noise(latents, noise, times)
         predicted = unet(noisy.to(workdir.device), times.to(workdir.device), contexts.to(workdir.device)).sample
         errors = (predicted - noise.to(workdir.device)).square().mean(dim=(1, 2, 3))
