@@ -120,7 +120,7 @@ def test_words_and_patches_meet_where_they_are_alike():
 
 def test_a_fresh_text_tower_tells_the_words_of_a_text_apart():
     """Most of the variance of its states is between words: a U-Net that reads them can learn which word means what."""
-    colours, things = "red green blue white".split(), "ball lamp box chair".split()
+    colours, things = ("red", "green", "blue", "white"), ("ball", "lamp", "box", "chair")
     texts = [f"a {one} {thing} and a {other} cone" for one in colours for other in colours for thing in things]
     tokenizer = train_tokenizer(texts, 700, 12)
     spec = TextSpec(

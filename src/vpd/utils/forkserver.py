@@ -203,8 +203,8 @@ def _take_over(files: list[int], arguments: list[str], path: list[str], environm
         os.dup2(file, number)
         os.close(file)
     # The server's own were opened on /dev/null, and know what a pipe cannot do.
-    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
-    sys.stderr = open(2, "w", 1, encoding=sys.stderr.encoding, errors=sys.stderr.errors, closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding=sys.stderr.encoding, errors=sys.stderr.errors, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     del os.environ[VARIABLE]
