@@ -21,7 +21,7 @@ from vpd.datasets.transforms import normalise
 from vpd.measures.pointing import CLASSES, area_under_curve, pointing
 from vpd.measures.scenes import CAPTIONS, Scenes
 from vpd.models.diffusion import load_vae
-from vpd.models.prompts import TextEncoder
+from vpd.models.prompts import load_text_encoder
 from vpd.predict import demo
 from vpd.predict.prompt import Prompt, read_prompt
 from vpd.predict.tasks import Depth, Referring, Segmentation
@@ -76,7 +76,7 @@ def test_words_look_where_pointing_says(checkpoint, room, tmp_path):
     """The area under the curve of each map is the one that the measures of the pre-training report for its form."""
     scene, prompt = room
     checkpoint = shutil.copytree(checkpoint, tmp_path / "checkpoint")
-    length = {"model_max_length": TextEncoder(checkpoint, 1).model.config.max_position_embeddings}
+    length = {"model_max_length": load_text_encoder(checkpoint, 1).model.config.max_position_embeddings}
     config = checkpoint / "tokenizer/tokenizer_config.json"
     write_json(config, read_json(config) | length)
     labels = torch.from_numpy(scene.picture.labels.astype(np.uint8))

@@ -18,7 +18,7 @@ from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
 from vpd.evaluation.results import best_of, read_metrics
 from vpd.evaluation.scores import evaluate_referring
-from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
+from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder
 from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -62,7 +62,7 @@ def test_classes_are_one_sentence_or_the_mean_of_eighty(ade20k, checkpoint, name
     spec = experiment(name, changes, protocol=protocol)
     classes = build_dataset(spec, ade20k, "val").classes if spec.task == "segmentation" else ["dining_room", "study"]
     assert classes[0] in ("ball", "dining_room")
-    encoder = TextEncoder(checkpoint, spec.model.prompt.length)
+    encoder = load_text_encoder(checkpoint, spec.model.prompt.length)
     ids = encoder.tokenizer("a photo of a dining room", padding="max_length", truncation=True, max_length=length)
     found = encode_prompts(spec.model.prompt, encoder, classes)
     sentences = imagenet_templates() if many else ("a photo of a {}",)

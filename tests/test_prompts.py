@@ -6,7 +6,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from fixtures.parity.narrow import write_checkpoint
 from vpd.config.schema import PromptSpec
-from vpd.models.prompts import TextEncoder, encode_prompts, imagenet_templates
+from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder
 from vpd.utils.errors import UserError
 
 CLASSES = ["wall", "dining_room", "kitchen"]
@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(checkpoint):
-    return TextEncoder(checkpoint, length=12)
+    return load_text_encoder(checkpoint, length=12)
 
 
 def prompt(**settings) -> PromptSpec:
@@ -48,17 +48,17 @@ def test_there_are_eighty_templates():
 
 
 def test_each_sentence_is_encoded_alone_and_once(checkpoint):
-    encoder = TextEncoder(checkpoint, length=12)
+    encoder = load_text_encoder(checkpoint, length=12)
     together = encoder(["red ball", "left box", "red ball"])
     assert (encoder.cache.hits, encoder.cache.misses) == (1, 2)
-    alone = TextEncoder(checkpoint, length=12)
+    alone = load_text_encoder(checkpoint, length=12)
     assert torch.equal(together, torch.cat([alone([s]) for s in ("red ball", "left box", "red ball")]))
 
 
 def test_mistakes_name_the_cure(checkpoint, encoder, tmp_path):
     with pytest.raises(UserError, match=r"length is 21, but the text model in .* takes at most 20"):
-        TextEncoder(checkpoint, length=21)
+        load_text_encoder(checkpoint, length=21)
     with pytest.raises(UserError, match="strategy is 'class-names', but the dataset has no classes"):
         encode_prompts(prompt(), encoder, [])
     with pytest.raises(UserError, match="has no folder tokenizer/"):
-        TextEncoder(tmp_path, length=12)
+        load_text_encoder(tmp_path, length=12)

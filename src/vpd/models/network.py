@@ -10,7 +10,7 @@ from vpd.config.schema import Spec, VPDModel
 from vpd.models.base import Batch, Features, LatentCache, Network
 from vpd.models.diffusion import FeatureUNet, FrozenEncoder, load_unet, load_vae
 from vpd.models.heads import build_head, grid_stride
-from vpd.models.prompts import FROM_IMAGES, TextAdapter, TextEncoder, context_of, encode_prompts, token_count
+from vpd.models.prompts import FROM_IMAGES, TextAdapter, context_of, encode_prompts, load_text_encoder, token_count
 from vpd.utils.errors import UserError
 
 LATENT_CACHE_BYTES = 1 << 30
@@ -91,7 +91,7 @@ def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
     prompt = vpd_model(spec).prompt
     with torch.random.fork_rng(devices=[]):
         unet, vae = load_unet(checkpoint, vpd_model(spec).unet), load_vae(checkpoint)
-        text = TextEncoder(checkpoint, prompt.length)
+        text = load_text_encoder(checkpoint, prompt.length)
         if text.width != unet.config.cross_attention_dim:
             raise UserError(
                 f"the text encoder is {text.width} wide but the U-Net attends to {unet.config.cross_attention_dim} "

@@ -25,25 +25,12 @@ SENTENCES_WORTH_A_BAR = 500
 
 
 class TextEncoder(nn.Module):
-    """The frozen CLIP text model and tokenizer of a diffusers pipeline folder; sentences have ``length`` tokens."""
+    """The CLIP text model and tokenizer of a diffusers pipeline, never trained; sentences have ``length`` tokens."""
 
-    def __init__(self, checkpoint: Path, length: int) -> None:
+    def __init__(self, tokenizer: Any, model: Any, length: int) -> None:
         super().__init__()
-        logging.disable_progress_bar()  # loading takes a moment; standard error is for the stage's own progress
-        tokens, folder = component(checkpoint, "tokenizer"), component(checkpoint, "text_encoder")
-        with load_folder(tokens):
-            self.tokenizer = CLIPTokenizer.from_pretrained(tokens, local_files_only=True)
-        with load_folder(folder):
-            self.model = CLIPTextModel.from_pretrained(folder, local_files_only=True).float()
-        self.length, self.cache = length, LatentCache(SENTENCE_CACHE_BYTES)
-        self.width = self.model.config.hidden_size
-        self.requires_grad_(False)
-        self.eval()
-        limit = self.model.config.max_position_embeddings
-        if length > limit:
-            raise UserError(
-                f"model.prompt.length is {length}, but the text model in {folder} takes at most {limit}; lower it"
-            )
+        self.tokenizer, self.model, self.length = tokenizer, model, length
+        self.cache, self.width = LatentCache(SENTENCE_CACHE_BYTES), model.config.hidden_size
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Stay in evaluation mode."""
@@ -68,6 +55,32 @@ class TextEncoder(nn.Module):
         options = {"padding": padding, "truncation": True, "max_length": self.length}
         ids = self.tokenizer(sentences, **options, return_tensors="pt").input_ids.to(self.model.device)
         return self.model(input_ids=ids).last_hidden_state, ids
+
+
+def load_text_encoder(checkpoint: Path, length: int | None = None) -> TextEncoder:
+    """Load the frozen text encoder of a diffusers pipeline folder in single precision.
+
+    Args:
+        checkpoint: the pipeline's folder.
+        length: tokens of a sentence; by default as many as the pipeline itself uses.
+
+    Raises:
+        UserError: a part is missing or damaged, or takes fewer tokens than ``length``.
+    """
+    logging.disable_progress_bar()  # loading takes a moment; standard error is for the stage's own progress
+    tokens, folder = component(checkpoint, "tokenizer"), component(checkpoint, "text_encoder")
+    with load_folder(tokens):
+        tokenizer = CLIPTokenizer.from_pretrained(tokens, local_files_only=True)
+    with load_folder(folder):
+        model = CLIPTextModel.from_pretrained(folder, local_files_only=True).float()
+    limit = model.config.max_position_embeddings
+    length = length or min(limit, tokenizer.model_max_length)
+    if length > limit:
+        raise UserError(
+            f"model.prompt.length is {length}, but the text model in {folder} takes at most {limit}; lower it"
+        )
+    encoder = TextEncoder(tokenizer, model, length)
+    return encoder.requires_grad_(False).eval()
 
 
 class TextAdapter(nn.Module):

@@ -12,7 +12,6 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
 
 from vpd.config.schema import MeasuresSpec, PromptSpec
 from vpd.datasets.dataset import image_tensor
@@ -23,7 +22,7 @@ from vpd.measures.drawing import draw
 from vpd.measures.pointing import ATTENTION, SINGLE, class_tokens
 from vpd.measures.scenes import CLASSES
 from vpd.models.diffusion import FeatureUNet, load_unet, load_vae
-from vpd.models.prompts import TextEncoder, encode_prompts
+from vpd.models.prompts import encode_prompts, load_text_encoder
 from vpd.predict.network import TrainedNetwork
 from vpd.predict.panels import depth_scale, referred, scaled, segments
 from vpd.predict.prompt import Prompt
@@ -53,7 +52,7 @@ def demo(folder: Path, prompt: Prompt, spec: MeasuresSpec, form: str, networks: 
 @torch.no_grad()
 def word_maps(folder: Path, image: ndarray, prompt: Prompt, form: str, timestep: int) -> dict[str, Tensor]:
     """Return the attention map (H, W) of each class that the prompt names on an image (H, W, 3), as ``pointing`` does."""
-    text = TextEncoder(folder, CLIPTokenizer.from_pretrained(folder / "tokenizer").model_max_length)
+    text = load_text_encoder(folder)
     if form.startswith("word"):
         context, tokens = text([prompt.text]), class_tokens(text.tokenizer, prompt.text, text.length)
     else:

@@ -83,7 +83,7 @@ def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
     assert isinstance(spec.model, VPDModel)
     from vpd.models.diffusion import load_unet, load_vae
     from vpd.models.network import VPD
-    from vpd.models.prompts import FROM_IMAGES, TextEncoder
+    from vpd.models.prompts import FROM_IMAGES, load_text_encoder
 
     prompts, reads_text = weights.get(EMBEDDINGS), spec.model.prompt.strategy in FROM_IMAGES
     _check_checkpoint(checkpoint, reads_text)
@@ -92,7 +92,7 @@ def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
         load_unet(checkpoint, spec.model.unet),
         load_vae(checkpoint),
         _count_classes(spec, weights),
-        text=TextEncoder(checkpoint, spec.model.prompt.length) if reads_text else None,
+        text=load_text_encoder(checkpoint, spec.model.prompt.length) if reads_text else None,
         class_embeddings=None if prompts is None else torch.zeros_like(prompts),
     )
     # A latent cache makes the encoder take images one by one, as in evaluation; each picture is seen only once, so
