@@ -72,7 +72,12 @@ def read_image(path: Path) -> ndarray:
     return _read(path, _rgb)
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def rgb(image: Image.Image, name: str = "the image") -> ndarray:
+    """Return an image in memory as ``read_image`` returns it from a file; ``name`` is for messages."""
+    return np.array(_rgb(ImageOps.exif_transpose(image), name))
+
+
+def _rgb(image: Image.Image, path: Path | str) -> Image.Image:
     if image.mode[0] in "IF":
         # Pillow would clip instead of scale: every 16-bit value above 255 would become white.
         return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
@@ -83,7 +88,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(values: ndarray, path: Path) -> ndarray:
+def _eight_bits(values: ndarray, path: Path | str) -> ndarray:
     limit = 1 if np.issubdtype(values.dtype, np.floating) else 65535
     if not (values.min() >= 0 and values.max() <= limit):  # true for NaN as well
         extent = f"{values.dtype} values from {values.min()} to {values.max()}"

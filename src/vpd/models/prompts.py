@@ -25,11 +25,15 @@ SENTENCES_WORTH_A_BAR = 500
 
 
 class TextEncoder(nn.Module):
-    """The CLIP text model and tokenizer of a diffusers pipeline, never trained; sentences have ``length`` tokens."""
+    """The CLIP text model and tokenizer of a diffusers pipeline, never trained.
 
-    def __init__(self, tokenizer: Any, model: Any, length: int) -> None:
+    Sentences have ``length`` tokens, by default as many as the pipeline itself uses.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any, length: int | None = None) -> None:
         super().__init__()
-        self.tokenizer, self.model, self.length = tokenizer, model, length
+        self.tokenizer, self.model = tokenizer, model
+        self.length = length or min(model.config.max_position_embeddings, tokenizer.model_max_length)
         self.cache, self.width = LatentCache(SENTENCE_CACHE_BYTES), model.config.hidden_size
 
     def train(self, mode: bool = True) -> TextEncoder:
@@ -62,7 +66,7 @@ def load_text_encoder(checkpoint: Path, length: int | None = None) -> TextEncode
 
     Args:
         checkpoint: the pipeline's folder.
-        length: tokens of a sentence; by default as many as the pipeline itself uses.
+        length: tokens of a sentence.
 
     Raises:
         UserError: a part is missing or damaged, or takes fewer tokens than ``length``.
@@ -73,13 +77,11 @@ def load_text_encoder(checkpoint: Path, length: int | None = None) -> TextEncode
         tokenizer = CLIPTokenizer.from_pretrained(tokens, local_files_only=True)
     with load_folder(folder):
         model = CLIPTextModel.from_pretrained(folder, local_files_only=True).float()
-    limit = model.config.max_position_embeddings
-    length = length or min(limit, tokenizer.model_max_length)
-    if length > limit:
+    encoder, limit = TextEncoder(tokenizer, model, length), model.config.max_position_embeddings
+    if encoder.length > limit:
         raise UserError(
             f"model.prompt.length is {length}, but the text model in {folder} takes at most {limit}; lower it"
         )
-    encoder = TextEncoder(tokenizer, model, length)
     return encoder.requires_grad_(False).eval()
 
 

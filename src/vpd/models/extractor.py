@@ -1,0 +1,190 @@
+"""VPD's features of any Stable Diffusion 1.x or 2.x: multi-scale maps, and where each word looks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vpd.config.schema import AttentionSpec, PromptSpec
+from vpd.datasets.pictures import Pictures, as_batch
+from vpd.models.base import Features
+from vpd.models.diffusion import FeatureUNet, load_unet, load_vae
+from vpd.models.prompts import TextEncoder, encode_prompts, load_text_encoder
+from vpd.utils.errors import UserError, nearest
+from vpd.utils.validation import checked
+
+CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
+"""Settings of U-Nets that are told more than a text."""
+WORD_END = "</w>"  # of CLIP's tokens
+
+
+@dataclass(frozen=True)
+class DiffusionFeatures(Features):
+    """What the U-Net computes for a batch of images; ``attention`` is apart from ``maps``."""
+
+    words: list[list[str]]
+    """For each image the word or class that each token belongs to; empty for tokens that are no words."""
+    size: tuple[int, int]
+    """Height and width of the images."""
+
+    def attention_of(self, word: str, size: tuple[int, int] | None = None) -> Tensor:
+        """Return where a word or class looks: the mean over its tokens and over the recorded levels.
+
+        Args:
+            word: a class, or one or more words of the text.
+            size: height and width of the result, by default that of the images.
+
+        Returns:
+            (batch, H, W), non-negative; at each pixel the shares of all tokens sum to one.
+
+        Raises:
+            UserError: the text has no such word, or no maps were recorded.
+        """
+        levels = [maps for maps in self.attention if maps is not None]
+        if not levels:
+            raise UserError("no attention was recorded; give a text or classes, and places")
+        tokens = torch.stack([self._share(word, words) for words in self.words]).to(levels[0])
+        maps = [torch.einsum("bthw,bt->bhw", level, tokens) for level in levels]
+        size = size or self.size
+        resized = [F.interpolate(one[:, None], size, mode="bilinear", align_corners=False)[:, 0] for one in maps]
+        return torch.stack(resized).mean(dim=0)
+
+    def _share(self, word: str, words: list[str]) -> Tensor:
+        wanted = {word} if word in words else set(word.lower().split())
+        if not wanted <= set(words) or not wanted:
+            known = dict.fromkeys(name for name in words if name)
+            raise UserError(f"the text has no word '{word}'; {nearest(word, known)}")
+        found = torch.tensor([name in wanted for name in words], dtype=torch.float32)
+        return found / found.sum()
+
+
+class FeatureExtractor(nn.Module):
+    """A Stable Diffusion that gives its features instead of an image (paper, section 3.1).
+
+    Its weights are those of the pipeline itself, not copies, and the pipeline stays as it is. Nothing is frozen and
+    everything is differentiable, so use ``torch.no_grad()`` where only the features matter. ``.to(...)`` moves it, and with
+    it the weights of the pipeline, to any device and precision.
+
+    Args:
+        pipeline: a ``StableDiffusionPipeline``, the folder of one, or the name of a repository for diffusers to download.
+        timestep: step of the noise schedule that the U-Net is told, 0 to 999; no noise is added (S1).
+        latent_scale: factor of the latents; 1.0 as in the released code (S2), or None for the pipeline's own.
+        places: blocks of the U-Net whose cross-attention is recorded: of ``down``, ``mid`` and ``up``; empty for none.
+        limit: largest recorded map relative to the latents; 0.5 is the paper's A32, 1.0 its A64 (S6).
+        gradient_checkpointing: compute each block again during the backward pass instead of keeping what it computed.
+
+    Raises:
+        UserError: the pipeline is none, its parts do not fit each other, or the U-Net needs more than a text.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        timestep: int = 1,
+        latent_scale: float | None = 1.0,
+        places: Sequence[str] = ("down", "up"),
+        limit: float = 0.5,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        unet, self.vae, self.text = _parts(pipeline)
+        if given := [name for name in CONDITIONS if unet.config.get(name)]:
+            raise UserError(f"the U-Net needs more than a text ({given[0]}={unet.config[given[0]]}); use SD 1.x or 2.x")
+        if self.text.width != unet.config.cross_attention_dim:
+            raise UserError(
+                f"the text encoder is {self.text.width} wide but the U-Net attends to {unet.config.cross_attention_dim} "
+                "channels; use parts of one pipeline"
+            )
+        spec = checked(AttentionSpec, {"places": places, "limit": limit, "gradient": "attached"}, "the options")
+        self.unet = FeatureUNet(_with_shared_weights(unet), spec, gradient_checkpointing)
+        if not 0 <= timestep < 1000:
+            raise UserError(f"timestep is {timestep}; give 0 to 999")
+        self.timestep = timestep
+        self.latent_scale = self.vae.config.scaling_factor if latent_scale is None else latent_scale
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.strides = [factor * 2**level for level in range(len(self.unet.channels))]
+
+    def forward(
+        self, images: Pictures, texts: str | Sequence[str] | None = None, *, classes: Sequence[str] | None = None
+    ) -> DiffusionFeatures:
+        """Compute the features of images of one size.
+
+        Args:
+            images: one or several: paths, Pillow images, arrays or tensors (``vpd.datasets.pictures``). Floating-point
+                tensors, from 0 to 1, get gradients.
+            texts: a sentence for all images, or one for each; the U-Net attends to all its tokens (R4).
+            classes: names instead of sentences; the U-Net attends to one token for each (G3), as in segmentation.
+
+        Returns:
+            Maps (batch, channels, h, w) and recorded attention (batch, tokens, h, w) per level, fine to coarse.
+
+        Raises:
+            UserError: images or texts are not as described.
+        """
+        weight = next(self.unet.parameters())
+        pixels = as_batch(images).to(weight)
+        latents = self.vae.encode(pixels).latent_dist.mode() * self.latent_scale
+        context, words = self._context(texts, classes, len(pixels))
+        maps, attention = self.unet(latents, self.timestep, context.to(weight))
+        told = texts is not None or classes is not None
+        recorded = attention if told else [None] * len(maps)
+        return DiffusionFeatures(maps, self.strides, recorded, words, (pixels.shape[-2], pixels.shape[-1]))
+
+    def _context(
+        self, texts: str | Sequence[str] | None, classes: Sequence[str] | None, count: int
+    ) -> tuple[Tensor, list[list[str]]]:
+        """Return the tokens that each image attends to (batch, tokens, width), and their words."""
+        if texts is not None and classes is not None:
+            raise UserError("both texts and classes are given; give one")
+        if classes is not None:
+            spec = {"strategy": "class-names", "templates": "single", "length": self.text.length}
+            tokens = encode_prompts(PromptSpec.model_validate(spec), self.text, list(classes))
+            return tokens.expand(count, -1, -1), [list(classes)] * count
+        sentences = [texts or ""] * count if texts is None or isinstance(texts, str) else list(texts)
+        if len(sentences) != count:
+            raise UserError(f"there are {len(sentences)} texts for {count} images; give one, or one for each")
+        return self.text(sentences), [words_of_tokens(self.text, sentence) for sentence in sentences]
+
+
+def words_of_tokens(text: TextEncoder, sentence: str) -> list[str]:
+    """Return the word that each token of a sentence belongs to, and nothing for beginning, end and padding."""
+    words: list[str] = []
+    parts: list[str] = []
+    for token in text.tokenizer.tokenize(sentence)[: text.length - 2]:
+        parts.append(token)
+        if token.endswith(WORD_END):
+            words += ["".join(parts).removesuffix(WORD_END)] * len(parts)
+            parts = []
+    words += ["".join(parts)] * len(parts)  # of a word that was cut off
+    return ["", *words, *[""] * (text.length - 1 - len(words))]
+
+
+def _parts(pipeline: Any) -> tuple[Any, Any, TextEncoder]:
+    """Return U-Net, VAE and text encoder of a pipeline, a folder, or a repository."""
+    if isinstance(pipeline, str | Path) and Path(pipeline).is_dir():
+        folder = Path(pipeline)
+        return load_unet(folder, "pretrained"), load_vae(folder), load_text_encoder(folder)
+    if isinstance(pipeline, Path):
+        raise UserError(f"{pipeline} does not exist; name the folder of a pipeline")
+    if isinstance(pipeline, str):
+        pipeline = StableDiffusionPipeline.from_pretrained(pipeline)
+    try:
+        text = TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
+        return pipeline.unet, pipeline.vae, text
+    except AttributeError as error:
+        raise UserError(f"this {type(pipeline).__name__} is no Stable Diffusion pipeline ({error})") from None
+
+
+def _with_shared_weights(unet: Any) -> Any:
+    """Copy the modules of a U-Net around the same weights: its attention layers get processors of our own."""
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    return copy.deepcopy(unet, shared)
