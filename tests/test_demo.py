@@ -23,8 +23,8 @@ from vpd.measures.scenes import CAPTIONS, Scenes
 from vpd.models.diffusion import load_vae
 from vpd.models.prompts import load_text_encoder
 from vpd.predict import demo
+from vpd.predict.predictions import DepthMap, ReferredObject, Segments
 from vpd.predict.prompt import Prompt, read_prompt
-from vpd.predict.tasks import Depth, Referring, Segmentation
 from vpd.pretraining.clip import train_tokenizer
 from vpd.stages.predict import trained_parts
 from vpd.utils.digests import digests, tree
@@ -112,9 +112,9 @@ def test_the_picture_has_a_cell_for_each_map_and_prediction(room, words):
     scene, prompt = room
     shape = scene.picture.labels.shape
     found = [
-        (Segmentation(None, None, [f"class {n}" for n in range(20)]), scene.picture.labels.astype(np.uint8)),
-        (Referring(None, None, prompt.expression), np.zeros(shape, bool)),
-        (Depth(None, None, 1, "bedroom"), scene.picture.depth.astype(np.float32)),
+        Segments(scene.picture.image, scene.picture.labels.astype(np.uint8), [f"class {n}" for n in range(20)]),
+        ReferredObject(scene.picture.image, np.zeros(shape, bool), np.zeros(shape), prompt.expression),
+        DepthMap(scene.picture.image, scene.picture.depth.astype(np.float32), "bedroom"),
     ]
     maps = {name: torch.rand(shape) for name in CLASSES[:words]}
     figure = demo.compose(scene.picture.image, maps, found, prompt.text)

@@ -4,6 +4,7 @@ import colorsys
 import itertools
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from vpd.utils.files import atomic_path
@@ -69,8 +71,18 @@ class FigureGrid:
 
     def save(self, path: Path) -> None:
         """Write the PNG; the same figure gives the same bytes."""
-        with atomic_path(path) as temporary, mpl.rc_context({"font.family": "DejaVu Sans"}):
-            self.figure.savefig(temporary, metadata={"Software": None})
+        with atomic_path(path) as temporary:
+            self._draw(temporary)
+
+    def picture(self) -> Image.Image:
+        """Return what ``save`` would write."""
+        file = BytesIO()
+        self._draw(file)
+        return Image.open(file)
+
+    def _draw(self, file: Path | BytesIO) -> None:
+        with mpl.rc_context({"font.family": "DejaVu Sans"}):
+            self.figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def show(axes: Axes, picture: np.ndarray, **options: Any) -> None:

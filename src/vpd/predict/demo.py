@@ -25,8 +25,9 @@ from vpd.models.diffusion import FeatureUNet, load_unet, load_vae
 from vpd.models.prompts import encode_prompts, load_text_encoder
 from vpd.predict.network import TrainedNetwork
 from vpd.predict.panels import depth_scale, referred, scaled, segments
+from vpd.predict.predictions import DepthMap, Prediction, ReferredObject, Segments
 from vpd.predict.prompt import Prompt
-from vpd.predict.tasks import Depth, Referring, Segmentation, Task, build_task
+from vpd.predict.tasks import build_task
 
 # Inches.
 CELL = 2.2
@@ -45,7 +46,7 @@ def demo(folder: Path, prompt: Prompt, spec: MeasuresSpec, form: str, networks: 
         task = build_task(network, prompt.expression, prompt.room)
         torch.manual_seed(network.spec.seeds[0])
         with torch.inference_mode():
-            found.append((task, task.infer(image, "demo").values))
+            found.append(task.infer(image, "demo"))
     return compose(image, word_maps(folder, image, prompt, form, spec.timestep), found, f"“{prompt.text}”")
 
 
@@ -74,9 +75,7 @@ def sharpest(measures: Mapping[str, float]) -> str:
     return max(measures, key=lambda name: measures[name], default="word_auc")
 
 
-def compose(
-    image: ndarray, maps: Mapping[str, Tensor], found: Sequence[tuple[Task, ndarray]], title: str
-) -> FigureGrid:
+def compose(image: ndarray, maps: Mapping[str, Tensor], found: Sequence[Prediction], title: str) -> FigureGrid:
     """Draw the image with a map for each word, and below the predictions; the legend has a cell of its own."""
     shape = image.shape[:2]
     rows = [[shape] * (1 + len(maps)), [shape] * (1 + len(found))]
@@ -91,29 +90,29 @@ def compose(
         show(axes, overlay(image_tensor(picture), large))
         caption(axes, f"where “{word}” looks")
     places = iter(figure.cells[1])
-    for task, values in found:
+    for one in found:
         axes = next(places)
-        if isinstance(task, Segmentation):
-            tinted, legend = segments(task, picture, values)
+        if isinstance(one, Segments):
+            tinted, legend = segments(one, picture)
             show(axes, tinted)
             caption(axes, "segmentation")
             beside = next(places)
             beside.axis("off")
             beside.legend(handles=legend[:ENTRIES], loc="upper left", fontsize=9, frameon=False)
-        elif isinstance(task, Referring):
-            show(axes, referred(picture, values))
-            caption(axes, f"“{task.text}”")
-            if not values.any():
+        elif isinstance(one, ReferredObject):
+            show(axes, referred(picture, one.mask))
+            caption(axes, f"“{one.text}”")
+            if not one.mask.any():
                 corner_note(axes, "nothing found")
-        else:
-            _depth(figure, axes, task, values)
+        elif isinstance(one, DepthMap):
+            _depth(figure, axes, one)
     return figure
 
 
-def _depth(figure: FigureGrid, axes: Axes, task: Depth, metres: ndarray) -> None:
+def _depth(figure: FigureGrid, axes: Axes, found: DepthMap) -> None:
     """Show depth with its scale beside the cell."""
-    scale, box = depth_scale(metres), axes.get_position()
-    show(axes, scaled(metres, smooth=True), **scale)
-    caption(axes, f"depth in m, {task.scene_name}")
+    scale, box = depth_scale(found.depth), axes.get_position()
+    show(axes, scaled(found.depth, smooth=True), **scale)
+    caption(axes, f"depth in m, {found.scene}")
     bar = figure.axes(box.x1 * figure.width + 0.1, box.y0 * figure.height, 0.12, CELL)
     figure.figure.colorbar(ScalarMappable(**scale), cax=bar, ticks=MaxNLocator(6))

@@ -18,7 +18,7 @@ from numpy import ndarray
 from vpd.datasets.dataset import image_tensor
 from vpd.evaluation.drawing import FigureGrid, palette, show
 from vpd.evaluation.panels import MASK, masked
-from vpd.predict.tasks import Referring, Segmentation, Task
+from vpd.predict.predictions import DepthMap, Prediction, ReferredObject, Segments
 from vpd.utils.errors import printable
 
 # Inches.
@@ -42,11 +42,12 @@ def plain_text() -> Iterator[None]:
         yield
 
 
-def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> FigureGrid:
-    """Draw an RGB picture (H, W, 3) beside its prediction (H, W) with a legend, an outline or a colour scale."""
+def draw_panel(found: Prediction, title: str) -> FigureGrid:
+    """Draw a picture beside its prediction with a legend, an outline or a colour scale."""
+    image = found.image
     picture = scaled(image, smooth=True)
-    if isinstance(task, Segmentation):
-        overlay, legend = segments(task, picture, values)
+    if isinstance(found, Segments):
+        overlay, legend = segments(found, picture)
         longest = max(len(str(entry.get_label())) for entry in legend)
         figure = _figure(image, f"{title}   classes: {len(legend)}", 0.7 + 0.085 * longest)
         _show(figure, picture, overlay)
@@ -55,12 +56,15 @@ def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> Figur
         corner = (figure.right_edge / figure.width, top / figure.height)
         style = {"fontsize": 9, "frameon": False, "borderpad": 0}
         figure.figure.legend(handles=legend[:rows], loc="upper left", bbox_to_anchor=corner, **style)
-    elif isinstance(task, Referring):
-        figure = _figure(image, f"{title}   “{printable(task.text)}”" + ("" if values.any() else ": nothing found"))
-        _show(figure, picture, referred(picture, values))
-    else:
+    elif isinstance(found, ReferredObject):
+        figure = _figure(
+            image, f"{title}   “{printable(found.text)}”" + ("" if found.mask.any() else ": nothing found")
+        )
+        _show(figure, picture, referred(picture, found.mask))
+    elif isinstance(found, DepthMap):
+        values = found.depth
         low, high = float(values.min()), float(values.max())
-        figure = _figure(image, f"{title}   {low:.1f} to {high:.1f} m, {task.scene_name}", margin=0.9)
+        figure = _figure(image, f"{title}   {low:.1f} to {high:.1f} m, {found.scene}", margin=0.9)
         scale = depth_scale(values)
         _show(figure, picture, scaled(values, smooth=True), **scale)
         bottom, top = _edges(figure)
@@ -71,14 +75,15 @@ def draw_panel(task: Task, image: ndarray, values: ndarray, title: str) -> Figur
     return figure
 
 
-def segments(task: Segmentation, picture: ndarray, labels: ndarray) -> tuple[ndarray, list[Patch]]:
+def segments(found: Segments, picture: ndarray) -> tuple[ndarray, list[Patch]]:
     """Tint a picture as large as ``scaled`` makes it with its classes; return it and a legend, largest class first."""
-    areas = np.bincount(labels.ravel(), minlength=len(task.names))
+    labels, names = found.labels, found.names
+    areas = np.bincount(labels.ravel(), minlength=len(names))
     order = [int(number) for number in np.argsort(-areas, kind="stable") if areas[number]]
-    colours, small = palette(len(task.names)), scaled(labels, smooth=False)
+    colours, small = palette(len(names)), scaled(labels, smooth=False)
     overlay = OPACITY * colours[small] + (1 - OPACITY) * (picture / 255).mean(-1, keepdims=True)
     overlay[_borders(small)] = 1.0
-    return overlay, [Patch(color=colours[n], label=_entry(task.names[n], areas[n] / labels.size)) for n in order]
+    return overlay, [Patch(color=colours[n], label=_entry(names[n], areas[n] / labels.size)) for n in order]
 
 
 def referred(picture: ndarray, mask: ndarray) -> ndarray:

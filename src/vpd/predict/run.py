@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy import ndarray
 
 from vpd.config.schema import Spec
 from vpd.datasets.images import read_image
 from vpd.predict.network import load_network
 from vpd.predict.panels import draw_panel, plain_text
 from vpd.predict.pictures import Job, find_pictures, plan_outputs, say
-from vpd.predict.tasks import Prediction, Task, build_task, check_options
+from vpd.predict.predictions import Prediction
+from vpd.predict.tasks import Task, build_task, check_options
 from vpd.utils.errors import UserError, printable
 from vpd.utils.files import atomic_path
 from vpd.utils.progress import Progress
@@ -74,7 +74,7 @@ def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
             torch.manual_seed(spec.seeds[0])  # VAE latents may be samples: reproducible whatever was predicted before
             with torch.inference_mode():
                 prediction = task.infer(image, str(job.image))
-            _write(job, task, image, prediction, f"{name}   {spec.name}")
+            _write(job, prediction, f"{name}   {spec.name}")
         except UserError as fault:
             failed += 1
             say(str(fault))
@@ -83,10 +83,10 @@ def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
     return failed
 
 
-def _write(job: Job, task: Task, image: ndarray, prediction: Prediction, title: str) -> None:
+def _write(job: Job, prediction: Prediction, title: str) -> None:
     with atomic_path(job.picture) as path:
         prediction.png.save(path)
     with atomic_path(job.arrays) as path:
         np.savez_compressed(path, allow_pickle=False, **prediction.arrays)
     with plain_text():
-        draw_panel(task, image, prediction.values, title).save(job.panel)
+        draw_panel(prediction, title).save(job.panel)

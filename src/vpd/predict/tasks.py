@@ -23,29 +23,18 @@ from vpd.config.schema import (
     VPDModel,
 )
 from vpd.datasets.dataset import image_tensor
-from vpd.datasets.images import MILLIMETRES
 from vpd.datasets.nyuv2 import SCENES
 from vpd.datasets.transforms import normalise, resize_square
-from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import Predict, Request, Sink, refer, stream
 from vpd.evaluation.run import predictor
 from vpd.evaluation.windows import SlidingWindow, depth_windows, resize, scaled_image
 from vpd.predict.network import TrainedNetwork
 from vpd.predict.pictures import say
+from vpd.predict.predictions import DepthMap, ReferredObject, Segments
 from vpd.utils.errors import UserError, pick
 
 OPTIONS = {"text": "referring", "scene": "depth"}
 """Option -> the only task that it is for."""
-FARTHEST = 2**16 - 1
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one picture, at the picture's size."""
-
-    values: ndarray  # (H, W): class ids uint8, mask bool, or metres float32
-    arrays: dict[str, ndarray]  # content of the .npz file
-    png: Image.Image  # class ids with a palette of colours, a mask of 0 and 255, or 16-bit millimetres
 
 
 def check_options(spec: Spec, text: str | None, scene: str | None) -> None:
@@ -97,7 +86,7 @@ class Segmentation:
     settings: SegmentationEvaluation
     names: list[str]
 
-    def infer(self, image: ndarray, name: str) -> Prediction:
+    def infer(self, image: ndarray, name: str) -> Segments:
         """Predict the class of every pixel of an RGB image (H, W, 3) uint8."""
         settings = self.settings
         window = SlidingWindow(scaled_image(image_tensor(image), settings, 1.0), settings.crop, settings.stride)
@@ -107,10 +96,7 @@ class Segmentation:
         ]
         ((_, maps),) = stream(self.forward, [({}, requests, window.mean)], settings.batch_size)
         # Datasets' label maps have 8 bits, so there are never more classes.
-        labels = largest(maps, *image.shape[:2]).cpu().numpy().astype(np.uint8)
-        png = Image.fromarray(labels)
-        png.putpalette((255 * palette(len(self.names))).round().astype(np.uint8).tobytes())
-        return Prediction(labels, {"labels": labels, "names": np.array(self.names)}, png)
+        return Segments(image, largest(maps, *image.shape[:2]).cpu().numpy().astype(np.uint8), self.names)
 
 
 def largest(maps: Tensor, height: int, width: int) -> Tensor:
@@ -133,15 +119,14 @@ class Referring:
     settings: ReferringEvaluation
     text: str
 
-    def infer(self, image: ndarray, name: str) -> Prediction:
+    def infer(self, image: ndarray, name: str) -> ReferredObject:
         """Predict the mask, and the probability float16 that a pixel belongs to the object."""
         square, _ = resize_square(image, image[:1, :1, 0], self.settings.size)  # there is no mask to resize
         sample = {"image": image_tensor(normalise(square)), "text": self.text, "id": name, "image_id": name}
         ((_, small),) = refer(self.forward, [sample], self.settings)
         logits = resize(small, *image.shape[:2])
         mask, probability = logits.argmax(0).bool().numpy(), logits.softmax(0)[1].numpy().astype(np.float16)
-        arrays = {"probability": probability, "text": np.array(self.text)}
-        return Prediction(mask, arrays, Image.fromarray(mask.astype(np.uint8) * 255))
+        return ReferredObject(image, mask, probability, self.text)
 
 
 @dataclass(frozen=True)
@@ -158,7 +143,7 @@ class Depth:
     """Class id of the prompt; -1 for the mean of all."""
     scene_name: str
 
-    def infer(self, image: ndarray, name: str) -> Prediction:
+    def infer(self, image: ndarray, name: str) -> DepthMap:
         """Predict metres; the shorter side is resized to that of a window."""
         side = self.settings.window
         window = SlidingWindow(image_tensor(normalise(_fitted(image, side))), side, side)
@@ -172,9 +157,7 @@ class Depth:
                 inputs = {"image": pixels.flip(-1) if mirrored else pixels, "id": name, "key": key}
                 requests.append(({**inputs, "class_id": torch.tensor(self.scene)}, _sink(window, corner, mirrored)))
         ((_, maps),) = stream(self.forward, [({}, requests, window.mean)], self.settings.batch_size)
-        metres = resize(maps, *image.shape[:2])[0].numpy()
-        millimetres = np.rint(metres * MILLIMETRES).clip(0, FARTHEST).astype(np.uint16)
-        return Prediction(metres, {"depth": metres}, Image.fromarray(millimetres))
+        return DepthMap(image, resize(maps, *image.shape[:2])[0].numpy(), self.scene_name)
 
 
 Task = Segmentation | Referring | Depth
