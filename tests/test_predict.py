@@ -16,89 +16,21 @@ from numpy import ndarray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fixtures.parity.narrow import make_spec, write_factor_4
-from vpd.config.schema import DatasetSpec, Spec
-from vpd.datasets import build_dataset
+from fixtures.parity.narrow import make_spec
+from trained import KEYS, TASKS, World, arrays
 from vpd.datasets.images import read_image
 from vpd.datasets.nyuv2 import SCENES
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.inference import estimate_depth, refer, segment
 from vpd.evaluation.run import predictor
 from vpd.evaluation.scores import native_mask
-from vpd.models import build_model
-from vpd.models.network import VPD
 from vpd.predict import class_names, predict
 from vpd.predict.pictures import find_pictures, plan_outputs
 from vpd.predict.tasks import Depth, largest, window_starts
-from vpd.stages.data import prepare_dataset
-from vpd.training.runs import run_settings
-from vpd.utils.digests import digest, sha256
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 from vpd.utils.fingerprint import Fingerprint, write_manifest
-
-DATASETS = {
-    task: DatasetSpec(format=kind, source="synthetic", images=images, size=size)
-    for task, kind, images, size in (
-        ("segmentation", "ade20k", {"training": 1, "validation": 2}, (88, 64)),
-        ("referring", "refcoco", {"train": 2, "val": 1, "testA": 1, "testB": 1}, (80, 64)),
-        ("depth", "nyuv2", {"train": 1, "test": 1}, (96, 64)),
-    )
-}
-TASKS = tuple(DATASETS)
-OPTIONS = {"segmentation": {}, "referring": {"text": "the red ball"}, "depth": {"scene": "kitchen"}}
-KEYS = {"segmentation": "labels", "referring": "probability", "depth": "depth"}
-
-
-class World:
-    """A drawn dataset, a narrow network with lively random weights and its run folder, for each task."""
-
-    def __init__(self, folder: Path) -> None:
-        self.checkpoint = write_factor_4(folder / "checkpoint")
-        self.specs, self.data, self.weights, self.models = {}, {}, {}, {}
-        for task, dataset in DATASETS.items():
-            self.data[task] = folder / task
-            prepare_dataset(task, dataset, folder / task)
-            spec = make_spec(task, head={"dropout": 0.1} if task == "segmentation" else None)
-            variant = {"variant": "refcoco"} if task == "referring" else {}
-            self.specs[task] = spec.model_copy(update=variant)
-            self.models[task] = lively(build_model(spec, self.checkpoint, self.reader(task).classes))
-            self.weights[task] = folder / f"runs/{task}/final.safetensors"
-            write_run(self.weights[task], self.models[task].trained_state(), self.specs[task])
-
-    def reader(self, task: str):
-        return build_dataset(self.specs[task], self.data[task], "val")
-
-    def predict(self, task: str, images: list[Path], out: Path, **options) -> int:
-        options = {**OPTIONS[task], **options}
-        return predict(self.specs[task], self.weights[task], self.checkpoint, images, out, **options)
-
-    def result(self, task: str, image: Path, out: Path, **options) -> ndarray:
-        assert self.predict(task, [image], out, **options) == 0
-        return arrays(out / f"{image.stem}.npz")[KEYS[task]]
-
-
-def lively(model: VPD) -> VPD:
-    """Outputs that differ from pixel to pixel, which fresh heads' hardly do."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for weight in model.head.parameters():
-            if weight.ndim > 1:
-                weight.copy_(2 * torch.randn_like(weight) / weight[0].numel() ** 0.5)
-    return model.eval()
-
-
-def write_run(path: Path, state: dict[str, torch.Tensor], spec: Spec) -> None:
-    """The weights of a trained network with their manifest, as training leaves them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path)
-    made_from = Fingerprint(digest(run_settings(spec, spec.seeds[0])), "")
-    write_manifest(path.parent, made_from, {}, {path.name: sha256(path)})
-
-
-def arrays(path: Path) -> dict[str, ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +121,7 @@ def test_scenes_differ_and_without_one_their_mean_is_used_and_said_once(world, t
     images = [write(tmp_path / f"{number}.png", scene()) for number in range(2)]
     kitchen, bedroom = (world.result("depth", images[0], tmp_path / s, scene=s) for s in ("kitchen", "bedroom"))
     assert not np.array_equal(kitchen, bedroom)
-    assert "--scene" not in capsys.readouterr().err
+    assert "no scene" not in capsys.readouterr().err
     assert world.predict("depth", images, tmp_path / "mean", scene=None) == 0
     assert capsys.readouterr().err.count("the prompt is the mean of all 27 scene classes") == 1
     spec, sample = world.specs["depth"], {"id": "x", "image": torch.from_numpy(scene()).permute(2, 0, 1) / 127.5 - 1}
@@ -402,10 +334,10 @@ def test_any_name_and_text_can_be_drawn(world, tmp_path, task):
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("referring", {"text": None}, "looks for what a text describes; give one, such as --text 'the red chair'"),
+        ("referring", {"text": None}, "looks for what a text describes; give a text, such as 'the red chair'"),
         ("referring", {"text": "  "}, "looks for what a text describes"),
-        ("referring", {"scene": "kitchen"}, "--scene is for depth only, but test is referring; leave it out"),
-        ("segmentation", {"text": "chair"}, "--text is for referring only, but test is segmentation"),
+        ("referring", {"scene": "kitchen"}, "scene is for depth only, but test is referring; leave it out"),
+        ("segmentation", {"text": "chair"}, "text is for referring only, but test is segmentation"),
         ("depth", {"scene": "kitchn"}, r"unknown scene 'kitchn'; did you mean 'kitchen'\?"),
         ("segmentation", {"names": ["wall"]}, r"names 1 classes, but the weights distinguish \d+; use its own --data"),
     ],

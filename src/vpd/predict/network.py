@@ -27,7 +27,7 @@ EMBEDDINGS = "class_embeddings"
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network in evaluation mode, on the GPU if there is one."""
+    """A trained network in evaluation mode."""
 
     spec: Spec
     model: Network
@@ -35,8 +35,13 @@ class TrainedNetwork:
     """Names of the segmentation classes, in label order; empty for the other tasks."""
 
 
-def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] | None = None) -> TrainedNetwork:
-    """Build a trained network; no file is unpickled. Segmentation classes are numbered if no ``names`` are given."""
+def load_network(
+    spec: Spec, weights: Path, checkpoint: Path, names: list[str] | None = None, device: str | None = None
+) -> TrainedNetwork:
+    """Build a trained network; no file is unpickled.
+
+    Segmentation classes are numbered if no ``names`` are given. Without ``device`` it is on the GPU if there is one.
+    """
     state = _load_weights(weights, spec)
     known: list[str] = []
     if spec.task == "segmentation":
@@ -48,7 +53,7 @@ def load_network(spec: Spec, weights: Path, checkpoint: Path, names: list[str] |
             )
     model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
     model.load_trained_state(state)
-    return TrainedNetwork(spec, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), known)
+    return TrainedNetwork(spec, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), known)
 
 
 def class_names(spec: Spec, data: Path | None) -> list[str] | None:

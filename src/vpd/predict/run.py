@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy import ndarray
 
 from vpd.config.schema import Spec
 from vpd.datasets.images import read_image
@@ -69,11 +70,7 @@ def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
         name = printable(job.image.name)
         try:
             image = read_image(job.image)
-            if max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):  # its windows would fill the memory
-                raise UserError(f"{job.image} has a side of more than {MAX_ASPECT} times the other; crop it")
-            torch.manual_seed(spec.seeds[0])  # VAE latents may be samples: reproducible whatever was predicted before
-            with torch.inference_mode():
-                prediction = task.infer(image, str(job.image))
+            prediction = infer(spec, task, image, str(job.image))
             _write(job, prediction, f"{name}   {spec.name}")
         except UserError as fault:
             failed += 1
@@ -81,6 +78,15 @@ def _predict_all(spec: Spec, task: Task, jobs: list[Job]) -> int:
         progress.advance(note=name)
     progress.close()
     return failed
+
+
+def infer(spec: Spec, task: Task, image: ndarray, name: str) -> Prediction:
+    """Predict for one picture (H, W, 3) uint8, the same whatever was predicted before."""
+    if max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):  # its windows would fill the memory
+        raise UserError(f"{name} has a side of more than {MAX_ASPECT} times the other; crop it")
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(spec.seeds[0])  # VAE latents may be samples
+        return task.infer(image, name)
 
 
 def _write(job: Job, prediction: Prediction, title: str) -> None:

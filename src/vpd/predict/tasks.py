@@ -41,12 +41,12 @@ def check_options(spec: Spec, text: str | None, scene: str | None) -> None:
     """Raise UserError for a missing or blank text, an unknown scene, or an option that the task does not have."""
     for name, value in (("text", text), ("scene", scene)):
         if value is not None and spec.task != OPTIONS[name]:
-            raise UserError(f"--{name} is for {OPTIONS[name]} only, but {spec.name} is {spec.task}; leave it out")
+            raise UserError(f"{name} is for {OPTIONS[name]} only, but {spec.name} is {spec.task}; leave it out")
     if spec.task == "referring" and not (text or "").strip():
-        raise UserError(f"{spec.name} looks for what a text describes; give one, such as --text 'the red chair'")
+        raise UserError(f"{spec.name} looks for what a text describes; give a text, such as 'the red chair'")
     if scene is not None:
         if not _prompted_by_scene(spec):
-            raise UserError("the prompt of this experiment does not depend on the scene; leave --scene out")
+            raise UserError("the prompt of this experiment does not depend on the scene; leave it out")
         pick(_scene_key(scene), dict.fromkeys(SCENES), "scene")
 
 
@@ -74,7 +74,7 @@ def build_task(network: TrainedNetwork, text: str | None = None, scene: str | No
         key = _scene_key(scene)
         return Depth(forward, spec.evaluation, SCENES.index(key), key.replace("_", " "))
     if _prompted_by_scene(spec):
-        say(f"no --scene is given, so the prompt is the mean of all {len(SCENES)} scene classes")
+        say(f"no scene is given, so the prompt is the mean of all {len(SCENES)} scene classes")
     return Depth(forward, spec.evaluation, -1, "scene not given")
 
 

@@ -41,19 +41,7 @@ def predict_pictures(
         text: expression to find (referring segmentation).
         scene: kind of room (depth).
     """
-    if params is None:
-        from vpd.tracking import model_places
-
-        parts = {**model_places(name, uri), **given}
-    else:
-        parts = {**trained_parts(name, params), **given}
-    if not parts["spec"].is_file():
-        target = parts["weights"].parents[1] / MANIFEST
-        how = f" (snakemake --cores 2 --config scale={params.scale} -- {target})" if params else ""
-        raise UserError(
-            f"{parts['spec']} does not exist, so {name} has not been trained here; "
-            f"run it first{how}, or give --spec, --weights and --checkpoint"
-        )
+    parts = find_parts(name, params, given, uri)
     spec = load_spec(parts["spec"])
     from vpd.predict import predict
 
@@ -61,23 +49,43 @@ def predict_pictures(
     return predict(spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names)
 
 
-def trained_parts(name: str, params: Params) -> dict[str, Path]:
-    """Return where the parts of a trained experiment are: where the workflow puts them, or else in git."""
-    spec, paths, own = params.resolve(name), Paths(params.scale), shipped(params.scale, name)
+def find_parts(
+    name: str, params: Params | None, given: Mapping[str, Path], uri: str, root: Path = Path()
+) -> dict[str, Path]:
+    """Find the parts of a trained network, those ``given`` in place of the usual ones; UserError if it was never trained."""
+    if params is None:
+        from vpd.tracking import model_places
+
+        parts = {**model_places(name, uri), **given}
+    else:
+        parts = {**trained_parts(name, params, root), **given}
+    if not parts["spec"].is_file():
+        target = parts["weights"].parents[1] / MANIFEST
+        how = f" (snakemake --cores 2 --config scale={params.scale} -- {target})" if params else ""
+        raise UserError(
+            f"{parts['spec']} does not exist, so {name} has not been trained here; "
+            f"run it first{how}, or give --spec, --weights and --checkpoint"
+        )
+    return parts
+
+
+def trained_parts(name: str, params: Params, root: Path = Path()) -> dict[str, Path]:
+    """Return where the parts of a trained experiment are in the project ``root``: in the workflow's place, or else in git's."""
+    spec, paths, own = params.resolve(name), Paths(params.scale, root), root / shipped(params.scale, name)
     weights = seed_folder(paths.runs(name), spec.seeds[0]) / FINAL
     # The spec and metrics of a trained experiment are in git, so only the weights tell that it was trained here.
     if weights.is_file() or not own.is_dir():
         checkpoint, data = paths.checkpoint(spec.checkpoint), paths.dataset(spec.dataset)
         return {"spec": paths.spec(name), "weights": weights, "checkpoint": checkpoint, "data": data}
     check_shipped(own)
-    checkpoint = shipped_checkpoint(spec.checkpoint, params)
+    checkpoint = shipped_checkpoint(spec.checkpoint, params, root)
     parts = {"spec": own / SPEC, "weights": own / FINAL, "checkpoint": checkpoint, "data": paths.dataset(spec.dataset)}
     return parts | ({"classes": own / CLASSES} if (own / CLASSES).is_file() else {})
 
 
-def shipped_checkpoint(name: str, params: Params) -> Path:
+def shipped_checkpoint(name: str, params: Params, root: Path = Path()) -> Path:
     """Return the folder in git of a pipeline that this scale takes or made; UserError if it is missing or damaged."""
-    folder = Path(params.checkpoint(name).path or shipped(params.scale, name))
+    folder = root / (params.checkpoint(name).path or shipped(params.scale, name))
     check_shipped(folder)
     return folder
 
