@@ -432,12 +432,46 @@ def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path):
     assert not list(results.glob("**/.*partial*"))
 
 
-def test_demo_in_a_new_clone_uses_the_weights_in_git(whole, tmp_path):
-    """The clone has the specs of recorded results, as git has them, and neither data nor runs."""
+@pytest.fixture(scope="module")
+def clone(whole, tmp_path_factory):
+    """A new clone as git would have it if `smoke` shipped its weights: with the specs of results, without data or runs."""
     run("vpd ship && vpd ship seg-full refcoco-full depth-full", whole)
-    clone, picture = copy_of_project(tmp_path), Path("predictions/demo.png")
-    shutil.copytree(whole / "weights/smoke", clone / "weights/smoke")
-    shutil.copytree(whole / "results/smoke/specs", clone / "results/smoke/specs")
+    folder = copy_of_project(tmp_path_factory.mktemp("clone"))
+    shutil.copytree(whole / "weights/smoke", folder / "weights/smoke")
+    shutil.copytree(whole / "results/smoke/specs", folder / "results/smoke/specs")
+    return folder
+
+
+FIVE_LINES = """
+import vpd
+assert vpd.__file__.startswith({target!r}), vpd.__file__
+depth = vpd.load("depth-full").predict("photo.png", scene="kitchen").depth
+mask = vpd.load("refcoco-full").predict("photo.png", text="the red chair").mask
+found = vpd.load("seg-full").predict("photo.png")
+print(depth.shape, mask.shape, found.labels.shape, "wall" in found.names, found.panel().format)
+"""
+
+
+def test_an_installed_wheel_predicts_with_the_shipped_weights_anywhere(clone, tmp_path):
+    target, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    Image.new("RGB", (70, 50), "red").save(empty / "photo.png")
+    pip = f"{sys.executable} -m pip --quiet --disable-pip-version-check"
+    run(f"{pip} wheel --no-deps --no-build-isolation --no-index --wheel-dir {tmp_path} .", clone)
+    run(f"{pip} install --no-deps --no-index --target {target} {tmp_path}/*.whl", clone)
+    program = FIVE_LINES.format(target=str(target))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=empty,
+        env={**ENVIRONMENT, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "(50, 70) (50, 70) (50, 70) True PNG\n", done.stderr
+
+
+def test_demo_in_a_new_clone_uses_the_weights_in_git(clone):
+    picture = Path("predictions/demo.png")
     assert f"the picture is {picture}" in run("make demo", clone)
     with Image.open(clone / picture) as image:
         assert image.size == (1203, 660)
