@@ -529,8 +529,7 @@ COMMANDS = [
 RUN_BY_FIXTURES = {"make reproduce", "snakemake --cores 2"}
 THIS_VERY_RUN = {"make test", "make test-cluster"}
 SERVERS = {"make ui"}  # started for real in test_mlflow_ui.py
-IN_A_NEW_CLONE = {"make demo"}
-ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS | IN_A_NEW_CLONE
+ELSEWHERE = RUN_BY_FIXTURES | THIS_VERY_RUN | SERVERS
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
@@ -541,6 +540,16 @@ def test_command_of_the_readme_works(command, recorded):
 @pytest.mark.parametrize("command", sorted(ELSEWHERE))
 def test_command_run_elsewhere_is_in_the_readme(command):
     assert command in COMMANDS
+
+
+def test_python_of_the_readme_and_of_the_librarys_page_works(recorded):
+    (recorded / "predictions").mkdir(exist_ok=True)
+    pages = README + (ROOT / "docs/library.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", pages, flags=re.S)
+    (recorded / "program.py").write_text("\n".join(programs).replace("mini", "smoke"))
+    said = run("python program.py", recorded)
+    assert "torch.Size([1, " in said
+    assert 0 < float(said.splitlines()[-1]) < 1  # the linear probe's loss
 
 
 def test_links_of_the_readme_lead_somewhere():
