@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup demo reproduce snakemake pretrain record test test-slow test-cluster costs reference lint lock ui clean
+.PHONY: setup help demo reproduce snakemake pretrain record test test-slow test-cluster costs reference docs lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -18,6 +18,9 @@ setup: .venv/installed                    ## install the locked environment
 	.venv/bin/python -m pip install --quiet $(UV)
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation --quiet --editable .
 	touch $@
+
+help:                                     ## list these targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: setup                               ## draw a room from a prompt with the weights in git, and see what is in it
 	vpd demo
@@ -53,11 +56,14 @@ costs: setup                              ## compute what each paper-scale exper
 reference: setup                          ## write docs/params.md and params.schema.json from the docstrings in src/vpd/config
 	python docs/reference.py
 
+docs: setup                               ## build the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --config-file docs/mkdocs/mkdocs.yml
+
 lint: setup                               ## check style, types and layers of code and workflow
 	ruff check . && ruff format --check . && mypy && lint-imports && snakefmt --check Snakefile workflow && snakemake --lint
 
 lock: setup                               ## pin all dependencies again
-	uv pip compile pyproject.toml --extra test --extra group --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --extra docs --extra test --extra group --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
 
 ui: setup                                 ## open the MLflow UI on the local runs
 	mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1

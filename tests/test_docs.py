@@ -1,9 +1,10 @@
-"""The documentation keeps up with the specs, params.yaml and the code; nothing is run."""
+"""The documentation keeps up with the specs, params.yaml and the code, and its Python runs."""
 
 import ast
 import importlib.util
 import json
 import re
+import subprocess
 import types
 import typing
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 import yaml
 
 import vpd
+from tracking_world import table5, write_results
 from vpd.config.params import load_params
 from vpd.config.schema import TASKS
+from vpd.tracking import sync
 from vpd.utils.validation import _models_in
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +182,30 @@ def test_links_lead_somewhere(page):
     titles = [line.lower() for line in text.splitlines() if line[:1] == "#"]
     titles = {re.sub("[^a-z0-9- ]", "", title).strip().replace(" ", "-") for title in titles}
     assert {target[1:] for target in targets if target[:1] == "#"} <= titles
+
+
+IN_A_FINISHED_PROJECT = {"README.md", "docs/library.md"}  # test_reproduce.py runs theirs
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if "```python\n" in (ROOT / page).read_text("utf-8") and page not in IN_A_FINISHED_PROJECT],
+)
+def test_python_of_a_page_runs(page, tmp_path, monkeypatch, uri):
+    """All of it, in order, where there are the settings and weights of the project and the runs of Table 5."""
+    for name in ("params.yaml", "weights"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    params = table5(experiments=2)
+    sync(write_results(tmp_path / "results", params), params, uri, tmp_path / "data", tmp_path / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    exec(compile("\n".join(snippets), page, "exec"), {"__name__": "__main__"})
+
+
+def test_make_help_lists_every_target():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split()
+    assert [line.split()[0] for line in listed.splitlines()] == targets
 
 
 def test_citation_and_changelog_have_the_version():
