@@ -1,7 +1,6 @@
 # The first target creates the virtual environment that all others use. Needs python3 (3.11 or newer), git and make.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export UV_COMPILE_BYTECODE := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from evaluated_world import edit_evaluated, write_evaluated
 from fixtures.parity.narrow import make_spec, write_factor_4
 from forked import status_of
-from test_predict import DATASETS, OPTIONS, lively, scene, write, write_run
+from test_predict import scene, write
 from tracking_world import free_port, mlflow_server
+from trained import DATASETS, OPTIONS, lively, write_run
 from vpd.config.params import Params, load_params
 from vpd.config.schema import Spec, load_spec
 from vpd.datasets import build_dataset
