@@ -19,6 +19,7 @@ QUESTIONS = tuple(
     QuestionSpec(title=title, metric="final.miou_ss", first=first, second="seg-fast")
     for title, first in (("Does the scaling of latents matter?", "seg-scaled-latents"), ("Is t = 0 better?", "seg-t0"))
 )
+MACHINE = "Difference Engine, 2 cores"
 METRICS = {
     "segmentation": {"miou_ss": 30.0, "macc_ss": 40.0, "aacc_ss": 70.0, "miou_ms": 31.0},
     "referring": {"oiou": 45.0, "miou": 44.0, "p50": 50.0},
@@ -72,6 +73,7 @@ def write_results(root, params, seeds=(0, 1, 2)):
             write_picture(results / "panels" / name / f"{panel}.png", generator)
         write_json(results / "specs" / f"{name}.json", spec.model_dump(mode="json"))
         timing = {"stage": "train", "name": name, "seconds": 100.5, "steps": 200, "peak_mb": 800}
+        timing["machine"] = MACHINE
         write_json(results / "timing" / f"train-{name}.json", timing)
     measures = {"fresh": {"linear_probe": 0.22, "chance": 0.2}, "trained": {"linear_probe": 0.61, "chance": 0.2}}
     manifest = {"source": "pretrained", "parameters": {"vision": 1_200_000, "language": 300_000}, "images_seen": 6400}

@@ -52,7 +52,7 @@ def test_verdicts_on_known_results_of_a_claim_and_of_a_question(first, second, m
     assert {cell.verdict for cell in cells} <= {"beyond the paper", "not run"}
     (finding,) = answers([asked], cells)
     assert finding.verdict == question
-    assert "claimed" not in finding.lines[0].numbers
+    assert "claimed" not in finding.lines[0].remark
 
 
 def test_without_a_margin_nothing_is_found_to_be_too_small():
@@ -77,15 +77,16 @@ def test_a_significant_difference_below_the_margin_says_so():
 def test_one_seed_tells_the_direction_and_decides_nothing(better, metric, way):
     (line,) = judged([compare(measured("a", (better,), metric), measured("b", (1.0,), metric), 1)], 0.5)
     assert (line.verdict, line.interval, line.p) == ("inconclusive", None, None)
-    assert line.numbers.endswith(f" (one seed, no interval; {way})")
+    assert line.remark == way
 
 
 def test_a_comparison_reads_as_a_sentence():
     first, second = measured("a", (31.0, 32.0, 33.0), paper=48.0), measured("b", (30.0, 30.0, 30.0), paper=47.1)
     (line,) = judged([compare(first, second, 1)], 0.2)
     assert line.label == "'a' 32.0 ± 1.0 against 'b' 30.0 ± 0.0"
-    assert line.numbers == "+2.00 (95 % interval −0.48 to +4.48, p 0.074, margin 0.2, 3 seeds)"
-    assert line.paper_text == "+0.9"
+    shown = ["+2.00", "−0.48 to +4.48", "95 %", "0.074", "0.2", "3", "+0.9"]
+    assert list(line.texts.values()) == shown  # difference, interval with its level, p, margin, seeds, and the paper's
+    assert line.experiments == ("a", "b")
     assert signed(-0.04, 1) == "+0.0"
 
 
@@ -94,14 +95,14 @@ def test_seeds_without_a_partner_are_named_and_left_out():
     (line,) = judged([compare(first, second, 1)], 0.5)
     assert line.difference.values == pytest.approx((31.0 - 20.3, 31.2 - 20.0))
     assert line.remark == "without a partner: seed 4 of 'a' and 2 of 'b'"
-    assert "2 seeds; without a partner" in line.numbers
+    assert line.texts["seeds"] == "2"
 
 
 def test_cells_without_a_common_seed_are_not_compared_and_say_so():
     (line,) = judged([compare(measured("a", HIGH), replace(measured("b", LOW), seeds=(7, 8, 9)), 1)], 0.5)
     assert (line.verdict, line.difference) == ("inconclusive", None)
-    assert line.numbers == "no seed in common, so there is nothing to pair"
-    assert Line("x", "not run").numbers == ""
+    assert line.remark == "no seed in common, so there is nothing to pair"
+    assert line.texts["difference"] == ""
 
 
 # --------------------------------------------------------------------------------------------- all comparisons of a claim
@@ -267,4 +268,4 @@ def test_a_slope_needs_a_seed_of_all_points():
     first, second = point("a", (3.0, 5.0)), replace(point("b", (4.0, 7.0)), seeds=(1, 2))
     line = slope([(100, first), (200, second)], 1)
     assert (line.difference.values, line.remark) == ((-1.0,), "without a partner: seed 0 of 'a' and 2 of 'b'")
-    assert slope([(100, first), (200, replace(second, seeds=(3, 4)))], 1).numbers.startswith("no seed in common")
+    assert slope([(100, first), (200, replace(second, seeds=(3, 4)))], 1).remark.startswith("no seed in common")

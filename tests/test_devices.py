@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vpd.utils.devices import claimed_gpus
+from vpd.utils.devices import claimed_gpus, machine
 
 WORKER = """
 import json, sys, time
@@ -92,3 +92,11 @@ def test_without_gpus_nothing_happens(monkeypatch, tmp_path):
     with claimed_gpus(1) as names:
         assert names == []
     assert not list(Path(tmp_path).iterdir())
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_machine_is_named_with_its_cores_and_gpus(tmp_path):
+    (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n[ $1 = --query-gpu=name ] && yes 'NVIDIA H100' | head -2\n")
+    model, cores, gpus = machine().rsplit(", ", 2)
+    assert (cores, gpus) == (f"{len(os.sched_getaffinity(0))} cores", "2 x NVIDIA H100")
+    assert f": {model}\n" in Path("/proc/cpuinfo").read_text()

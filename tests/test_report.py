@@ -3,11 +3,14 @@
 import re
 import shutil
 import subprocess
+from collections import Counter
+from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from evaluated_world import DAMAGED_METRICS, TIMING, write_evaluated
 from report_world import PARAMS, extras, measured, report_params, write_picture, write_results, write_world
@@ -19,6 +22,7 @@ from vpd.config.tables import FigureSpec, TableRow, TableSpec, band, check_layou
 from vpd.evaluation.results import nested
 from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_costs, read_curves, read_measures
+from vpd.report.experiments import POINTS, loss_curve
 from vpd.report.figures import Curve, learning_figure, styled, trend_figure
 from vpd.report.judge import SETTING, Judge, all_cells
 from vpd.report.provenance import backbones, runs_of
@@ -333,9 +337,33 @@ def test_a_run_says_what_made_it_and_what_is_not_recorded_is_empty(params, tmp_p
     write_evaluated(tmp_path, "seg-fast", [row], made=Fingerprint("s", "abc", {"data": "d", "checkpoint": "e"}))
     names = ("seg-full", "seg-fast", "seg-t0")
     few, all_, none = (runs_of(params, name, evaluated(tmp_path, name).provenance) for name in names)
-    assert [list(run.values())[5:] for run in few] == [["s", "", "", "", "0" * 64, ""]]
-    assert [list(run.values())[5:] for run in all_] == [["s", "abc", "d", "e", "0" * 64, TIMING["commit"]]]
+    assert [list(run.values())[5:] for run in few] == [["s", "", "", "", "0" * 64, "", "", ""]]
+    assert [list(run.values())[5:] for run in all_] == [
+        ["s", "abc", "d", "e", "0" * 64, TIMING["commit"], "2023-11-14 22:14 UTC", 90.5]
+    ]
     assert (few[0]["run"], none) == ("mini/official/seg-full/seed0", [])
+
+
+def test_a_time_that_no_calendar_has_is_refused(params, tmp_path):
+    row = {"seed": 0, "milestone": "final", "step": 1, "metrics": {"x": 1.0}}
+    write_evaluated(tmp_path, "seg-full", [row], timing=TIMING | {"ended": 1e300})
+    with pytest.raises(UserError, match=r"provenance/seg-full\.json has a training that ended 1e\+300 seconds"):
+        runs_of(params, "seg-full", evaluated(tmp_path, "seg-full").provenance)
+
+
+def test_a_loss_curve_is_drawn_to_scale_and_thinned():
+    frame = pd.DataFrame({"seed": [0, 0, 0, 1], "step": [1, 2, 5, 3], "loss": [4.0, 2.0, np.nan, 3.0]})
+    curve = loss_curve(frame)
+    assert curve["lines"] == ["0,0 150,100", "300,50 300,50"]  # one point is drawn as a dot
+    assert (curve["steps"], curve["losses"]) == (["1", "3"], ["2", "4"])
+    steps = np.arange(1, 1001)
+    curve = loss_curve(pd.DataFrame({"seed": 0, "step": steps, "loss": 1.0 * steps}))
+    (line,) = [[tuple(map(float, point.split(","))) for point in line.split()] for line in curve["lines"]]
+    assert len(line) == POINTS
+    assert line == sorted(line)
+    assert curve["steps"] == ["1", "1000"]
+    flat = pd.DataFrame({"seed": 0, "step": [1, 2], "loss": [np.inf, np.inf]})
+    assert [loss_curve(None), loss_curve(flat)] == [None, None]
 
 
 def test_pre_trained_networks_say_what_they_saw(world, params):
@@ -398,6 +426,77 @@ def test_texts_of_params_can_neither_end_a_cell_nor_add_html(params, tmp_path, w
     assert page.count("&lt;b&gt;bold") >= 2 * len(rows)
     lines = [line for line in text.partition("### Table 5")[2].splitlines() if line.startswith("| ")][:9]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
+
+
+class Elements(HTMLParser):
+    """Counts elements with the names of their attributes, and collects all text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.text = Counter(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found[tag, *(name for name, _ in attrs)] += 1
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+HOSTILE = "{0} \"'></code></dialog></script><img src=x onerror=alert()><script>alert()</script>`|{{{{ 7 * 7 }}}}"
+FIELDS = (
+    "code", "settings", "data", "checkpoint", "weights", "commit", "machine", "stage", "job", "milestone", "metric",
+    "source", "objective", "measure", "title", "lr_rule",
+)  # fmt: skip
+
+
+def report_with(texts, params, folder):
+    """The page of one experiment whose results hold ``texts`` by field."""
+    metrics = {"miou_ss": 1.0, texts["metric"]: 2.0}
+    rows = [{"seed": 0, "milestone": name, "step": 1, "metrics": metrics} for name in (texts["milestone"], "final")]
+    made = Fingerprint("", texts["code"], {role: texts[role] for role in ("data", "checkpoint")})
+    write_evaluated(folder, "seg-fast", rows, made=made, timing=TIMING | {"commit": texts["commit"]})
+    provenance = read_json(folder / "provenance/seg-fast.json")
+    provenance["fingerprint"]["settings"] = texts["settings"]
+    provenance["runs"]["seed0"]["files"]["final.safetensors"] = texts["weights"]
+    write_json(folder / "provenance/seg-fast.json", provenance)
+    for stage, job in (("train", "seg-fast"), (texts["stage"], texts["job"])):
+        timing = {"stage": stage, "name": job, "seconds": 1.0, "machine": texts["machine"]}
+        write_json(folder / f"timing/{len(job)}.json", timing)
+    states = {"trained": {texts["measure"]: 0.6}, "fresh": {texts["measure"]: 0.2}}
+    phase = {"loss": {"first": 2.0, "last": 1.0}, "measures": states}
+    facts = {"source": texts["source"], "objective": texts["objective"], "phases": {"x": phase}}
+    write_json(folder / "backbones/swin-l.json", facts)
+    rules = [{"match": re.escape(texts["lr_rule"]), "multiplier": 1.0}]
+    line = params.experiments["seg-fast"].model_copy(update={"training": {"optimizer": {"lr_rules": rules}}})
+    questions = (params.questions[0].model_copy(update={"title": texts["title"]}),)
+    update = {"experiments": params.experiments | {"seg-fast": line}, "questions": questions, "figures": {}}
+    write_report(Params(params.document.model_copy(update=update), params.source), folder, folder, {}, folder)
+    return Elements((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def harmless_and_hostile(params, tmp_path_factory):
+    hostile = {name: HOSTILE.format(name) for name in FIELDS}
+    harmless = {name: re.sub(r"\W", "x", text) for name, text in hostile.items()}
+    return [report_with(texts, params, tmp_path_factory.mktemp("page")) for texts in (harmless, hostile)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_texts_of_others_stay_texts_in_the_page(harmless_and_hostile, name):
+    _, hostile = harmless_and_hostile
+    expected = HOSTILE.format(name)
+    if name == "lr_rule":  # as the spec of the drawer shows it, in YAML
+        (spec,) = [text for text in hostile.text if "name: seg-fast\n" in text]
+        assert yaml.safe_load(spec)["training"]["optimizer"]["lr_rules"][0]["match"] == re.escape(expected)
+    else:
+        assert expected in "".join(hostile.text)
+
+
+def test_texts_of_others_add_no_element_to_the_page(harmless_and_hostile):
+    harmless, hostile = harmless_and_hostile
+    assert harmless.found == hostile.found
+    assert "49" not in {text.strip() for text in hostile.text}
 
 
 @pytest.mark.parametrize("name", ["REPORT.md", "report.html", "tables/thesis.csv", "figures/mine.png"])

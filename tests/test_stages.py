@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from vpd.stages.data import prepare_dataset
 from vpd.stages.keys import forget_changed
 from vpd.stages.run import STAGES, Stopwatch, _output, run_stage
 from vpd.stages.training import evaluate_experiment, train_experiment, workers
-from vpd.training.runs import gather_history
+from vpd.training.runs import TIMING, gather_history, seed_folder
+from vpd.utils.devices import machine
 from vpd.utils.errors import UserError
 from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, write_manifest
@@ -87,12 +89,12 @@ def test_histories_are_joined_with_the_seed_in_front(tmp_path):
 def killed_attempt(paths, key, seconds, started, saved):
     """Leave what an attempt at an evaluation leaves that is killed after it saved a state."""
     write_json(paths.state("attempts", "evaluate") / "x.json", {"key": key, "seconds": seconds, "started": started})
-    for name, time in saved.items():
+    for name, moment in saved.items():
         state = paths.state("evaluate", "x") / name
         state.parent.mkdir(parents=True, exist_ok=True)
         state.write_text("")
         for path in (state, state.parent, paths.state("evaluate", "x")):
-            os.utime(path, (time, time))
+            os.utime(path, (moment, moment))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,19 @@ def test_times_of_attempts_add_up(tmp_path, note, earlier):
     assert earlier <= written["seconds"] < earlier + 30
     assert (written["stage"], written["name"], written["seeds"]) == ("evaluate", "x", 1)
     assert not list(paths.state("attempts").rglob("*.json"))
+
+
+@pytest.mark.parametrize(("ended", "named"), [(1e9, True), (-1e9, False)])
+def test_a_training_names_its_machine_unless_it_was_finished_before(tmp_path, monkeypatch, ended, named):
+    """``ended``: seconds after the start of the job."""
+    paths, params = Paths("smoke", tmp_path), load_params(ROOT / "params.yaml", scale="smoke")
+    for seed in params.resolve("seg-fast").seeds:
+        times = {"started": 0.0, "ended": time.time() + ended, "seconds": 1.5, "commit": ""}
+        write_json(seed_folder(paths.runs("seg-fast"), seed) / TIMING, times)
+    monkeypatch.setattr("vpd.stages.run.train_experiment", lambda *_: 2)
+    facts = STAGES["train"]("seg-fast", params, paths)
+    assert facts.pop("machine", None) == (machine() if named else None)
+    assert facts == {"steps": 2, "seeds": 1, "seconds": 1.5}
 
 
 def test_an_interrupt_after_the_work_is_done_changes_nothing():

@@ -34,17 +34,24 @@ Amount = Annotated[float, Field(ge=0.0, le=1e10)]
 
 
 class Spent(TypedDict):
-    """How long a training took."""
+    """How long something took."""
 
     seconds: Amount
 
 
+class Trained(Spent):
+    """How long a training took, and when it ended, in seconds since 1970."""
+
+    ended: Amount
+
+
 class Timing(Spent):
-    """How long a job took, and the most memory of its processes."""
+    """How long a job took, the most memory of its processes and, of a training, the machine."""
 
     stage: str
     name: str
     peak_mb: NotRequired[Amount | None]
+    machine: NotRequired[str]
 
 
 def read_timing(path: Path) -> Timing:

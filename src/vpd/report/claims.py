@@ -44,6 +44,7 @@ class Line:
     margin: float | None = None  # smallest difference of interest
     p: float | None = None  # corrected by Holm; None for one seed
     alpha: float = ALPHA  # of the interval
+    experiments: tuple[str, ...] = ()  # whose numbers are compared
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -63,18 +64,6 @@ class Line:
             "seeds": str(len(self.difference.values)) if self.difference else "",
             "paper": self.paper_text,
         }
-
-    @property
-    def numbers(self) -> str:
-        """``+1.20 (95 % interval +0.31 to +2.09, p 0.012, margin 0.2, 3 seeds)``; the remark if nothing can be paired."""
-        texts, remark = self.texts, f"; {self.remark}" if self.remark else ""
-        if self.difference is None:
-            return self.remark
-        if self.interval is None:
-            return f"{texts['difference']} (one seed, no interval{remark})"
-        margin = f", margin {texts['margin']}" if self.margin else ""
-        inner = f"{texts['level']} interval {texts['interval']}, p {texts['p']}{margin}, {texts['seeds']} seeds{remark}"
-        return f"{texts['difference']} ({inner})"
 
     @property
     def paper_text(self) -> str:
@@ -122,13 +111,20 @@ def compare(first: Cell, second: Cell, decimals: int) -> Line:
     change = differences(*(dict(zip(cell.seeds, cell.values, strict=False)) for cell in (first, second)))
     paper = None if first.paper is None or second.paper is None else first.paper - second.paper
     remark = _unpaired(first, second) if change else "no seed in common, so there is nothing to pair"
-    return Line(" against ".join(sides), INCONCLUSIVE, change, paper, decimals, first.sign, remark)
+    line = Line(" against ".join(sides), INCONCLUSIVE, change, paper, decimals, first.sign, remark)
+    return replace(line, experiments=_experiments(first, second))
 
 
 def _not_measured(*cells: Cell) -> Line | None:
     """Name the cells without a measurement; None if there are none."""
     names = " and ".join(dict.fromkeys(f"'{cell.row}'" for cell in cells if not cell.values))
-    return Line(f"{names} not measured, so there is nothing to compare", NOT_RUN) if names else None
+    label = f"{names} not measured, so there is nothing to compare"
+    return Line(label, NOT_RUN, experiments=_experiments(*cells)) if names else None
+
+
+def _experiments(*cells: Cell) -> tuple[str, ...]:
+    """The experiments that fill the cells, each once."""
+    return tuple(dict.fromkeys(cell.experiment for cell in cells if cell.experiment))
 
 
 def _unpaired(*cells: Cell) -> str:
@@ -150,9 +146,10 @@ def slope(points: Points, decimals: int) -> Line:
     by_seed = [dict(zip(cell.seeds, cell.values, strict=True)) for cell in cells]
     curves = [[values[seed] for values in by_seed] for seed in cells[0].seeds if all(seed in v for v in by_seed)]
     if not curves:
-        return Line(label, remark="no seed in common, so there is nothing to pair")
+        return Line(label, remark="no seed in common, so there is nothing to pair", experiments=_experiments(*cells))
     change = slopes([steps for steps, _ in trained], curves)
-    return Line(label, INCONCLUSIVE, change, None, decimals, cells[0].sign, _unpaired(*cells))
+    line = Line(label, INCONCLUSIVE, change, None, decimals, cells[0].sign, _unpaired(*cells))
+    return replace(line, experiments=_experiments(*cells))
 
 
 # --------------------------------------------------------------------------------------------------------------- verdicts

@@ -68,12 +68,12 @@ def read_measures(folder: Path) -> pd.DataFrame | None:
 
 
 def read_timings(folder: Path) -> pd.DataFrame:
-    """Read the wall time of every job: columns stage, name, seconds, peak_mb; empty if nothing was timed."""
+    """Read the wall time of every job: columns stage, name, seconds, peak_mb, machine; empty if nothing was timed."""
     lines = []
     for path in files_in(folder, "**/*.json"):
         job = read_timing(path)
-        lines.append((job["stage"], job["name"], job["seconds"], job.get("peak_mb")))
-    return pd.DataFrame(lines, columns=["stage", "name", "seconds", "peak_mb"])
+        lines.append((job["stage"], job["name"], job["seconds"], job.get("peak_mb"), job.get("machine", "")))
+    return pd.DataFrame(lines, columns=["stage", "name", "seconds", "peak_mb", "machine"])
 
 
 FIGURES = ("parameters (M)", "trainable (M)", "GMACs", "GMACs, mmcv")  # figures of ``vpd cost`` in costs.csv

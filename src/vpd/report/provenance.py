@@ -1,6 +1,7 @@
 """Where every measured number comes from: its run, with digests, and the pre-trained network that it started from."""
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vpd.utils.files import read_json
 
 COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
-    "commit",
+    "commit", "ended", "seconds",
 )  # fmt: skip
 NETWORKS = (
     "checkpoint", "source", "objective", "images_seen", "parameters", "loss_first", "loss_last", "measures", "used_by",
@@ -22,7 +23,8 @@ NETWORKS = (
 def runs_of(params: Params, name: str, provenance: Path) -> list[dict[str, Any]]:
     """Describe every run of an experiment, one per seed, by ``COLUMNS``; what is not recorded is empty.
 
-    ``run`` is also the run's key in MLflow; ``weights`` is the digest of the final weights, ``spec`` of the resolved spec.
+    ``run`` is also the run's key in MLflow; ``weights`` is the digest of the final weights, ``spec`` of the resolved spec;
+    ``ended`` and ``seconds`` are of the training. UserError if the file is damaged.
     """
     if not provenance.is_file():
         return []
@@ -30,10 +32,21 @@ def runs_of(params: Params, name: str, provenance: Path) -> list[dict[str, Any]]
     for seed, run in made.runs.items():
         about = (f"{spec.scale}/{spec.protocol}/{name}/{seed}", name, int(seed.removeprefix("seed")), spec.checkpoint)
         digests = (run.fingerprint.code, *(run.fingerprint.inputs.get(role, "") for role in ("data", "checkpoint")))
-        made_by = (*digests, run.files.get("final.safetensors", ""), run.timing.commit if run.timing else "")
+        took = (
+            (run.timing.commit, _moment(run.timing.ended, provenance), run.timing.seconds) if run.timing else ("",) * 3
+        )
+        made_by = (*digests, run.files.get("final.safetensors", ""), *took)
         row = (*about, spec.variant or spec.dataset, made.fingerprint.settings, *made_by)
         runs.append(dict(zip(COLUMNS, row, strict=True)))
     return runs
+
+
+def _moment(seconds: float, path: Path) -> str:
+    """Format seconds since 1970 as ``2026-11-26 15:17 UTC``."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+    except (OverflowError, ValueError, OSError):
+        raise UserError(f"{path} has a training that ended {seconds:g} seconds after 1970; evaluate again") from None
 
 
 def backbones(params: Params, folder: Path) -> list[dict[str, Any]]:

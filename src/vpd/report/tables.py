@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vpd.config.reported import REMARKS, ReportedTable, Scalar
-from vpd.config.tables import RELEASED
 from vpd.report.cells import LOWER_IS_BETTER, PROTOCOL_OURS, Cell, csv_text, number
+from vpd.report.grids import anchor
 from vpd.report.judge import SETTING
 from vpd.report.wording import heading, rounded, signed
 
@@ -71,7 +71,7 @@ def _cell(
     """Texts of one number; None where neither the paper nor this project has one."""
     if cell is None:
         return None
-    quoted, experiment = cell.provenance == "quoted" and not cell.values, cell.experiment.removesuffix(RELEASED)
+    quoted = cell.provenance == "quoted" and not cell.values
     paper = "" if cell.paper is None else f"{cell.paper:.{decimals}f}"
     return {
         "value": rounded(cell.mean, decimals) if cell.values else paper if quoted else "not run",
@@ -79,7 +79,9 @@ def _cell(
         "paper": paper,
         "difference": "" if cell.difference is None else signed(cell.difference, decimals),
         "others": [(rounded(value, decimals), source) for source, value in cell.reruns if cell.values],
-        "run": cell.values and f"{'run' if experiment == cell.experiment else 'released'}-{experiment}",
+        "number": number(cell.value),
+        "run": cell.experiment and anchor(cell.experiment),
+        "counted": cell.provenance == "counted",
         "verdict": cell.verdict.removesuffix(PROTOCOL_OURS),
         "mark": marks.get(cell.reason, ""),
         "best": bool(cell.seeds) and cell.mean == best,

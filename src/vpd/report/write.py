@@ -1,6 +1,7 @@
 """Writes the report: tables, then figures, then report.html and, last, REPORT.md."""
 
 import base64
+import hashlib
 import io
 import re
 import shutil
@@ -175,7 +176,14 @@ def _environment(kind: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"code": markdown.code, "prose": prose, "bar": _bar, "data_uri": data_uri}
+    templates.filters |= {
+        "code": markdown.code,
+        "prose": prose,
+        "bar": _bar,
+        "data_uri": data_uri,
+        "sha256_source": _source,
+        "multiline": _multiline,
+    }
     return templates
 
 
@@ -187,6 +195,16 @@ def _html(text: object) -> Markup:
 def _html_prose(text: str) -> Markup:
     """Escape prose and turn its ```code``` into HTML."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(_html(text))))
+
+
+def _multiline(text: str) -> Markup:
+    """Escape a text of several lines for HTML."""
+    return Markup("\n").join(map(_html, text.split("\n")))
+
+
+def _source(content: str) -> Markup:
+    """Name an inline script or style for a Content-Security-Policy, which then refuses all others."""
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode('ascii')}'")
 
 
 def _bar(line: Line) -> dict[str, float | None]:

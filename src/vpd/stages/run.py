@@ -9,11 +9,12 @@ from vpd.config.params import Params
 from vpd.config.paths import ARCHIVES, Paths
 from vpd.config.schema import load_spec
 from vpd.measures.results import measure_nothing
-from vpd.planning.costs import Spent
+from vpd.planning.costs import Trained
 from vpd.stages.data import prepare_dataset
 from vpd.stages.keys import is_current, job_key
 from vpd.stages.training import evaluate_experiment, train_experiment
 from vpd.training.runs import TIMING, seed_folder
+from vpd.utils.devices import machine
 from vpd.utils.errors import UserError
 from vpd.utils.files import exclusive, read_json, write_json
 from vpd.utils.fingerprint import MANIFEST, check_intact
@@ -112,16 +113,17 @@ def _backbone(name: str, params: Params, paths: Paths) -> Facts:
 
 
 def _train(name: str, params: Params, paths: Paths, live: str | None = None) -> Facts:
-    spec = params.resolve(name)
+    spec, begun = params.resolve(name), time.time()
     steps = train_experiment(spec, paths, params.resources(name).gpus, live)
-    # What the runs say of themselves also holds where they were finished already.
-    times = [seed_folder(paths.runs(name), seed) / TIMING for seed in spec.seeds]
-    spent = (
-        {"seconds": round(sum(read_as(Spent, path)["seconds"] for path in times), 2)}
-        if all(map(Path.is_file, times))
-        else {}
-    )
-    return {"steps": steps, "seeds": len(spec.seeds), **spent}
+    files = [seed_folder(paths.runs(name), seed) / TIMING for seed in spec.seeds]
+    facts: Facts = {"steps": steps, "seeds": len(spec.seeds)}
+    if all(map(Path.is_file, files)):
+        # What the runs say of themselves also holds where they were finished already, perhaps on another machine.
+        times = [read_as(Trained, path) for path in files]
+        facts["seconds"] = round(sum(each["seconds"] for each in times), 2)
+        if all(each["ended"] >= begun for each in times):
+            facts["machine"] = machine()
+    return facts
 
 
 def _evaluate(name: str, params: Params, paths: Paths) -> Facts:

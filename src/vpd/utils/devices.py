@@ -1,11 +1,14 @@
-"""GPUs of one machine, each used by one job at a time, so that jobs that run side by side never share one unknowingly."""
+"""The machine, and its GPUs, each used by one job at a time, so that jobs that run side by side never share one unknowingly."""
 
 import contextlib
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,15 +44,28 @@ def claimed_gpus(count: int) -> Iterator[list[str]]:
 
 def usable_gpus() -> list[str]:
     """UUIDs of the GPUs that the user allows, found without starting CUDA, which would fix what it sees."""
-    try:
-        query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    every = dict(line.split(", ") for line in lines if ", " in line)
+    every = dict(line.split(", ") for line in _nvidia_smi("index,uuid") if ", " in line)
     allowed = os.environ.get(VISIBLE)
     chosen = None if allowed is None else [name.strip() for name in allowed.split(",")]
     return [uuid for index, uuid in every.items() if chosen is None or index in chosen or uuid in chosen]
+
+
+def _nvidia_smi(fields: str) -> list[str]:
+    """A line per GPU of this machine; none without NVIDIA's driver."""
+    try:
+        query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def machine() -> str:
+    """Name this machine's processor, the cores that this process may use, and the GPUs: ``AMD EPYC 7B13, 2 cores``."""
+    known = Path("/proc/cpuinfo")  # of Linux; platform knows no model there
+    model = re.search(r"^model name\s*: (.+)", known.read_text(), re.MULTILINE) if known.is_file() else None
+    gpus = Counter(_nvidia_smi("name"))
+    names = [model[1] if model else platform.processor() or platform.machine(), f"{len(os.sched_getaffinity(0))} cores"]
+    return ", ".join([*names, *(f"{count} x {name}" for name, count in gpus.items())])
 
 
 def _claim(count: int, known: list[str], held: contextlib.ExitStack) -> list[str]:
