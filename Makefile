@@ -1,6 +1,7 @@
 # The first target creates the virtual environment that all others use. Needs python3 (3.11 or newer), git and make.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export UV_COMPILE_BYTECODE := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
@@ -42,7 +43,7 @@ test: setup                               ## run all tests, including the whole 
 	sh tests/system-packages.sh
 	pytest -n 2 --dist loadfile
 
-test-slow: setup                          ## test true-size networks (16 GiB of memory) and all of smoke by DVC
+test-slow: setup                          ## test true-size networks (16 GiB of memory), all of smoke by DVC, and kills
 	pytest -m slow -s
 
 test-cluster: setup                       ## test with Slurm, PostgreSQL and SSH servers started here (Debian, root)

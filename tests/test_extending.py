@@ -44,6 +44,7 @@ def test_both_orchestrators_make_its_jobs_and_at_paper_scale_its_public_weights_
         assert job in by_snakemake
 
 
+@pytest.mark.slow
 def test_snakemake_measures_it(project):
     from test_reproduce import run
 

@@ -101,6 +101,7 @@ def train_unevenly(where: Path, accumulate: int) -> None:
     train_here(where, loss=UNEVEN, accumulate=accumulate)
 
 
+@pytest.mark.slow
 def test_processes_compute_the_parts_that_one_would_accumulate(tmp_path):
     """Even where the loss of a part is no plain mean over its pixels."""
     train_unevenly(tmp_path / "one", 2)

@@ -55,6 +55,7 @@ def test_images_have_the_size_that_the_checkpoint_was_trained_on(checkpoints):
     assert image_size(checkpoints["sd-a"]) == (32, 32)
 
 
+@pytest.mark.slow
 def test_killed_measures_end_with_the_bits_of_uninterrupted_ones(checkpoints, measured, tmp_path):
     out, state = tmp_path / "out", tmp_path / "state"
     kill_at("measures.oracle", 3, measure, MEASURES, checkpoints, out, state, save_every=2)

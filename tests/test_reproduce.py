@@ -164,6 +164,7 @@ def without_times(made: Provenance) -> dict:
     return content | {"runs": {seed: run | {"timing": None} for seed, run in content["runs"].items()}}
 
 
+@pytest.mark.slow
 def test_a_stage_that_runs_by_itself_writes_the_same_bits_as_one_that_shares_its_imports(whole, tmp_path):
     folder = beside(whole, tmp_path)
     (folder / "results").unlink()
@@ -415,6 +416,7 @@ def beside(whole: Path, folder: Path, *copied: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_report_killed_in_the_middle_is_whole_after_the_next(whole, tmp_path):
     folder = beside(whole, tmp_path, "results")
     results = folder / "results/smoke"

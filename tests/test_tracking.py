@@ -297,6 +297,7 @@ def test_help_does_not_show_the_address_in_the_environment(monkeypatch, capsys):
     assert "secret" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_late_gets_what_it_missed(results, params, tmp_path):
     port = free_port()
     dead = f"http://127.0.0.1:{port}"
