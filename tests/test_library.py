@@ -11,7 +11,6 @@ from PIL import Image
 
 import vpd
 from trained import KEYS, OPTIONS, TASKS, World
-from vpd.config.params import load_params
 from vpd.utils.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -132,4 +131,8 @@ def test_an_installed_package_has_no_network_without_its_weights(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(vpd.UserError, match=r"shipped/params\.yaml does not exist"):
         vpd.load("depth-full")
-    assert "depth-full" in load_params(ROOT / "params.yaml").experiments
+
+
+def test_a_misspelled_option_is_not_ignored():
+    with pytest.raises(TypeError, match="weigths"):
+        vpd.load("depth-full", project=ROOT, scale="smoke", weigths="final.safetensors")

@@ -31,8 +31,9 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'vpd' has no attribute '{name}'")
     from vpd import library
+    from vpd.predict import predictions
 
-    return getattr(library, name)
+    return getattr(library if hasattr(library, name) else predictions, name)
 
 
 def __dir__() -> list[str]:

@@ -18,24 +18,12 @@ from vpd.config.schema import Spec, load_spec
 from vpd.datasets.pictures import Picture, Pictures, as_array, each, is_one
 from vpd.models.extractor import DiffusionFeatures, FeatureExtractor
 from vpd.predict.network import TrainedNetwork, load_network
-from vpd.predict.predictions import DepthMap, Prediction, ReferredObject, Segments
+from vpd.predict.predictions import Prediction
 from vpd.predict.run import infer
 from vpd.predict.tasks import build_task, check_options
 from vpd.stages.predict import class_names_of, find_parts
 from vpd.utils.errors import UserError
 
-__all__ = [
-    "DepthMap",
-    "DiffusionFeatures",
-    "FeatureExtractor",
-    "Prediction",
-    "Predictor",
-    "ReferredObject",
-    "Segments",
-    "UserError",
-    "features",
-    "load",
-]
 PARAMS = "params.yaml"
 MODELS = "models:/"
 
@@ -122,7 +110,10 @@ def load(
     scale: str | None = None,
     uri: str = "",
     device: str | None = None,
-    **parts: str | Path,
+    spec: str | Path | None = None,
+    weights: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    data: str | Path | None = None,
 ) -> Predictor:
     """Load a trained network.
 
@@ -133,16 +124,21 @@ def load(
         scale: scale of the project, by default that of its params.yaml.
         uri: MLflow's tracking address, for registered models.
         device: such as ``cpu`` or ``cuda``; by default the GPU if there is one.
-        parts: paths that replace the usual ones: ``spec``, ``weights``, ``checkpoint``, ``data``.
+        spec: resolved spec that replaces the usual one.
+        weights: weights that replace the usual ones.
+        checkpoint: checkpoint that replaces the usual one.
+        data: dataset folder whose classes replace the usual ones (segmentation).
 
     Raises:
         UserError: the network is unknown, was not trained, or one of its files is missing or damaged.
     """
     root = Path(project) if project else Path() if Path(PARAMS).is_file() else installed()
     params = None if name.startswith(MODELS) else load_params(root / PARAMS, scale)
-    found = find_parts(name, params, {part: Path(path) for part, path in parts.items()}, uri, root)
-    spec = load_spec(found["spec"])
-    return Predictor(load_network(spec, found["weights"], found["checkpoint"], class_names_of(spec, found), device))
+    given = {"spec": spec, "weights": weights, "checkpoint": checkpoint, "data": data}
+    parts = find_parts(name, params, {part: Path(path) for part, path in given.items() if path}, uri, root)
+    settings = load_spec(parts["spec"])
+    names = class_names_of(settings, parts)
+    return Predictor(load_network(settings, parts["weights"], parts["checkpoint"], names, device))
 
 
 def installed() -> Path:

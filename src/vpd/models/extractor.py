@@ -69,9 +69,9 @@ class DiffusionFeatures(Features):
 class FeatureExtractor(nn.Module):
     """A Stable Diffusion that gives its features instead of an image (paper, section 3.1).
 
-    Its weights are those of the pipeline itself, not copies, and the pipeline stays as it is. Nothing is frozen and
-    everything is differentiable, so use ``torch.no_grad()`` where only the features matter. ``.to(...)`` moves it, and with
-    it the weights of the pipeline, to any device and precision.
+    Its weights are those of the pipeline itself, not copies, and the pipeline stays as it is. U-Net and VAE are not frozen,
+    so use ``torch.no_grad()`` where only the features matter; the text encoder computes without gradients. ``.to(...)`` moves
+    it, and with it the weights of the pipeline, to any device and precision.
 
     Args:
         pipeline: a ``StableDiffusionPipeline``, the folder of one, or the name of a repository for diffusers to download.
@@ -176,7 +176,13 @@ def _parts(pipeline: Any) -> tuple[Any, Any, TextEncoder]:
     if isinstance(pipeline, Path):
         raise UserError(f"{pipeline} does not exist; name the folder of a pipeline")
     if isinstance(pipeline, str):
-        pipeline = StableDiffusionPipeline.from_pretrained(pipeline)
+        try:
+            pipeline = StableDiffusionPipeline.from_pretrained(pipeline, use_safetensors=True)  # never a pickle
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{pipeline} is no folder, and diffusers cannot load it as a repository ({reason}); check the name"
+            ) from None
     try:
         text = TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
         return pipeline.unet, pipeline.vae, text

@@ -27,6 +27,7 @@ from vpd.predict.network import TrainedNetwork
 from vpd.predict.panels import depth_scale, referred, scaled, segments
 from vpd.predict.predictions import DepthMap, Prediction, ReferredObject, Segments
 from vpd.predict.prompt import Prompt
+from vpd.predict.run import infer
 from vpd.predict.tasks import build_task
 
 # Inches.
@@ -44,9 +45,7 @@ def demo(folder: Path, prompt: Prompt, spec: MeasuresSpec, form: str, networks: 
     image, found = drawn.permute(1, 2, 0).contiguous().numpy(), []
     for network in networks:
         task = build_task(network, prompt.expression, prompt.room)
-        torch.manual_seed(network.spec.seeds[0])
-        with torch.inference_mode():
-            found.append(task.infer(image, "demo"))
+        found.append(infer(network.spec, task, image, "the drawn room"))
     return compose(image, word_maps(folder, image, prompt, form, spec.timestep), found, f"“{prompt.text}”")
 
 
