@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from browser_world import chromium
 from report_world import MACHINE, report_params, write_world
@@ -238,6 +240,14 @@ def opened(shown) -> tuple[list[str], str]:
     return [drawer.get_attribute("id") for drawer in drawers], shown.execute_script("return location.hash")
 
 
+def is_opened(shown, expected: tuple[list[str], str]) -> bool:
+    """Whether the page comes to show these drawers at this address: it hears of a new fragment after the address has it."""
+    try:
+        return WebDriverWait(shown, 10, 0.05).until(lambda driver: opened(driver) == expected)
+    except TimeoutException:
+        pytest.fail(f"the drawers and the address are {opened(shown)}, not {expected}")
+
+
 NAME = "run-seg-fast"
 CLOSED, OPEN = ([], ""), ([NAME], f"#{NAME}")
 LINK = f"[aria-label='What every row costs'] a[href='#{NAME}']"
@@ -246,9 +256,9 @@ LINK = f"[aria-label='What every row costs'] a[href='#{NAME}']"
 @pytest.mark.parametrize("key", ["", Keys.ENTER])
 @pytest.mark.parametrize("close", ["Escape", "button", "beside", "back"])
 def test_a_drawer_opens_and_closes_by_mouse_and_keyboard(shown, key, close):
-    assert opened(shown) == CLOSED
+    assert is_opened(shown, CLOSED)
     open_drawer(shown, LINK, key)
-    assert opened(shown) == OPEN
+    assert is_opened(shown, OPEN)
     focused = shown.switch_to.active_element
     assert focused.text == "Close"
     if close == "Escape":
@@ -259,22 +269,22 @@ def test_a_drawer_opens_and_closes_by_mouse_and_keyboard(shown, key, close):
         webdriver.ActionChains(shown).move_by_offset(300, 500).click().move_by_offset(-300, -500).perform()
     else:
         shown.back()
-    assert opened(shown) == CLOSED
+    assert is_opened(shown, CLOSED)
     assert shown.switch_to.active_element.get_attribute("href").endswith(f"#{NAME}")
     open_drawer(shown, LINK, key)
-    assert opened(shown) == OPEN
+    assert is_opened(shown, OPEN)
 
 
 def test_a_drawer_has_an_address_that_survives_a_reload(shown, page):
     shown.get(f"{page.as_uri()}#{NAME}")
-    assert opened(shown) == OPEN
+    assert is_opened(shown, OPEN)
     shown.refresh()
-    assert opened(shown) == OPEN
+    assert is_opened(shown, OPEN)
     shown.execute_script("location.hash = 'run-seg-full'")
-    assert opened(shown) == (["run-seg-full"], "#run-seg-full")
+    assert is_opened(shown, (["run-seg-full"], "#run-seg-full"))
     for address in ("#table1", "#%", "#nosuchplace"):
         shown.execute_script("location.hash = arguments[0]", address)
-        assert opened(shown) == ([], address)
+        assert is_opened(shown, ([], address))
 
 
 def test_every_name_of_an_experiment_in_a_table_opens_its_drawer(shown, params):
