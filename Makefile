@@ -37,6 +37,7 @@ pretrain: setup                           ## make the networks in weights/ anew,
 
 record: setup                             ## tell DVC about results that Snakemake made; refuses if `vpd stale` lists any
 	vpd stale
+	vpd outside
 	dvc commit --force --quiet
 
 test: setup                               ## run all tests, including the whole smoke scale

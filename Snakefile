@@ -5,6 +5,9 @@ from snakemake.utils import min_version
 min_version("9.6")
 
 
+report: "workflow/captions/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/checkpoints.smk"

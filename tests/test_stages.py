@@ -201,9 +201,10 @@ def test_dvc_is_told_of_files_outside_the_project_that_changed(tmp_path, monkeyp
     document = params.document.model_copy(update={"scales": {**params.document.scales, "smoke": block}})
     params, note = Params(document, params.source), paths.dataset("ade20k") / "fingerprint.json"
     prepare_dataset("ade20k", given, paths.dataset("ade20k"))
-    forget_changed(params, paths)
+    assert forget_changed(params, paths) == []
     assert note.is_file()
     labels = next((tmp_path / "mine").rglob("ADE_train*.png"))
     labels.write_bytes(labels.read_bytes() + b"x")
-    forget_changed(params, paths)
+    assert forget_changed(params, paths) == ["data@ade20k"]
     assert not note.exists()
+    assert forget_changed(params, paths) == []

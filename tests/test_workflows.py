@@ -29,7 +29,10 @@ CODE = re.compile(r"^(src/vpd/|weights$)")
 
 @pytest.fixture(scope="module")
 def dvc_stages():
-    """Command -> (name, outputs, inputs) of every DVC stage, at the scale that params.yaml names."""
+    """Command -> (name, outputs, inputs) of every DVC stage, at the scale that params.yaml names.
+
+    Only DVC, which does not see folders outside the project, has a stage that looks at them.
+    """
     from dvc.repo import Repo
 
     with Repo(str(ROOT)) as repo:
@@ -37,9 +40,10 @@ def dvc_stages():
             " ".join(stage.cmd.split()): (
                 stage.addressing,
                 {out.def_path for out in stage.outs},
-                {dep.def_path for dep in stage.deps if dep.def_path != "params.yaml"},
+                {dep.def_path for dep in stage.deps} - {"params.yaml", ".vpd/mini/outside.txt"},
             )
             for stage in repo.index.stages
+            if stage.addressing != "outside"
         }
 
 
@@ -76,6 +80,14 @@ def declared(files):
 def covered(path, declared):
     """Whether a declared file or folder holds ``path``."""
     return any(path == whole or path.startswith(whole + "/") for whole in declared)
+
+
+def test_dvc_looks_outside_the_project_before_every_stage_that_may_use_what_is_there():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    made = next(iter(stages["outside"]["outs"][0]))
+    waiting = {name for name, stage in stages.items() if made in stage.get("do", stage).get("deps", [])}
+    assert waiting == {"data", "checkpoint", "backbone"}
+    assert stages["outside"]["always_changed"]
 
 
 def test_same_commands(dvc_stages, snakemake_jobs):

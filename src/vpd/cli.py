@@ -196,6 +196,9 @@ def _stages(commands: Commands) -> None:
         _params(command, protocol=stage in ("train", "evaluate"))
         command.set_defaults(stage=stage)
 
+    text = "make DVC look again at datasets and weights in folders outside the project that changed"
+    _params(_command(commands, "outside", _outside, text), protocol=False)
+
     command = _command(commands, "ship", _ship, "put the weights that this scale pre-trained into weights/, for git")
     command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="trained networks to put there instead")
     _params(command, protocol=False)
@@ -326,16 +329,11 @@ def _preload(options: argparse.Namespace) -> None:
     if not usable_gpus():  # which a copied process could not use
         forkserver.start()
     if options.command[0] == "dvc":
-        from vpd.config.params import load_params
-        from vpd.config.paths import Paths
         from vpd.stages.engine import set_aside_damaged
-        from vpd.stages.keys import forget_changed
 
         if aside := set_aside_damaged(Path("dvc.lock")):
             said = f"dvc.lock is damaged, as by a kill, and is now {aside}; stages that are finished will do nothing"
             print(said, file=sys.stderr)
-        params = load_params()
-        forget_changed(params, Paths(params.scale))
     try:
         os.execvp(options.command[0], options.command)
     except OSError as error:
@@ -397,6 +395,14 @@ def _stage(options: argparse.Namespace) -> None:
 
     given = {name: getattr(options, name) for name in ("archives", "live") if hasattr(options, name)}
     print(run_stage(options.stage, getattr(options, "name", ""), *_load(options), **given))
+
+
+def _outside(options: argparse.Namespace) -> None:
+    from vpd.stages.keys import forget_changed
+
+    params, paths = _load(options)
+    names = forget_changed(params, paths)
+    print(f"to make again: {', '.join(names)}" if names else "nothing outside the project changed")
 
 
 def _ship(options: argparse.Namespace) -> None:

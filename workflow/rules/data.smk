@@ -3,7 +3,12 @@ checkpoint data:
         key=key("data"),
     output:
         manifest=f"data/{SCALE}/{{dataset}}/manifest.json",
-        preview=f"data/{SCALE}/{{dataset}}/preview.png",
+        preview=report(
+            f"data/{SCALE}/{{dataset}}/preview.png",
+            caption="../captions/preview.rst",
+            category="Datasets",
+            labels={"dataset": "{dataset}"},
+        ),
         timing=f"results/{SCALE}/timing/data/{{dataset}}.json",
     log:
         f"logs/{SCALE}/data/{{dataset}}.log",

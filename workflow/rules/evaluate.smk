@@ -13,7 +13,13 @@ rule evaluate:
         metrics=f"results/{SCALE}/metrics/{{name}}.json",
         headline=f"results/{SCALE}/headlines/{{name}}.json",
         provenance=f"results/{SCALE}/provenance/{{name}}.json",
-        predictions=f"results/{SCALE}/panels/{{name}}/predictions.png",
+        predictions=report(
+            f"results/{SCALE}/panels/{{name}}/predictions.png",
+            caption="../captions/predictions.rst",
+            category="Predictions",
+            subcategory=lambda wildcards: SPECS[wildcards.name].task,
+            labels={"experiment": "{name}"},
+        ),
         timing=f"results/{SCALE}/timing/evaluate/{{name}}.json",
     log:
         f"logs/{SCALE}/evaluate/{{name}}.log",

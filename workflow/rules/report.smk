@@ -29,9 +29,34 @@ rule report:
         ),
     output:
         report=f"results/{SCALE}/REPORT.md",
-        page=f"results/{SCALE}/report.html",
-        cells=f"results/{SCALE}/tables/cells.csv",
-        figure3=f"results/{SCALE}/figures/figure3.svg",
+        page=report(
+            f"results/{SCALE}/report.html",
+            caption="../captions/page.rst",
+            category="Tables and claims",
+            labels={"what": "all results on one page"},
+        ),
+        cells=report(
+            f"results/{SCALE}/tables/cells.csv",
+            caption="../captions/cells.rst",
+            category="Tables and claims",
+            labels={"what": "every cell of every table"},
+        ),
+        claims=report(
+            f"results/{SCALE}/tables/claims.csv",
+            caption="../captions/claims.rst",
+            category="Tables and claims",
+            labels={"what": "the paper's claims"},
+        ),
+        figures=[
+            report(
+                f"results/{SCALE}/figures/{name}.svg",
+                caption="../captions/figure.rst",
+                category="Figures",
+                labels={"what": name},
+            )
+            for name, figure in PARAMS.figures.items()
+            if figure.drawn
+        ],
     log:
         f"logs/{SCALE}/report.log",
     localrule: True
@@ -56,7 +81,7 @@ rule track:
         report=rules.report.output.report,
         page=rules.report.output.page,
         cells=rules.report.output.cells,
-        figure3=rules.report.output.figure3,
+        figures=rules.report.output.figures,
         key=key("track"),
     output:
         summary=f".vpd/{SCALE}/tracked.json",

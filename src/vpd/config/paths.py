@@ -65,6 +65,11 @@ class Paths:
         """Folder of resumable states, which no orchestrator knows or deletes."""
         return self._state / stage / name
 
+    @property
+    def outside(self) -> Path:
+        """What `vpd outside` leaves for DVC, so that it runs before the stages that use folders outside the project."""
+        return self._state / "outside.txt"
+
     def key(self, stage: str, name: str) -> Path:
         """Fingerprint that the output of a stage should have, for Snakemake."""
         # Each in a folder of its own: Snakemake lists a folder once, and takes a file that is written there later for missing.

@@ -47,6 +47,7 @@ class Stage(Files):
     """A stage, or one for each of ``foreach``: items, or ``${a section of params.yaml}``."""
 
     foreach: str | list[str] | dict[str, Any] = [""]
+    always_changed: bool = False
     do: Files | None = None
 
 
@@ -97,6 +98,7 @@ def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, J
     jobs = {  # by the names that DVC gives: train@seg-full
         f"{stage}@{job.key}" if job.key else stage: job
         for stage, body in stages.items()
+        if not body.always_changed  # DVC's own: it makes nothing
         for job in _instances(stage, body, values, workflow)
     }
     makers = {out: name for name, job in jobs.items() for out in job.outs}

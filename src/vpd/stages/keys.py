@@ -37,6 +37,7 @@ from vpd.utils.fingerprint import (
 
 LONG_AGO = 946684800
 """Modification time of the key of an output that is current: older than any output."""
+LOOKED = "DVC does not see folders outside the project: it runs `vpd outside` before the stages that use them.\n"
 Answer = tuple[dict[str, Fingerprint], bool, Path]
 """Fingerprints by part, whether the output has them, and the file that the stage writes last."""
 
@@ -214,17 +215,27 @@ def stale(params: Params, paths: Paths) -> Iterator[str]:
                 yield f"{stage}@{name}" if name else stage
 
 
-def forget_changed(params: Params, paths: Paths) -> None:
-    """Make DVC run the stages whose dataset or weights outside the project changed: it looks at their outputs alone."""
+def forget_changed(params: Params, paths: Paths) -> list[str]:
+    """Make DVC run the stages whose dataset or weights outside the project changed: it looks at their outputs alone.
+
+    Returns:
+        Their names, as DVC names them.
+    """
     backbones = {name: params.backbone(name) for name in params.backbones}
+    forgotten = []
     for stage, specs, folder in (
         ("data", params.datasets, paths.dataset),
         ("checkpoint", params.checkpoints, paths.checkpoint),
         ("backbone", backbones, paths.checkpoint),
     ):
         for name, spec in specs.items():
-            if spec.source not in ("synthetic", "pretrained") and not is_current(stage, name, params, paths):
-                (folder(name) / FINGERPRINT).unlink(missing_ok=True)
+            note = folder(name) / FINGERPRINT
+            away = spec.source not in ("synthetic", "pretrained") and note.is_file()
+            if away and not is_current(stage, name, params, paths):
+                note.unlink()
+                forgotten.append(f"{stage}@{name}")
+    write_text(paths.outside, LOOKED)
+    return forgotten
 
 
 def write_key(stage: str, name: str, params: Params, paths: Paths) -> Path:
