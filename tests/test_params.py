@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import vpd
 from vpd.cli import main
 from vpd.config.params import load_params, merge
 from vpd.utils.errors import UserError
@@ -292,6 +294,43 @@ def test_key_written_twice_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text(text + "\nscale: smoke\n")
     with pytest.raises(UserError, match="the key 'scale' stands twice"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_the_matrix_is_listed_in_columns_under_their_names(capsys):
+    assert main(["show", "--params", str(ROOT / "params.yaml")]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    columns = ("experiment", "task", "dataset", "checkpoint", "schedule")
+    starts = [header.index(name) for name in columns]
+    assert header.split() == list(columns)
+    params = load_params(ROOT / "params.yaml")
+    for line, (name, experiment) in zip(lines, params.experiments.items(), strict=True):
+        cells = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        wanted = experiment.variant or experiment.dataset
+        assert cells == [name, experiment.task, wanted, experiment.checkpoint, experiment.schedule]
+
+
+def test_the_version_names_the_commit_that_runs(tmp_path):
+    """Of the clone that the code belongs to, and not of one that it merely lies in."""
+
+    def version(source: Path) -> str:
+        environment = os.environ | {"PYTHONPATH": str(source)}
+        command = [sys.executable, "-m", "vpd", "--version"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    def git(*arguments: str) -> str:
+        author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        done = subprocess.run(["git", *author, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    shutil.copytree(ROOT / "src/vpd", tmp_path / "src/vpd", ignore=shutil.ignore_patterns("__pycache__"))
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "another project")
+    assert version(tmp_path / "src") == f"vpd {vpd.__version__}"
+    git("add", "src")
+    git("commit", "-q", "-m", "this one")
+    assert version(tmp_path / "src") == f"vpd {vpd.__version__} (commit {git('rev-parse', 'HEAD')[:12]})"
+    (tmp_path / "src/vpd/new.py").write_text("")
+    assert version(tmp_path / "src").endswith(" and uncommitted changes)")
 
 
 def test_closed_pipe_is_neither_success_nor_a_traceback():

@@ -99,15 +99,25 @@ def _recorded(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------------------- parser
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from vpd import __version__
-
     top = argparse.ArgumentParser(prog="vpd", description=DESCRIPTION, allow_abbrev=False)
-    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and the commit")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _everyday(commands)
     _paper_scale(commands)
     _stages(commands)
     return top
+
+
+class _Version(argparse.Action):
+    """Print the version, and the commit where vpd runs from a clone; asks git only when it is used."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vpd import __version__
+        from vpd.utils.fingerprint import source_commit
+
+        commit = source_commit()
+        print(f"vpd {__version__}" + (f" (commit {commit})" if commit else ""))
+        parser.exit()
 
 
 def _everyday(commands: Commands) -> None:
@@ -283,8 +293,16 @@ def _show(options: argparse.Namespace) -> None:
     elif options.name:
         print(params.resolve(options.name).model_dump_json(indent=1))
     else:
-        for name, line in params.experiments.items():
-            print(f"{name:20} {line.task:13} {line.variant or line.dataset:9} {line.checkpoint:8} {line.schedule}")
+        lines = [
+            (name, line.task, line.variant or line.dataset, line.checkpoint, line.schedule)
+            for name, line in params.experiments.items()
+        ]
+        print(_aligned([("experiment", "task", "dataset", "checkpoint", "schedule"), *lines]))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _predict(options: argparse.Namespace) -> int:

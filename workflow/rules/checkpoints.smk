@@ -7,8 +7,6 @@ checkpoint pretrain:
         timing=f"results/{SCALE}/timing/pretrain/pretraining.json",
     log:
         f"logs/{SCALE}/pretrain.log",
-    conda:
-        "../../environment.yml"
     threads: PARAMS.pretraining.threads
     params:
         choice=CHOICE,
@@ -25,8 +23,6 @@ checkpoint checkpoint:
         timing=f"results/{SCALE}/timing/checkpoint/{{checkpoint}}.json",
     log:
         f"logs/{SCALE}/checkpoint/{{checkpoint}}.log",
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         choice=CHOICE,
@@ -47,8 +43,6 @@ checkpoint measure:
         timing=f"results/{SCALE}/timing/measure/measures.json",
     log:
         f"logs/{SCALE}/measure.log",
-    conda:
-        "../../environment.yml"
     threads: PARAMS.measures.threads if PARAMS.measures else 1
     params:
         choice=CHOICE,
@@ -71,8 +65,6 @@ rule ship:
     log:
         f"logs/{SCALE}/ship.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         choice=CHOICE,
@@ -94,8 +86,6 @@ checkpoint backbone:
         timing=f"results/{SCALE}/timing/backbone/{{backbone}}.json",
     log:
         f"logs/{SCALE}/backbone/{{backbone}}.log",
-    conda:
-        "../../environment.yml"
     threads: PARAMS.block.backbones.threads
     params:
         choice=CHOICE,

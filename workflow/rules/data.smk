@@ -12,8 +12,6 @@ checkpoint data:
         timing=f"results/{SCALE}/timing/data/{{dataset}}.json",
     log:
         f"logs/{SCALE}/data/{{dataset}}.log",
-    conda:
-        "../../environment.yml"
     threads: 2
     params:
         choice=CHOICE,

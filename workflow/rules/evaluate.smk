@@ -23,8 +23,6 @@ rule evaluate:
         timing=f"results/{SCALE}/timing/evaluate/{{name}}.json",
     log:
         f"logs/{SCALE}/evaluate/{{name}}.log",
-    conda:
-        "../../environment.yml"
     threads: reserved("evaluate", "cpus")
     resources:
         gpu=reserved("evaluate", "gpus"),
@@ -56,8 +54,6 @@ rule released:
         timing=f"results/{SCALE}/timing/released/released.json",
     log:
         f"logs/{SCALE}/released.log",
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         choice=PROTOCOL_CHOICE,

@@ -60,8 +60,6 @@ rule report:
     log:
         f"logs/{SCALE}/report.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         choice=PROTOCOL_CHOICE,
@@ -89,8 +87,6 @@ rule track:
     log:
         f"logs/{SCALE}/track.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     threads: 1
     params:
         choice=PROTOCOL_CHOICE,

@@ -14,8 +14,6 @@ rule train:
         timing=f"results/{SCALE}/timing/train/{{name}}.json",
     log:
         f"logs/{SCALE}/train/{{name}}.log",
-    conda:
-        "../../environment.yml"
     threads: reserved("train", "cpus")
     resources:
         gpu=reserved("train", "gpus"),

@@ -161,8 +161,21 @@ def code_digest(*packages: str) -> str:
 
 def git_commit(folder: Path = Path()) -> str:
     """Return the commit checked out around ``folder``, or an empty text outside a clone."""
+    return _git(folder, "rev-parse", "HEAD")
+
+
+def source_commit() -> str:
+    """Return the commit of this source code, and whether it was edited; empty where it is installed without its clone."""
+    # A package that is installed below somebody's clone is not among that clone's files.
+    if not _git(ROOT, "ls-files", "--error-unmatch", Path(__file__).relative_to(ROOT).as_posix()):
+        return ""
+    edited = _git(ROOT, "status", "--porcelain", "--", ".")
+    return git_commit(ROOT)[:12] + (" and uncommitted changes" if edited else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
     try:
-        answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
     except OSError:
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""
