@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup help demo reproduce snakemake pretrain record test test-slow test-cluster costs reference docs lint lock ui clean
+.PHONY: setup help demo reproduce snakemake pretrain record test test-slow test-cluster costs reference docs pictures lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -59,6 +59,9 @@ reference: setup                          ## write docs/params.md and params.sch
 
 docs: setup                               ## build the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --config-file docs/mkdocs/mkdocs.yml
+
+pictures: setup                           ## take the pictures of docs/compare.md of the results in this folder, in a browser
+	python tests/pictures.py docs/pictures
 
 lint: setup                               ## check style, types and layers of code and workflow
 	ruff check . && ruff format --check . && mypy && lint-imports && snakefmt --check Snakefile workflow

@@ -326,6 +326,32 @@ def test_settings_are_tried_from_the_queue(on_shared_storage, in_folder):
     assert spec["model"]["attention"]["limit"] == 1.0
 
 
+def test_one_changed_number_is_compared_by_dvc_and_mlflow(in_folder, tmp_path):
+    """The worked example of docs/compare.md."""
+    clone = in_folder.clone(tmp_path / "changed")
+    run("dvc pull", clone)
+    page = (ROOT / "docs/compare.md").read_text(encoding="utf-8").replace("mini", "smoke")
+    by_dvc, by_mlflow = ([line.split("  #")[0] for line in block.splitlines()] for block in code(page, "sh"))
+    said = script(by_dvc[:4], clone)
+    assert stages_run(said) == {"train@seg-fast", "evaluate@seg-fast"}
+    assert "lower-rate" in said
+    assert re.search(r"headlines/seg-fast\.json +miou_ss +[\d.]+ +[\d.]+ +-?[\d.]+", said)
+    assert (clone / "dvc_plots/index.html").is_file()
+    script(by_dvc[4:], clone)
+    assert run("git status --short", clone) == ""
+    assert stages_run(run("dvc repro evaluate@seg-fast", clone)) == set()
+    (line,) = code(page, "yaml")
+    params = clone / "params.yaml"
+    edit(clone, lambda document: document["experiments"].update(yaml.safe_load(line)))
+    said = script(by_mlflow[:2], clone)
+    assert "1 to log" in said or "logged" in said
+    assert yaml.safe_load(params.read_text())["experiments"]["seg-fast-lower"]["training"] == {"optimizer": {"lr": 0.002}}
+
+
+def code(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.S | re.M)
+
+
 def wait_for_the_queue(folder: Path) -> None:
     deadline, said = time.monotonic() + 400, ""
     while time.monotonic() < deadline:

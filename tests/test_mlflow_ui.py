@@ -9,6 +9,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from browser_world import chromium
+from pictures import mlflow_comparison
 from tracking_world import SEEDS, free_port, miou, mlflow_server, table5, write_results
 from vpd.config.params import Params
 from vpd.tracking import compare_links, sync
@@ -68,7 +69,7 @@ def test_the_ui_lists_the_runs_and_compares_the_rows_of_table_5(browser, ui, tmp
     assert "Model registry" in listed
     assert "Traces\nSessions" not in listed  # the pages for language models
 
-    browser.get(compare_links(uri, params)["table5"])
+    mlflow_comparison(browser, compare_links(uri, params)["table5"])
     wait_for(browser, lambda text: "Comparing 7 Runs" in text and "final/miou_ss" in text and "vpd.key" in text)
     browser.save_screenshot(str(tmp_path / "compare.png"))
     shown = browser.find_element(By.TAG_NAME, "body").text.split("Run details")[0]

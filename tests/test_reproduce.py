@@ -19,6 +19,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
+from browser_world import chromium
+from pictures import dvc_plots, snakemake_report
 from vpd.config.params import load_params
 from vpd.evaluation.results import Provenance, read_provenance
 from vpd.utils.digests import digests, sha256, tree
@@ -246,6 +248,22 @@ def test_snakemake_takes_over_what_dvc_made(few):
     targets = " ".join(f"results/smoke/metrics/{name}.json" for name in FEW)
     assert "Nothing to be done" in run(f"snakemake -n {targets}", few)
     assert stages_run(run(f"dvc repro {STAGES}", few)) == set()
+
+
+def test_pictures_for_the_docs_can_be_taken_of_the_results(recorded, tmp_path, monkeypatch):
+    """Of Snakemake's report and DVC's plots; that of MLflow's page is in test_mlflow_ui."""
+    monkeypatch.chdir(recorded)
+    monkeypatch.setenv("PYTHONPATH", str(recorded / "src"))
+    monkeypatch.setenv("PATH", ENVIRONMENT["PATH"])
+    params = load_params()
+    with chromium(tmp_path / "browser") as driver:
+        snakemake_report(driver, params, tmp_path)
+        shown = driver.find_element("tag name", "body").text
+        assert set(shown.split()) >= {name for name, line in params.experiments.items() if line.task == "segmentation"}
+        dvc_plots(driver, params, tmp_path)
+        count = "return document.querySelectorAll('canvas, svg.marks').length"
+        assert driver.execute_script(count) >= len(params.experiments)
+        assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
 # ----------------------------------------------------------------------------------------------------------------- edits
