@@ -2,6 +2,8 @@
 # After a run, `make record` tells DVC about the results, so that `dvc repro` has nothing left to do.
 from snakemake.utils import min_version
 
+from vpd.planning.plan import meanings
+
 min_version("9.6")
 
 
@@ -24,3 +26,14 @@ rule all:
         # Also the checkpoints that no experiment uses, because `dvc repro` makes them and `make record` expects all.
         expand(rules.checkpoint.output.manifest, checkpoint=PARAMS.checkpoints),
         rules.ship.output.timing,
+
+
+# Words of `vpd plan` as targets (snakemake -- table5): evaluations alone, because the report needs those of all experiments.
+for word, names in meanings(PARAMS).items():
+    if names and word not in names:
+
+        rule:
+            name:
+                word
+            input:
+                expand(rules.evaluate.output.metrics, name=sorted(names)),

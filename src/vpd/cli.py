@@ -179,12 +179,14 @@ def _paper_scale(commands: Commands) -> None:
     command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
     _params(command)
 
-    command = _command(commands, "plan", _plan, "jobs, hours, disk and what is done, before paying for them")
+    command = _command(commands, "plan", _plan, "jobs, hours, gigabytes and what is done, before paying for them")
     command.add_argument(
         "words", nargs="*", metavar="WHAT", help="experiments, tasks, tables or figures (default: the whole matrix)"
     )
     command.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs at hand (default: %(default)s)")
-    command.add_argument("--jobs", action="store_true", help="list every job with what it needs, too")
+    shown = command.add_mutually_exclusive_group()
+    shown.add_argument("--jobs", action="store_true", help="list every job with what it needs, too")
+    shown.add_argument("--targets", action="store_true", help="list the evaluations alone, for dvc repro")
     _params(command)
 
     command = _command(commands, "import-weights", _import_weights, "turn the authors' released weights into a run")
@@ -390,8 +392,12 @@ def _plan(options: argparse.Namespace) -> None:
 
     params, paths = _load(options)
     names, jobs = select(params, options.words), read_graph(params)
+    targets = [f"evaluate@{name}" for name in names]
+    if options.targets:
+        print("\n".join(targets))
+        return
     if options.words:
-        jobs = ancestors(jobs, [f"evaluate@{name}" for name in names])
+        jobs = ancestors(jobs, targets)
     done = partial(is_current, params=params, paths=paths)
     needs = estimates(params, jobs, read_entries(paths.costs, Computed), done)
     if options.jobs:

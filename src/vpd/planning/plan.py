@@ -86,7 +86,8 @@ class Estimate:
     gpu_mem_mb: int = 0
     mem_mb: int = 0
     cores: int = 1
-    written: int = 0  # bytes that stay, as far as they are known
+    downloaded: int = 0  # bytes, as far as they are known
+    written: int = 0  # bytes that stay, downloads included
 
 
 def read_graph(params: Params, workflow: Path = Path("dvc.yaml")) -> dict[str, Job]:
@@ -150,16 +151,20 @@ def ancestors(jobs: Mapping[str, Job], names: Iterable[str]) -> dict[str, Job]:
     return {name: job for name, job in jobs.items() if name in wanted}
 
 
-def select(params: Params, words: Sequence[str]) -> list[str]:
-    """Return the experiments that any of ``words`` (names, tasks, tables, figures) names, in order; all without words."""
+def meanings(params: Params) -> dict[str, set[str]]:
+    """Return the experiments that each word names: those of a task, a table or a figure, or one by its name."""
     meanings = {name: {name} for name in params.experiments}
     for name, line in params.experiments.items():
         meanings.setdefault(line.task, set()).add(name)
     for table_name, table in params.tables.items():
         meanings[table_name] = {used for row in table.rows for used in row.trained.values()}
-    meanings |= {name: set(figure.experiments) for name, figure in params.figures.items() if figure.experiments}
-    kinds, source = "experiment, task, table or figure", str(params.source)
-    wanted = {name for word in words for name in pick(word, meanings, kinds, source)}
+    return meanings | {name: set(figure.experiments) for name, figure in params.figures.items() if figure.experiments}
+
+
+def select(params: Params, words: Sequence[str]) -> list[str]:
+    """Return the experiments that any of ``words`` names, in order; all without words."""
+    kinds, known = "experiment, task, table or figure", meanings(params)
+    wanted = {name for word in words for name in pick(word, known, kinds, str(params.source))}
     return [name for name in params.experiments if name in wanted or not words]
 
 
@@ -187,7 +192,8 @@ def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: 
     recorded = None if seconds is None else seconds / 3600
     if job.stage not in ("train", "evaluate"):
         cores = {"pretrain": params.pretraining.threads, "data": DATA_CORES}.get(job.stage, 1)
-        return Estimate(done, recorded, cores=cores, written=_written(params, job, computed))
+        downloaded, prepared = _fetched(params, job, computed)
+        return Estimate(done, recorded, cores=cores, downloaded=downloaded, written=downloaded + prepared)
     spec, cost = params.resolve(job.key), computed.get(job.key)
     if spec.training.threads or cost is None:  # the file has the costs of another scale, or not of this experiment
         return Estimate(done, recorded, cores=spec.training.threads or 1)
@@ -203,32 +209,45 @@ def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: 
     )
 
 
-def _written(params: Params, job: Job, computed: Mapping[str, Computed]) -> int:
-    """Return the bytes of downloads and prepared data; synthetic data and small networks are too small to count."""
+def _fetched(params: Params, job: Job, computed: Mapping[str, Computed]) -> tuple[int, int]:
+    """Return the bytes of a job's downloads and of what it prepares from them; synthetic data and small networks do not count."""
     if job.stage == "data":
         from vpd.download.sources import load_sources
 
         entries = [load_sources().entries[name] for name in params.dataset(job.key).download]
-        return sum(entry.prepared + sum(file.expected_size for file in entry.files.values()) for entry in entries)
+        files = [file for entry in entries for file in entry.files.values()]
+        return sum(file.expected_size for file in files), sum(entry.prepared for entry in entries)
     if job.stage == "checkpoint" and params.checkpoint(job.key).source != "pretrained":
-        return SD1_BYTES
+        return SD1_BYTES, 0
     if job.stage == "backbone" and params.backbone(job.key).source != "pretrained":
         users = [name for name, line in params.experiments.items() if line.checkpoint == job.key and name in computed]
-        return max((FLOAT * computed[name].trainable for name in users), default=0)
-    return 0
+        return max((FLOAT * computed[name].trainable for name in users), default=0), 0
+    return 0, 0
+
+
+def makespan(jobs: Mapping[str, Job], needs: Mapping[str, Estimate], gpus: int) -> float:
+    """Return the hours until ``gpus`` GPUs have done all jobs; those that share most GPUs come first, as in the Snakefile."""
+    free, ends = [0.0] * gpus, dict[str, float]()
+    for name in sorted(needs, key=lambda name: -needs[name].gpus):
+        job = needs[name]
+        used = 0 if job.done else min(job.gpus, gpus)
+        if used:
+            free.sort()
+            begin = max(free[used - 1], *(ends.get(needed, 0.0) for needed in jobs[name].needs), 0.0)
+            ends[name] = begin + (job.hours or 0.0) * job.gpus / used
+            free[:used] = [ends[name]] * used
+    return max(free)
 
 
 def describe(title: str, jobs: Mapping[str, Job], needs: Mapping[str, Estimate], gpus: int) -> str:
-    """Format jobs, hours and disk by stage, and the least time on ``gpus`` GPUs."""
+    """Format jobs, hours, download and disk by stage, and the time that ``gpus`` GPUs take."""
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))
-    rows: list[tuple[str, ...]] = [("stage", "jobs", "done", "to do", "GPU-hours", "CPU-hours", "disk")]
+    rows: list[tuple[str, ...]] = [("stage", "jobs", "done", "to do", "GPU-hours", "CPU-hours", "download", "disk")]
     rows += [_row(stage, [needs[name] for name, job in jobs.items() if job.stage == stage]) for stage in stages]
     lines = [title, "", *_table([*rows, _row("all", list(needs.values()))]), ""]
     todo = {name: estimate for name, estimate in needs.items() if not estimate.done}
-    total = sum((estimate.hours or 0.0) * estimate.gpus for estimate in todo.values())
-    if total:
-        plural = "s" * (gpus != 1)
-        lines.append(f"At least {duration(total / gpus)} on {gpus} GPU{plural}, if all are busy all the time.")
+    if hours := makespan(jobs, needs, gpus):
+        lines.append(f"About {duration(hours)} on {gpus} GPU{'s' * (gpus != 1)}, trainings before evaluations.")
     unknown = [name for name, estimate in todo.items() if estimate.hours is None]
     if unknown:
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
@@ -259,10 +278,10 @@ def _row(stage: str, group: list[Estimate]) -> tuple[str, ...]:
     todo = [estimate for estimate in group if not estimate.done]
     gpu = sum((estimate.hours or 0.0) * estimate.gpus for estimate in todo)
     cpu = sum((estimate.hours or 0.0) * estimate.cores for estimate in todo if not estimate.gpus)
-    disk = sum(estimate.written for estimate in todo)
+    sizes = (sum(getattr(estimate, kind) for estimate in todo) for kind in ("downloaded", "written"))
     counts = (len(group), len(group) - len(todo), len(todo))
     hours = (f"{total:.2g}" if 0 < total < 0.1 else f"{total:.1f}" for total in (gpu, cpu))
-    return (stage, *map(str, counts), *hours, amount(disk) if disk else "-")
+    return (stage, *map(str, counts), *hours, *(amount(size) if size else "-" for size in sizes))
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
