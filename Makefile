@@ -51,8 +51,9 @@ test-cluster: setup                       ## test with Slurm, PostgreSQL and SSH
 	sh tests/system-packages.sh cluster
 	PATH="$(PATH):/usr/sbin" pytest -m cluster -s
 
-costs: setup                              ## compute what each paper-scale experiment needs, for Snakemake's resources
+costs: setup                              ## compute what each paper-scale experiment needs, for Snakemake and docs/one-table.md
 	vpd cost --scale paper --out workflow/costs.json
+	python docs/one_table.py
 
 reference: setup                          ## write docs/params.md and params.schema.json from the docstrings in src/vpd/config
 	python docs/reference.py

@@ -18,6 +18,7 @@ from vpd.planning.plan import (
     describe,
     duration,
     estimates,
+    makespan,
     read_graph,
     select,
 )
@@ -102,7 +103,9 @@ def test_hours_and_disk_at_paper_scale_are_those_of_vpd_cost(paper, tmp_path):
     seeds, milestones = len(paper.resolve("seg-fast").seeds), 2
     assert found["train@seg-fast"].written == 4 * costs["seg-fast"]["trainable"] * seeds * milestones
     assert found["checkpoint@sd-1-4"].written == SD1_BYTES
-    assert found["data@nyuv2"].written > 10e9
+    assert found["data@nyuv2"].written > found["data@nyuv2"].downloaded > 7.9e9
+    released = found["released"]
+    assert released.downloaded == released.written == 3.9e9 + 3 * 4.3e9 + 3.9e9 + 0.49e9  # kept as they are
 
 
 def test_another_scales_costs_are_not_used(smoke, tmp_path):
@@ -133,10 +136,21 @@ def test_the_table_adds_up():
     lines = describe("title", jobs, found, gpus=2).splitlines()
     assert lines[0] == "title"
     short = describe("title", {"data": jobs["data"]}, {"data": Estimate(False, 0.004, cores=2)}, gpus=1).splitlines()
-    assert short[-1].split() == ["all", "1", "0", "1", "0.0", "0.008", "-"]
-    assert lines[-4].split() == ["all", "4", "1", "3", "7.0", "0.0", "2.0", "GB"]
-    assert lines[-2] == "At least 3.5 h on 2 GPUs, if all are busy all the time."
+    assert short[-1].split() == ["all", "1", "0", "1", "0.0", "0.008", "-", "-"]
+    assert lines[-4].split() == ["all", "4", "1", "3", "7.0", "0.0", "-", "2.0", "GB"]
+    assert lines[-2] == "About 5.0 h on 2 GPUs, trainings before evaluations."
     assert lines[-1].endswith("the time of short.")
+
+
+@pytest.mark.parametrize(("gpus", "hours"), [(1, 64 + 9 + 5 + 2), (2, 32 + 9), (8, 8 + 9), (16, 4 + 9)])
+def test_trainings_share_gpus_before_evaluations_take_one_each(gpus, hours):
+    """Two trainings of four hours on eight GPUs, and their evaluations; one of a third training, which is done."""
+    evaluations = {"a": 9.0, "b": 5.0, "c": 2.0}
+    jobs = {name: Job(name, "", ()) for name in ("train-a", "train-b", "train-c")}
+    found = {name: Estimate(name == "train-c", 4.0, gpus=8) for name in jobs}
+    jobs |= {name: Job(name, "", (), needs=(f"train-{name}",)) for name in evaluations}
+    found |= {name: Estimate(False, length, gpus=1) for name, length in evaluations.items()}
+    assert makespan(jobs, found, gpus) == hours
 
 
 def test_durations_in_words():
@@ -150,6 +164,14 @@ def test_the_command_plans_one_table(capsys, monkeypatch):
     assert "scale paper, protocol official: 3 of 47 experiments" in printed
     hours = sum(costs[name]["hours"]["train"] for name in ("depth-full", "depth-sam", "depth-blip"))
     assert next(line.split()[4] for line in printed.splitlines() if line.startswith("train")) == f"{hours:.1f}"
+
+
+def test_the_targets_of_a_table_are_jobs_of_dvc(capsys, monkeypatch, paper):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "table6", "--targets"]) == 0
+    targets = capsys.readouterr().out.split()
+    assert targets == ["evaluate@depth-full", "evaluate@depth-sam", "evaluate@depth-blip"]
+    assert read_graph(paper, ROOT / "dvc.yaml").keys() >= set(targets)
 
 
 def test_every_job_is_listed_with_what_it_needs(capsys, monkeypatch):

@@ -360,16 +360,24 @@ def test_snakemake_lists_the_whole_of_paper_scale_with_what_each_job_needs(at_pa
             assert all(found[key] == wanted[key] for key in ("gpu_mem_mb", "mem_mb", "runtime")), name
 
 
-def test_the_local_gpu_profile_shares_out_the_gpus_of_one_machine(at_paper_scale):
-    """A training that may use eight gets the four there are, an evaluation one; the sum never exceeds them."""
+PAGE = (ROOT / "docs/one-table.md").read_text(encoding="utf-8")
+ONE_TABLE = re.findall(r"`(snakemake --profile .*?)`", PAGE)
+
+
+@pytest.mark.parametrize(("command", "gpus"), zip(ONE_TABLE, (1, 8, 8), strict=True))
+def test_one_table_is_a_target_and_its_trainings_share_the_gpus_there_are(at_paper_scale, command, gpus):
+    """A training that may use eight gets those there are, an evaluation one; trainings come first."""
     from test_reproduce import run
 
-    listed = run("snakemake -n --profile profiles/local-gpu --config scale=paper", at_paper_scale)
+    listed = run(command.replace(" -- ", " -n -- "), at_paper_scale)
     found = {
-        rule: {int(number) for number in re.findall(rf"rule {rule}:(?:(?!\nrule ).)*?\bgpu=(\d+)", listed, flags=re.S)}
+        rule: [int(number) for number in re.findall(rf"rule {rule}:(?:(?!\nrule ).)*?\bgpu=(\d+)", listed, flags=re.S)]
         for rule in ("train", "evaluate")
     }
-    assert found == {"train": {4}, "evaluate": {1}}
+    assert found == {"train": 7 * [gpus], "evaluate": 7 * [1]}
+    assert listed.count("    priority: 7\n") == 7
+    (downloads,) = re.findall(r"^snakemake .* -- (.*)$", PAGE, re.M)
+    assert all(f"output: {file}" in listed for file in downloads.split())
 
 
 # ---------------------------------------------------------------------------------------------------------------- many

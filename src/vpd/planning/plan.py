@@ -74,6 +74,7 @@ class Computed(BaseModel):
     resources: dict[str, dict[str, int]]
     hours: dict[str, float]
     trainable: int
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -211,12 +212,15 @@ def _estimate(params: Params, job: Job, computed: Mapping[str, Computed], root: 
 
 def _fetched(params: Params, job: Job, computed: Mapping[str, Computed]) -> tuple[int, int]:
     """Return the bytes of a job's downloads and of what it prepares from them; synthetic data and small networks do not count."""
-    if job.stage == "data":
+    if job.stage in ("data", "released"):
         from vpd.download.sources import load_sources
 
-        entries = [load_sources().entries[name] for name in params.dataset(job.key).download]
+        released = [spec.download for spec in params.released.values() if spec.download]
+        names = params.dataset(job.key).download if job.stage == "data" else released
+        entries = [load_sources().entries[name] for name in names]
         files = [file for entry in entries for file in entry.files.values()]
-        return sum(file.expected_size for file in files), sum(entry.prepared for entry in entries)
+        made = sum(entry.prepared for entry in entries if entry.prepare != "keep")  # what is kept is a hard link
+        return sum(file.expected_size for file in files), made
     if job.stage == "checkpoint" and params.checkpoint(job.key).source != "pretrained":
         return SD1_BYTES, 0
     if job.stage == "backbone" and params.backbone(job.key).source != "pretrained":
