@@ -35,9 +35,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "one-table.md"
 PART = re.compile(r"(<!-- made by docs/one_table\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 EXAMPLE, MACHINE = "table5", 8
-STATE = (
-    4 * 3 * 3
-)  # bytes per trained weight in single precision: itself and AdamW's two moments, in two states and a third to come
+STATE = 4 * 3 * 3
+"""Bytes per trained weight: itself and AdamW's two moments, in single precision, in two states and a third to come."""
 GPUS = {"V100": (1.0, 1.0), "A100": (2.0, 2.0), "H100": (4.0, 3.0)}
 """GPU -> how many times as fast as a V100, and dollars per hour: round assumptions, neither measured nor quoted."""
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vpd.utils.devices import claimed_gpus, machine
+from vpd.utils.devices import claimed_gpus, device_type, machine
+from vpd.utils.errors import UserError
 
 WORKER = """
 import json, sys, time
@@ -100,3 +101,16 @@ def test_the_machine_is_named_with_its_cores_and_gpus(tmp_path):
     model, cores, gpus = machine().rsplit(", ", 2)
     assert (cores, gpus) == (f"{len(os.sched_getaffinity(0))} cores", "2 x NVIDIA H100")
     assert f": {model}\n" in Path("/proc/cpuinfo").read_text()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpus_that_torch_cannot_use_are_no_reason_to_compute_on_the_cores_silently(monkeypatch):
+    with pytest.raises(UserError, match=r"PyTorch .* can use none of 2 GPUs here \(.*driver.*\); update the driver"):
+        device_type()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_type() == "cpu"
+
+
+def test_a_machine_without_gpus_computes_on_its_cores(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert device_type() == "cpu"

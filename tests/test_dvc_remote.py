@@ -345,7 +345,9 @@ def test_one_changed_number_is_compared_by_dvc_and_mlflow(in_folder, tmp_path):
     edit(clone, lambda document: document["experiments"].update(yaml.safe_load(line)))
     said = script(by_mlflow[:2], clone)
     assert "1 to log" in said or "logged" in said
-    assert yaml.safe_load(params.read_text())["experiments"]["seg-fast-lower"]["training"] == {"optimizer": {"lr": 0.002}}
+    assert yaml.safe_load(params.read_text())["experiments"]["seg-fast-lower"]["training"] == {
+        "optimizer": {"lr": 0.002}
+    }
 
 
 def code(page: str, language: str) -> list[str]:

@@ -24,6 +24,7 @@ from vpd.models import build_model
 from vpd.models.base import Network
 from vpd.training.loader import Samples, end_if_stuck
 from vpd.training.runs import seed_folder
+from vpd.utils.devices import device_type
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked, read_json, write_json
@@ -118,7 +119,7 @@ def evaluate_monocular(spec: DepthSpec, model: Monocular, data: Path, metrics: P
     The one result is said to be of the first seed, though nothing depends on it.
     """
     dataset = build_dataset(spec, data, "val")
-    device = _device()
+    device = device_type()
     model.to(device).eval()
     scores, progress = DepthScores(spec.evaluation), _progress(spec, dataset)
     for sample in load_samples(dataset, spec.training.workers, progress, "released weights"):
@@ -146,10 +147,6 @@ def _result_path(folder: Path, pair: Pair) -> Path:
     return folder / f"seed{pair[0]}-{pair[1]}.json"
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_run(model: Network, run: Path, milestone: str) -> int:
     """Load the weights of a milestone into ``model``, put it in eval mode and return its training step."""
     manifest, path = read_manifest(run, "milestones"), run / f"{milestone}.safetensors"
@@ -157,7 +154,7 @@ def load_run(model: Network, run: Path, milestone: str) -> int:
     if milestone not in manifest["milestones"] or not path.is_file() or sha256(path) != listed:
         raise UserError(f"{path} is missing or not the file that {run / 'manifest.json'} lists; run train again")
     model.load_trained_state(read_safetensors(path, "run train again"))
-    model.to(_device()).eval()
+    model.to(device_type()).eval()
     return manifest["milestones"][milestone]
 
 

@@ -13,6 +13,7 @@ from vpd.models import LatentCache, Network, build_model
 from vpd.predict.pictures import say
 from vpd.pretrained.stable_diffusion import check_network
 from vpd.training.runs import has_settings
+from vpd.utils.devices import device_type
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
 from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, check_intact, read_manifest
@@ -53,7 +54,7 @@ def load_network(
             )
     model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
     model.load_trained_state(state)
-    return TrainedNetwork(spec, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), known)
+    return TrainedNetwork(spec, model.to(device or device_type()).eval(), known)
 
 
 def class_names(spec: Spec, data: Path | None) -> list[str] | None:

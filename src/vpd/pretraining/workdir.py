@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpd.config.schema import BackboneSpec, MeasuresSpec, PretrainingSpec
+from vpd.utils.devices import device_type
 from vpd.utils.files import locked
 from vpd.utils.fingerprint import Fingerprint, fingerprint
 
@@ -61,5 +62,5 @@ def open_workdir(
                 shutil.rmtree(other)
         folder.mkdir(exist_ok=True)
         torch.set_num_threads(spec.threads)  # another number of threads gives other last bits
-        yield Workdir(folder, spec.seed, save_every, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        yield Workdir(folder, spec.seed, save_every, torch.device(device_type()))
         shutil.rmtree(state)

@@ -26,6 +26,7 @@ from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer, factor, pretrained_multiplier, set_rates
 from vpd.training.runs import publish
 from vpd.training.state import Journal, keep_weights, load_state, save_state, seed_all, state_folder, weights_path
+from vpd.utils.devices import device_type
 from vpd.utils.errors import UserError
 from vpd.utils.files import locked
 from vpd.utils.fingerprint import Fingerprint, git_commit
@@ -122,11 +123,11 @@ def start_accelerator(precision: str) -> Accelerator:
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     mixed = {"fp32": "no", "bf16": "bf16"}[precision]
     # Only when told does accelerate join the processes of a torchrun without GPUs; else each would train alone.
-    cpu = not torch.accelerator.is_available()
+    cpu = not torch.accelerator.is_available() and device_type() == "cpu"
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
     torch.use_deterministic_algorithms(True, warn_only=accelerator.device.type != "cpu")
     # New tensors are not filled first: that makes only programs deterministic that read what they never wrote.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return accelerator
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vpd.utils.errors import UserError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ASSIGNED_BY = ("SLURM_JOB_ID", "RANK")  # if one of these is set, Slurm or a launcher has assigned the GPUs already
 PAUSE = 0.5  # seconds between attempts to get one
@@ -48,6 +50,23 @@ def usable_gpus() -> list[str]:
     allowed = os.environ.get(VISIBLE)
     chosen = None if allowed is None else [name.strip() for name in allowed.split(",")]
     return [uuid for index, uuid in every.items() if chosen is None or index in chosen or uuid in chosen]
+
+
+def device_type() -> str:
+    """Return ``cuda`` where torch can use a GPU, else ``cpu``; UserError if there are GPUs, but torch can use none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if found := usable_gpus():
+        try:
+            torch.cuda.init()
+            reason = "it says nothing more"
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].partition(". ")[0]
+        cure = f"update the driver or install another PyTorch, or set {VISIBLE}= to compute on the cores"
+        raise UserError(f"PyTorch {torch.__version__} can use none of {len(found)} GPUs here ({reason}); {cure}")
+    return "cpu"
 
 
 def _nvidia_smi(fields: str) -> list[str]:
