@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup help demo reproduce snakemake pretrain record test test-slow test-cluster costs reference docs pictures lint lock ui clean
+.PHONY: setup help demo reproduce snakemake pretrain record test test-slow test-cluster costs reference tutorial docs pictures lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -57,6 +57,9 @@ costs: setup                              ## compute what each paper-scale exper
 
 reference: setup                          ## write docs/params.md and params.schema.json from the docstrings in src/vpd/config
 	python docs/reference.py
+
+tutorial: setup                           ## run docs/tutorial.ipynb and keep its outputs in it
+	OMP_NUM_THREADS=1 python docs/tutorial.py
 
 docs: setup                               ## build the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --config-file docs/mkdocs/mkdocs.yml

@@ -22,7 +22,8 @@ from vpd.utils.validation import _models_in
 
 ROOT = Path(__file__).parent.parent
 FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")])
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *DOCS))
 ID = re.compile(r"(?<![\w-])[SGRD]\d{1,2}(?![\w-])")
 """S1 or D12, but not A32, SD-1-5, R2D or G-Ref."""
 KEY = re.compile(r"(?:model|data|training|evaluation)(?:\.[a-z_]+)+")
@@ -216,8 +217,9 @@ def test_citation_and_changelog_have_the_version():
 
 
 def test_index_names_every_page():
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
-    assert set(re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs/README.md").read_text(encoding="utf-8"))) == pages
+    pages = {path.name for path in DOCS} - {"README.md"}
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\w[\w-]*\.(?:md|ipynb))\)", index)) == pages
 
 
 # ------------------------------------------------------------------------------------------------------- paper-scale.md

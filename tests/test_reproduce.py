@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
@@ -577,6 +578,28 @@ def test_python_of_the_readme_and_of_the_librarys_page_works(recorded):
     said = run("python program.py", recorded)
     assert "torch.Size([1, " in said
     assert 0 < float(said.splitlines()[-1]) < 1  # the linear probe's loss
+
+
+DRAWN = ["picture", "depth", "segments", "referred", "attention", "maps"]
+
+
+def test_the_tutorial_runs_and_keeps_what_it_prints_and_draws(whole):
+    """Features tell more about depth than colours do, even those of this scale, since they know where a pixel is."""
+    notebook = whole / "docs/tutorial.ipynb"
+    notebook.write_text(notebook.read_text(encoding="utf-8").replace("mini", "smoke"), encoding="utf-8")
+    run("make tutorial", whole)
+    made = nbformat.read(notebook, as_version=4)
+    nbformat.validate(made)
+    shown = {cell.id: cell.outputs for cell in made.cells if cell.cell_type == "code"}
+    assert [
+        name for name, outputs in shown.items() if any("image/png" in part.get("data", {}) for part in outputs)
+    ] == DRAWN
+    printed = {name: "".join(part.get("text", "") for part in outputs) for name, outputs in shown.items()}
+    colours, features = map(float, re.fullmatch(r"colours: (.+) m\nfeatures: (.+) m\n", printed["compare"]).groups())
+    assert features < colours - 0.03
+    gradient, tuned = map(float, re.fullmatch(r"gradient .*: (.+)\nfine-tuned: (.+) m\n", printed["tune"]).groups())
+    assert gradient > 0
+    assert 0 < tuned < 2 * colours
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urldefrag
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -18,12 +21,21 @@ from selenium.webdriver.support.ui import WebDriverWait
 from browser_world import chromium
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted("index" if path.stem == "README" else path.stem for path in DOCS.glob("*.md"))
+SOURCES = [*DOCS.glob("*.md"), *DOCS.glob("*.ipynb")]
+PAGES = sorted("index" if path.stem == "README" else path.stem for path in SOURCES)
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 PATIENCE = 60
-_module = importlib.util.spec_from_file_location("hooks", DOCS / "mkdocs" / "hooks.py")
-hooks = importlib.util.module_from_spec(_module)
-_module.loader.exec_module(hooks)
+
+
+def hook(name: str) -> ModuleType:
+    """A module of hooks that MkDocs loads by its path."""
+    found = importlib.util.spec_from_file_location(name, DOCS / "mkdocs" / f"{name}.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+hooks, notebooks = hook("hooks"), hook("notebooks")
 
 
 class Page(HTMLParser):
@@ -81,7 +93,8 @@ def test_every_page_of_docs_is_built_and_in_the_navigation(site, pages):
 
 
 def test_pages_load_nothing_from_elsewhere(site, pages):
-    loaded = {(path.parent / source.partition("?")[0]) for path, page in pages.items() for source in page.loaded}
+    sources = [(path, source) for path, page in pages.items() for source in page.loaded]
+    loaded = {path.parent / source.partition("?")[0] for path, source in sources if not source.startswith("data:")}
     assert [str(source) for source in loaded if not source.is_file()] == []
     styles = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))
     assert re.findall(r"(?:@import|url\()\s*['\"]?(?:https?:)?//[^)]*", styles) == []
@@ -96,6 +109,33 @@ def test_local_links_lead_to_a_file_and_an_anchor(pages):
 
 def test_the_api_page_shows_the_package(site):
     assert 'id="vpd"' in (site / "api.html").read_text(encoding="utf-8")
+
+
+def test_the_tutorial_is_a_page_with_all_of_its_cells(site):
+    notebook = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    headings = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("## ")]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    page = (site / "tutorial.html").read_text(encoding="utf-8")
+    assert page.count('<div class="highlight">') >= len(code) >= 10
+    assert page.count('src="data:image/png;base64,') == len(pictures)
+    assert [f"## {title}" for title in re.findall("<h2 id=[^>]*>([^<]+)", page)] == headings
+
+
+def test_a_notebook_shows_what_was_printed_and_drawn():
+    shown = [
+        new_output("stream", name="stdout", text="1\n```\n"),
+        new_output("execute_result", {"text/plain": "<Image>", "image/png": "iVBO\n"}),
+        new_output("execute_result", {"text/plain": "2"}),
+        new_output("display_data", {"image/png": "Rw0K"}),
+    ]
+    cells = [new_markdown_cell("# A *title*"), new_code_cell("print(1)\n2", outputs=shown), new_code_cell("x = 3")]
+    assert list(notebooks.as_markdown(new_notebook(cells=cells))) == [
+        "# A *title*", "````python\nprint(1)\n2\n````", "````text\n1\n```\n````",
+        "![](data:image/png;base64,iVBO)", "````text\n2\n````", "![](data:image/png;base64,Rw0K)",
+        "````python\nx = 3\n````",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
