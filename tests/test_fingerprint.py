@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +111,9 @@ def test_files_that_did_not_change_are_not_read_again(finished, monkeypatch):
     _, out, _ = finished
     path = out / "deep/file.txt"
     monkeypatch.setattr(remembered, "SETTLED", -1)
+    digests(out, ["deep/file.txt"])
+    assert not Path(".vpd").exists()  # nothing is left in a folder that is no project
+    Path(".vpd").mkdir()
     expected = digests(out, ["deep/file.txt"])
     read = []
     monkeypatch.setattr(remembered, "sha256", lambda path: read.append(path) or "digest")

@@ -11,7 +11,7 @@ from pathlib import Path
 from vpd.utils.errors import UserError
 from vpd.utils.files import is_junk, readable, write_json
 
-REMEMBERED = Path(".vpd/digests")  # below the working directory; can be deleted at any time
+REMEMBERED = Path(".vpd/digests")  # below the working directory, if that is a project's; can be deleted at any time
 SETTLED = 2.0  # seconds; a file changed more recently could change again without a visible change of its time
 
 
@@ -73,6 +73,9 @@ def _memory(name: str) -> Iterator[tuple[dict[str, list], dict[str, list]]]:
     except (OSError, ValueError):
         known = {}
     yield known, seen
+    # Whoever predicts in a folder of their own, with the library, finds nothing there afterwards.
+    if not (REMEMBERED.parent.is_dir() or Path("params.yaml").is_file()):
+        return
     if any(known.get(key) != entry for key, entry in seen.items()):
         with contextlib.suppress(UserError):  # a read-only working directory only costs the time to read again
             write_json(path, known | seen)
