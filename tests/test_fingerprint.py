@@ -174,6 +174,7 @@ def test_packages_have_digests_of_their_own():
 
 def test_code_is_parsed_again_only_after_an_edit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path(".vpd").mkdir()
     monkeypatch.setattr(module, "ROOT", tmp_path)
     parsed, path = [], tmp_path / "room.py"
     monkeypatch.setattr(module, "meaning", lambda source: parsed.append(source) or source)
