@@ -42,7 +42,7 @@ record: setup                             ## tell DVC about results that Snakema
 
 test: setup                               ## run all tests, including the whole smoke scale
 	sh tests/system-packages.sh
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder  # in the order of conftest.py: the longest first
 
 test-slow: setup                          ## test true-size networks (16 GiB of memory), all of smoke by DVC, and kills
 	pytest -m slow -s

@@ -146,7 +146,8 @@ def test_a_shared_batch_norm_is_torchs_over_the_joint_batch(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------- deaths
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.cluster), 1])
+@pytest.mark.cluster
+@pytest.mark.parametrize("rank", [0, 1])
 def test_after_the_loss_of_a_process_all_go_on_and_end_with_the_same_bits(two, tmp_path, rank):
     parent = in_background(tmp_path, 0.1)
     wait_for(lambda: list(tmp_path.glob("state/*/step-*.pt")))

@@ -288,9 +288,10 @@ EDITS = {
 }
 
 
-def one_by_one_or_together(edits) -> list[tuple[str, list[str]]]:
+def one_by_one_or_together(edits, marks=()) -> list:
     """One dry run of Snakemake per edit, and one of DVC, which takes longer, for all."""
-    return [*(("snakemake -n", [edit]) for edit in edits), ("dvc repro --dry", list(edits))]
+    together = pytest.param("dvc repro --dry", list(edits), marks=marks)
+    return [*(("snakemake -n", [edit]) for edit in edits), together]
 
 
 @contextlib.contextmanager
@@ -361,7 +362,9 @@ CODE_EDITS = {
 TRAINING = {"the training": (["training/losses.py"], {"train", "evaluate", "report", "track"})}
 
 
-@pytest.mark.parametrize(("command", "edits"), one_by_one_or_together(CODE_EDITS) + one_by_one_or_together(TRAINING))
+@pytest.mark.parametrize(
+    ("command", "edits"), one_by_one_or_together(CODE_EDITS) + one_by_one_or_together(TRAINING, pytest.mark.slow)
+)
 def test_changed_code_reruns_only_what_it_may_change(recorded, edits, command):
     names = [name for edit in edits for name in (CODE_EDITS | TRAINING)[edit][0]]
     allowed = set().union(*((CODE_EDITS | TRAINING)[edit][1] for edit in edits))
@@ -377,7 +380,7 @@ def test_changed_code_reruns_only_what_it_may_change(recorded, edits, command):
 @pytest.mark.parametrize(
     ("command", "old", "new"),
     [
-        ("dvc repro --dry", "a kitchen with a red ball", "a kitchen"),
+        pytest.param("dvc repro --dry", "a kitchen with a red ball", "a kitchen", marks=pytest.mark.slow),
         ("snakemake -n", "a kitchen with a red ball", "a kitchen"),
         ("snakemake -n", "{scenes: 16, width: 16", "{scenes: 16, width: 8"),
     ],
@@ -498,6 +501,7 @@ def test_an_installed_wheel_predicts_with_the_shipped_weights_anywhere(clone, tm
     assert done.stdout == "(50, 70) (50, 70) (50, 70) True PNG\n", done.stderr
 
 
+@pytest.mark.slow
 def test_demo_in_a_new_clone_uses_the_weights_in_git(clone):
     picture = Path("predictions/demo.png")
     assert f"the picture is {picture}" in run("make demo", clone)
