@@ -28,7 +28,7 @@ from vpd.config.schema import Spec
 from vpd.planning.cost import cost
 from vpd.planning.costs import GIB
 from vpd.planning.networks import CLASSES, FORMATS, build, make_batch, read_parts
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import configs
 from vpd.training.loader import Plan
 from vpd.training.loop import gradient, start_accelerator
 from vpd.training.optim import build_optimizer
@@ -103,7 +103,7 @@ def main() -> None:
     options.add_argument("--checkpoint", type=Path, help="folder whose configurations replace Stable Diffusion 1's")
     given = options.parse_args()
     params = load_params("params.yaml", given.scale)
-    parts = read_parts(given.checkpoint) if given.checkpoint else sd1_configs()
+    parts = read_parts(given.checkpoint) if given.checkpoint else configs()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{device}, torch {torch.__version__}, batch {given.batch}, {given.steps} steps after {WARMUP}\n")
     print("| experiment | variant | images/s | peak GiB | foreseen GiB | drift | last loss |")

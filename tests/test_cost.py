@@ -14,7 +14,7 @@ from vpd.config.params import load_params
 from vpd.planning.cost import all_costs, cost, forward_passes, resources, write_costs
 from vpd.planning.costs import GIB, paper_gflops
 from vpd.planning.networks import build, count, make_batch, read_parts
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
 from vpd.utils.errors import UserError
@@ -111,7 +111,7 @@ def test_training_is_three_forward_passes_of_what_is_trained(params, costs):
     """Against torch's own count of a forward and a backward pass, and parity's 1236.9 without the frozen encoder."""
     spec = params.resolve("seg-full")
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model, batch = build(spec, sd1_configs(), 150).train(), make_batch(spec, 1, 150)
+        model, batch = build(spec, configs(), 150).train(), make_batch(spec, 1, 150)
         loss(spec.training.loss, model(batch), batch).backward()
     assert costs["seg"].training_macs == pytest.approx(counter.get_total_flops() / 2, rel=2e-3)
     trained = costs["seg"].training_macs - costs["seg"].parts["vae"].macs

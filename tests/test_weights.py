@@ -60,7 +60,7 @@ def write_pipeline(folder: Path, **sizes) -> Path:
     """A randomly initialised pipeline folder with scheduler and index."""
     torch.manual_seed(8)
     write_checkpoint(folder, **sizes)
-    write_json(folder / "scheduler/scheduler_config.json", sd.sd1_configs()["scheduler"])
+    write_json(folder / "scheduler/scheduler_config.json", sd.configs()["scheduler"])
     parts = sd.CLASSES | {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **parts})
     return folder
@@ -79,7 +79,7 @@ def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def test_true_configurations_have_stable_diffusion_1s_parameters():
-    configs = sd.sd1_configs()
+    configs = sd.configs()
     networks = {part: sd.network_tensors(part, configs[part]) for part in ("unet", "text_encoder", "vae")}
     encoder = {name: x for name, x in networks.pop("vae").items() if name.startswith(("encoder.", "quant_conv."))}
     networks["encoder"] = encoder
@@ -124,7 +124,7 @@ def original(pipeline) -> dict[str, Tensor]:
 @pytest.fixture
 def convert(tmp_path, pipeline, monkeypatch):
     """Write a state dict to a file and make a checkpoint of it, where the narrow pipeline stands for Stable Diffusion 1."""
-    monkeypatch.setattr(sd, "sd1_configs", lambda: configurations(pipeline))
+    monkeypatch.setattr(sd, "configs", lambda _="": configurations(pipeline))
 
     def run(state: dict[str, Tensor], file: str = "sd.ckpt", **spec) -> Path:
         path, out = tmp_path / file, tmp_path / "checkpoint"
