@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from fixtures.parity.narrow import write_text_model
 from vpd.pretrained.stable_diffusion import configs
 
-LENGTH, TEXTS = 20, {"stable-diffusion-1": (32,), "stable-diffusion-2": (48,), "stable-diffusion-xl": (32, 48)}
+LENGTH, TEXTS = 77, {"stable-diffusion-1": (32,), "stable-diffusion-2": (48,), "stable-diffusion-xl": (32, 48)}
 UNETS: dict[str, dict[str, Any]] = {
     "stable-diffusion-1": {"block_out_channels": [16, 32, 64, 64], "attention_head_dim": 4},
     "stable-diffusion-2": {"block_out_channels": [16, 32, 64, 64], "attention_head_dim": [1, 2, 4, 4]},

@@ -385,7 +385,7 @@ def _cost(options: argparse.Namespace) -> None:
     costs = all_costs(params, options.names or None, options.checkpoint)
     if options.out:
         write_costs(params, costs, options.out)
-    print(markdown(costs, paper_gflops(params)))
+    print(markdown(costs, {} if options.checkpoint else paper_gflops(params)))
 
 
 def _plan(options: argparse.Namespace) -> None:

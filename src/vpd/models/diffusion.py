@@ -95,9 +95,9 @@ class FeatureUNet(nn.Module):
         projected: Tensor | None = None,
         size: Size | None = None,
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Run one denoising step on latents (batch, 4, h, w) without noise (S1, V1) and text tokens (batch, tokens, width).
+        """Run one denoising step on latents (batch, 4, h, w) without noise (S1, U1) and text tokens (batch, tokens, width).
 
-        SDXL is also told the ``projected`` text (batch, width) and the images' ``size`` in pixels (V2, V3).
+        SDXL is also told the ``projected`` text (batch, width) and the images' ``size`` in pixels (U2, U3).
 
         Returns per level, fine to coarse, a feature map (batch, channels, h, w) and recorded attention (batch, tokens, h, w)
         or None. The feature of a level is the output of the last but one block, before the last block and the upsampler; at
@@ -124,7 +124,7 @@ class FeatureUNet(nn.Module):
         return maps, recorder.collect([feature.shape[-2:] for feature in maps])
 
     def _embed(self, projected: Tensor, size: Size) -> Tensor:
-        """Embed a projected text, and an image that was never resized and is cropped at its corner (V3)."""
+        """Embed a projected text, and an image that was never resized and is cropped at its corner (U3)."""
         sizes = torch.tensor([*size, 0, 0, *size], device=projected.device).repeat(len(projected))
         embedded = self.add_time_proj(sizes).to(projected).reshape(len(projected), -1)
         return self.add_embedding(torch.cat([projected, embedded], dim=1))

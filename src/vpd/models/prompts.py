@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
 
 
 class TwoTextEncoders(TextEncoder):
-    """SDXL's two text models side by side, whose states are those before the last layer, and a projection of the second (V2).
+    """SDXL's two text models side by side, whose states are those before the last layer, and a projection of the second (U2).
 
     UserError if their tokenizers differ in more than their padding.
     """
@@ -167,7 +167,7 @@ def encode_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> T
 
 
 def project_prompts(spec: PromptSpec, text: TextEncoder, classes: list[str]) -> Tensor | None:
-    """Project the same prompts (prompts, projection width), each the mean over templates; None if nothing is projected (V2)."""
+    """Project the same prompts (prompts, projection width), each the mean over templates; None if nothing is projected (U2)."""
     if not text.projection_width:
         return None
     return torch.stack([torch.as_tensor(text.projected(prompts)).mean(0) for prompts in _prompts(spec, classes)])
@@ -209,7 +209,7 @@ def context_of(strategy: str, batch: Batch, text: Any, embeddings: Tensor | None
 def projection_of(strategy: str, batch: Batch, text: Any, projections: Tensor | None) -> Tensor | None:
     """Return the projected text of each image (batch, width), or None if nothing is projected.
 
-    Like ``context_of``; where an image attends to the tokens of several prompts, it is the mean of their projections (V2).
+    Like ``context_of``; where an image attends to the tokens of several prompts, it is the mean of their projections (U2).
     """
     if text is not None:
         return text.projected(batch["text"])

@@ -36,7 +36,7 @@ class Family:
 
     title: str
     width: int  # of the cross-attention, as published
-    predictions: tuple[str, ...]  # of the output layer, which no feature comes from (V1)
+    predictions: tuple[str, ...]  # of the output layer, which no feature comes from (U1)
     components: Mapping[str, tuple[str, str]]  # library and class of each part
 
     @property
