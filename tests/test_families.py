@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from families import write_family
 from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec
 from vpd.config.params import Params, load_params
-from vpd.config.schema import CheckpointSpec, PromptSpec, Spec
+from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
 from vpd.datasets.pictures import as_batch
 from vpd.models.extractor import FeatureExtractor
 from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder, project_prompts
@@ -260,6 +261,8 @@ REFUSED = {
     "XL, refiner": (XL, XL, {INDEX: {"text_encoder": [None, None]}}, "lists no text_encoder; .* has .*text_encoder_2"),
     "XL, one tokenizer": (XL, XL, {INDEX: {"tokenizer_2": [None, None]}}, "lists no tokenizer_2"),
     "XL, T5": (XL, XL, {INDEX: {"text_encoder_2": ["transformers", "T5EncoderModel"]}}, "but .* a CLIPTextModelWithProjection"),
+    "2, a width in words": (SD2, SD2, {TEXT: {"hidden_size": "48"}}, "own is damaged or cut off"),
+    "XL, no width": (XL, XL, {"text_encoder_2/config.json": {"projection_dim": None}}, "makes projections None wide"),
     "2, other output": (SD2, SD2, {SCHEDULER: {"prediction_type": "sample"}}, "predicts 'epsilon' or 'v_prediction'"),
     "16 latent channels": (SD2, SD2, {"vae/config.json": {"latent_channels": 16}}, "the VAE makes 16 channels"),
 }  # fmt: skip
@@ -300,6 +303,10 @@ def test_the_second_text_encoder_is_checked_as_the_first(folders, tmp_path, dama
 
 
 # ------------------------------------------------------------------------------------------------------------- params.yaml
+def test_a_line_may_name_every_family():
+    assert get_args(DiffusionFamily) == tuple(FAMILIES)
+
+
 def test_an_original_file_of_another_family_is_refused():
     with pytest.raises(ValueError, match="an original file cannot be a stable-diffusion-2"):
         CheckpointSpec(source="file", path="sd2.ckpt", repo="a/b", family=SD2)

@@ -23,7 +23,7 @@ CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "a
 """Settings of U-Nets that are told more than tokens."""
 SDXL = ("addition_embed_type", "text_time")  # the only one known here
 SIZES = (
-    6  # numbers that SDXL is told of an image: original height and width, crop's top and left, target height and width
+    6  # numbers that SDXL is told of an image: height and width at first, the crop's top and left, height and width now
 )
 
 
@@ -162,13 +162,14 @@ def projection_width(config: Mapping[str, Any]) -> int:
     return config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"] if needed else 0
 
 
-def check_texts(config: Mapping[str, Any], width: int, projected: int) -> None:
-    """UserError if a U-Net attends to tokens of another width, or is told projected texts of another width, 0 for none."""
+def check_texts(where: object, config: Mapping[str, Any], width: int, projected: int) -> None:
+    """UserError, which names ``where``, if a U-Net takes tokens, or projected texts (0: none), of another width."""
     wanted = {"tokens": config["cross_attention_dim"], "projections": projection_width(config)}
     for kind, own in (("tokens", width), ("projections", projected)):
         if own != wanted[kind]:
             raise UserError(
-                f"the text encoder makes {kind} {own} wide, but the U-Net takes {wanted[kind]}; use parts of one pipeline"
+                f"{where}: the text encoder makes {kind} {own} wide, but the U-Net takes {wanted[kind]}; use parts of one "
+                "pipeline"
             )
 
 

@@ -102,7 +102,7 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         unet, self.vae, self.text = _parts(pipeline)
-        check_texts(unet.config, self.text.width, self.text.projection_width)
+        check_texts("the pipeline", unet.config, self.text.width, self.text.projection_width)
         spec = checked(AttentionSpec, {"places": places, "limit": limit, "gradient": "attached"}, "the options")
         self.unet = FeatureUNet(_with_shared_weights(unet), spec, gradient_checkpointing)
         if not 0 <= timestep < 1000:

@@ -107,7 +107,7 @@ def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
     with torch.random.fork_rng(devices=[]):
         unet, vae = load_unet(checkpoint, vpd_model(spec).unet), load_vae(checkpoint)
         text = load_text_encoder(checkpoint, prompt.length)
-        check_texts(unet.config, text.width, text.projection_width)
+        check_texts(checkpoint, unet.config, text.width, text.projection_width)
         if prompt.strategy in FROM_IMAGES:
             given: dict[str, Any] = {"text": text}
         else:

@@ -196,6 +196,7 @@ def check_family(source: Path, unet: Mapping[str, Any], family: Family) -> None:
 def _check_fit(folder: Path, found: Mapping[str, dict[str, Any]], family: Family) -> None:
     """Refuse parts of a pipeline that do not belong together, or to the family."""
     from vpd.models.diffusion import check_texts
+    from vpd.utils.tensors import understood
 
     prediction = found["scheduler"].get("prediction_type", "epsilon")
     if prediction not in family.predictions:
@@ -204,11 +205,9 @@ def _check_fit(folder: Path, found: Mapping[str, dict[str, Any]], family: Family
     latent, texts = found["vae"].get("latent_channels", LATENT), [found[part] for part in found if "text" in part]
     if latent != LATENT:
         raise UserError(f"{folder}: the VAE makes {latent} channels, but the U-Net takes {LATENT}; fetch it again")
-    projected = texts[1].get("projection_dim", 0) if len(texts) > 1 else 0
-    try:
-        check_texts(found["unet"], sum(config.get("hidden_size", 0) for config in texts), projected)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+    with understood(folder, "fetch it again"):
+        projected = texts[1]["projection_dim"] if len(texts) > 1 else 0
+        check_texts(folder, found["unet"], sum(config["hidden_size"] for config in texts), projected)
 
 
 def canonical_names(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
