@@ -34,7 +34,7 @@ from vpd.evaluation.inference import estimate_depth, refer, segment
 from vpd.evaluation.run import predictor
 from vpd.planning.cost import RESERVED, cost
 from vpd.planning.costs import GIB
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import configs
 from vpd.utils.devices import device_type, nvidia_smi
 from vpd.utils.errors import UserError
 from vpd.utils.fingerprint import git_commit
@@ -104,14 +104,12 @@ def true_bench() -> Bench:
     if device_type() != "cuda":
         raise UserError("PyTorch finds no GPU here; give --narrow to run the same with narrow networks on the cores")
     params = load_params(ROOT / "params.yaml", "paper")
-    return Bench(
-        params, sd1_configs(), 8192, largest=1024, steps=50, warmup=1, fewest=2, most=20, seconds=1.5, images=1000
-    )
+    return Bench(params, configs(), 8192, largest=1024, steps=50, warmup=1, fewest=2, most=20, seconds=1.5, images=1000)
 
 
 def narrow_bench() -> Bench:
     """Return the same with networks whose figures mean nothing, to see that it runs."""
-    small, parts = {"layers_per_block": 1, "norm_num_groups": 8}, sd1_configs()
+    small, parts = {"layers_per_block": 1, "norm_num_groups": 8}, configs()
     parts |= {part: {**parts[part], **small, **changes} for part, changes in NARROW.items()}
     params = load_params(ROOT / "params.yaml", "smoke")
     return Bench(params, parts, 128, largest=2, steps=2, warmup=0, fewest=1, most=1, seconds=0.0, images=2)

@@ -106,6 +106,7 @@ def test_a_line_is_enough_for_snakemake_and_a_name_more_for_dvc(diffusion):
     assert [job for job in jobs if job not in by_dvc or job not in by_snakemake] == []
 
 
+@pytest.mark.slow
 def test_its_commands_measure_it(diffusion):
     from test_reproduce import run
 

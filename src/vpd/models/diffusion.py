@@ -22,9 +22,8 @@ from vpd.utils.tensors import load_folder
 CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "addition_embed_type")
 """Settings of U-Nets that are told more than tokens."""
 SDXL = ("addition_embed_type", "text_time")  # the only one known here
-SIZES = (
-    6  # numbers that SDXL is told of an image: height and width at first, the crop's top and left, height and width now
-)
+SIZES = 6
+"""Numbers that SDXL is told of an image: height and width at first, the crop's top and left, height and width now."""
 
 
 class FrozenEncoder(nn.Module):
@@ -108,8 +107,10 @@ class FeatureUNet(nn.Module):
         steps = torch.full((len(latents),), timestep, device=latents.device)
         time = self.time_embedding(self.time_proj(steps).to(latents.dtype))
         if self.add_embedding is not None:
-            assert projected is not None
-            assert size is not None
+            if projected is None or size is None:
+                raise UserError(
+                    "SDXL's U-Net needs a projected text and sizes, which nothing gives here; use Stable Diffusion 1 or 2"
+                )
             time = time + self._embed(projected, size)
         hidden = self.conv_in(latents)
         skips = [hidden]
