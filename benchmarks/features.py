@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from true_size import peak
 from vpd.models.extractor import FeatureExtractor
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import configs
 from vpd.pretraining.clip import special_tokens, train_tokenizer
 
 TEXT = "a photo of a red ball in a kitchen"
@@ -34,7 +34,7 @@ LEVELS = {
 
 def pipeline() -> SimpleNamespace:
     """Build the parts of Stable Diffusion 1.x with random weights, and a tokenizer that knows one sentence."""
-    parts = sd1_configs()
+    parts = configs()
     tokenizer = train_tokenizer([TEXT] * 9, 600, 77)
     text = CLIPTextModel(CLIPTextConfig(**parts["text_encoder"] | special_tokens(tokenizer)))
     networks = {"unet": UNet2DConditionModel.from_config(parts["unet"]), "vae": AutoencoderKL.from_config(parts["vae"])}

@@ -22,7 +22,7 @@ from vpd.config.params import load_params
 from vpd.config.schema import Spec
 from vpd.planning.costs import GIB
 from vpd.planning.networks import CLASSES, FORMATS, build, make_batch, read_parts
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
 
@@ -122,7 +122,7 @@ def main() -> None:
     options.add_argument("--scale", default="paper")
     options.add_argument("--checkpoint", type=Path, help="folder whose configurations replace Stable Diffusion 1's")
     given = options.parse_args()
-    parts = read_parts(given.checkpoint) if given.checkpoint else sd1_configs()
+    parts = read_parts(given.checkpoint) if given.checkpoint else configs()
     peaks = ("GiB, evaluation", "GiB, forward", "GiB, backward", "GiB, AdamW")
     print(f"| run | {' | '.join(f'{name}, s' for name in PHASES)} | {' | '.join(peaks)} | loss |")
     print("| --- |" + " ---: |" * (len(PHASES) + len(peaks) + 1))

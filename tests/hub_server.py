@@ -184,7 +184,7 @@ from vpd.pretrained.checkpoints import assemble
 from vpd.utils.errors import UserError
 limit, *jobs = json.loads(sys.argv[1])
 if narrow := os.environ.get("SD1_CONFIGS"):
-    stable_diffusion.sd1_configs = lambda: json.loads(Path(narrow).read_text())
+    stable_diffusion.configs = lambda _="": json.loads(Path(narrow).read_text())
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 for name, spec, out in jobs:

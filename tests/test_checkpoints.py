@@ -237,7 +237,11 @@ INDEX, PICKLE = "model_index.json", "unet/diffusion_pytorch_model.bin"
         (INDEX, None, r"has no model_index\.json"),
         (INDEX, {"vae": [None, None]}, r"lists no vae; .*unet"),
         (INDEX, {"text_encoder": ["transformers", "T5EncoderModel"]}, r"is a T5EncoderModel, but .* a CLIPTextModel"),
-        ("unet/config.json", {"cross_attention_dim": 1024}, r"is a Stable Diffusion 2 U-Net .*1024\); .* has 768"),
+        (
+            "unet/config.json",
+            {"cross_attention_dim": 1024},
+            r"is a Stable Diffusion 2 U-Net .*1024\), not .* 1 \(768\)",
+        ),
         ("unet/config.json", {"in_channels": 9}, r"takes 9 channels"),
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, r"predicts 'v_prediction'"),
         (UNET, PICKLE, r"has diffusion_pytorch_model\.bin where .*safetensors is needed"),

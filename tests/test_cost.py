@@ -4,17 +4,20 @@
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures.parity.narrow import make_spec, with_training, write_checkpoint
+from test_docs import code, tables
 from vpd.config.params import load_params
 from vpd.planning.cost import all_costs, cost, forward_passes, resources, write_costs
-from vpd.planning.costs import GIB, paper_gflops
+from vpd.planning.costs import GIB, figures, paper_gflops
 from vpd.planning.networks import build, count, make_batch, read_parts
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import FAMILIES, configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
 from vpd.utils.errors import UserError
@@ -111,11 +114,51 @@ def test_training_is_three_forward_passes_of_what_is_trained(params, costs):
     """Against torch's own count of a forward and a backward pass, and parity's 1236.9 without the frozen encoder."""
     spec = params.resolve("seg-full")
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model, batch = build(spec, sd1_configs(), 150).train(), make_batch(spec, 1, 150)
+        model, batch = build(spec, configs(), 150).train(), make_batch(spec, 1, 150)
         loss(spec.training.loss, model(batch), batch).backward()
     assert costs["seg"].training_macs == pytest.approx(counter.get_total_flops() / 2, rel=2e-3)
     trained = costs["seg"].training_macs - costs["seg"].parts["vae"].macs
     assert trained / 1e9 == pytest.approx(1236.9, rel=5e-3)
+
+
+# ------------------------------------------------------------------------------------------------ other Stable Diffusions
+@pytest.mark.parametrize(("family", "unet", "text"), [
+    ("stable-diffusion-1", 859_520_964, 123_060_480),
+    ("stable-diffusion-2", 865_910_724, 340_387_840),
+    ("stable-diffusion-xl", 2_567_463_684, 123_060_480 + 694_659_840),
+])  # fmt: skip
+def test_sizes_of_each_family_are_the_published_ones(params, family, unet, text):
+    found = cost(params.resolve("refcoco-full"), configs(family))
+    assert found.parts["unet"].parameters == unet - OUTPUT_LAYER
+    assert found.text_parameters == text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_multiply_adds_of_each_family_are_those_of_diffusers_own_forward_pass(params, family):
+    given = configs(family)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet = UNet2DConditionModel.from_config(given["unet"])
+        added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+        unet(
+            torch.zeros(1, 4, 64, 64), 1, torch.zeros(1, 150, unet.config.cross_attention_dim), added_cond_kwargs=added
+        )
+    flops = counter.get_flop_counts()
+    expected = flops["Global"], flops["UNet2DConditionModel.conv_out"]
+    whole, output = (sum(kinds.values()) // 2 for kinds in expected)
+    found = cost(params.resolve("seg-full"), given).parts["unet"].macs
+    assert found == pytest.approx(whole - output, rel=1e-6)
+
+
+def test_costs_of_other_checkpoints_are_those_that_the_documentation_shows(params):
+    (shown,) = (
+        table for table in tables(Path("docs/paper-scale.md").read_text(encoding="utf-8")) if "checkpoint" in table[0]
+    )
+    assert {code(row["checkpoint"])[0] for row in shown} == {"sd-1-5", "sd-2-1", "sdxl"}
+    for row in shown:
+        name, checkpoint = code(row["experiment"])[0], code(row["checkpoint"])[0]
+        found = figures(all_costs(params, [name], checkpoint)[name])
+        found["V100-hours"] = found.pop("GPU-hours")
+        assert {column: float(row[column]) for column in found} == found
 
 
 # -------------------------------------------------------------------------------------------------------------- baselines

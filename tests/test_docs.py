@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 FIDELITY, PARAMS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "params.md"))
 DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")])
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *DOCS))
-ID = re.compile(r"(?<![\w-])[SGRD]\d{1,2}(?![\w-])")
+ID = re.compile(r"(?<![\w-])[SGRDU]\d{1,2}(?![\w-])")
 """S1 or D12, but not A32, SD-1-5, R2D or G-Ref."""
 KEY = re.compile(r"(?:model|data|training|evaluation)(?:\.[a-z_]+)+")
 ABSENT = "–"
@@ -119,7 +119,7 @@ def fidelity_rows():
 def test_ids_have_one_row_each_and_no_gaps():
     ids = [row["id"] for table in tables(FIDELITY) for row in table if "id" in row]
     assert ids == [
-        f"{letter}{n}" for letter, last in zip("SGRD", (14, 12, 13, 19), strict=True) for n in range(1, last + 1)
+        f"{letter}{n}" for letter, last in zip("SGRDU", (14, 12, 13, 19, 4), strict=True) for n in range(1, last + 1)
     ]
     assert all(row["here"] and row["the released code"] and row["the paper"] for row in fidelity_rows().values())
 
@@ -134,7 +134,7 @@ def test_every_id_in_use_is_explained():
 
 def test_settings_in_fidelity_exist():
     """A row of one task may only name settings of that task."""
-    tasks = {"S": list(TASKS), "G": ["segmentation"], "R": ["referring"], "D": ["depth"]}
+    tasks = {"S": list(TASKS), "U": list(TASKS), "G": ["segmentation"], "R": ["referring"], "D": ["depth"]}
     named = [
         (row["id"], key[0])
         for row in fidelity_rows().values()
@@ -227,7 +227,7 @@ def test_costs_shown_are_those_that_snakemake_reserves_and_known_of_every_experi
     costs = json.loads((ROOT / "workflow/costs.json").read_text(encoding="utf-8"))
     assert costs.keys() == paper_scale["official"].keys()
     text = (ROOT / "docs/paper-scale.md").read_text(encoding="utf-8")
-    (shown,) = (table for table in tables(text) if "GPU-hours" in table[0])
+    (shown,) = (table for table in tables(text) if "GFLOPs, paper" in table[0])
     assert len(shown) >= 3
     for row in shown:
         figures = costs[code(row["experiment"])[0]]["figures"]

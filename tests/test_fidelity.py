@@ -32,6 +32,10 @@ FIXED = {
     "D8": "The released settings for drop path and layer decay have no effect, so that none exist here.",
     "D13": "One process evaluates, and each image counts once.",
     "D19": "KITTI has no released reader and is out of scope.",
+    "U1": "A time step is a level of noise in every family; test_families.py compares the features at the same step.",
+    "U2": "Texts are encoded by the pipeline's own encoders; test_families.py compares them with diffusers' pipeline.",
+    "U3": "The size is the input's; test_families.py compares the features with those of diffusers' pipeline.",
+    "U4": "Levels are those of the U-Net; test_families.py trains each head on each family.",
 }
 SMALL_HEAD = {"model.head.channels": 16}
 SMALL_CANVAS = {"model.canvas": 64}

@@ -55,7 +55,7 @@ def test_missing_or_mixed_checkpoints_are_named(checkpoint, tmp_path):
     mixed = write_checkpoint(tmp_path / "mixed", width=16)
     (mixed / "unet").rename(tmp_path / "narrow")
     (mixed / "unet").symlink_to(checkpoint / "unet")
-    with pytest.raises(UserError, match="text encoder is 16 wide but the U-Net attends to 32"):
+    with pytest.raises(UserError, match="text encoder makes tokens 16 wide, but the U-Net takes 32"):
         build(make_spec("depth"), mixed)
 
 
@@ -97,8 +97,8 @@ def test_depth_of_levels_that_do_not_fit_is_refused():
     with pytest.raises(UserError, match="third level of stride 8, 16, 32 or so on, found 12"):
         make_head("depth-decoder", [3, 6, 12, 24])
     spec = HeadSpec(kind="depth-decoder", channels=32)
-    with pytest.raises(UserError, match="needs a backbone of four levels, found 3"):
-        HEADS["depth-decoder"](spec, WIDTHS[:3], SWIN[:3], 1)
+    with pytest.raises(UserError, match="needs a backbone of three levels, found 2"):
+        HEADS["depth-decoder"](spec, WIDTHS[:2], SWIN[:2], 1)
     with pytest.raises(UserError, match="multiples of 16 pixels, found 48x40"):
         make_head("depth-decoder", SWIN, 1)(make_features((48, 40), SWIN), (48, 40))
 

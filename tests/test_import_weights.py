@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fixtures.parity.case import CLASSES, FORWARD, SPECS, TASKS, GivenTokens, error, given_batch, released_state
 from fixtures.parity.narrow import FOLDER, make_spec, write_checkpoint
 from real_archives import Attack
-from test_parity import CLASSES, OUTPUT, SPECS, TASKS, GivenTokens, error, given_batch, released_state
 from vpd.config.paths import evaluated
 from vpd.config.schema import DatasetSpec, released_spec
 from vpd.evaluation.results import check_run, read_metrics
@@ -129,7 +129,7 @@ def test_imported_run_is_accepted_and_computes_what_the_authors_code_computes(re
         output = model(given_batch(released.task))
     name, step = {"seg": ("logits", 1), "refer": ("logits", 4), "depth": ("depth", 4)}[released.task]
     expected = load_file(FOLDER / f"{released.task}.safetensors")[name]
-    assert error(output[:, :, ::step, ::step], expected) < OUTPUT
+    assert error(output[:, :, ::step, ::step], expected) < FORWARD
 
 
 def test_imported_weights_are_evaluated(tmp_path, checkpoints):

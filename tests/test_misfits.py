@@ -18,11 +18,12 @@ from vpd.config.schema import BackboneSpec
 from vpd.models.base import misfits
 from vpd.predict.network import _check_checkpoint
 from vpd.pretrained.backbones import fetch_backbone
-from vpd.pretrained.stable_diffusion import WEIGHT_FILES, check_network
+from vpd.pretrained.stable_diffusion import FAMILIES, check_network
 from vpd.utils.errors import UserError
 from vpd.utils.fingerprint import Fingerprint, check_intact, write_manifest
 
 State = dict[str, Tensor]
+WEIGHT_FILES = FAMILIES["stable-diffusion-1"].weights
 KINDS = {
     "missing": None,
     "nan": lambda x: torch.full_like(x, torch.nan),

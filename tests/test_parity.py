@@ -6,115 +6,23 @@ pass ReLUs, where a few pre-activations near zero change sign with rounding: the
 5e-3 off, but that of the median tensor only 5e-6 (5e-4 for depth, whose decoder is nearly constant under the recipe).
 """
 
-import json
-import zlib
-from functools import cached_property
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from fixtures.parity.narrow import FOLDER, make_spec, recipe, write_checkpoint
-from vpd.config.schema import AttentionSpec, LossSpec
-from vpd.models import Features, build_model
+from fixtures.parity.case import FORWARD, TASKS, Case, error, write_parity_checkpoint
+from vpd.config.schema import AttentionSpec
 from vpd.models.attention import set_processors
-from vpd.pretrained.original import convert, rename
-from vpd.training.losses import loss
+from vpd.pretrained.original import convert
 from vpd.utils.errors import UserError
 
-FEATURES, OUTPUT, LOSS = 5e-6, 5e-6, 1e-6
 WORST = 5e-3
 MEDIAN = {"seg": 5e-6, "refer": 5e-6, "depth": 5e-4}
-NOISE = 1e-5
-"""Of the median norm. Gradients below are zero but for rounding: biases before a norm of one channel per group."""
-TASKS = {"seg": "segmentation", "refer": "referring", "depth": "depth"}
-SPECS = {
-    "seg": {"head": {"channels": 256}},
-    "refer": {"head": {"channels": 64}, "prompt": {"length": 10}},
-    "depth": {"head": {"channels": 1536, "deconv_channels": 32, "final_channels": 192}, "canvas": 384},
-}
-CLASSES = {"seg": 12, "refer": 0, "depth": 27}
-LOSSES = {
-    "seg": LossSpec(kind="cross-entropy"),
-    "refer": LossSpec(kind="cross-entropy", class_weights=(0.9, 1.1)),
-    "depth": LossSpec(kind="silog"),
-}
-
-
-class GivenTokens(nn.Module):
-    """Stands for the text encoder, which the original's referring model has outside."""
-
-    def forward(self, sentences: list[str]) -> Tensor:
-        return recipe("input.text", (2, 10, 32))
-
-
-def given_batch(task: str) -> dict:
-    size = 352 if task == "depth" else 128
-    image = recipe("input.image", (2, 3, size, size))
-    batch = {"image": torch.sigmoid(image) * 2 - 1 if task == "depth" else image.clamp(-1, 1), "text": ["", ""]}
-    label = np.random.RandomState(recipe_seed("input.label")).randint(0, 2 if task == "refer" else 12, (2, 128, 128))
-    depth = np.random.RandomState(recipe_seed("input.depth")).uniform(0, 10, (2, 352, 352))
-    label[:, :5] = label[:, :5] if task == "refer" else 255
-    depth[:, :7] = 0
-    return batch | {
-        "label": torch.from_numpy(label),
-        "depth": torch.from_numpy(depth).float(),
-        "class_id": torch.tensor([3, 14]),
-    }
-
-
-def recipe_seed(name: str) -> int:
-    return zlib.crc32(name.encode()) % 2**32
-
-
-def released_state(parameters: list) -> dict[str, Tensor]:
-    state = {name: recipe(name, shape, rule) for name, shape, rule in parameters}
-    counters = {n.replace("running_var", "num_batches_tracked"): torch.tensor(0) for n in state if "running_var" in n}
-    return state | counters
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    wide = {"unet": (32, 64, 128, 128), "vae": (32, 64, 128, 128), "layers": 2, "heads": 8, "groups": 32}
-    return write_checkpoint(tmp_path_factory.mktemp("narrow"), **wide, length=77)
-
-
-class Case:
-    """One task: the network with the fixture's weights, its inputs, and what the original computed."""
-
-    def __init__(self, task: str, checkpoint, **model) -> None:
-        self.task = task
-        self.facts = json.loads((FOLDER / f"{task}.json").read_text())
-        self.expected = load_file(FOLDER / f"{task}.safetensors")
-        self.names = rename(name for name, _, _ in self.facts["parameters"])
-        spec = make_spec(TASKS[task], **SPECS[task], **model)
-        self.model = build_model(spec, checkpoint, [f"class {i}" for i in range(CLASSES[task])]).eval()
-        if task == "refer":
-            self.model.text = GivenTokens()
-        self.model.load_state_dict(convert(released_state(self.facts["parameters"])), strict=True)
-        self.batch = given_batch(task)
-
-    @cached_property
-    def output(self) -> tuple[Features, Tensor]:
-        """Features and prediction, computed once with their graph."""
-        features = self.model.features(self.batch)
-        return features, self.model.head(features, self.batch["image"].shape[-2:])
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Gradients of the training loss by original name."""
-        loss(LOSSES[self.task], self.output[1], self.batch).backward()
-        return {
-            n: self.model.get_parameter(ours).grad for n, ours in self.names.items() if n in self.facts["grad_norms"]
-        }
-
-    def norm_errors(self, gradients: dict[str, Tensor]) -> list[float]:
-        """Relative errors of the gradients' norms, but where they are rounding noise."""
-        norms = self.facts["grad_norms"]
-        floor = NOISE * np.median(list(norms.values()))
-        assert all(gradients[name].norm() < floor for name, norm in norms.items() if norm < floor)
-        return [abs(gradients[name].norm().item() / norm - 1) for name, norm in norms.items() if norm > floor]
+    return write_parity_checkpoint(tmp_path_factory.mktemp("narrow"))
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -122,24 +30,10 @@ def case(request, checkpoint) -> Case:
     return Case(request.param, checkpoint)
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    """Relative L2 error."""
-    assert found.shape == expected.shape
-    return ((found - expected).norm() / expected.norm()).item()
-
-
 def test_forward_equals_the_original(case):
-    image, (features, output) = case.batch["image"], case.output
-    # The depth model's canvas: 352 pixels top-left in 384 zeros.
-    latents = case.model.vae(torch.nn.functional.pad(image, (0, 32, 0, 32)) if case.task == "depth" else image)
-    assert error(latents, case.expected["latents"]) < FEATURES
-    assert error(case.model.context(case.batch), case.expected["context"]) < FEATURES
-    for level, found in enumerate(features.maps):
-        assert error(found, case.expected[f"features.{level}"]) < FEATURES, level
-    name, step = {"seg": ("logits", 1), "refer": ("logits", 4), "depth": ("depth", 4)}[case.task]
-    assert error(output[:, :, ::step, ::step], case.expected[name]) < OUTPUT
-    value = loss(LOSSES[case.task], output, case.batch).item()
-    assert value == pytest.approx(case.facts["loss"], rel=LOSS)
+    errors = list(case.forward_errors())
+    assert len(errors) == 8
+    assert [(name, error) for name, error, limit in errors if not error < limit] == []
 
 
 def test_gradients_equal_the_original(case):
@@ -173,7 +67,7 @@ def test_attention_selections_equal_the_original(checkpoint, selection, places, 
         _, attention = unet(case.model.vae(case.batch["image"]), 1, case.model.context(case.batch))
     assert found == levels == [level for level, maps in enumerate(attention) if maps is not None]
     for level in levels:
-        assert error(attention[level], case.expected[f"attention.{selection}.{level}"]) < FEATURES
+        assert error(attention[level], case.expected[f"attention.{selection}.{level}"]) < FORWARD
 
 
 def test_attached_maps_give_other_gradients_than_the_original(checkpoint):

@@ -8,7 +8,7 @@ import torch
 
 from vpd.config.params import load_params
 from vpd.planning.networks import CLASSES, FORMATS, build, make_batch
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import configs
 from vpd.training.losses import loss
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def test_one_step_at_true_size(name, checkpointing):
     spec = load_params("params.yaml", "paper").resolve(name)
     training = spec.training.model_copy(update={"gradient_checkpointing": checkpointing})
     spec = spec.model_copy(update={"training": training})
-    model = build(spec, sd1_configs(), CLASSES[FORMATS[spec.task]]).train()
+    model = build(spec, configs(), CLASSES[FORMATS[spec.task]]).train()
     sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
     assert sizes | {"text": 0} == {"vae": ENCODER, "unet": UNET, "adapter": ADAPTER, "head": HEADS[name], "text": 0}
 

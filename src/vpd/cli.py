@@ -176,6 +176,9 @@ def _paper_scale(commands: Commands) -> None:
 
     command = _command(commands, "cost", _cost, "parameters, multiply-adds, memory and GPU-hours, before anything runs")
     command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="experiments (default: the whole matrix)")
+    command.add_argument(
+        "--checkpoint", metavar="NAME", help="count VPD with this checkpoint instead of the experiment's own"
+    )
     command.add_argument("--out", type=Path, help="JSON file of figures and resources to write")
     _params(command)
 
@@ -379,10 +382,10 @@ def _cost(options: argparse.Namespace) -> None:
     from vpd.planning.costs import markdown, paper_gflops
 
     params, _ = _load(options)
-    costs = all_costs(params, options.names or None)
+    costs = all_costs(params, options.names or None, options.checkpoint)
     if options.out:
         write_costs(params, costs, options.out)
-    print(markdown(costs, paper_gflops(params)))
+    print(markdown(costs, {} if options.checkpoint else paper_gflops(params)))
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -77,11 +77,16 @@ class Params:
         self.tolerances, self.registered = document.tolerances, document.registered
         self.datasets, self.pretraining = self.block.datasets, self.block.pretraining
         self.checkpoints, self.measures, self.released = (
-            self.block.checkpoints,
+            self._needed_checkpoints(),
             self.block.measures,
             self.block.released,
         )
         self.comparable, self.registered_checkpoints = self.block.comparable, self.block.registered_checkpoints
+
+    def _needed_checkpoints(self) -> dict[str, CheckpointSpec]:
+        """Return the scale's checkpoints without those of the hub that no experiment uses, which nobody has to download."""
+        used = {line.checkpoint for line in self.experiments.values()}
+        return {name: spec for name, spec in self.block.checkpoints.items() if spec.source != "hub" or name in used}
 
     def _at(self, path: str = "") -> str:
         """Say where a section of this scale is."""
@@ -94,7 +99,7 @@ class Params:
 
     def checkpoint(self, name: str) -> CheckpointSpec:
         """Return the checkpoint ``name`` of this scale."""
-        spec = pick(name, self.checkpoints, "checkpoint", self._at("checkpoints"))
+        spec = pick(name, self.block.checkpoints, "checkpoint", self._at("checkpoints"))
         if spec.source == "pretrained":
             pick(name, self.pretraining.milestones, "pre-training milestone", self._at(f"checkpoints.{name}"))
         if spec.source == "shipped":
@@ -124,7 +129,7 @@ class Params:
     def recipe(self, name: str) -> dict[str, Any]:
         """Return all settings that decide a pre-trained checkpoint or backbone of this scale, as plain data."""
         block, specs = self.block.backbones, dict[str, Frozen]()
-        if name in self.checkpoints:
+        if name in self.block.checkpoints:
             self.checkpoint(name)
             specs["pretraining"], datasets = self.pretraining, [self.pretraining.dataset]
         else:
@@ -135,7 +140,7 @@ class Params:
     def backbone(self, name: str) -> BackboneSpec:
         """Return the backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""
         line = pick(name, self.backbones, "backbone", f"{self.source}: backbones")
-        if name in self.checkpoints:
+        if name in self.block.checkpoints:
             raise UserError(f"{self.source}: backbones.{name} is also a Stable Diffusion checkpoint; rename it")
         scale, where = self.block.backbones, self._at("backbones")
         for part in ("dataset", "objects"):
@@ -198,10 +203,10 @@ class Params:
         where = f"{self.source}: experiments.{name}"
         line = pick(name, self.experiments, "experiment", str(self.source))
         pick(line.dataset, self.datasets, "dataset", where)
-        pick(line.checkpoint, {**self.checkpoints, **self.backbones}, "checkpoint", where)
+        pick(line.checkpoint, {**self.block.checkpoints, **self.backbones}, "checkpoint", where)
         merged = merge(*(settings for _, settings in self._layers(name, line)))
         spec = checked(TASKS[line.task], merged, where)
-        usable = list(self.checkpoints if spec.model.kind == "vpd" else self.backbones)
+        usable = list(self.block.checkpoints if spec.model.kind == "vpd" else self.backbones)
         if line.checkpoint not in usable:
             choice = f"choose one of {', '.join(usable)}"
             raise UserError(f"{where}: method '{line.method}' cannot use checkpoint '{line.checkpoint}'; {choice}")
@@ -265,7 +270,7 @@ class Params:
         pick(self.pretraining.dataset, self.datasets, "dataset", self._at("pretraining"))
         if self.block.shipped is not None:
             self.shipped("shipped")
-        for name in self.checkpoints:
+        for name in self.block.checkpoints:
             self.checkpoint(name)
         for name in self.backbones:
             self.backbone(name)

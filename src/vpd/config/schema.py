@@ -161,6 +161,9 @@ class HubWeights(Frozen):
     """Repositories with the same files, tried in order if `repo` is gone."""
 
 
+DiffusionFamily = Literal["stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl"]
+
+
 class CheckpointSpec(HubWeights):
     """One Stable Diffusion checkpoint at one scale. If an original file holds both sets, the EMA weights are used (S12)."""
 
@@ -168,12 +171,20 @@ class CheckpointSpec(HubWeights):
     """A milestone of this scale's own pre-training, weights in git (`shipped` of the scale), a diffusers pipeline folder at
     `path`, the hub's `repo`, or an original `.ckpt` or `.safetensors` file at `path`, whose tokenizer comes from `repo` (a hub
     name or a folder)."""
+    family: DiffusionFamily = "stable-diffusion-1"
+    """Architecture that it must have; an original file is a Stable Diffusion 1."""
     path: str | None = None
     """Only `folder` and `file`."""
     recipe: dict[str, Any] = {}
     """shipped: what the weights must have been made with; vpd takes it from the scale that made them."""
     sha256: dict[str, str] = {}
     """File name -> SHA-256 that it must have, or the beginning of one."""
+
+    @model_validator(mode="after")
+    def _check_family(self) -> CheckpointSpec:
+        if self.source == "file" and self.family != "stable-diffusion-1":
+            raise ValueError(f"an original file cannot be a {self.family}; give a diffusers folder or a repository")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------------------- measures

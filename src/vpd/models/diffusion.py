@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,15 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from vpd.config.schema import AttentionSpec
 from vpd.models.attention import Recorder, set_processors
-from vpd.models.base import LatentCache
+from vpd.models.base import LatentCache, Size
 from vpd.utils.errors import UserError
 from vpd.utils.tensors import load_folder
+
+CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "addition_embed_type")
+"""Settings of U-Nets that are told more than tokens."""
+SDXL = ("addition_embed_type", "text_time")  # the only one known here
+SIZES = 6
+"""Numbers that SDXL is told of an image: height and width at first, the crop's top and left, height and width now."""
 
 
 class FrozenEncoder(nn.Module):
@@ -59,24 +66,37 @@ class FrozenEncoder(nn.Module):
 
 
 class FeatureUNet(nn.Module):
-    """Stable Diffusion's U-Net without its output layer; parameter names are those of diffusers.
+    """The U-Net of Stable Diffusion 1, 2 or XL without its output layer; parameter names are those of diffusers.
 
     ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps, which ``spec`` selects.
+    UserError if it needs more than tokens and, as SDXL's, a projected text and sizes.
     """
 
     def __init__(self, unet: Any, spec: AttentionSpec, gradient_checkpointing: bool = False) -> None:
         super().__init__()
+        projection_width(unet.config)
         self.recorded = set_processors(unet, spec)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
+        self.add_time_proj: Any = getattr(unet, "add_time_proj", None)
+        self.add_embedding: Any = getattr(unet, "add_embedding", None)
         self.down_blocks, self.mid_block, self.up_blocks = unet.down_blocks, unet.mid_block, unet.up_blocks
         self.channels = list(unet.config.block_out_channels)
         self.context_width = unet.config.cross_attention_dim
 
-    def forward(self, latents: Tensor, timestep: int, context: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Run one denoising step on latents (batch, 4, h, w) without noise (S1) and text tokens (batch, tokens, width).
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: int,
+        context: Tensor,
+        projected: Tensor | None = None,
+        size: Size | None = None,
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Run one denoising step on latents (batch, 4, h, w) without noise (S1, U1) and text tokens (batch, tokens, width).
+
+        SDXL is also told the ``projected`` text (batch, width) and the images' ``size`` in pixels (U2, U3).
 
         Returns per level, fine to coarse, a feature map (batch, channels, h, w) and recorded attention (batch, tokens, h, w)
         or None. The feature of a level is the output of the last but one block, before the last block and the upsampler; at
@@ -86,6 +106,12 @@ class FeatureUNet(nn.Module):
         text = {"encoder_hidden_states": context, "cross_attention_kwargs": {"recorder": recorder}}
         steps = torch.full((len(latents),), timestep, device=latents.device)
         time = self.time_embedding(self.time_proj(steps).to(latents.dtype))
+        if self.add_embedding is not None:
+            if projected is None or size is None:
+                raise UserError(
+                    "SDXL's U-Net needs a projected text and sizes, which nothing gives here; use Stable Diffusion 1 or 2"
+                )
+            time = time + self._embed(projected, size)
         hidden = self.conv_in(latents)
         skips = [hidden]
         for block in self.down_blocks:
@@ -97,6 +123,12 @@ class FeatureUNet(nn.Module):
             hidden, feature = self._up(block, hidden, skips, time, text)
             maps.insert(0, feature)
         return maps, recorder.collect([feature.shape[-2:] for feature in maps])
+
+    def _embed(self, projected: Tensor, size: Size) -> Tensor:
+        """Embed a projected text, and an image that was never resized and is cropped at its corner (U3)."""
+        sizes = torch.tensor([*size, 0, 0, *size], device=projected.device).repeat(len(projected))
+        embedded = self.add_time_proj(sizes).to(projected).reshape(len(projected), -1)
+        return self.add_embedding(torch.cat([projected, embedded], dim=1))
 
     def _up(self, block: Any, hidden: Tensor, skips: list[Tensor], time: Tensor, text: dict) -> tuple[Tensor, Tensor]:
         """Run one level, using up its ``skips``; return the input of the next level and this level's feature."""
@@ -120,6 +152,26 @@ class FeatureUNet(nn.Module):
 
 def _attends(block: nn.Module) -> bool:
     return getattr(block, "has_cross_attention", False)
+
+
+def projection_width(config: Mapping[str, Any]) -> int:
+    """Return the width of the projected text that a U-Net is told (SDXL), 0 if it is told tokens alone; UserError if more."""
+    needed = [name for name in CONDITIONS if config.get(name)]
+    if needed and (needed[0], config[needed[0]]) != SDXL:
+        name = needed[0]
+        raise UserError(f"the U-Net needs more than a text ({name}={config[name]}); use Stable Diffusion 1, 2 or XL")
+    return config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"] if needed else 0
+
+
+def check_texts(where: object, config: Mapping[str, Any], width: int, projected: int) -> None:
+    """UserError, which names ``where``, if a U-Net takes tokens, or projected texts (0: none), of another width."""
+    wanted = {"tokens": config["cross_attention_dim"], "projections": projection_width(config)}
+    for kind, own in (("tokens", width), ("projections", projected)):
+        if own != wanted[kind]:
+            raise UserError(
+                f"{where}: the text encoder makes {kind} {own} wide, but the U-Net takes {wanted[kind]}; use parts of one "
+                "pipeline"
+            )
 
 
 def load_vae(checkpoint: Path) -> Any:

@@ -1,4 +1,4 @@
-"""VPD's features of any Stable Diffusion 1.x or 2.x: multi-scale maps, and where each word looks."""
+"""VPD's features of any Stable Diffusion 1, 2 or XL: multi-scale maps, and where each word looks."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vpd.config.schema import AttentionSpec, PromptSpec
 from vpd.datasets.pictures import Pictures, as_batch
 from vpd.models.base import Features
-from vpd.models.diffusion import FeatureUNet, load_unet, load_vae
-from vpd.models.prompts import TextEncoder, encode_prompts, load_text_encoder
+from vpd.models.diffusion import FeatureUNet, check_texts, load_unet, load_vae
+from vpd.models.prompts import (
+    TextEncoder,
+    TwoTextEncoders,
+    encode_prompts,
+    load_text_encoder,
+    project_prompts,
+)
 from vpd.utils.errors import UserError, nearest
 from vpd.utils.validation import checked
 
-CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
-"""Settings of U-Nets that are told more than a text."""
 WORD_END = "</w>"  # of CLIP's tokens
 
 
@@ -74,7 +78,8 @@ class FeatureExtractor(nn.Module):
     it, and with it the weights of the pipeline, to any device and precision.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline``, the folder of one, or the name of a repository for diffusers to download.
+        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``, the folder of one, or the name of a
+            repository for diffusers to download.
         timestep: step of the noise schedule that the U-Net is told, 0 to 999; no noise is added (S1).
         latent_scale: factor of the latents; 1.0 as in the released code (S2), or None for the pipeline's own.
         places: blocks of the U-Net whose cross-attention is recorded: of ``down``, ``mid`` and ``up``; empty for none.
@@ -97,13 +102,7 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         unet, self.vae, self.text = _parts(pipeline)
-        if given := [name for name in CONDITIONS if unet.config.get(name)]:
-            raise UserError(f"the U-Net needs more than a text ({given[0]}={unet.config[given[0]]}); use SD 1.x or 2.x")
-        if self.text.width != unet.config.cross_attention_dim:
-            raise UserError(
-                f"the text encoder is {self.text.width} wide but the U-Net attends to {unet.config.cross_attention_dim} "
-                "channels; use parts of one pipeline"
-            )
+        check_texts("the pipeline", unet.config, self.text.width, self.text.projection_width)
         spec = checked(AttentionSpec, {"places": places, "limit": limit, "gradient": "attached"}, "the options")
         self.unet = FeatureUNet(_with_shared_weights(unet), spec, gradient_checkpointing)
         if not 0 <= timestep < 1000:
@@ -133,26 +132,31 @@ class FeatureExtractor(nn.Module):
         weight = next(self.unet.parameters())
         pixels = as_batch(images).to(weight)
         latents = self.vae.encode(pixels).latent_dist.mode() * self.latent_scale
-        context, words = self._context(texts, classes, len(pixels))
-        maps, attention = self.unet(latents, self.timestep, context.to(weight))
+        context, projected, words = self._context(texts, classes, len(pixels))
+        size = (pixels.shape[-2], pixels.shape[-1])
+        projected = None if projected is None else projected.to(weight)
+        maps, attention = self.unet(latents, self.timestep, context.to(weight), projected, size)
         told = texts is not None or classes is not None
         recorded = attention if told else [None] * len(maps)
-        return DiffusionFeatures(maps, self.strides, recorded, words, (pixels.shape[-2], pixels.shape[-1]))
+        return DiffusionFeatures(maps, self.strides, recorded, words, size)
 
     def _context(
         self, texts: str | Sequence[str] | None, classes: Sequence[str] | None, count: int
-    ) -> tuple[Tensor, list[list[str]]]:
-        """Return the tokens that each image attends to (batch, tokens, width), and their words."""
+    ) -> tuple[Tensor, Tensor | None, list[list[str]]]:
+        """Return the tokens that each image attends to (batch, tokens, width), its projected text, and the tokens' words."""
         if texts is not None and classes is not None:
             raise UserError("both texts and classes are given; give one")
         if classes is not None:
-            spec = {"strategy": "class-names", "templates": "single", "length": self.text.length}
-            tokens = encode_prompts(PromptSpec.model_validate(spec), self.text, list(classes))
-            return tokens.expand(count, -1, -1), [list(classes)] * count
+            settings = {"strategy": "class-names", "templates": "single", "length": self.text.length}
+            spec, names = PromptSpec.model_validate(settings), list(classes)
+            projections = project_prompts(spec, self.text, names)
+            mean = None if projections is None else projections.mean(0).expand(count, -1)
+            return encode_prompts(spec, self.text, names).expand(count, -1, -1), mean, [names] * count
         sentences = [texts or ""] * count if texts is None or isinstance(texts, str) else list(texts)
         if len(sentences) != count:
             raise UserError(f"there are {len(sentences)} texts for {count} images; give one, or one for each")
-        return self.text(sentences), [words_of_tokens(self.text, sentence) for sentence in sentences]
+        words = [words_of_tokens(self.text, sentence) for sentence in sentences]
+        return self.text(sentences), self.text.projected(sentences), words
 
 
 def words_of_tokens(text: TextEncoder, sentence: str) -> list[str]:
@@ -177,15 +181,19 @@ def _parts(pipeline: Any) -> tuple[Any, Any, TextEncoder]:
         raise UserError(f"{pipeline} does not exist; name the folder of a pipeline")
     if isinstance(pipeline, str):
         try:
-            pipeline = StableDiffusionPipeline.from_pretrained(pipeline, use_safetensors=True)  # never a pickle
+            pipeline = DiffusionPipeline.from_pretrained(pipeline, use_safetensors=True)  # never a pickle
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
                 f"{pipeline} is no folder, and diffusers cannot load it as a repository ({reason}); check the name"
             ) from None
     try:
-        text = TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
-        return pipeline.unet, pipeline.vae, text
+        if getattr(pipeline, "text_encoder_2", None) is None:
+            return pipeline.unet, pipeline.vae, TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
+        tokenizers, models = (
+            (getattr(pipeline, part), getattr(pipeline, f"{part}_2")) for part in ("tokenizer", "text_encoder")
+        )
+        return pipeline.unet, pipeline.vae, TwoTextEncoders(tokenizers, models)
     except AttributeError as error:
         raise UserError(f"this {type(pipeline).__name__} is no Stable Diffusion pipeline ({error})") from None
 

@@ -184,14 +184,14 @@ class DepthDecoder(nn.Module):
     def __init__(self, spec: HeadSpec, channels: list[int], strides: list[int], outputs: int) -> None:
         super().__init__()
         _check_levels(channels, strides, spec)
-        first, second, third, fourth = channels
+        first, second, *_ = channels
         groups, width = spec.norm_groups, spec.final_channels
         self.grid, self.max_depth = strides[2], spec.max_depth
         self.doublings = (self.grid // 8).bit_length() - 1
         halving, norm = conv(first, first, 3, 2), nn.GroupNorm(groups, first)
         self.layer1 = nn.Sequential(halving, norm, nn.ReLU(), conv(first, first, 3, 2))
         self.layer2 = nn.Sequential(conv(second, second, 3, 2))
-        merge = conv(first + second + third + fourth, spec.channels, 1)
+        merge = conv(sum(channels), spec.channels, 1)
         self.out_layer = nn.Sequential(merge, nn.GroupNorm(groups, spec.channels), nn.ReLU())
         layers: list[nn.Module] = []
         for c in (spec.channels, spec.deconv_channels, spec.deconv_channels):
@@ -212,9 +212,9 @@ class DepthDecoder(nn.Module):
                 f"the depth decoder takes image sides that are multiples of {self.grid} pixels, "
                 f"found {size[0]}x{size[1]}; change the crop or the window"
             )
-        first, second, third, fourth = features.maps
-        fourth = F.interpolate(fourth, size=third.shape[-2:], mode="nearest")
-        x = self.out_layer(torch.cat([self.layer1(first), self.layer2(second), third, fourth], dim=1))
+        first, second, third, *coarser = features.maps
+        enlarged = [F.interpolate(x, size=third.shape[-2:], mode="nearest") for x in coarser]
+        x = self.out_layer(torch.cat([self.layer1(first), self.layer2(second), third, *enlarged], dim=1))
         x = x[:, :, : size[0] // self.grid, : size[1] // self.grid]
         x = self.conv_layers(self.deconv_layers(x))
         for _ in range(self.doublings):
@@ -228,9 +228,9 @@ def grid_stride(factor: int) -> int:
 
 
 def _check_levels(channels: list[int], strides: list[int], spec: HeadSpec) -> None:
-    if len(channels) != 4:
+    if len(channels) < 3:
         raise UserError(
-            f"head 'depth-decoder' needs a backbone of four levels, found {len(channels)}; choose another checkpoint"
+            f"head 'depth-decoder' needs a backbone of three levels, found {len(channels)}; choose another checkpoint"
         )
     if strides[2] < 8 or strides[2] & (strides[2] - 1):
         raise UserError(

@@ -8,9 +8,18 @@ from torch import Tensor, nn
 
 from vpd.config.schema import Spec, VPDModel
 from vpd.models.base import Batch, Features, LatentCache, Network
-from vpd.models.diffusion import FeatureUNet, FrozenEncoder, load_unet, load_vae
+from vpd.models.diffusion import FeatureUNet, FrozenEncoder, check_texts, load_unet, load_vae
 from vpd.models.heads import build_head, grid_stride
-from vpd.models.prompts import FROM_IMAGES, TextAdapter, context_of, encode_prompts, load_text_encoder, token_count
+from vpd.models.prompts import (
+    FROM_IMAGES,
+    TextAdapter,
+    context_of,
+    encode_prompts,
+    load_text_encoder,
+    project_prompts,
+    projection_of,
+    token_count,
+)
 from vpd.utils.errors import UserError
 
 LATENT_CACHE_BYTES = 1 << 30
@@ -19,12 +28,13 @@ LATENT_CACHE_BYTES = 1 << 30
 class VPD(Network):
     """Visual perception with a pre-trained diffusion model, made of diffusers' U-Net and VAE on any device, ``meta`` included.
 
-    It has a ``text`` encoder where prompts come with the images, or else ``class_embeddings`` (tokens, width). UserError if
-    the canvas does not fit the head or its grid, or the head does not fit the levels.
+    It has a ``text`` encoder where prompts come with the images, or else ``class_embeddings`` (tokens, width) and, for SDXL,
+    ``class_projections`` (prompts, width). UserError if the canvas does not fit the head or its grid, or the head the levels.
     """
 
     frozen = ("vae.", "text.")
     class_embeddings: Tensor | None
+    class_projections: Tensor | None
 
     def __init__(
         self,
@@ -35,6 +45,7 @@ class VPD(Network):
         *,
         text: nn.Module | None = None,
         class_embeddings: Tensor | None = None,
+        class_projections: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.spec = model = vpd_model(spec)
@@ -53,12 +64,16 @@ class VPD(Network):
         self.strides = [self.vae.factor * 2**level for level in range(len(channels))]
         self.head, self.text = build_head(spec, channels, self.strides, classes), text
         self.register_buffer("class_embeddings", class_embeddings)
+        self.register_buffer("class_projections", class_projections)
         self.latents = LatentCache(LATENT_CACHE_BYTES)
 
     def features(self, batch: Batch) -> Features:
         """Compute the features of a batch, fine to coarse, with recorded attention behind the U-Net's channels."""
-        latents = self.vae(self._on_canvas(batch["image"]), batch.get("key"), self.latents)
-        maps, attention = self.unet(latents, self.spec.timestep, self.context(batch))
+        images = self._on_canvas(batch["image"])
+        latents = self.vae(images, batch.get("key"), self.latents)
+        projected = projection_of(self.spec.prompt.strategy, batch, self.text, self.class_projections)
+        size = (images.shape[-2], images.shape[-1])
+        maps, attention = self.unet(latents, self.spec.timestep, self.context(batch), projected, size)
         joined = [
             x if tokens is None else torch.cat([x, tokens.to(x.dtype)], dim=1)
             for x, tokens in zip(maps, attention, strict=True)
@@ -92,13 +107,15 @@ def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
     with torch.random.fork_rng(devices=[]):
         unet, vae = load_unet(checkpoint, vpd_model(spec).unet), load_vae(checkpoint)
         text = load_text_encoder(checkpoint, prompt.length)
-        if text.width != unet.config.cross_attention_dim:
-            raise UserError(
-                f"the text encoder is {text.width} wide but the U-Net attends to {unet.config.cross_attention_dim} "
-                "channels; use parts of one Stable Diffusion checkpoint"
-            )
-        fixed = None if prompt.strategy in FROM_IMAGES else encode_prompts(prompt, text, classes)
-    return VPD(spec, unet, vae, len(classes), text=text if fixed is None else None, class_embeddings=fixed)
+        check_texts(checkpoint, unet.config, text.width, text.projection_width)
+        if prompt.strategy in FROM_IMAGES:
+            given: dict[str, Any] = {"text": text}
+        else:
+            given = {
+                f"class_{kind}": encode(prompt, text, classes)
+                for kind, encode in (("embeddings", encode_prompts), ("projections", project_prompts))
+            }
+    return VPD(spec, unet, vae, len(classes), **given)
 
 
 def vpd_model(spec: Spec) -> VPDModel:

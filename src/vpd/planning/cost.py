@@ -14,7 +14,7 @@ from vpd.evaluation.inference import views
 from vpd.evaluation.windows import window_starts
 from vpd.planning.costs import GIB, figures
 from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, text_parameters
-from vpd.pretrained.stable_diffusion import sd1_configs
+from vpd.pretrained.stable_diffusion import configs
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 from vpd.utils.progress import track
@@ -114,7 +114,7 @@ def cost(spec: Spec, parts: Parts | None = None) -> Cost:
 
     ``parts`` are VPD's configurations (Stable Diffusion 1's by default) or a baseline's backbone; UserError for others.
     """
-    parts = parts or sd1_configs()
+    parts = parts or configs()
     if isinstance(parts, BackboneSpec) != (spec.model.kind != "vpd"):
         raise UserError(f"{spec.name} uses checkpoint {spec.checkpoint}; give its parts, or its backbone, to count it")
     counted = count(spec, parts, CLASSES[FORMATS[spec.task]])
@@ -162,8 +162,11 @@ def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: flo
     }
 
 
-def all_costs(params: Params, names: Sequence[str] | None = None) -> dict[str, Cost]:
-    """Count the experiments ``names``, or the whole matrix; UserError if the scale generates its data."""
+def all_costs(params: Params, names: Sequence[str] | None = None, checkpoint: str | None = None) -> dict[str, Cost]:
+    """Count the experiments ``names``, or the whole matrix; UserError if the scale generates its data.
+
+    With ``checkpoint``, VPD's experiments are counted as if they used that one.
+    """
     specs = [params.resolve(name) for name in names or params.experiments]
     for spec in specs:
         if params.dataset(spec.dataset).source == "synthetic":
@@ -171,10 +174,13 @@ def all_costs(params: Params, names: Sequence[str] | None = None) -> dict[str, C
                 f"{params.source}: scale {params.scale} generates its data and pre-trains its own checkpoints, whose sizes "
                 "vpd cost does not know; use --scale paper"
             )
-    return {
-        spec.name: cost(spec, None if spec.model.kind == "vpd" else params.backbone(spec.checkpoint))
-        for spec in track(specs, len(specs), "costs", "experiment")
-    }
+
+    def parts(spec: Spec) -> Parts:
+        if spec.model.kind != "vpd":
+            return params.backbone(spec.checkpoint)
+        return configs(params.checkpoint(checkpoint or spec.checkpoint).family)
+
+    return {spec.name: cost(spec, parts(spec)) for spec in track(specs, len(specs), "costs", "experiment")}
 
 
 def write_costs(params: Params, costs: Mapping[str, Cost], path: Path) -> None:

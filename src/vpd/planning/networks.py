@@ -22,18 +22,20 @@ from diffusers.models.resnet import ResnetBlock2D
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BatchEncoding, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
+from transformers import BatchEncoding, BertConfig, BertModel
 
 from vpd.config.schema import BackboneModel, BackboneSpec, DepthSpec, LavtModel, ReferringData, Spec, VPDModel
 from vpd.models.backbones import build_backbone
 from vpd.models.baseline import Baseline
+from vpd.models.diffusion import projection_width
 from vpd.models.lavt import Lavt
 from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES
+from vpd.pretrained.stable_diffusion import network_tensors
 from vpd.utils.digests import digest
 from vpd.utils.files import read_json
 
-Configs = dict[str, dict[str, Any]]  # of ``unet``, ``vae`` and ``text_encoder``, as diffusers and transformers write
+Configs = dict[str, dict[str, Any]]  # of ``unet``, ``vae`` and each ``text_encoder``, as their libraries write them
 Parts = Configs | BackboneSpec  # what a network is made of: a Stable Diffusion checkpoint, or a backbone
 CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
 """Classes of the real datasets by format: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
@@ -44,21 +46,26 @@ FORMATS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
 
 def read_parts(checkpoint: Path) -> Configs:
     """Read the networks' configurations from a diffusers pipeline folder; UserError if one is missing or damaged."""
-    return {part: read_json(checkpoint / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    second = [part for part in ("text_encoder_2",) if (checkpoint / part).is_dir()]
+    return {part: read_json(checkpoint / part / "config.json") for part in ("unet", "vae", "text_encoder", *second)}
 
 
 class _GivenTokens(nn.Module):
     """Random token states in place of the frozen text encoder, which the paper's figures leave out."""
 
-    def __init__(self, length: int, width: int) -> None:
+    def __init__(self, length: int, width: int, projected: int) -> None:
         super().__init__()
         self.register_buffer("states", torch.randn(1, length, width))
+        self.register_buffer("projection", torch.randn(1, projected))
 
     def forward(self, sentences: list[str]) -> Tensor:
         return self.get_buffer("states").expand(len(sentences), -1, -1)
 
     def pooled(self, sentences: list[str]) -> Tensor:
         return self.forward(sentences)[:, -1]
+
+    def projected(self, sentences: list[str]) -> Tensor:
+        return self.get_buffer("projection").expand(len(sentences), -1)
 
 
 def _full_sentences(sentences: list[str], *, max_length: int, **_options: object) -> Any:
@@ -77,10 +84,12 @@ def _build_vpd(spec: Spec, configs: Configs, classes: int) -> nn.Module:
     vae: Any = AutoencoderKL.from_config(configs["vae"])
     assert isinstance(spec.model, VPDModel)
     prompt, width = spec.model.prompt, unet.config.cross_attention_dim
+    projected = projection_width(unet.config)
     if prompt.strategy in FROM_IMAGES:
-        return VPD(spec, unet, vae, classes, text=_GivenTokens(prompt.length, width))
+        return VPD(spec, unet, vae, classes, text=_GivenTokens(prompt.length, width, projected))
     rows = {"empty": 1, "empty-sequence": prompt.length}.get(prompt.strategy, classes)
-    return VPD(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width))
+    projections = torch.randn(rows, projected) if projected else None
+    return VPD(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width), class_projections=projections)
 
 
 def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:
@@ -162,12 +171,12 @@ def _count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
 
 
 def text_parameters(spec: Spec, parts: Parts) -> int:
-    """Count VPD's frozen text encoder where it stays in the network; elsewhere it has encoded the prompts before."""
+    """Count VPD's frozen text encoders where they stay in the network; elsewhere they have encoded the prompts before."""
     if not isinstance(spec.model, VPDModel) or spec.model.prompt.strategy not in FROM_IMAGES:
         return 0
     assert isinstance(parts, dict)
-    with torch.device("meta"):
-        return _size(CLIPTextModel(CLIPTextConfig.from_dict(parts["text_encoder"])))
+    texts = (network_tensors(part, config) for part, config in parts.items() if part.startswith("text_encoder"))
+    return sum(tensor.numel() for tensors in texts for tensor in tensors.values())
 
 
 def _size(module: nn.Module, trainable: bool = False) -> int:

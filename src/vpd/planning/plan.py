@@ -221,9 +221,9 @@ def _fetched(params: Params, job: Job, computed: Mapping[str, Computed]) -> tupl
         files = [file for entry in entries for file in entry.files.values()]
         made = sum(entry.prepared for entry in entries if entry.prepare != "keep")  # what is kept is a hard link
         return sum(file.expected_size for file in files), made
-    if job.stage == "checkpoint" and params.checkpoint(job.key).source != "pretrained":
+    if job.stage == "checkpoint" and params.checkpoint(job.key).source == "hub":
         return SD1_BYTES, 0
-    if job.stage == "backbone" and params.backbone(job.key).source != "pretrained":
+    if job.stage == "backbone" and params.backbone(job.key).source == "hub":
         users = [name for name, line in params.experiments.items() if line.checkpoint == job.key and name in computed]
         return max((FLOAT * computed[name].trainable for name in users), default=0), 0
     return 0, 0

@@ -91,7 +91,7 @@ def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
     from vpd.models.network import VPD
     from vpd.models.prompts import FROM_IMAGES, load_text_encoder
 
-    prompts, reads_text = weights.get(EMBEDDINGS), spec.model.prompt.strategy in FROM_IMAGES
+    reads_text = spec.model.prompt.strategy in FROM_IMAGES
     _check_checkpoint(checkpoint, reads_text)
     model = VPD(
         spec,
@@ -99,7 +99,7 @@ def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
         load_vae(checkpoint),
         _count_classes(spec, weights),
         text=load_text_encoder(checkpoint, spec.model.prompt.length) if reads_text else None,
-        class_embeddings=None if prompts is None else torch.zeros_like(prompts),
+        **{name: torch.zeros_like(weights[name]) for name in (EMBEDDINGS, "class_projections") if name in weights},
     )
     # A latent cache makes the encoder take images one by one, as in evaluation; each picture is seen only once, so
     # nothing is stored.
@@ -112,5 +112,6 @@ def _check_checkpoint(checkpoint: Path, reads_text: bool) -> None:
     if (checkpoint / MANIFEST).is_file():
         check_intact(checkpoint, "checkpoint")
         return
-    for part in ("unet", "vae", *(["text_encoder"] if reads_text else [])):
+    texts = sorted(path.name for path in checkpoint.glob("text_encoder*")) if reads_text else []
+    for part in ("unet", "vae", *texts):
         check_network(checkpoint, part)

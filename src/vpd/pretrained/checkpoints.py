@@ -72,7 +72,7 @@ def _with_files(made_from: Fingerprint, folder: str | None, names: Iterable[str]
 
 
 def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> None:
-    """Write checkpoint ``name`` to ``out``, a Stable Diffusion 1 pipeline folder, unless it was made from the same.
+    """Write checkpoint ``name`` to ``out``, a Stable Diffusion pipeline folder, unless it was made from the same.
 
     Args:
         name: entry of params.yaml's ``checkpoints``; for source ``pretrained`` also the milestone.
@@ -81,14 +81,14 @@ def assemble(name: str, spec: CheckpointSpec, pretraining: Path, out: Path) -> N
         out: the folder, complete or absent.
 
     Raises:
-        UserError: the source is missing, damaged or not Stable Diffusion 1.
+        UserError: the source is missing, damaged or not of the spec's family.
     """
     made_from = checkpoint_fingerprint(name, spec, pretraining)
     if is_finished(out, made_from):
         return
     with atomic_folder(out) as folder:
         parameters, origin = _fill(name, spec, pretraining, folder)
-        files = digests(folder, sd.pipeline_files(folder))
+        files = digests(folder, sd.pipeline_files(folder, sd.FAMILIES[spec.family]))
         if spec.source != "file":
             _check_digests(name, files, spec.sha256)
         write_json(folder / ORIGIN, {"source": spec.source, **origin})
@@ -109,24 +109,24 @@ def _check_digests(name: str, found: Mapping[str, str], expected: Mapping[str, s
 
 def _fill(name: str, spec: CheckpointSpec, pretraining: Path, target: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Write the pipeline to the empty folder ``target``; return parameters by network, and where they come from."""
-    entry = f"checkpoints.{name}"
+    entry, family = f"checkpoints.{name}", sd.FAMILIES[spec.family]
     if spec.source == "pretrained":
         # Copied, because pre-training writes its folders anew.
-        return _copy(_milestone(name, pretraining), target, link=False), {}
+        return _copy(_milestone(name, pretraining), target, family, link=False), {}
     if spec.source == "hub":
         from vpd.pretrained.hub import download, repositories
 
-        repository = download(entry, repositories(entry, spec), sd.FILES, [sd.INDEX, *sd.WEIGHT_FILES])
-        repository.check(sd.pipeline_files(repository.folder))
-        return _copy(repository.folder, target), repository.origin
+        repository = download(entry, repositories(entry, spec), family.files, [sd.INDEX, *family.weights])
+        repository.check(sd.pipeline_files(repository.folder, family))
+        return _copy(repository.folder, target, family), repository.origin
     if spec.path is None:
         raise UserError(f"{entry} has source '{spec.source}' but no path; give the path of the {spec.source}")
     path = Path(spec.path)
     if spec.source == "shipped":
         check_shipped(path, spec.recipe)
-        return _copy(path, target, link=False), {}
+        return _copy(path, target, family, link=False), {}
     if spec.source == "folder":
-        return _copy(path, target), {}
+        return _copy(path, target, family), {}
     from vpd.pretrained.original import convert_file
 
     digest_of = digests(path.parent, [path.name])
@@ -148,10 +148,10 @@ def _milestone(name: str, pretraining: Path) -> Path:
     return pretraining / name
 
 
-def _copy(source: Path, target: Path, link: bool = True) -> dict[str, int]:
+def _copy(source: Path, target: Path, family: sd.Family, link: bool = True) -> dict[str, int]:
     """Check and copy a pipeline folder; with ``link``, weights become hard links, which cost no disk, where that works."""
-    parameters = sd.check_pipeline(source)
-    for name in sd.pipeline_files(source):
+    parameters = sd.check_pipeline(source, family)
+    for name in sd.pipeline_files(source, family):
         (target / name).parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):  # another disk, or a file system without hard links
             if link and name in sd.WEIGHT_FILES:

@@ -21,6 +21,8 @@ from vpd.pretrained.tensors import Rules, apply_rules, read_tensors
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
 
+FAMILY = "stable-diffusion-1"
+PARTS = sd.FAMILIES[FAMILY].networks
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT, EMA = "cond_stage_model.transformer.", "model_ema."
 NO_WEIGHTS = re.compile(  # noise schedules, the VAE's training loss and counters
@@ -54,20 +56,20 @@ def convert_file(where: str, path: Path, spec: CheckpointSpec, target: Path) -> 
     _refuse_relatives(path, state)
     state, chosen = _choose_weights(path, state)
     parts = _split(path, state)
-    configs = sd.sd1_configs()
-    for part in sd.WEIGHTS:
+    configs = sd.configs(FAMILY)
+    for part in PARTS:
         if fault := misfits(sd.network_tensors(part, configs[part]), parts[part]):
             raise UserError(f"{path}: the {part} is not whole ({fault}); take an intact Stable Diffusion 1 file")
     source = _copy_tokenizer(where, spec, target / "tokenizer", configs["text_encoder"])
-    for part, name in sd.CONFIGS.items():
+    for part in (*PARTS, "scheduler"):
         (target / part).mkdir()
-        write_json(target / name, configs[part])
-        if part in sd.WEIGHTS:
+        write_json(target / sd.CONFIGS[part], configs[part])
+        if part in PARTS:
             prefix = "text_model." if part == "text_encoder" else ""  # as in the published folders
             tensors = {prefix + name: tensor for name, tensor in parts[part].items()}
             save_file(tensors, target / part / sd.WEIGHTS[part], metadata={"format": "pt"})
     write_json(target / sd.INDEX, {"_class_name": "StableDiffusionPipeline", **sd.CLASSES, **sd.UNUSED})
-    counts = {part: sum(x.numel() for x in parts[part].values()) for part in sd.WEIGHTS}
+    counts = {part: sum(x.numel() for x in parts[part].values()) for part in PARTS}
     return counts, {"ema": chosen, "tokenizer": source}
 
 
@@ -79,7 +81,8 @@ def _refuse_relatives(path: Path, state: dict[str, Tensor]) -> None:
         raise UserError(
             f"{path} has no U-Net under {UNET}; give an original Stable Diffusion 1 file, such as sd-v1-4.ckpt"
         )
-    sd.check_widths(path, {"cross_attention_dim": keys.shape[1], "in_channels": entry.shape[1]}, {})
+    found = {"cross_attention_dim": keys.shape[1], "in_channels": entry.shape[1]}
+    sd.check_family(path, found, sd.FAMILIES[FAMILY])
 
 
 def _choose_weights(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -110,7 +113,7 @@ def _split(path: Path, state: dict[str, Tensor]) -> Parts:
             f"{path} has {len(unknown)} tensors that Stable Diffusion 1 does not have, first '{unknown[0]}'; "
             "give an original file without additions such as LoRA or ControlNet"
         )
-    parts: Parts = {part: {} for part in sd.WEIGHTS}
+    parts: Parts = {part: {} for part in PARTS}
     for name, target in targets.items():
         part, own = target.split(".", 1)
         parts[part][own] = as_matrix(target, weights[name]).float().contiguous()
@@ -142,7 +145,7 @@ def _copy_tokenizer(where: str, spec: CheckpointSpec, target: Path, text: dict[s
 def diffusers_names(names: Iterable[str]) -> dict[str, str]:
     """Map names of an original file's U-Net and VAE to ``unet.`` or ``vae.`` and diffusers' names; unknown ones are lost."""
     # Diffusers' converter moves tensors; numbers in their place say which name became which.
-    configs, known = sd.sd1_configs(), list(names)
+    configs, known = sd.configs(FAMILY), list(names)
     numbers = {name: torch.tensor([number]) for number, name in enumerate(known)}
     converted = {
         "unet": convert_ldm_unet_checkpoint({n: x for n, x in numbers.items() if n.startswith(UNET)}, configs["unet"]),

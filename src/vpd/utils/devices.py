@@ -46,7 +46,7 @@ def claimed_gpus(count: int) -> Iterator[list[str]]:
 
 def usable_gpus() -> list[str]:
     """UUIDs of the GPUs that the user allows, found without starting CUDA, which would fix what it sees."""
-    every = dict(line.split(", ") for line in _nvidia_smi("index,uuid") if ", " in line)
+    every = dict(line.split(", ") for line in nvidia_smi("index,uuid") if ", " in line)
     allowed = os.environ.get(VISIBLE)
     chosen = None if allowed is None else [name.strip() for name in allowed.split(",")]
     return [uuid for index, uuid in every.items() if chosen is None or index in chosen or uuid in chosen]
@@ -69,7 +69,7 @@ def device_type() -> str:
     return "cpu"
 
 
-def _nvidia_smi(fields: str) -> list[str]:
+def nvidia_smi(fields: str) -> list[str]:
     """A line per GPU of this machine; none without NVIDIA's driver."""
     try:
         query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
@@ -82,7 +82,7 @@ def machine() -> str:
     """Name this machine's processor, the cores that this process may use, and the GPUs: ``AMD EPYC 7B13, 2 cores``."""
     known = Path("/proc/cpuinfo")  # of Linux; platform knows no model there
     model = re.search(r"^model name\s*: (.+)", known.read_text(), re.MULTILINE) if known.is_file() else None
-    gpus = Counter(_nvidia_smi("name"))
+    gpus = Counter(nvidia_smi("name"))
     names = [model[1] if model else platform.processor() or platform.machine(), f"{len(os.sched_getaffinity(0))} cores"]
     return ", ".join([*names, *(f"{count} x {name}" for name, count in gpus.items())])
 

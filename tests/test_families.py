@@ -1,0 +1,339 @@
+"""Every family of Stable Diffusion: features, maps and texts are those of diffusers' own pipeline, and its networks train."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from families import write_family
+from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec
+from vpd.config.params import Params, load_params
+from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
+from vpd.datasets.pictures import as_batch
+from vpd.models.extractor import FeatureExtractor
+from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder, project_prompts
+from vpd.planning.networks import CLASSES as CLASSES_OF
+from vpd.planning.networks import FORMATS, read_parts
+from vpd.planning.networks import build as build_random
+from vpd.pretrained.checkpoints import assemble
+from vpd.pretrained.stable_diffusion import FAMILIES, configs
+from vpd.training.losses import loss
+from vpd.training.optim import build_optimizer, parameter_groups
+from vpd.utils.errors import UserError
+from vpd.utils.files import read_json
+
+TEXTS = ["a photo of a red ball", "the left box in the dining room"]
+ACCURACY = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: write_family(name, tmp_path_factory.mktemp(name) / "pipeline") for name in FAMILIES}
+
+
+@dataclass
+class Case:
+    """A family's folder, and its pipeline as diffusers loads it."""
+
+    name: str
+    folder: Path
+    pipeline: DiffusionPipeline
+
+    def texts(self, sentences: list[str]) -> tuple[Tensor, Tensor | None]:
+        """The tokens, and SDXL's projected texts, of the pipeline's own encoders."""
+        found = self.pipeline.encode_prompt(
+            sentences, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return found[0], found[2] if len(found) > 2 else None
+
+    def run(self, images: Tensor, sentences: list[str], timestep: int) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
+        """Hidden states of each level, and softmax of queries and keys of its layers, by hooks on the pipeline's U-Net."""
+        unet, states, maps = self.pipeline.unet, list[Tensor](), defaultdict[int, list[Tensor]](list)
+        levels, handles, queries = len(unet.up_blocks), [], dict[str, Tensor]()
+
+        def keep(_module, _inputs, output) -> None:
+            states.insert(0, output if torch.is_tensor(output) else output[0])
+
+        def attend(module, name: str, level: int):
+            def hook(_module, _inputs, keys: Tensor) -> None:
+                query, key = (x.unflatten(-1, (module.heads, -1)).transpose(1, 2) for x in (queries[name], keys))
+                weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+                maps[level].append(weights.mean(dim=1))
+
+            return hook
+
+        for block in unet.up_blocks:
+            layers = getattr(block, "attentions", block.resnets)
+            handles.append(layers[-1 if block.upsamplers is None else -2].register_forward_hook(keep))
+        for name, module in unet.named_modules():
+            place = name.split(".")
+            if place[-1] != "attn2" or place[0] == "mid_block":
+                continue
+            level = int(place[1]) if place[0] == "down_blocks" else levels - 1 - int(place[1])
+            handles += [
+                module.to_q.register_forward_hook(lambda _m, _i, out, name=name: queries.update({name: out})),
+                module.to_k.register_forward_hook(attend(module, name, level)),
+            ]
+        tokens, projected = self.texts(sentences)
+        latents = self.pipeline.vae.encode(images).latent_dist.mode()
+        added = None
+        if projected is not None:
+            size = tuple(images.shape[-2:])
+            arguments = {"dtype": projected.dtype, "text_encoder_projection_dim": projected.shape[1]}
+            ids = self.pipeline._get_add_time_ids(size, (0, 0), size, **arguments)
+            added = {"text_embeds": projected, "time_ids": ids.expand(len(images), -1)}
+        unet(latents, timestep, tokens, added_cond_kwargs=added)
+        for handle in handles:
+            handle.remove()
+        return states, maps
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request, folders) -> Case:
+    folder = folders[request.param]
+    return Case(request.param, folder, DiffusionPipeline.from_pretrained(folder))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["folder", "object"])
+@pytest.mark.parametrize("size", [(64, 64), (100, 71), (48, 200)])
+def test_features_and_maps_are_those_of_diffusers_own_pipeline(case, size, source):
+    extractor = FeatureExtractor(case.folder if source == "folder" else case.pipeline, timestep=7)
+    images = torch.rand(2, 3, *size)
+    found = extractor(images, TEXTS)
+    states, maps = case.run(as_batch(images), TEXTS, 7)
+    assert [error(*pair) <= ACCURACY for pair in zip(found.maps, states, strict=True)] == [True] * len(states)
+    recorded = [level for level, one in enumerate(found.attention) if one is not None]
+    assert recorded == [level for level in sorted(maps) if 0.5**level <= 0.5]
+    for level in recorded:
+        expected = torch.stack(maps[level]).mean(0).transpose(1, 2).unflatten(2, found.maps[level].shape[-2:])
+        assert error(found.attention[level], expected) <= ACCURACY
+
+
+@torch.no_grad()
+def test_each_image_of_a_batch_is_as_alone_and_says_where_its_words_look(case):
+    extractor = FeatureExtractor(case.folder)
+    images = torch.rand(2, 3, 64, 96)
+    both = extractor(images, TEXTS)
+    for number, text in enumerate(TEXTS):
+        alone = extractor(images[number], text)
+        for together, one in zip(both.maps, alone.maps, strict=True):
+            assert error(together[number], one[0]) <= 1e-4
+    where = extractor(images, TEXTS[0]).attention_of("ball")
+    assert where.shape == (2, 64, 96)
+    assert (where > 0).all()
+
+
+@torch.no_grad()
+def test_prompts_are_the_pipelines_own_tokens_averaged_over_templates(case):
+    text = load_text_encoder(case.folder)
+    for templates, forms in (("single", ["a photo of a {}"]), ("imagenet-80", imagenet_templates())):
+        spec = PromptSpec(strategy="class-names", templates=templates, length=text.length)
+        tokens, whole = [], []
+        for name in CLASSES:
+            sentences = [form.format(name) for form in forms]
+            states, projected = case.texts(sentences)
+            ids = case.pipeline.tokenizer(sentences, padding="max_length", truncation=True, max_length=text.length)
+            ends = [row.index(case.pipeline.tokenizer.eos_token_id) for row in ids.input_ids]
+            tokens.append(states[range(len(ends)), ends].mean(0))
+            whole.append(projected.mean(0) if projected is not None else None)
+        assert error(encode_prompts(spec, text, CLASSES), torch.stack(tokens)) <= ACCURACY
+        found = project_prompts(spec, text, CLASSES)
+        assert (found is None) == (whole[0] is None) == (case.name != "stable-diffusion-xl")
+        if found is not None:
+            assert error(found, torch.stack(whole)) <= ACCURACY
+
+
+def gradients(folder: Path, checkpointing: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    extractor = FeatureExtractor(folder, places=["down", "mid", "up"], limit=1.0, gradient_checkpointing=checkpointing)
+    found = extractor.train()(torch.rand(2, 3, 64, 40), TEXTS)
+    levels = [*found.maps, *(level for level in found.attention if level is not None)]
+    sum(level.square().mean() for level in levels).backward()
+    return {name: parameter.grad for name, parameter in extractor.unet.named_parameters()}
+
+
+def test_gradients_reach_the_whole_unet_with_and_without_checkpointing(case):
+    plain, checkpointed = gradients(case.folder, False), gradients(case.folder, True)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in plain.values())
+    assert ("add_embedding.linear_1.weight" in plain) == (case.name == "stable-diffusion-xl")
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def spec_of(task: str) -> Spec:
+    return make_spec(task, attention=attention(() if task == "depth" else ("down", "up")))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])
+def test_a_network_of_each_task_trains_a_step(case, task):
+    spec = spec_of(task)
+    model = build(spec, case.folder).train()
+    assert model.strides == [8, 16, 32, 64][: len(model.unet.channels)]
+    size = (64, 64)
+    batch = make_batch(*size) | {"label": torch.randint(0, 2, (2, *size)), "depth": torch.rand(2, *size) + 1}
+    optimizer, before = (
+        build_optimizer(model, spec.training.optimizer),
+        {name: x.clone() for name, x in model.trained_state().items()},
+    )
+    first = loss(spec.training.loss, model(batch), batch)
+    first.backward()
+    optimizer.step()
+    assert loss(spec.training.loss, model(batch), batch) < first
+    # With one token (depth) the queries, keys and their norms have no effect; the depth decoder starts constant.
+    moved = {name.split(".")[0] for name, x in model.trained_state().items() if not torch.equal(x, before[name])}
+    assert {"unet", "head"} <= moved
+    other = build(spec, case.folder, seed=5)
+    other.load_trained_state(model.trained_state())
+    assert torch.equal(other(batch), model.eval()(batch))
+
+
+def test_the_planned_network_has_the_tensors_of_the_real_one(case):
+    """What ``vpd cost`` counts is what is trained."""
+    for task in ("segmentation", "referring", "depth"):
+        spec, real = spec_of(task), build(spec_of(task), case.folder)
+        with torch.device("meta"):
+            planned = build_random(spec, read_parts(case.folder), 0 if task == "referring" else len(CLASSES))
+        found, wanted = (
+            {name: x.shape for name, x in model.state_dict().items() if not name.startswith("text.")}
+            for model in (planned, real)
+        )
+        assert found == wanted
+
+
+# ------------------------------------------------------------------------------------------------------------ checkpoints
+def made(folder: Path, family: str, tmp_path: Path) -> Path:
+    spec = CheckpointSpec(source="folder", path=str(folder), family=family)
+    assemble("mine", spec, tmp_path / "none", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_folder_becomes_a_checkpoint_that_diffusers_loads(case, tmp_path):
+    shutil.copytree(case.folder, tmp_path / "own")
+    (tmp_path / "own/text_encoder_3").mkdir()
+    out = made(tmp_path / "own", case.name, tmp_path)
+    again = DiffusionPipeline.from_pretrained(out)
+    assert type(again) is type(case.pipeline)
+    names = [part for part in FAMILIES[case.name].components if part.startswith(("unet", "vae", "text"))]
+    counted = read_json(out / "manifest.json")["parameters"]
+    assert counted == {name: getattr(case.pipeline, name).num_parameters() for name in names}
+    assert {path.name for path in out.iterdir() if path.is_dir()} == set(FAMILIES[case.name].components)
+
+
+SD1, SD2, XL = FAMILIES
+INDEX, UNET, TEXT, SCHEDULER = (
+    "model_index.json",
+    "unet/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+)
+REFUSED = {
+    "1 in a line of 2": (SD2, SD1, {}, r"is a Stable Diffusion 1 U-Net .*, not one of Stable Diffusion 2 \(1024\)"),
+    "1 in a line of XL": (XL, SD1, {}, "is a Stable Diffusion 1 U-Net .*, not one of Stable Diffusion XL"),
+    "2 in a line of 1": (SD1, SD2, {}, "is a Stable Diffusion 2 U-Net .*, not one of Stable Diffusion 1"),
+    "2 in a line of XL": (XL, SD2, {}, "is a Stable Diffusion 2 U-Net .*, not one of Stable Diffusion XL"),
+    "XL in a line of 1": (SD1, XL, {}, "is a Stable Diffusion XL U-Net .*, not one of Stable Diffusion 1"),
+    "XL in a line of 2": (SD2, XL, {}, "is a Stable Diffusion XL U-Net .*, not one of Stable Diffusion 2"),
+    "2, inpainting": (SD2, SD2, {UNET: {"in_channels": 9}}, "takes 9 channels, but Stable Diffusion 2 takes 4; inpainting"),
+    "2, depth to image": (SD2, SD2, {UNET: {"in_channels": 5}}, "takes 5 channels"),
+    "XL, inpainting": (XL, XL, {UNET: {"in_channels": 9}}, "takes 9 channels, but Stable Diffusion XL takes 4"),
+    "2, text of 1": (SD2, SD2, {TEXT: {"hidden_size": 32}}, "makes tokens 32 wide, but the U-Net takes 48"),
+    "XL, text of 2": (XL, XL, {TEXT: {"hidden_size": 48}}, "makes tokens 96 wide, but the U-Net takes 80"),
+    "XL, sizes left out": (
+        XL, XL, {UNET: {"projection_class_embeddings_input_dim": 88}},
+        "makes projections 48 wide, but the U-Net takes 40",
+    ),
+    "2, unCLIP": (SD2, SD2, {UNET: {"class_embed_type": "projection"}}, r"more than a text \(class_embed_type=projection\)"),
+    "2, upscaler": (SD2, SD2, {UNET: {"num_class_embeds": 1000}}, r"more than a text \(num_class_embeds=1000\)"),
+    "XL, refiner": (XL, XL, {INDEX: {"text_encoder": [None, None]}}, "lists no text_encoder; .* has .*text_encoder_2"),
+    "XL, one tokenizer": (XL, XL, {INDEX: {"tokenizer_2": [None, None]}}, "lists no tokenizer_2"),
+    "XL, T5": (XL, XL, {INDEX: {"text_encoder_2": ["transformers", "T5EncoderModel"]}}, "but .* a CLIPTextModelWithProjection"),
+    "2, a width in words": (SD2, SD2, {TEXT: {"hidden_size": "48"}}, "own is damaged or cut off"),
+    "XL, no width": (XL, XL, {"text_encoder_2/config.json": {"projection_dim": None}}, "makes projections None wide"),
+    "2, other output": (SD2, SD2, {SCHEDULER: {"prediction_type": "sample"}}, "predicts 'epsilon' or 'v_prediction'"),
+    "16 latent channels": (SD2, SD2, {"vae/config.json": {"latent_channels": 16}}, "the VAE makes 16 channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_line_does_not_say_is_refused_in_a_sentence(folders, tmp_path, name):
+    family, own, changes, sentence = REFUSED[name]
+    folder = shutil.copytree(folders[own], tmp_path / "own")
+    for file, values in changes.items():
+        (folder / file).write_text(json.dumps(read_json(folder / file) | values))
+    with pytest.raises(UserError, match=sentence) as caught:
+        made(folder, family, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "other weights", "other words"])
+def test_the_second_text_encoder_is_checked_as_the_first(folders, tmp_path, damage):
+    folder = shutil.copytree(folders[XL], tmp_path / "own")
+    if damage == "missing":
+        (folder / "text_encoder_2/model.safetensors").unlink()
+    elif damage == "other weights":
+        shutil.copy(folder / "text_encoder/model.safetensors", folder / "text_encoder_2/model.safetensors")
+    else:
+        path = folder / "tokenizer_2/tokenizer.json"
+        text = read_json(path)
+        vocabulary = text["model"]["vocab"]
+        vocabulary["red</w>"], vocabulary["left</w>"] = vocabulary["left</w>"], vocabulary["red</w>"]
+        path.write_text(json.dumps(text))
+    sentence = {
+        "missing": "text_encoder_2 has no weights where model.safetensors is needed",
+        "other weights": "the text_encoder_2 is not as its config.json describes it",
+        "other words": "the two tokenizers number words differently",
+    }[damage]
+    with pytest.raises(UserError, match=sentence):
+        FeatureExtractor(folder) if damage == "other words" else made(folder, XL, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- params.yaml
+def test_a_line_may_name_every_family():
+    assert get_args(DiffusionFamily) == tuple(FAMILIES)
+
+
+def test_an_original_file_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="an original file cannot be a stable-diffusion-2"):
+        CheckpointSpec(source="file", path="sd2.ckpt", repo="a/b", family=SD2)
+
+
+def test_lines_of_the_hub_that_no_experiment_uses_are_known_but_made_by_no_workflow():
+    params = load_params("params.yaml", "paper")
+    lines = {name: params.checkpoint(name).family for name in ("sd-1-5", "sd-2-1", "sdxl")}
+    assert lines == {"sd-1-5": SD1, "sd-2-1": SD2, "sdxl": XL}
+    assert set(params.checkpoints) == {spec.checkpoint for spec in params.experiments.values()} & set(
+        params.block.checkpoints
+    )
+    assert not {"sd-2-1", "sdxl"} & set(params.checkpoints)
+    experiments = params.experiments | {
+        "mine": params.experiments["seg-full"].model_copy(update={"checkpoint": "sdxl"})
+    }
+    more = Params(params.document.model_copy(update={"experiments": experiments}), params.source)
+    assert set(more.checkpoints) - set(params.checkpoints) == {"sdxl"}
+    assert more.resolve("mine").checkpoint == "sdxl"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["seg-full", "refcoco-full", "depth-full"])
+def test_the_papers_settings_hold_for_every_family(family, name):
+    """Rules on parameters' names match some of each U-Net's; a rule that matches none would be an error."""
+    spec = load_params("params.yaml", "paper").resolve(name)
+    with torch.device("meta"):
+        network = build_random(spec, configs(family), CLASSES_OF[FORMATS[spec.task]])
+    rates = {len(group["params"]) for group in parameter_groups(network, spec.training.optimizer)}
+    assert rates
