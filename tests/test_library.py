@@ -82,6 +82,23 @@ def test_each_picture_may_have_a_text_of_its_own(load, picture):
     assert not np.array_equal(both[0].probability, both[1].probability)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_bf16_predicts_nearly_the_same_in_half_the_memory(world, load, picture, tmp_path, task):
+    exact = load(task).predict(picture, **OPTIONS[task]).arrays[KEYS[task]]
+    network = load(task, precision="bf16")
+    assert {tensor.dtype for tensor in network.model.parameters()} == {torch.bfloat16}
+    found = network.predict(picture, **OPTIONS[task]).arrays[KEYS[task]]
+    assert (found.dtype, found.shape) == (exact.dtype, exact.shape)
+    assert not np.array_equal(found, exact)
+    if task == "segmentation":
+        assert np.mean(found == exact) > 0.95
+    else:
+        assert np.linalg.norm(found.astype(float) - exact) < 0.03 * np.linalg.norm(exact.astype(float))
+    np.testing.assert_array_equal(found, world.result(task, picture, tmp_path, precision="bf16"))
+    with pytest.raises(vpd.UserError, match="unknown precision 'fp16'; "):
+        load(task, precision="fp16")
+
+
 MISTAKES = {
     "no text": ("referring", {}, "looks for what a text describes"),
     "a blank text": ("referring", {"text": " "}, "looks for what a text describes"),

@@ -132,6 +132,7 @@ def _everyday(commands: Commands) -> None:
     command.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: %(default)s)")
     command.add_argument("--text", type=_text, help="what to look for (referring segmentation)")
     command.add_argument("--scene", help="kind of room, such as kitchen (depth)")
+    command.add_argument("--precision", default="fp32", help="fp32 as in evaluation, or bf16: less memory, other digits")
     _uri(command)
     _params(command)
     for name, text in PREDICT_PATHS.items():
@@ -316,7 +317,15 @@ def _predict(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in PREDICT_PATHS if getattr(options, name)}
     params = None if options.name.startswith("models:/") else _load(options)[0]
     failed = predict_pictures(
-        options.name, options.images, options.out, params, given, options.uri, text=options.text, scene=options.scene
+        options.name,
+        options.images,
+        options.out,
+        params,
+        given,
+        options.uri,
+        text=options.text,
+        scene=options.scene,
+        precision=options.precision,
     )
     return 2 if failed else 0
 

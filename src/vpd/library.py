@@ -110,6 +110,7 @@ def load(
     scale: str | None = None,
     uri: str = "",
     device: str | None = None,
+    precision: str = "fp32",
     spec: str | Path | None = None,
     weights: str | Path | None = None,
     checkpoint: str | Path | None = None,
@@ -124,6 +125,7 @@ def load(
         scale: scale of the project, by default that of its params.yaml.
         uri: MLflow's tracking address, for registered models.
         device: such as ``cpu`` or ``cuda``; by default the GPU if there is one.
+        precision: ``fp32`` as in evaluation, or ``bf16``: half the memory, predictions that differ a little.
         spec: resolved spec that replaces the usual one.
         weights: weights that replace the usual ones.
         checkpoint: checkpoint that replaces the usual one.
@@ -138,7 +140,7 @@ def load(
     parts = find_parts(name, params, {part: Path(path) for part, path in given.items() if path}, uri, root)
     settings = load_spec(parts["spec"])
     names = class_names_of(settings, parts)
-    return Predictor(load_network(settings, parts["weights"], parts["checkpoint"], names, device))
+    return Predictor(load_network(settings, parts["weights"], parts["checkpoint"], names, device, precision))
 
 
 def installed() -> Path:

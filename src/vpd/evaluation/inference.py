@@ -54,9 +54,15 @@ def stream(predict: Predict, works: Iterable[Work[Result]], batch_size: int) -> 
 
 
 def to_model(batch: dict, model: nn.Module) -> dict:
-    """Return the batch with its tensors on the device of ``model``."""
-    device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    """Return the batch with its tensors on the device of ``model``, real numbers in its precision."""
+    weight = next(model.parameters())
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(weight) if value.is_floating_point() else value.to(weight.device)
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
 def views(settings: SegmentationEvaluation) -> list[tuple[float, bool]]:

@@ -22,7 +22,7 @@ from vpd.models.prompts import (
 )
 from vpd.utils.errors import UserError
 
-LATENT_CACHE_BYTES = 1 << 30
+LATENT_CACHE_BYTES = 2 << 30  # holds the 21,899 training images of RefCOCOg
 
 
 class VPD(Network):

@@ -15,7 +15,7 @@ from vpd.pretrained.stable_diffusion import check_network
 from vpd.training.runs import has_settings
 from vpd.utils.devices import device_type
 from vpd.utils.digests import sha256
-from vpd.utils.errors import UserError
+from vpd.utils.errors import UserError, pick
 from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, check_intact, read_manifest
 from vpd.utils.tensors import read_safetensors
 
@@ -24,6 +24,7 @@ CLASSIFIERS = dict.fromkeys(("semantic-fpn", "upernet"), "head.conv_seg.bias") |
 }
 """Head -> the tensor with one number per class."""
 EMBEDDINGS = "class_embeddings"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,19 @@ class TrainedNetwork:
 
 
 def load_network(
-    spec: Spec, weights: Path, checkpoint: Path, names: list[str] | None = None, device: str | None = None
+    spec: Spec,
+    weights: Path,
+    checkpoint: Path,
+    names: list[str] | None = None,
+    device: str | None = None,
+    precision: str = "fp32",
 ) -> TrainedNetwork:
     """Build a trained network; no file is unpickled.
 
-    Segmentation classes are numbered if no ``names`` are given. Without ``device`` it is on the GPU if there is one.
+    Segmentation classes are numbered if no ``names`` are given. Without ``device`` it is on the GPU if there is one. In the
+    ``precision`` bf16 it takes half the memory, and half the time where the processor has units for it.
     """
+    dtype = pick(precision, PRECISIONS, "precision")
     state = _load_weights(weights, spec)
     known: list[str] = []
     if spec.task == "segmentation":
@@ -54,7 +62,7 @@ def load_network(
             )
     model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
     model.load_trained_state(state)
-    return TrainedNetwork(spec, model.to(device or device_type()).eval(), known)
+    return TrainedNetwork(spec, model.to(device or device_type(), dtype).eval(), known)
 
 
 def class_names(spec: Spec, data: Path | None) -> list[str] | None:

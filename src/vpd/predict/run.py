@@ -31,6 +31,7 @@ def predict(
     text: str | None = None,
     scene: str | None = None,
     names: list[str] | None = None,
+    precision: str = "fp32",
 ) -> int:
     """Predict for pictures and write ``x.png``, ``x.npz`` and ``x.panel.png`` for ``x.jpg``, all at its upright size.
 
@@ -43,6 +44,7 @@ def predict(
         text: expression to find (referring).
         scene: scene class (depth).
         names: classes in label order (segmentation).
+        precision: fp32 as in evaluation, or bf16.
 
     Returns:
         How many pictures failed, each of them reported in one sentence.
@@ -56,7 +58,7 @@ def predict(
         say(fault)
     if not jobs:
         return len(faults)
-    network = load_network(spec, weights, checkpoint, names)
+    network = load_network(spec, weights, checkpoint, names, precision=precision)
     failed = _predict_all(spec, build_task(network, text, scene), jobs)
     if failed < len(jobs):
         print(f"predictions are in {out}; look at the files that end in .panel.png")

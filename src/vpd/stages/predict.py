@@ -32,6 +32,7 @@ def predict_pictures(
     *,
     text: str | None = None,
     scene: str | None = None,
+    precision: str = "fp32",
 ) -> int:
     """Predict for pictures (files, and folders that are searched) into ``out``; return how many failed.
 
@@ -40,13 +41,15 @@ def predict_pictures(
         given: ``spec``, ``weights``, ``checkpoint`` and ``data`` that replace the usual ones.
         text: expression to find (referring segmentation).
         scene: kind of room (depth).
+        precision: fp32 as in evaluation, or bf16.
     """
     parts = find_parts(name, params, given, uri)
     spec = load_spec(parts["spec"])
     from vpd.predict import predict
 
     names = class_names_of(spec, parts)
-    return predict(spec, parts["weights"], parts["checkpoint"], images, out, text=text, scene=scene, names=names)
+    options = {"text": text, "scene": scene, "precision": precision}
+    return predict(spec, parts["weights"], parts["checkpoint"], images, out, names=names, **options)
 
 
 def find_parts(
