@@ -273,7 +273,7 @@ def test_the_report_has_every_table_and_figure(world, params):
     assert names == {*load_reported(), "cells", "values", "claims", "costs", "backbones", "provenance"}
     names = {name.removesuffix(".svg") for name in files(world[1][0] / "figures") if name.endswith(".svg")}
     drawn = {name for name, figure in params.figures.items() if figure.drawn}
-    assert names == drawn | {"training-segmentation", "training-depth", "training-referring", "pretraining-loss"}
+    assert names == drawn | {"training-segmentation", "training-depth", "training-referring"}
 
 
 def links(folder):
@@ -374,7 +374,7 @@ def test_pre_trained_networks_say_what_they_saw(world, params):
     assert (other["objective"], other["images_seen"], other["parameters"]) == ("masked-image", 6400, 1_500_000)
     text = (world[1][0] / "REPORT.md").read_text(encoding="utf-8")
     assert "| masked-image | 6,400 | 1.5 M | 2.5 → 0.75 | linear probe 0.61 against 0.22 |" in text
-    assert {item["source"] for item in backbones(params, world[0])} == {"not here", "pre-trained here"}
+    assert {item["source"] for item in backbones(params, world[0])} == {"not here", "weights in git"}
 
 
 def test_damaged_histories_costs_and_manifests_are_refused(tmp_path, params):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from vpd.config.params import load_params
@@ -132,19 +131,8 @@ def test_values_beyond_half_precision_are_refused(made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def params_file(tmp_path: Path) -> Path:
-    """params.yaml with a mini that takes its weights from git."""
-    document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    mini = document["scales"]["mini"]
-    mini |= {"shipped": "scratch", "checkpoints": {name: {"source": "shipped"} for name in mini["checkpoints"]}}
-    mini["backbones"] = {**mini["backbones"], "source": "shipped"}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
-    return tmp_path / "params.yaml"
-
-
-def test_a_recipe_lists_what_decides_the_weights_and_nothing_else(params_file):
-    scratch, mini = (load_params(params_file, scale) for scale in ("scratch", "mini"))
+def test_a_recipe_lists_what_decides_the_weights_and_nothing_else():
+    scratch, mini = (load_params("params.yaml", scale) for scale in ("scratch", "mini"))
     spec = mini.checkpoint("sd-1-5")
     assert (spec.path, spec.recipe) == ("weights/scratch/sd-1-5", scratch.recipe("sd-1-5"))
     assert set(spec.recipe) == {"pretraining", "datasets.captions"}
@@ -154,6 +142,6 @@ def test_a_recipe_lists_what_decides_the_weights_and_nothing_else(params_file):
     assert mini.milestones == scratch.pretraining.milestones
 
 
-def test_without_weights_nothing_is_current(params_file, tmp_path):
-    params = load_params(params_file, "mini")
+def test_without_weights_nothing_is_current(tmp_path):
+    params = load_params("params.yaml", "mini")
     assert not is_current("checkpoint", "sd-1-5", params, Paths("mini", tmp_path))
