@@ -49,7 +49,7 @@ def dvc_stages():
 
 @pytest.fixture(scope="module")
 def snakemake_jobs():
-    """Command -> (rule, outputs, inputs) of every Snakemake job, without its log."""
+    """Command -> (rule, outputs, inputs, priority) of every Snakemake job, without its log."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
 
@@ -66,6 +66,7 @@ def snakemake_jobs():
                 job.rule.name,
                 set(map(str, job.output)),
                 declared(job.input),
+                job.rule.expand_priority(job.wildcards, job.input, 1),
             )
             for job in jobs
         }
@@ -96,8 +97,22 @@ def test_same_commands(dvc_stages, snakemake_jobs):
 
 def test_stage_names_are_rule_names(dvc_stages, snakemake_jobs):
     assert {cmd: name.split("@")[0] for cmd, (name, _, _) in dvc_stages.items()} == {
-        cmd: rule for cmd, (rule, _, _) in snakemake_jobs.items()
+        cmd: rule for cmd, (rule, *_) in snakemake_jobs.items()
     }
+
+
+def test_trainings_that_carry_claims_come_first_and_each_evaluation_before_the_next_training(snakemake_jobs):
+    params = load_params(ROOT / "params.yaml")
+    priorities = {
+        stage: {cmd.split()[2]: priority for cmd, (rule, *_, priority) in snakemake_jobs.items() if rule == stage}
+        for stage in ("train", "evaluate")
+    }
+    order = sorted(priorities["train"], key=priorities["train"].__getitem__, reverse=True)
+    assert [params.experiments[name].seeds for name in order] == sorted(
+        line.seeds for line in params.experiments.values()
+    )
+    assert len(set(priorities["train"].values())) == len(order)
+    assert max(priorities["train"].values()) < min(priorities["evaluate"].values())
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["outputs", "inputs"])
@@ -375,7 +390,7 @@ def test_one_table_is_a_target_and_its_trainings_share_the_gpus_there_are(at_pap
         for rule in ("train", "evaluate")
     }
     assert found == {"train": 7 * [gpus], "evaluate": 7 * [1]}
-    assert listed.count("    priority: 7\n") == 7
+    assert len(re.findall(r"^    priority: 6\.\d+$", listed, re.M)) == 7  # of evaluations 0, which is not printed
     (downloads,) = re.findall(r"^snakemake .* -- (.*)$", PAGE, re.M)
     assert all(f"output: {file}" in listed for file in downloads.split())
 

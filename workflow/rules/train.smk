@@ -14,8 +14,7 @@ rule train:
         timing=f"results/{SCALE}/timing/train/{{name}}.json",
     log:
         f"logs/{SCALE}/train/{{name}}.log",
-    # Where trainings share several GPUs, an evaluation between two of them would leave all but one idle.
-    priority: max(PARAMS.resources(name).gpus for name in SPECS) - 1
+    priority: lambda wildcards: PRIORITIES[wildcards.name]
     threads: reserved("train", "cpus")
     resources:
         gpu=reserved("train", "gpus"),
