@@ -132,7 +132,7 @@ MISTAKES = [
     ("scales/mini/tasks/segmentation/data/short_side", 512, "short_side is 512, more than long_side, 256"),
     ("scales/mini/tasks/segmentation/data/crop", 10**9, "crop: .* less than or equal to 16384"),
     ("scales/mini/tasks/segmentation/evaluation/stride", 65, "stride is 65, more than crop, 64: pixels between windows"),
-    ("tasks/segmentation/evaluation/ratios", [], "ratios: .* at least 1 item"),
+    ("scales/mini/tasks/segmentation/evaluation/ratios", [], "ratios: .* at least 1 item"),
     ("tasks/segmentation/methods/vpd/model/timestep", 1000, "timestep: .* less than or equal to 999, found 1000"),
     ("tasks/segmentation/methods/vpd/model/timestep", -1, "timestep: .* greater than or equal to 0, found -1"),
     ("tasks/segmentation/methods/vpd/model/head/dropout", 1, "dropout: .* less than 1, found 1"),
