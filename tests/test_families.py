@@ -1,18 +1,20 @@
-"""Every family of Stable Diffusion: features, maps and texts are those of diffusers' own pipeline, and its networks train."""
+"""Every family of diffusion models: features, maps and texts are those of diffusers' own pipeline, and its networks train."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.nn import functional as F
 
 from families import write_family
 from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec
@@ -20,7 +22,8 @@ from vpd.config.params import Params, load_params
 from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
 from vpd.datasets.pictures import as_batch
 from vpd.models.extractor import FeatureExtractor
-from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder, project_prompts
+from vpd.models.prompts import encode_prompts, imagenet_templates, project_prompts
+from vpd.models.text import load_text_encoder
 from vpd.planning.networks import CLASSES as CLASSES_OF
 from vpd.planning.networks import FORMATS, read_parts
 from vpd.planning.networks import build as build_random
@@ -48,15 +51,48 @@ class Case:
     folder: Path
     pipeline: DiffusionPipeline
 
-    def texts(self, sentences: list[str]) -> tuple[Tensor, Tensor | None]:
-        """The tokens, and SDXL's projected texts, of the pipeline's own encoders."""
-        found = self.pipeline.encode_prompt(
-            sentences, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return found[0], found[2] if len(found) > 2 else None
+    @property
+    def projects(self) -> bool:
+        """Whether the network is told a projected text."""
+        return self.name in ("stable-diffusion-xl", "stable-diffusion-3")
 
-    def run(self, images: Tensor, sentences: list[str], timestep: int) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
-        """Hidden states of each level, and softmax of queries and keys of its layers, by hooks on the pipeline's U-Net."""
+    @property
+    def network(self) -> Any:
+        """The pipeline's U-Net or transformer."""
+        return getattr(self.pipeline, FAMILIES[self.name].denoiser)
+
+    def texts(self, sentences: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Tokens, and the projected texts or PixArt's mask if there is one, of the pipeline's own encoders."""
+        options = {"prompt_2": None, "prompt_3": None} if self.name == "stable-diffusion-3" else {}
+        found = self.pipeline.encode_prompt(
+            sentences, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, **options
+        )
+        return found[0], found[2] if self.projects else found[1] if self.name == "pixart-alpha" else None
+
+    def run(self, images: Tensor, sentences: list[str], timestep: int) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Hidden states of each level, and mean softmax of queries and keys of its layers, by hooks on the pipeline's network."""
+        tokens, told = self.texts(sentences)
+        latents = self.pipeline.vae.encode(images).latent_dist.mode()
+        size = tuple(images.shape[-2:])
+        if hasattr(self.pipeline, "unet"):
+            return self._run_unet(latents, tokens, told, size, timestep)
+        latents = latents - (self.pipeline.vae.config.shift_factor or 0)
+        rows, columns = (-(-side // 2) for side in latents.shape[-2:])
+        latents = F.pad(latents, (0, 2 * columns - latents.shape[-1], 0, 2 * rows - latents.shape[-2]), "replicate")
+        options = {"pooled_projections": told} if self.projects else {"encoder_attention_mask": told}
+        if self.name == "pixart-alpha":
+            ratio = [torch.tensor([number]).expand(len(images)) for number in (*size, size[0] / size[1])]
+            own = {"resolution": torch.stack(ratio[:2], 1).float(), "aspect_ratio": ratio[2][:, None].float()}
+            options["added_cond_kwargs"] = own if self.network.use_additional_conditions else dict.fromkeys(own)
+        states, maps = list[Tensor](), list[Tensor]()
+        with recording(self.network.transformer_blocks, states, maps, None if self.projects else told):
+            self.network(
+                latents, encoder_hidden_states=tokens, timestep=torch.full((len(images),), timestep), **options
+            )
+        grids = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in (states[1], maps[1])]
+        return grids[:1], {0: grids[1]}
+
+    def _run_unet(self, latents, tokens, projected, size, timestep) -> tuple[list[Tensor], dict[int, Tensor]]:
         unet, states, maps = self.pipeline.unet, list[Tensor](), defaultdict[int, list[Tensor]](list)
         levels, handles, queries = len(unet.up_blocks), [], dict[str, Tensor]()
 
@@ -65,9 +101,7 @@ class Case:
 
         def attend(module, name: str, level: int):
             def hook(_module, _inputs, keys: Tensor) -> None:
-                query, key = (x.unflatten(-1, (module.heads, -1)).transpose(1, 2) for x in (queries[name], keys))
-                weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
-                maps[level].append(weights.mean(dim=1))
+                maps[level].append(shares(queries[name], keys, module.heads))
 
             return hook
 
@@ -83,18 +117,54 @@ class Case:
                 module.to_q.register_forward_hook(lambda _m, _i, out, name=name: queries.update({name: out})),
                 module.to_k.register_forward_hook(attend(module, name, level)),
             ]
-        tokens, projected = self.texts(sentences)
-        latents = self.pipeline.vae.encode(images).latent_dist.mode()
         added = None
         if projected is not None:
-            size = tuple(images.shape[-2:])
             arguments = {"dtype": projected.dtype, "text_encoder_projection_dim": projected.shape[1]}
             ids = self.pipeline._get_add_time_ids(size, (0, 0), size, **arguments)
-            added = {"text_embeds": projected, "time_ids": ids.expand(len(images), -1)}
+            added = {"text_embeds": projected, "time_ids": ids.expand(len(latents), -1)}
         unet(latents, timestep, tokens, added_cond_kwargs=added)
         for handle in handles:
             handle.remove()
-        return states, maps
+        sizes = [state.shape[-2:] for state in states]
+        means = {level: torch.stack(one).mean(0).transpose(1, 2) for level, one in maps.items()}
+        return states, {level: one.unflatten(2, tuple(sizes[level])) for level, one in means.items()}
+
+
+def shares(queries: Tensor, keys: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Softmax of queries and keys, the mean over heads (batch, pixels, tokens); where a ``mask`` is 0 there is none."""
+    query, key = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(mask[:, None, None] == 0, -torch.inf)
+    return scores.softmax(dim=-1).mean(dim=1)
+
+
+@contextlib.contextmanager
+def recording(blocks, states: list[Tensor], maps: list[Tensor], mask: Tensor | None):
+    """Record the hidden states of a transformer's blocks, and how the image shares its attention among the text."""
+    handles, queries = [], []
+    for block in blocks:
+        joint = hasattr(block, "attn")
+        attention = block.attn if joint else block.attn2
+        norms = [norm or torch.nn.Identity() for norm in (attention.norm_q, getattr(attention, "norm_added_k", None))]
+
+        def normed(x: Tensor, norm, heads: int) -> Tensor:
+            return norm(x.unflatten(-1, (heads, -1))).flatten(2)
+
+        def ask(_module, _inputs, out, norm=norms[0], heads=attention.heads) -> None:
+            queries.append(normed(out, norm, heads))
+
+        def answer(_module, _inputs, out, norm=norms[1], heads=attention.heads) -> None:
+            maps.append(shares(queries[-1], normed(out, norm, heads), heads, mask))
+
+        handles += [
+            attention.to_q.register_forward_hook(ask),
+            (attention.add_k_proj if joint else attention.to_k).register_forward_hook(answer),
+            block.register_forward_hook(lambda _m, _i, out: states.append(out if torch.is_tensor(out) else out[1])),
+        ]
+    yield
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -117,10 +187,9 @@ def test_features_and_maps_are_those_of_diffusers_own_pipeline(case, size, sourc
     states, maps = case.run(as_batch(images), TEXTS, 7)
     assert [error(*pair) <= ACCURACY for pair in zip(found.maps, states, strict=True)] == [True] * len(states)
     recorded = [level for level, one in enumerate(found.attention) if one is not None]
-    assert recorded == [level for level in sorted(maps) if 0.5**level <= 0.5]
+    assert recorded == [level for level in sorted(maps) if extractor.unet.strides[level] >= 2]
     for level in recorded:
-        expected = torch.stack(maps[level]).mean(0).transpose(1, 2).unflatten(2, found.maps[level].shape[-2:])
-        assert error(found.attention[level], expected) <= ACCURACY
+        assert error(found.attention[level], maps[level]) <= ACCURACY
 
 
 @torch.no_grad()
@@ -233,7 +302,7 @@ def test_a_folder_becomes_a_checkpoint_that_diffusers_loads(case, tmp_path):
     assert {path.name for path in out.iterdir() if path.is_dir()} == set(FAMILIES[case.name].components)
 
 
-SD1, SD2, XL = FAMILIES
+SD1, SD2, XL, SD3, PIXART = FAMILIES
 INDEX, UNET, TEXT, SCHEDULER = (
     "model_index.json",
     "unet/config.json",

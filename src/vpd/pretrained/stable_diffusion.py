@@ -1,4 +1,4 @@
-"""The layout of a Stable Diffusion pipeline folder by family, and the check that it is one; planning imports it without torch."""
+"""The layout of a diffusion pipeline's folder by family, and the check that it is one; planning imports it without torch."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ SECOND = {
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
     "tokenizer_2": ("transformers", "CLIPTokenizer"),
 }
+T5 = "T5EncoderModel"
+PIXART = {
+    "vae": CLASSES["vae"],
+    "text_encoder": ("transformers", T5),
+    "tokenizer": ("transformers", "T5Tokenizer"),
+    "transformer": ("diffusers", "PixArtTransformer2DModel"),
+    "scheduler": ("diffusers", "DPMSolverMultistepScheduler"),
+}
+SD3 = {
+    "vae": CLASSES["vae"],
+    "text_encoder": SECOND["text_encoder_2"],
+    "tokenizer": CLASSES["tokenizer"],
+    **SECOND,
+    "text_encoder_3": ("transformers", T5),
+    "tokenizer_3": ("transformers", "T5Tokenizer"),
+    "transformer": ("diffusers", "SD3Transformer2DModel"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +53,16 @@ class Family:
     """What pipelines of one architecture have in common; its true sizes are in ``configs``."""
 
     title: str
-    width: int  # of the cross-attention, as published
+    width: int  # of the text tokens, as published
     predictions: tuple[str, ...]  # of the output layer, which no feature comes from (U1)
     components: Mapping[str, tuple[str, str]]  # library and class of each part
+    latent: int = 4  # channels of the latents
+    optional: tuple[str, ...] = ()  # parts that a pipeline has all of, or none
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the part that features come from."""
+        return "transformer" if "transformer" in self.components else "unet"
 
     @property
     def networks(self) -> list[str]:
@@ -60,6 +85,10 @@ FAMILIES = {
     "stable-diffusion-1": Family("Stable Diffusion 1", 768, ("epsilon",), CLASSES),
     "stable-diffusion-2": Family("Stable Diffusion 2", 1024, BOTH, CLASSES),
     "stable-diffusion-xl": Family("Stable Diffusion XL", 2048, BOTH, CLASSES | SECOND),
+    "stable-diffusion-3": Family(
+        "Stable Diffusion 3", 4096, ("flow_prediction",), SD3, 16, ("text_encoder_3", "tokenizer_3")
+    ),
+    "pixart-alpha": Family("PixArt", 4096, ("epsilon",), PIXART),
 }
 # Entries of model_index.json for the components that are left out.
 UNUSED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
