@@ -6,18 +6,22 @@ import contextlib
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import T5EncoderModel
 
 from families import write_family
-from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec
+from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec, with_training
 from vpd.config.params import Params, load_params
 from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
 from vpd.datasets.pictures import as_batch
@@ -36,6 +40,7 @@ from vpd.utils.files import read_json
 
 TEXTS = ["a photo of a red ball", "the left box in the dining room"]
 ACCURACY = 1e-5
+SD1, SD2, XL, SD3, PIXART = FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,12 @@ class Case:
 
     name: str
     folder: Path
-    pipeline: DiffusionPipeline
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline."""
+        missing = {} if (self.folder / "text_encoder_3").is_dir() else {"text_encoder_3": None, "tokenizer_3": None}
+        return DiffusionPipeline.from_pretrained(self.folder, **(missing if self.name == SD3 else {}))
 
     @property
     def projects(self) -> bool:
@@ -69,8 +79,13 @@ class Case:
         )
         return found[0], found[2] if self.projects else found[1] if self.name == "pixart-alpha" else None
 
-    def run(self, images: Tensor, sentences: list[str], timestep: int) -> tuple[list[Tensor], dict[int, Tensor]]:
-        """Hidden states of each level, and mean softmax of queries and keys of its layers, by hooks on the pipeline's network."""
+    def run(
+        self, images: Tensor, sentences: list[str], timestep: int, blocks: Sequence[int] = (1,)
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Hidden states of each level, and mean softmax of queries and keys of its layers, by hooks on the pipeline's network.
+
+        A transformer's only level has those of ``blocks``, by default the second of four.
+        """
         tokens, told = self.texts(sentences)
         latents = self.pipeline.vae.encode(images).latent_dist.mode()
         size = tuple(images.shape[-2:])
@@ -89,7 +104,8 @@ class Case:
             self.network(
                 latents, encoder_hidden_states=tokens, timestep=torch.full((len(images),), timestep), **options
             )
-        grids = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in (states[1], maps[1])]
+        means = torch.cat([states[i] for i in blocks], dim=-1), torch.stack([maps[i] for i in blocks]).mean(dim=0)
+        grids = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in means]
         return grids[:1], {0: grids[1]}
 
     def _run_unet(self, latents, tokens, projected, size, timestep) -> tuple[list[Tensor], dict[int, Tensor]]:
@@ -170,7 +186,7 @@ def recording(blocks, states: list[Tensor], maps: list[Tensor], mask: Tensor | N
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request, folders) -> Case:
     folder = folders[request.param]
-    return Case(request.param, folder, DiffusionPipeline.from_pretrained(folder))
+    return Case(request.param, folder)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -190,6 +206,70 @@ def test_features_and_maps_are_those_of_diffusers_own_pipeline(case, size, sourc
     assert recorded == [level for level in sorted(maps) if extractor.unet.strides[level] >= 2]
     for level in recorded:
         assert error(found.attention[level], maps[level]) <= ACCURACY
+
+
+VARIANTS = {
+    "several blocks": (SD3, {}, {"blocks": [1.0, 0.25]}, [0, 3]),
+    "the first block": (PIXART, {}, {"blocks": [0.1]}, [0]),
+    "without T5": (SD3, {"t5": False}, {"blocks": [0.75]}, [2]),
+    "normed queries and two attentions": (SD3, {"qk_norm": "rms_norm", "dual_attention_layers": [0, 1]}, {}, [1]),
+    "sizes and ratios": (PIXART, {"sample_size": 128, "attention_head_dim": 36, "cross_attention_dim": 144}, {}, [1]),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_of_every_kind_are_read_after_the_blocks_of_choice(tmp_path, name):
+    family, settings, options, blocks = VARIANTS[name]
+    case = Case(family, write_family(family, tmp_path / "own", **settings))
+    images = torch.rand(2, 3, 72, 100)
+    states, maps = case.run(as_batch(images), TEXTS, 40, blocks)
+    for source in (case.folder, case.pipeline):
+        extractor = FeatureExtractor(source, timestep=40, **options)
+        found = extractor(images, TEXTS)
+        assert error(found.maps[0], states[0]) <= ACCURACY
+        assert error(found.attention[0], maps[0]) <= ACCURACY
+        assert (found.strides, found.maps[0].shape[-2:]) == ([16], (5, 6))
+        assert len(extractor.unet.transformer_blocks) == blocks[-1] + 1
+
+
+@pytest.mark.parametrize("family", [SD3, PIXART])
+def test_every_layer_of_a_transformer_that_is_kept_is_needed(folders, family):
+    """Blocks after the last one that is read, and what becomes of the text in that one, are neither kept nor computed."""
+    extractor, used = FeatureExtractor(folders[family], places=()), set()
+    leaves = [module for module in extractor.unet.modules() if not any(module.children())]
+    layers = {module for module in leaves if len(list(module.parameters()))}
+    for module in layers:
+        module.register_forward_hook(lambda module, *_: used.add(module))
+    found = extractor(torch.rand(1, 3, 32, 32), TEXTS[0])
+    assert found.attention == [None]
+    assert len(extractor.unet.transformer_blocks) == 2
+    assert used == layers
+    found.maps[0].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in extractor.unet.parameters())
+
+
+@pytest.mark.parametrize(("family", "options", "size", "sentence"), [
+    (PIXART, {"limit": 0.25}, 32, "a transformer's have 1/2 of the latent side, more than limit=0.25; raise the limit"),
+    (SD3, {"blocks": [0.0]}, 32, "blocks.*greater than 0"),
+    (SD3, {"blocks": []}, 32, "blocks.*at least 1"),
+    (SD3, {}, 264, "knows positions of 32x32 latents, found 34x34; use smaller images"),
+])  # fmt: skip
+def test_what_a_transformer_cannot_do_is_a_sentence(folders, family, options, size, sentence):
+    with pytest.raises(UserError, match=sentence):
+        FeatureExtractor(folders[family], **options)(torch.rand(1, 3, size, size), TEXTS[0])
+
+
+def test_words_are_those_of_both_kinds_of_tokens(folders):
+    """CLIP's tokens end words, T5's begin them; SD3 has both, one after the other."""
+    sentence = "A photo of the Left zebra, red!"
+    three, five = (load_text_encoder(folders[family], 20) for family in (SD3, PIXART))
+    words = five.words(sentence)
+    assert list(dict.fromkeys(words)) == ["a", "photo", "of", "the", "left", "zebra", "red", ""]
+    assert len(words) == five.tokens == 20
+    assert dict.fromkeys(three.words(sentence)[20:]) == dict.fromkeys(words)
+    assert len(three.words(sentence)) == three.tokens == 40
+    assert three.words(sentence)[:20] == load_text_encoder(folders[XL], 20).words(sentence)
 
 
 @torch.no_grad()
@@ -218,10 +298,10 @@ def test_prompts_are_the_pipelines_own_tokens_averaged_over_templates(case):
             ids = case.pipeline.tokenizer(sentences, padding="max_length", truncation=True, max_length=text.length)
             ends = [row.index(case.pipeline.tokenizer.eos_token_id) for row in ids.input_ids]
             tokens.append(states[range(len(ends)), ends].mean(0))
-            whole.append(projected.mean(0) if projected is not None else None)
+            whole.append(projected.mean(0) if case.projects else None)
         assert error(encode_prompts(spec, text, CLASSES), torch.stack(tokens)) <= ACCURACY
         found = project_prompts(spec, text, CLASSES)
-        assert (found is None) == (whole[0] is None) == (case.name != "stable-diffusion-xl")
+        assert (found is not None) == case.projects
         if found is not None:
             assert error(found, torch.stack(whole)) <= ACCURACY
 
@@ -250,8 +330,10 @@ def spec_of(task: str) -> Spec:
 @pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])
 def test_a_network_of_each_task_trains_a_step(case, task):
     spec = spec_of(task)
+    # AdamW's first step changes every weight by the rate itself.
+    spec = with_training(spec, optimizer=spec.training.optimizer.model_copy(update={"lr": 1e-4}))
     model = build(spec, case.folder).train()
-    assert model.strides == [8, 16, 32, 64][: len(model.unet.channels)]
+    assert model.strides == ([8, 16, 32, 64][: len(model.unet.channels)] if model.neck is None else [4, 8, 16, 32])
     size = (64, 64)
     batch = make_batch(*size) | {"label": torch.randint(0, 2, (2, *size)), "depth": torch.rand(2, *size) + 1}
     optimizer, before = (
@@ -292,23 +374,23 @@ def made(folder: Path, family: str, tmp_path: Path) -> Path:
 
 def test_a_folder_becomes_a_checkpoint_that_diffusers_loads(case, tmp_path):
     shutil.copytree(case.folder, tmp_path / "own")
-    (tmp_path / "own/text_encoder_3").mkdir()
+    (tmp_path / "own/text_encoder_4").mkdir()
     out = made(tmp_path / "own", case.name, tmp_path)
     again = DiffusionPipeline.from_pretrained(out)
     assert type(again) is type(case.pipeline)
-    names = [part for part in FAMILIES[case.name].components if part.startswith(("unet", "vae", "text"))]
+    names = [part for part in FAMILIES[case.name].components if part.startswith(("unet", "transformer", "vae", "text"))]
     counted = read_json(out / "manifest.json")["parameters"]
     assert counted == {name: getattr(case.pipeline, name).num_parameters() for name in names}
     assert {path.name for path in out.iterdir() if path.is_dir()} == set(FAMILIES[case.name].components)
 
 
-SD1, SD2, XL, SD3, PIXART = FAMILIES
 INDEX, UNET, TEXT, SCHEDULER = (
     "model_index.json",
     "unet/config.json",
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
+DIT = "transformer/config.json"
 REFUSED = {
     "1 in a line of 2": (SD2, SD1, {}, r"is a Stable Diffusion 1 U-Net .*, not one of Stable Diffusion 2 \(1024\)"),
     "1 in a line of XL": (XL, SD1, {}, "is a Stable Diffusion 1 U-Net .*, not one of Stable Diffusion XL"),
@@ -333,6 +415,25 @@ REFUSED = {
     "2, a width in words": (SD2, SD2, {TEXT: {"hidden_size": "48"}}, "own is damaged or cut off"),
     "XL, no width": (XL, XL, {"text_encoder_2/config.json": {"projection_dim": None}}, "makes projections None wide"),
     "2, other output": (SD2, SD2, {SCHEDULER: {"prediction_type": "sample"}}, "predicts 'epsilon' or 'v_prediction'"),
+    "PixArt in a line of 1": (SD1, PIXART, {}, "is a PixArt transformer, not one of Stable Diffusion 1; correct `family`"),
+    "PixArt in a line of 3": (SD3, PIXART, {}, "is a PixArt transformer, not one of Stable Diffusion 3"),
+    "3 in a line of PixArt": (PIXART, SD3, {}, "is a Stable Diffusion 3 transformer, not one of PixArt"),
+    "3 in a line of XL": (XL, SD3, {}, "is a Stable Diffusion 3 transformer, not one of Stable Diffusion XL"),
+    "XL in a line of 3": (SD3, XL, {}, "is a Stable Diffusion XL U-Net, not one of Stable Diffusion 3"),
+    "another transformer": (SD3, SD3, {DIT: {"_class_name": "FluxTransformer2DModel"}}, "FluxTransformer2DModel is of no family"),
+    "another class, in a line of 1": (SD1, SD3, {DIT: {"_class_name": "FluxTransformer2DModel"}}, "is of no family here"),
+    "PixArt, inpainting": (PIXART, PIXART, {DIT: {"in_channels": 9}}, "the transformer takes 9 channels, but PixArt takes 4"),
+    "PixArt, CLIP": (PIXART, PIXART, {INDEX: {"text_encoder": ["transformers", "CLIPTextModel"]}}, "but PixArt has a T5Enc"),
+    "PixArt, narrow T5": (PIXART, PIXART, {TEXT: {"d_model": 48}}, "makes tokens 48 wide, but the transformer takes 96"),
+    "3, narrow T5": (SD3, SD3, {"text_encoder_3/config.json": {"d_model": 48}}, "makes tokens 80 wide, but .* takes 96"),
+    "3, other projections": (SD3, SD3, {DIT: {"pooled_projection_dim": 90}}, "makes projections 80 wide, but .* takes 90"),
+    "3, half of T5": (SD3, SD3, {INDEX: {"tokenizer_3": [None, None]}}, "lists no tokenizer_3"),
+    "3, T5 not listed": (
+        SD3, SD3, {INDEX: {"tokenizer_3": [None, None], "text_encoder_3": [None, None]}},
+        "leaves text_encoder_3 out, but there is a folder text_encoder_3/; remove it",
+    ),
+    "3, latents of 1": (SD3, SD3, {"vae/config.json": {"latent_channels": 4}}, "makes 4 channels, but the transformer takes 16"),
+    "3, noise": (SD3, SD3, {SCHEDULER: {"prediction_type": "epsilon"}}, "'epsilon', but .* 3 predicts 'flow_prediction'"),
     "16 latent channels": (SD2, SD2, {"vae/config.json": {"latent_channels": 16}}, "the VAE makes 16 channels"),
 }  # fmt: skip
 
@@ -347,6 +448,51 @@ def test_what_a_line_does_not_say_is_refused_in_a_sentence(folders, tmp_path, na
         made(folder, family, tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", [SD3, PIXART])
+def test_large_weights_may_be_in_parts(folders, tmp_path, family):
+    folder, part = (
+        shutil.copytree(folders[family], tmp_path / "own"),
+        "text_encoder_3" if family == SD3 else "text_encoder",
+    )
+    whole = made(folder, family, tmp_path)
+    (folder / part / "model.safetensors").unlink()
+    T5EncoderModel.from_pretrained(whole / part).save_pretrained(folder / part, max_shard_size="100KB")
+    shards = sorted(path.name for path in (folder / part).glob("model-*.safetensors"))
+    assert len(shards) > 1
+    shutil.move(whole, tmp_path / "whole")
+    parts = made(folder, family, tmp_path)
+    assert read_json(parts / "manifest.json")["parameters"] == read_json(tmp_path / "whole/manifest.json")["parameters"]
+    assert set(shards) <= {path.name for path in (parts / part).iterdir()}
+    tokens = [load_text_encoder(one, 12)(TEXTS) for one in (parts, tmp_path / "whole")]
+    assert torch.equal(*tokens)
+    (folder / part / shards[-1]).unlink()
+    shutil.rmtree(parts)
+    with pytest.raises(UserError, match=f"{part} lacks {shards[-1]}, which model.safetensors.index.json lists; fetch"):
+        made(folder, family, tmp_path)
+
+
+def test_pixart_is_known_as_it_was_published(folders, tmp_path, monkeypatch):
+    """Under an older class, with the null caption of its training, and with a tokenizer that needs another package."""
+    folder = shutil.copytree(folders[PIXART], tmp_path / "own")
+    for file, values in (
+        (INDEX, {"transformer": ["diffusers", "Transformer2DModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}),
+        (DIT, {"_class_name": "Transformer2DModel", "double_self_attention": False, "num_vector_embeds": None}),
+    ):
+        (folder / file).write_text(json.dumps(read_json(folder / file) | values))
+    weights = folder / "transformer/diffusion_pytorch_model.safetensors"
+    extra = {"caption_projection.y_embedding": torch.zeros(120, 96)}
+    save_file(load_file(weights) | extra, weights, metadata={"format": "pt"})
+    made(folder, PIXART, tmp_path)
+    images = torch.rand(1, 3, 32, 32)
+    one, other = (FeatureExtractor(source)(images, TEXTS[0]) for source in (tmp_path / "out", folders[PIXART]))
+    assert torch.equal(one.maps[0], other.maps[0])
+    (folder / "tokenizer/tokenizer.json").rename(folder / "tokenizer/spiece.model")
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"spiece\.model alone, which needs the package sentencepiece; pip install"):
+        made(folder, PIXART, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["missing", "other weights", "other words"])
@@ -400,9 +546,14 @@ def test_lines_of_the_hub_that_no_experiment_uses_are_known_but_made_by_no_workf
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["seg-full", "refcoco-full", "depth-full"])
 def test_the_papers_settings_hold_for_every_family(family, name):
-    """Rules on parameters' names match some of each U-Net's; a rule that matches none would be an error."""
+    """Rules match some of each U-Net's parameters; one that matches none, as transformers have no such norms, is an error."""
     spec = load_params("params.yaml", "paper").resolve(name)
     with torch.device("meta"):
         network = build_random(spec, configs(family), CLASSES_OF[FORMATS[spec.task]])
-    rates = {len(group["params"]) for group in parameter_groups(network, spec.training.optimizer)}
-    assert rates
+    optimizer = spec.training.optimizer
+    if FAMILIES[family].denoiser == "transformer" and name != "depth-full":
+        with pytest.raises(UserError, match="decides no parameter"):
+            parameter_groups(network, optimizer)
+        rules = optimizer.model_dump() | {"lr_rules": [{"match": r"^unet\.", "multiplier": 0.1}], "decay_rules": []}
+        optimizer = type(optimizer).model_validate(rules)
+    assert all(group["params"] for group in parameter_groups(network, optimizer))

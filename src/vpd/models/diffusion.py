@@ -201,13 +201,18 @@ def load_vae(checkpoint: Path) -> Any:
 
 def load_denoiser(checkpoint: Path, weights: str) -> Any:
     """Load the U-Net or transformer of a diffusers pipeline folder in single precision; ``random``: with fresh weights."""
-    folder = component(checkpoint, TRANSFORMER if (checkpoint / TRANSFORMER).is_dir() else "unet")
+    folder = component(checkpoint, denoiser_part(checkpoint))
     with load_folder(folder):
         config = UNet2DConditionModel.load_config(folder, local_files_only=True)
         network = network_class(config)
         if weights == "random":
             return network.from_config(config)
         return network.from_pretrained(folder, local_files_only=True).float()
+
+
+def denoiser_part(checkpoint: Path) -> str:
+    """Return which part of a pipeline folder features come from, ``transformer`` or ``unet``."""
+    return TRANSFORMER if (Path(checkpoint) / TRANSFORMER).is_dir() else "unet"
 
 
 def network_class(config: Mapping[str, Any]) -> Any:

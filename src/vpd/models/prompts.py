@@ -92,12 +92,13 @@ def context_of(strategy: str, batch: Batch, text: Any, embeddings: Tensor | None
 
 
 def projection_of(strategy: str, batch: Batch, text: Any, projections: Tensor | None) -> Tensor | None:
-    """Return the projected text of each image (batch, width), or None if nothing is projected.
+    """Return what the network is told of each image's text besides tokens, as its projection (batch, width); None if nothing.
 
     Like ``context_of``; where an image attends to the tokens of several prompts, it is the mean of their projections (U2).
     """
     if text is not None:
-        return text.projected(batch["text"])
+        # A mask is of all tokens of a sentence, and says nothing about a single one.
+        return text.projected(batch["text"]) if strategy == "expression" or text.projection_width else None
     if projections is None or strategy == "scene":
         return None if projections is None else _of_scenes(batch, projections)
     return projections.mean(0).expand(len(batch["image"]), -1)

@@ -121,6 +121,8 @@ def _check_checkpoint(checkpoint: Path, reads_text: bool) -> None:
     if (checkpoint / MANIFEST).is_file():
         check_intact(checkpoint, "checkpoint")
         return
+    from vpd.models.diffusion import denoiser_part
+
     texts = sorted(path.name for path in checkpoint.glob("text_encoder*")) if reads_text else []
-    for part in ("unet", "vae", *texts):
+    for part in (denoiser_part(checkpoint), "vae", *texts):
         check_network(checkpoint, part)
