@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 from transformers.utils import logging
 
 from vpd.models.base import LatentCache
@@ -239,12 +241,20 @@ def load_text_encoder(checkpoint: Path, length: int | None = None) -> TextEncode
     return encoder.requires_grad_(False).eval()
 
 
+def load_tokenizer(folder: Path, kind: str, cure: str = "make or download it again") -> Any:
+    """Load a ``CLIPTokenizer`` or ``T5Tokenizer``; UserError with ``cure`` if it is damaged, or lacks a package to read it."""
+    whole = (folder / "tokenizer.json").is_file() or not (folder / "spiece.model").is_file()
+    if not whole and importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(f"{folder} has spiece.model alone, which needs the package sentencepiece; pip install it")
+    with load_folder(folder, cure):
+        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+
+
 def _load(checkpoint: Path, ending: str, *, alone: bool, joint: bool) -> tuple[Any, Any]:
     """Load a tokenizer and a text model of a pipeline folder, whose names have an ``ending``."""
     tokens, folder = component(checkpoint, f"tokenizer{ending}"), component(checkpoint, f"text_encoder{ending}")
     t5 = ending == "_3" or (joint and alone)
     model = T5EncoderModel if t5 else CLIPTextModelWithProjection if ending or joint else CLIPTextModel
-    with load_folder(tokens):
-        tokenizer = (T5Tokenizer if t5 else CLIPTokenizer).from_pretrained(tokens, local_files_only=True)
+    tokenizer = load_tokenizer(tokens, "T5Tokenizer" if t5 else "CLIPTokenizer")
     with load_folder(folder):
         return tokenizer, model.from_pretrained(folder, local_files_only=True).float()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -203,9 +202,7 @@ def check_pipeline(folder: Path, family: Family) -> dict[str, int]:
 
     Returns the parameters of each network.
     """
-    import transformers
-
-    from vpd.utils.tensors import load_folder
+    from vpd.models.text import load_tokenizer
 
     if not folder.is_dir():
         raise UserError(f"the checkpoint folder {folder} does not exist; download the checkpoint, or correct its path")
@@ -221,8 +218,7 @@ def check_pipeline(folder: Path, family: Family) -> dict[str, int]:
     found = {part: read_json(folder / CONFIGS[part]) for part in parts if part in WEIGHTS}
     _check_fit(folder, found, _scheduler(folder / CONFIGS["scheduler"]), family)
     for part in (part for part in parts if part not in CONFIGS):
-        with load_folder(folder / part, "fetch it again"):
-            getattr(transformers, family.components[part][1]).from_pretrained(folder / part, local_files_only=True)
+        load_tokenizer(folder / part, family.components[part][1], "fetch it again")
     return {part: check_network(folder, part) for part in family.networks if part in parts}
 
 
@@ -277,11 +273,6 @@ def _check_component(folder: Path, part: str, index: dict[str, Any], family: Fam
     lacking = Path(CONFIGS[part]).name if part in CONFIGS else "vocab.json and merges.txt"
     if not ((folder / CONFIGS[part]).is_file() if part in CONFIGS else has_tokenizer(folder / part)):
         raise UserError(f"{folder / part} lacks {lacking}; the download is incomplete, fetch it again")
-    pieces = expected == "T5Tokenizer" and not (folder / part / "tokenizer.json").is_file()
-    if pieces and importlib.util.find_spec("sentencepiece") is None:
-        raise UserError(
-            f"{folder / part} has spiece.model alone, which needs the package sentencepiece; pip install it"
-        )
     if part in WEIGHTS and not weight_files(folder, part)[0].is_file():
         others = ", ".join(sorted(path.name for path in (folder / part).glob("*.bin"))) or "no weights"
         raise UserError(
