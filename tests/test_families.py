@@ -25,6 +25,7 @@ from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_s
 from vpd.config.params import Params, load_params
 from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
 from vpd.datasets.pictures import as_batch
+from vpd.models.diffusion import FrozenEncoder, load_vae
 from vpd.models.extractor import FeatureExtractor
 from vpd.models.prompts import encode_prompts, imagenet_templates, project_prompts
 from vpd.models.text import load_text_encoder
@@ -206,6 +207,14 @@ def test_features_and_maps_are_those_of_diffusers_own_pipeline(case, size, sourc
     assert recorded == [level for level in sorted(maps) if extractor.unet.strides[level] >= 2]
     for level in recorded:
         assert error(found.attention[level], maps[level]) <= ACCURACY
+
+
+@torch.no_grad()
+def test_latents_are_those_of_the_pipelines_vae_shifted_and_multiplied(case):
+    images, vae = torch.rand(2, 3, 40, 72) * 2 - 1, case.pipeline.vae
+    expected = (vae.encode(images).latent_dist.mode() - (vae.config.shift_factor or 0)) * 2.0
+    assert error(FrozenEncoder(load_vae(case.folder), 2.0)(images), expected) <= ACCURACY
+    assert (vae.config.shift_factor == 0.0609) == (case.name == SD3)
 
 
 VARIANTS = {

@@ -115,7 +115,7 @@ class VPDModel(Frozen):
     unet: Literal["pretrained", "random"]
     """The checkpoint's weights of U-Net or transformer, or the same architecture with fresh ones: the zero point of Figure 3."""
     timestep: Annotated[int, Field(ge=0, le=999)]
-    """The t that the U-Net is told (S1)."""
+    """The t that the network is told (S1, U6)."""
     latent_scale: PositiveFloat
     """Factor on the latents (S2)."""
     posterior: Literal["mode", "sample"] = "mode"
