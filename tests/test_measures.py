@@ -226,7 +226,7 @@ def test_maps_of_the_classes_themselves_point_and_inverted_ones_point_away(sign,
             return torch.zeros(len(captions), 20, 1)
 
     replaced = {
-        "load_text_encoder": lambda *_: Text(), "load_unet": lambda *_: None,
+        "load_text_encoder": lambda *_: Text(), "load_denoiser": lambda *_: None,
         "FeatureUNet": lambda *_: Network(), "encode_prompts": lambda *_: torch.zeros(len(CLASSES), 1),
         "PromptSpec": mock.MagicMock(), "class_tokens": lambda *_: {number: torch.tensor([number]) for number in range(16)},
     }  # fmt: skip
