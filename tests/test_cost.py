@@ -184,6 +184,7 @@ def test_half_a_transformer_costs_half_and_maps_of_joint_attention_are_formed_be
     assert recorded.macs - half.macs == (1024 + 150) * 1536**2 + 1024 * 150 * 1536
 
 
+@pytest.mark.slow
 def test_costs_of_other_checkpoints_are_those_that_the_documentation_shows(params):
     (shown,) = (
         table for table in tables(Path("docs/paper-scale.md").read_text(encoding="utf-8")) if "checkpoint" in table[0]
