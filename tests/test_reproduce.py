@@ -407,6 +407,7 @@ def drawn_anew(recorded: Path, folder: Path) -> Path:
 DRAWING = {"data", "measure"}  # which draws scenes, too
 
 
+@pytest.mark.slow
 def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded, tmp_path):
     """The jobs are really run: a new generator, the same pixels, and nothing is left to do."""
     folder = drawn_anew(recorded, tmp_path)
