@@ -112,7 +112,7 @@ def narrow_bench() -> Bench:
     small, parts = {"layers_per_block": 1, "norm_num_groups": 8}, configs()
     parts |= {part: {**parts[part], **small, **changes} for part, changes in NARROW.items()}
     params = load_params(ROOT / "params.yaml", "smoke")
-    return Bench(params, parts, 128, largest=2, steps=2, warmup=0, fewest=1, most=1, seconds=0.0, images=2)
+    return Bench(params, parts, 128, largest=1, steps=2, warmup=0, fewest=1, most=1, seconds=0.0, images=2)
 
 
 def peak() -> Row:

@@ -15,7 +15,8 @@ from transformers.models.swin.modeling_swin import SwinLayer
 from vpd.config.schema import TASKS, NetworkSpec
 from vpd.models.backbones import Backbone, build_backbone, load_backbone, save_backbone
 from vpd.models.backbones.any_size import bias_for
-from vpd.models.baseline import STRIDES, Baseline, LevelNorms, SimplePyramid, build_baseline
+from vpd.models.baseline import Baseline, build_baseline
+from vpd.models.necks import STRIDES, LevelNorms, SimplePyramid
 from vpd.utils.errors import UserError
 
 SWIN = {

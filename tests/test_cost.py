@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures.parity.narrow import make_spec, with_training, write_checkpoint
 from test_docs import code, tables
 from vpd.config.params import load_params
+from vpd.config.schema import AttentionSpec, TransformerSpec
+from vpd.models.diffusion import network_class, token_width
 from vpd.planning.cost import all_costs, cost, forward_passes, resources, write_costs
 from vpd.planning.costs import GIB, figures, paper_gflops
 from vpd.planning.networks import build, count, make_batch, read_parts
@@ -121,39 +122,74 @@ def test_training_is_three_forward_passes_of_what_is_trained(params, costs):
     assert trained / 1e9 == pytest.approx(1236.9, rel=5e-3)
 
 
-# ------------------------------------------------------------------------------------------------ other Stable Diffusions
-@pytest.mark.parametrize(("family", "unet", "text"), [
+# --------------------------------------------------------------------------------------------------- other diffusion models
+OUTPUT_LAYERS = {"pixart-alpha": 2 * 1152 + 36_896, "stable-diffusion-3": 4_721_664 + 98_368}
+"""Parameters of the norm and projection behind a transformer's last block."""
+T5 = 4_762_310_656
+
+
+def with_model(spec, **changes):
+    """The spec with other settings of the network; a transformer is read after all its blocks, or after ``blocks``."""
+    blocks = {"transformer": TransformerSpec(blocks=changes.pop("blocks", (1.0,)))}
+    return spec.model_copy(update={"model": spec.model.model_copy(update=blocks | changes)})
+
+
+@pytest.mark.parametrize(("family", "network", "text"), [
     ("stable-diffusion-1", 859_520_964, 123_060_480),
     ("stable-diffusion-2", 865_910_724, 340_387_840),
     ("stable-diffusion-xl", 2_567_463_684, 123_060_480 + 694_659_840),
+    ("stable-diffusion-3", 2_028_328_000, 123_650_304 + 694_659_840 + T5),
+    ("pixart-alpha", 610_856_096, T5),
 ])  # fmt: skip
-def test_sizes_of_each_family_are_the_published_ones(params, family, unet, text):
-    found = cost(params.resolve("refcoco-full"), configs(family))
-    assert found.parts["unet"].parameters == unet - OUTPUT_LAYER
+def test_sizes_of_each_family_are_the_published_ones(params, family, network, text):
+    found = cost(with_model(params.resolve("refcoco-full")), configs(family))
+    assert found.parts["unet"].parameters == network - OUTPUT_LAYERS.get(family, OUTPUT_LAYER)
     assert found.text_parameters == text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_multiply_adds_of_each_family_are_those_of_diffusers_own_forward_pass(params, family):
-    given = configs(family)
+    given, kind = configs(family), FAMILIES[family]
+    config, latents = given[kind.denoiser], torch.zeros(1, kind.latent, 64, 64, device="meta")
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet = UNet2DConditionModel.from_config(given["unet"])
+        network = network_class(config).from_config(config)
+        tokens, step = torch.zeros(1, 150, token_width(config)), torch.ones(1)
         added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
-        unet(
-            torch.zeros(1, 4, 64, 64), 1, torch.zeros(1, 150, unet.config.cross_attention_dim), added_cond_kwargs=added
-        )
-    flops = counter.get_flop_counts()
-    expected = flops["Global"], flops["UNet2DConditionModel.conv_out"]
-    whole, output = (sum(kinds.values()) // 2 for kinds in expected)
-    found = cost(params.resolve("seg-full"), given).parts["unet"].macs
-    assert found == pytest.approx(whole - output, rel=1e-6)
+        if kind.denoiser == "unet":
+            network(latents, 1, tokens, added_cond_kwargs=added)
+        elif family == "pixart-alpha":
+            network(latents, tokens, step, added_cond_kwargs={"resolution": None, "aspect_ratio": None})
+        else:
+            network(latents, tokens, torch.zeros(1, 2048), step)
+    flops, name = counter.get_flop_counts(), type(network).__name__
+    output = [flops[f"{name}.{part}"] for part in ("conv_out", "norm_out", "proj_out") if f"{name}.{part}" in flops]
+    whole, last = (sum(sum(kinds.values()) for kinds in one) // 2 for one in ([flops["Global"]], output))
+    spec = params.resolve("seg-full")
+    attention = (
+        spec.model.attention if kind.denoiser == "unet" else AttentionSpec(places=(), limit=0.5, gradient="attached")
+    )
+    assert cost(with_model(spec, attention=attention), given).parts["unet"].macs == pytest.approx(
+        whole - last, rel=1e-6
+    )
 
 
+def test_half_a_transformer_costs_half_and_maps_of_joint_attention_are_formed_beside_it(params):
+    """Of SD3 at 512 pixels, 1,024 patches and 150 tokens of text: one more projection of each, and their product."""
+    spec, given = params.resolve("seg-full"), configs("stable-diffusion-3")
+    none = AttentionSpec(places=(), limit=0.5, gradient="attached")
+    whole, half = (cost(with_model(spec, attention=none, blocks=(d,)), given).parts["unet"] for d in (1.0, 0.5))
+    assert half.macs / whole.macs == pytest.approx(0.5, abs=0.01)
+    assert half.parameters / whole.parameters == pytest.approx(0.5, abs=0.01)
+    recorded = cost(with_model(spec, blocks=(0.5,)), given).parts["unet"]
+    assert recorded.macs - half.macs == (1024 + 150) * 1536**2 + 1024 * 150 * 1536
+
+
+@pytest.mark.slow
 def test_costs_of_other_checkpoints_are_those_that_the_documentation_shows(params):
     (shown,) = (
         table for table in tables(Path("docs/paper-scale.md").read_text(encoding="utf-8")) if "checkpoint" in table[0]
     )
-    assert {code(row["checkpoint"])[0] for row in shown} == {"sd-1-5", "sd-2-1", "sdxl"}
+    assert {code(row["checkpoint"])[0] for row in shown} == {"sd-1-5", "sd-2-1", "sdxl", "pixart-xl", "sd-3-medium"}
     for row in shown:
         name, checkpoint = code(row["experiment"])[0], code(row["checkpoint"])[0]
         found = figures(all_costs(params, [name], checkpoint)[name])

@@ -21,7 +21,7 @@ from vpd.datasets.transforms import normalise
 from vpd.measures.pointing import CLASSES, area_under_curve, pointing
 from vpd.measures.scenes import CAPTIONS, Scenes
 from vpd.models.diffusion import load_vae
-from vpd.models.prompts import load_text_encoder
+from vpd.models.text import load_text_encoder
 from vpd.predict import demo
 from vpd.predict.predictions import DepthMap, ReferredObject, Segments
 from vpd.predict.prompt import Prompt, read_prompt

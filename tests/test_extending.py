@@ -122,7 +122,7 @@ def test_its_commands_measure_it(diffusion):
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("family: stable-diffusion-2, path", "family: stable-diffusion-3, path", r"checkpoints\.sd-2-1-base\.family.*diffusion-xl"),
+    ("family: stable-diffusion-2, path", "family: stable-diffusion-4, path", r"checkpoints\.sd-2-1-base\.family.*diffusion-3"),
     ("family: stable-diffusion-2, path", "family: stable-diffusion-1, path", r"is a Stable Diffusion 2 U-Net .*correct `family`"),
     ("family: stable-diffusion-2, path", "path", r"is a Stable Diffusion 2 U-Net .*correct `family`"),
     ("family: stable-diffusion-2, path", "family: stable-diffusion-xl, path", r"is a Stable Diffusion 2 U-Net"),

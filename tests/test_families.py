@@ -1,26 +1,34 @@
-"""Every family of Stable Diffusion: features, maps and texts are those of diffusers' own pipeline, and its networks train."""
+"""Every family of diffusion models: features, maps and texts are those of diffusers' own pipeline, and its networks train."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
+from transformers import T5EncoderModel
 
 from families import write_family
-from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec
+from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec, with_training
 from vpd.config.params import Params, load_params
 from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
 from vpd.datasets.pictures import as_batch
+from vpd.models.diffusion import FrozenEncoder, load_vae
 from vpd.models.extractor import FeatureExtractor
-from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder, project_prompts
+from vpd.models.prompts import encode_prompts, imagenet_templates, project_prompts
+from vpd.models.text import load_text_encoder
 from vpd.planning.networks import CLASSES as CLASSES_OF
 from vpd.planning.networks import FORMATS, read_parts
 from vpd.planning.networks import build as build_random
@@ -33,6 +41,7 @@ from vpd.utils.files import read_json
 
 TEXTS = ["a photo of a red ball", "the left box in the dining room"]
 ACCURACY = 1e-5
+SD1, SD2, XL, SD3, PIXART = FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +55,61 @@ class Case:
 
     name: str
     folder: Path
-    pipeline: DiffusionPipeline
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline."""
+        missing = {} if (self.folder / "text_encoder_3").is_dir() else {"text_encoder_3": None, "tokenizer_3": None}
+        return DiffusionPipeline.from_pretrained(self.folder, **(missing if self.name == SD3 else {}))
+
+    @property
+    def projects(self) -> bool:
+        """Whether the network is told a projected text."""
+        return self.name in ("stable-diffusion-xl", "stable-diffusion-3")
+
+    @property
+    def network(self) -> Any:
+        """The pipeline's U-Net or transformer."""
+        return getattr(self.pipeline, FAMILIES[self.name].denoiser)
 
     def texts(self, sentences: list[str]) -> tuple[Tensor, Tensor | None]:
-        """The tokens, and SDXL's projected texts, of the pipeline's own encoders."""
+        """Tokens, and the projected texts or PixArt's mask if there is one, of the pipeline's own encoders."""
+        options = {"prompt_2": None, "prompt_3": None} if self.name == "stable-diffusion-3" else {}
         found = self.pipeline.encode_prompt(
-            sentences, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            sentences, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, **options
         )
-        return found[0], found[2] if len(found) > 2 else None
+        return found[0], found[2] if self.projects else found[1] if self.name == "pixart-alpha" else None
 
-    def run(self, images: Tensor, sentences: list[str], timestep: int) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
-        """Hidden states of each level, and softmax of queries and keys of its layers, by hooks on the pipeline's U-Net."""
+    def run(
+        self, images: Tensor, sentences: list[str], timestep: int, blocks: Sequence[int] = (1,)
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Hidden states of each level, and mean softmax of queries and keys of its layers, by hooks on the pipeline's network.
+
+        A transformer's only level has those of ``blocks``, by default the second of four.
+        """
+        tokens, told = self.texts(sentences)
+        latents = self.pipeline.vae.encode(images).latent_dist.mode()
+        size = tuple(images.shape[-2:])
+        if hasattr(self.pipeline, "unet"):
+            return self._run_unet(latents, tokens, told, size, timestep)
+        latents = latents - (self.pipeline.vae.config.shift_factor or 0)
+        rows, columns = (-(-side // 2) for side in latents.shape[-2:])
+        latents = F.pad(latents, (0, 2 * columns - latents.shape[-1], 0, 2 * rows - latents.shape[-2]), "replicate")
+        options = {"pooled_projections": told} if self.projects else {"encoder_attention_mask": told}
+        if self.name == "pixart-alpha":
+            ratio = [torch.tensor([number]).expand(len(images)) for number in (*size, size[0] / size[1])]
+            own = {"resolution": torch.stack(ratio[:2], 1).float(), "aspect_ratio": ratio[2][:, None].float()}
+            options["added_cond_kwargs"] = own if self.network.use_additional_conditions else dict.fromkeys(own)
+        states, maps = list[Tensor](), list[Tensor]()
+        with recording(self.network.transformer_blocks, states, maps, None if self.projects else told):
+            self.network(
+                latents, encoder_hidden_states=tokens, timestep=torch.full((len(images),), timestep), **options
+            )
+        means = torch.cat([states[i] for i in blocks], dim=-1), torch.stack([maps[i] for i in blocks]).mean(dim=0)
+        grids = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in means]
+        return grids[:1], {0: grids[1]}
+
+    def _run_unet(self, latents, tokens, projected, size, timestep) -> tuple[list[Tensor], dict[int, Tensor]]:
         unet, states, maps = self.pipeline.unet, list[Tensor](), defaultdict[int, list[Tensor]](list)
         levels, handles, queries = len(unet.up_blocks), [], dict[str, Tensor]()
 
@@ -65,9 +118,7 @@ class Case:
 
         def attend(module, name: str, level: int):
             def hook(_module, _inputs, keys: Tensor) -> None:
-                query, key = (x.unflatten(-1, (module.heads, -1)).transpose(1, 2) for x in (queries[name], keys))
-                weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
-                maps[level].append(weights.mean(dim=1))
+                maps[level].append(shares(queries[name], keys, module.heads))
 
             return hook
 
@@ -83,24 +134,60 @@ class Case:
                 module.to_q.register_forward_hook(lambda _m, _i, out, name=name: queries.update({name: out})),
                 module.to_k.register_forward_hook(attend(module, name, level)),
             ]
-        tokens, projected = self.texts(sentences)
-        latents = self.pipeline.vae.encode(images).latent_dist.mode()
         added = None
         if projected is not None:
-            size = tuple(images.shape[-2:])
             arguments = {"dtype": projected.dtype, "text_encoder_projection_dim": projected.shape[1]}
             ids = self.pipeline._get_add_time_ids(size, (0, 0), size, **arguments)
-            added = {"text_embeds": projected, "time_ids": ids.expand(len(images), -1)}
+            added = {"text_embeds": projected, "time_ids": ids.expand(len(latents), -1)}
         unet(latents, timestep, tokens, added_cond_kwargs=added)
         for handle in handles:
             handle.remove()
-        return states, maps
+        sizes = [state.shape[-2:] for state in states]
+        means = {level: torch.stack(one).mean(0).transpose(1, 2) for level, one in maps.items()}
+        return states, {level: one.unflatten(2, tuple(sizes[level])) for level, one in means.items()}
+
+
+def shares(queries: Tensor, keys: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Softmax of queries and keys, the mean over heads (batch, pixels, tokens); where a ``mask`` is 0 there is none."""
+    query, key = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(mask[:, None, None] == 0, -torch.inf)
+    return scores.softmax(dim=-1).mean(dim=1)
+
+
+@contextlib.contextmanager
+def recording(blocks, states: list[Tensor], maps: list[Tensor], mask: Tensor | None):
+    """Record the hidden states of a transformer's blocks, and how the image shares its attention among the text."""
+    handles, queries = [], []
+    for block in blocks:
+        joint = hasattr(block, "attn")
+        attention = block.attn if joint else block.attn2
+        norms = [norm or torch.nn.Identity() for norm in (attention.norm_q, getattr(attention, "norm_added_k", None))]
+
+        def normed(x: Tensor, norm, heads: int) -> Tensor:
+            return norm(x.unflatten(-1, (heads, -1))).flatten(2)
+
+        def ask(_module, _inputs, out, norm=norms[0], heads=attention.heads) -> None:
+            queries.append(normed(out, norm, heads))
+
+        def answer(_module, _inputs, out, norm=norms[1], heads=attention.heads) -> None:
+            maps.append(shares(queries[-1], normed(out, norm, heads), heads, mask))
+
+        handles += [
+            attention.to_q.register_forward_hook(ask),
+            (attention.add_k_proj if joint else attention.to_k).register_forward_hook(answer),
+            block.register_forward_hook(lambda _m, _i, out: states.append(out if torch.is_tensor(out) else out[1])),
+        ]
+    yield
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request, folders) -> Case:
     folder = folders[request.param]
-    return Case(request.param, folder, DiffusionPipeline.from_pretrained(folder))
+    return Case(request.param, folder)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -117,10 +204,81 @@ def test_features_and_maps_are_those_of_diffusers_own_pipeline(case, size, sourc
     states, maps = case.run(as_batch(images), TEXTS, 7)
     assert [error(*pair) <= ACCURACY for pair in zip(found.maps, states, strict=True)] == [True] * len(states)
     recorded = [level for level, one in enumerate(found.attention) if one is not None]
-    assert recorded == [level for level in sorted(maps) if 0.5**level <= 0.5]
+    assert recorded == [level for level in sorted(maps) if extractor.unet.strides[level] >= 2]
     for level in recorded:
-        expected = torch.stack(maps[level]).mean(0).transpose(1, 2).unflatten(2, found.maps[level].shape[-2:])
-        assert error(found.attention[level], expected) <= ACCURACY
+        assert error(found.attention[level], maps[level]) <= ACCURACY
+
+
+@torch.no_grad()
+def test_latents_are_those_of_the_pipelines_vae_shifted_and_multiplied(case):
+    images, vae = torch.rand(2, 3, 40, 72) * 2 - 1, case.pipeline.vae
+    expected = (vae.encode(images).latent_dist.mode() - (vae.config.shift_factor or 0)) * 2.0
+    assert error(FrozenEncoder(load_vae(case.folder), 2.0)(images), expected) <= ACCURACY
+    assert (vae.config.shift_factor == 0.0609) == (case.name == SD3)
+
+
+VARIANTS = {
+    "several blocks": (SD3, {}, {"blocks": [1.0, 0.25]}, [0, 3]),
+    "the first block": (PIXART, {}, {"blocks": [0.1]}, [0]),
+    "without T5": (SD3, {"t5": False}, {"blocks": [0.75]}, [2]),
+    "normed queries and two attentions": (SD3, {"qk_norm": "rms_norm", "dual_attention_layers": [0, 1]}, {}, [1]),
+    "sizes and ratios": (PIXART, {"sample_size": 128, "attention_head_dim": 36, "cross_attention_dim": 144}, {}, [1]),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_of_every_kind_are_read_after_the_blocks_of_choice(tmp_path, name):
+    family, settings, options, blocks = VARIANTS[name]
+    case = Case(family, write_family(family, tmp_path / "own", **settings))
+    images = torch.rand(2, 3, 72, 100)
+    states, maps = case.run(as_batch(images), TEXTS, 40, blocks)
+    for source in (case.folder, case.pipeline):
+        extractor = FeatureExtractor(source, timestep=40, **options)
+        found = extractor(images, TEXTS)
+        assert error(found.maps[0], states[0]) <= ACCURACY
+        assert error(found.attention[0], maps[0]) <= ACCURACY
+        assert (found.strides, found.maps[0].shape[-2:]) == ([16], (5, 6))
+        assert len(extractor.unet.transformer_blocks) == blocks[-1] + 1
+
+
+@pytest.mark.parametrize("family", [SD3, PIXART])
+def test_every_layer_of_a_transformer_that_is_kept_is_needed(folders, family):
+    """Blocks after the last one that is read, and what becomes of the text in that one, are neither kept nor computed."""
+    extractor, used = FeatureExtractor(folders[family], places=()), set()
+    leaves = [module for module in extractor.unet.modules() if not any(module.children())]
+    layers = {module for module in leaves if len(list(module.parameters()))}
+    for module in layers:
+        module.register_forward_hook(lambda module, *_: used.add(module))
+    found = extractor(torch.rand(1, 3, 32, 32), TEXTS[0])
+    assert found.attention == [None]
+    assert len(extractor.unet.transformer_blocks) == 2
+    assert used == layers
+    found.maps[0].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in extractor.unet.parameters())
+
+
+@pytest.mark.parametrize(("family", "options", "size", "sentence"), [
+    (PIXART, {"limit": 0.25}, 32, "a transformer's have 1/2 of the latent side, more than limit=0.25; raise the limit"),
+    (SD3, {"blocks": [0.0]}, 32, "blocks.*greater than 0"),
+    (SD3, {"blocks": []}, 32, "blocks.*at least 1"),
+    (SD3, {}, 264, "knows positions of 32x32 latents, found 34x34; use smaller images"),
+])  # fmt: skip
+def test_what_a_transformer_cannot_do_is_a_sentence(folders, family, options, size, sentence):
+    with pytest.raises(UserError, match=sentence):
+        FeatureExtractor(folders[family], **options)(torch.rand(1, 3, size, size), TEXTS[0])
+
+
+def test_words_are_those_of_both_kinds_of_tokens(folders):
+    """CLIP's tokens end words, T5's begin them; SD3 has both, one after the other."""
+    sentence = "A photo of the Left zebra, red!"
+    three, five = (load_text_encoder(folders[family], 20) for family in (SD3, PIXART))
+    words = five.words(sentence)
+    assert list(dict.fromkeys(words)) == ["a", "photo", "of", "the", "left", "zebra", "red", ""]
+    assert len(words) == five.tokens == 20
+    assert dict.fromkeys(three.words(sentence)[20:]) == dict.fromkeys(words)
+    assert len(three.words(sentence)) == three.tokens == 40
+    assert three.words(sentence)[:20] == load_text_encoder(folders[XL], 20).words(sentence)
 
 
 @torch.no_grad()
@@ -149,10 +307,10 @@ def test_prompts_are_the_pipelines_own_tokens_averaged_over_templates(case):
             ids = case.pipeline.tokenizer(sentences, padding="max_length", truncation=True, max_length=text.length)
             ends = [row.index(case.pipeline.tokenizer.eos_token_id) for row in ids.input_ids]
             tokens.append(states[range(len(ends)), ends].mean(0))
-            whole.append(projected.mean(0) if projected is not None else None)
+            whole.append(projected.mean(0) if case.projects else None)
         assert error(encode_prompts(spec, text, CLASSES), torch.stack(tokens)) <= ACCURACY
         found = project_prompts(spec, text, CLASSES)
-        assert (found is None) == (whole[0] is None) == (case.name != "stable-diffusion-xl")
+        assert (found is not None) == case.projects
         if found is not None:
             assert error(found, torch.stack(whole)) <= ACCURACY
 
@@ -181,8 +339,10 @@ def spec_of(task: str) -> Spec:
 @pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])
 def test_a_network_of_each_task_trains_a_step(case, task):
     spec = spec_of(task)
+    # AdamW's first step changes every weight by the rate itself.
+    spec = with_training(spec, optimizer=spec.training.optimizer.model_copy(update={"lr": 1e-4}))
     model = build(spec, case.folder).train()
-    assert model.strides == [8, 16, 32, 64][: len(model.unet.channels)]
+    assert model.strides == ([8, 16, 32, 64][: len(model.unet.channels)] if model.neck is None else [4, 8, 16, 32])
     size = (64, 64)
     batch = make_batch(*size) | {"label": torch.randint(0, 2, (2, *size)), "depth": torch.rand(2, *size) + 1}
     optimizer, before = (
@@ -223,23 +383,23 @@ def made(folder: Path, family: str, tmp_path: Path) -> Path:
 
 def test_a_folder_becomes_a_checkpoint_that_diffusers_loads(case, tmp_path):
     shutil.copytree(case.folder, tmp_path / "own")
-    (tmp_path / "own/text_encoder_3").mkdir()
+    (tmp_path / "own/text_encoder_4").mkdir()
     out = made(tmp_path / "own", case.name, tmp_path)
     again = DiffusionPipeline.from_pretrained(out)
     assert type(again) is type(case.pipeline)
-    names = [part for part in FAMILIES[case.name].components if part.startswith(("unet", "vae", "text"))]
+    names = [part for part in FAMILIES[case.name].components if part.startswith(("unet", "transformer", "vae", "text"))]
     counted = read_json(out / "manifest.json")["parameters"]
     assert counted == {name: getattr(case.pipeline, name).num_parameters() for name in names}
     assert {path.name for path in out.iterdir() if path.is_dir()} == set(FAMILIES[case.name].components)
 
 
-SD1, SD2, XL = FAMILIES
 INDEX, UNET, TEXT, SCHEDULER = (
     "model_index.json",
     "unet/config.json",
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
+DIT = "transformer/config.json"
 REFUSED = {
     "1 in a line of 2": (SD2, SD1, {}, r"is a Stable Diffusion 1 U-Net .*, not one of Stable Diffusion 2 \(1024\)"),
     "1 in a line of XL": (XL, SD1, {}, "is a Stable Diffusion 1 U-Net .*, not one of Stable Diffusion XL"),
@@ -264,6 +424,25 @@ REFUSED = {
     "2, a width in words": (SD2, SD2, {TEXT: {"hidden_size": "48"}}, "own is damaged or cut off"),
     "XL, no width": (XL, XL, {"text_encoder_2/config.json": {"projection_dim": None}}, "makes projections None wide"),
     "2, other output": (SD2, SD2, {SCHEDULER: {"prediction_type": "sample"}}, "predicts 'epsilon' or 'v_prediction'"),
+    "PixArt in a line of 1": (SD1, PIXART, {}, "is a PixArt transformer, not one of Stable Diffusion 1; correct `family`"),
+    "PixArt in a line of 3": (SD3, PIXART, {}, "is a PixArt transformer, not one of Stable Diffusion 3"),
+    "3 in a line of PixArt": (PIXART, SD3, {}, "is a Stable Diffusion 3 transformer, not one of PixArt"),
+    "3 in a line of XL": (XL, SD3, {}, "is a Stable Diffusion 3 transformer, not one of Stable Diffusion XL"),
+    "XL in a line of 3": (SD3, XL, {}, "is a Stable Diffusion XL U-Net, not one of Stable Diffusion 3"),
+    "another transformer": (SD3, SD3, {DIT: {"_class_name": "FluxTransformer2DModel"}}, "FluxTransformer2DModel is of no family"),
+    "another class, in a line of 1": (SD1, SD3, {DIT: {"_class_name": "FluxTransformer2DModel"}}, "is of no family here"),
+    "PixArt, inpainting": (PIXART, PIXART, {DIT: {"in_channels": 9}}, "the transformer takes 9 channels, but PixArt takes 4"),
+    "PixArt, CLIP": (PIXART, PIXART, {INDEX: {"text_encoder": ["transformers", "CLIPTextModel"]}}, "but PixArt has a T5Enc"),
+    "PixArt, narrow T5": (PIXART, PIXART, {TEXT: {"d_model": 48}}, "makes tokens 48 wide, but the transformer takes 96"),
+    "3, narrow T5": (SD3, SD3, {"text_encoder_3/config.json": {"d_model": 48}}, "makes tokens 80 wide, but .* takes 96"),
+    "3, other projections": (SD3, SD3, {DIT: {"pooled_projection_dim": 90}}, "makes projections 80 wide, but .* takes 90"),
+    "3, half of T5": (SD3, SD3, {INDEX: {"tokenizer_3": [None, None]}}, "lists no tokenizer_3"),
+    "3, T5 not listed": (
+        SD3, SD3, {INDEX: {"tokenizer_3": [None, None], "text_encoder_3": [None, None]}},
+        "leaves text_encoder_3 out, but there is a folder text_encoder_3/; remove it",
+    ),
+    "3, latents of 1": (SD3, SD3, {"vae/config.json": {"latent_channels": 4}}, "makes 4 channels, but the transformer takes 16"),
+    "3, noise": (SD3, SD3, {SCHEDULER: {"prediction_type": "epsilon"}}, "'epsilon', but .* 3 predicts 'flow_prediction'"),
     "16 latent channels": (SD2, SD2, {"vae/config.json": {"latent_channels": 16}}, "the VAE makes 16 channels"),
 }  # fmt: skip
 
@@ -278,6 +457,51 @@ def test_what_a_line_does_not_say_is_refused_in_a_sentence(folders, tmp_path, na
         made(folder, family, tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", [SD3, PIXART])
+def test_large_weights_may_be_in_parts(folders, tmp_path, family):
+    folder, part = (
+        shutil.copytree(folders[family], tmp_path / "own"),
+        "text_encoder_3" if family == SD3 else "text_encoder",
+    )
+    whole = made(folder, family, tmp_path)
+    (folder / part / "model.safetensors").unlink()
+    T5EncoderModel.from_pretrained(whole / part).save_pretrained(folder / part, max_shard_size="100KB")
+    shards = sorted(path.name for path in (folder / part).glob("model-*.safetensors"))
+    assert len(shards) > 1
+    shutil.move(whole, tmp_path / "whole")
+    parts = made(folder, family, tmp_path)
+    assert read_json(parts / "manifest.json")["parameters"] == read_json(tmp_path / "whole/manifest.json")["parameters"]
+    assert set(shards) <= {path.name for path in (parts / part).iterdir()}
+    tokens = [load_text_encoder(one, 12)(TEXTS) for one in (parts, tmp_path / "whole")]
+    assert torch.equal(*tokens)
+    (folder / part / shards[-1]).unlink()
+    shutil.rmtree(parts)
+    with pytest.raises(UserError, match=f"{part} lacks {shards[-1]}, which model.safetensors.index.json lists; fetch"):
+        made(folder, family, tmp_path)
+
+
+def test_pixart_is_known_as_it_was_published(folders, tmp_path, monkeypatch):
+    """Under an older class, with the null caption of its training, and with a tokenizer that needs another package."""
+    folder = shutil.copytree(folders[PIXART], tmp_path / "own")
+    for file, values in (
+        (INDEX, {"transformer": ["diffusers", "Transformer2DModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}),
+        (DIT, {"_class_name": "Transformer2DModel", "double_self_attention": False, "num_vector_embeds": None}),
+    ):
+        (folder / file).write_text(json.dumps(read_json(folder / file) | values))
+    weights = folder / "transformer/diffusion_pytorch_model.safetensors"
+    extra = {"caption_projection.y_embedding": torch.zeros(120, 96)}
+    save_file(load_file(weights) | extra, weights, metadata={"format": "pt"})
+    made(folder, PIXART, tmp_path)
+    images = torch.rand(1, 3, 32, 32)
+    one, other = (FeatureExtractor(source)(images, TEXTS[0]) for source in (tmp_path / "out", folders[PIXART]))
+    assert torch.equal(one.maps[0], other.maps[0])
+    (folder / "tokenizer/tokenizer.json").rename(folder / "tokenizer/spiece.model")
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"spiece\.model alone, which needs the package sentencepiece; pip install"):
+        made(folder, PIXART, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["missing", "other weights", "other words"])
@@ -331,9 +555,14 @@ def test_lines_of_the_hub_that_no_experiment_uses_are_known_but_made_by_no_workf
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["seg-full", "refcoco-full", "depth-full"])
 def test_the_papers_settings_hold_for_every_family(family, name):
-    """Rules on parameters' names match some of each U-Net's; a rule that matches none would be an error."""
+    """Rules match some of each U-Net's parameters; one that matches none, as transformers have no such norms, is an error."""
     spec = load_params("params.yaml", "paper").resolve(name)
     with torch.device("meta"):
         network = build_random(spec, configs(family), CLASSES_OF[FORMATS[spec.task]])
-    rates = {len(group["params"]) for group in parameter_groups(network, spec.training.optimizer)}
-    assert rates
+    optimizer = spec.training.optimizer
+    if FAMILIES[family].denoiser == "transformer" and name != "depth-full":
+        with pytest.raises(UserError, match="decides no parameter"):
+            parameter_groups(network, optimizer)
+        rules = optimizer.model_dump() | {"lr_rules": [{"match": r"^unet\.", "multiplier": 0.1}], "decay_rules": []}
+        optimizer = type(optimizer).model_validate(rules)
+    assert all(group["params"] for group in parameter_groups(network, optimizer))

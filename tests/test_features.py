@@ -12,10 +12,10 @@ from vpd.config.params import merge
 from vpd.datasets.dataset import image_tensor
 from vpd.datasets.images import save_png
 from vpd.datasets.transforms import normalise
-from vpd.models.diffusion import load_unet, load_vae
-from vpd.models.extractor import FeatureExtractor, words_of_tokens
+from vpd.models.diffusion import load_denoiser, load_vae
+from vpd.models.extractor import FeatureExtractor
 from vpd.models.network import build_vpd
-from vpd.models.prompts import load_text_encoder
+from vpd.models.text import load_text_encoder
 from vpd.utils.errors import UserError
 
 SENTENCE = "a photo of a red ball"
@@ -25,7 +25,7 @@ SENTENCE = "a photo of a red ball"
 def pipeline(checkpoint) -> StableDiffusionPipeline:
     text = load_text_encoder(checkpoint)
     parts = {"text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": DDIMScheduler()}
-    networks = {"unet": load_unet(checkpoint, "pretrained"), "vae": load_vae(checkpoint)}
+    networks = {"unet": load_denoiser(checkpoint, "pretrained"), "vae": load_vae(checkpoint)}
     return StableDiffusionPipeline(
         **parts, **networks, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
@@ -141,12 +141,12 @@ def test_a_phrase_looks_where_its_words_look(extractor, image):
 
 def test_words_of_tokens(extractor):
     text = extractor.text
-    words = words_of_tokens(text, "a Kitchen, zzyzx")
+    words = text.words("a Kitchen, zzyzx")
     assert len(words) == text.length
     assert words[0] == ""
     assert list(dict.fromkeys(words[1:])) == ["a", "kitchen", ",", "zzyzx", ""]
     assert words.count("zzyzx") == len(text.tokenizer.tokenize("zzyzx"))
-    long = words_of_tokens(text, 100 * "ball ")
+    long = text.words(100 * "ball ")
     parts = len(text.tokenizer.tokenize("ball"))
     whole = (text.length - 2) // parts * parts
     assert long[: 1 + whole] == ["", *["ball"] * whole]

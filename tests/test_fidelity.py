@@ -36,6 +36,10 @@ FIXED = {
     "U2": "Texts are encoded by the pipeline's own encoders; test_families.py compares them with diffusers' pipeline.",
     "U3": "The size is the input's; test_families.py compares the features with those of diffusers' pipeline.",
     "U4": "Levels are those of the U-Net; test_families.py trains each head on each family.",
+    "U5": "Hidden states and maps behind each choice of blocks are those of diffusers' pipeline in test_families.py.",
+    "U6": "The number is told as it is; test_families.py compares the features at several.",
+    "U7": "Tokens, masks and maps are those of diffusers' pipeline in test_families.py.",
+    "U8": "test_families.py compares latents and features with those that diffusers' VAE gives, shift and all.",
 }
 SMALL_HEAD = {"model.head.channels": 16}
 SMALL_CANVAS = {"model.canvas": 64}

@@ -18,7 +18,8 @@ from vpd.datasets.transforms import augment_segmentation
 from vpd.evaluation.inference import segment
 from vpd.evaluation.results import best_of, read_metrics
 from vpd.evaluation.scores import evaluate_referring
-from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder
+from vpd.models.prompts import encode_prompts, imagenet_templates
+from vpd.models.text import load_text_encoder
 from vpd.stages.data import prepare_dataset
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json

@@ -169,6 +169,7 @@ def test_sigterm_saves_the_state_and_the_next_call_goes_on(two, tmp_path):
     assert all(torch.equal(weights(tmp_path)[name], value) for name, value in weights(two).items())
 
 
+@pytest.mark.slow
 def test_a_mistake_reaches_the_caller_and_nothing_is_started_again_for_it(tmp_path):
     with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf); lower training\.optimizer\.lr"):
         launch(train_here, (tmp_path, 0.0, True), tmp_path / "state", 2)

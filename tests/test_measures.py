@@ -17,7 +17,7 @@ from vpd.config.schema import OracleSpec
 from vpd.datasets.images import read_image, save_jpeg
 from vpd.measures.frechet import frechet_distance
 from vpd.measures.listening import listening
-from vpd.measures.oracle import Verdict, choose_threshold, known_pairs, share_found, shares, train_oracle
+from vpd.measures.oracle import Verdict, choose_threshold, known_pairs, share_found, shares, softened, train_oracle
 from vpd.measures.pointing import ATTENTION, CLASSES, Scores, area_under_curve, class_tokens, pointing
 from vpd.measures.results import CHANCE, REAL, write_measures
 from vpd.measures.run import Judge
@@ -102,6 +102,15 @@ def test_shares_of_cells():
     assert share.shape == (1, 1 + len(PAIRS), 2, 3)
     assert (share[0, 1, 0, 0], share[0, 2, 1, 1], share[0, -1, 1, 2]) == (1.0, 0.5, 1 / 16)
     assert torch.equal(share.sum(dim=1), torch.ones(1, 2, 3))
+
+
+def test_softened_images_lose_half_their_resolution_and_the_others_nothing():
+    rows = torch.arange(6).view(1, 1, 6, 1).expand(1, 3, 6, 8)
+    board, ramp = ((rows + torch.arange(8)) % 2).float(), rows.float()
+    found = softened(torch.cat([board, board, ramp]), torch.tensor([True, False, True]))
+    assert torch.equal(found[0], torch.full((3, 6, 8), 0.5))
+    assert torch.equal(found[1], board[0])
+    torch.testing.assert_close(found[2, 0, :, 0], torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0, 4.5]))
 
 
 def test_oracle_learns_colours_wherever_they_are(workdir):
@@ -226,7 +235,7 @@ def test_maps_of_the_classes_themselves_point_and_inverted_ones_point_away(sign,
             return torch.zeros(len(captions), 20, 1)
 
     replaced = {
-        "load_text_encoder": lambda *_: Text(), "load_unet": lambda *_: None,
+        "load_text_encoder": lambda *_: Text(), "load_denoiser": lambda *_: None,
         "FeatureUNet": lambda *_: Network(), "encode_prompts": lambda *_: torch.zeros(len(CLASSES), 1),
         "PromptSpec": mock.MagicMock(), "class_tokens": lambda *_: {number: torch.tensor([number]) for number in range(16)},
     }  # fmt: skip

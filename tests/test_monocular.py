@@ -330,6 +330,7 @@ def reference(spec, data: Path, model: Monocular) -> dict[str, float]:
     return {"rmse": np.mean(rmse), "delta1": np.mean(delta1)}
 
 
+@pytest.mark.slow
 def test_stage_measures_public_models_and_records_a_vanished_repository(zoe, dpt_file, tmp_path):
     folder = tmp_path / "dpt"
     open_monocular("dpt-hybrid", dpt_file, TINY).network.save_pretrained(folder)

@@ -6,7 +6,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from fixtures.parity.narrow import write_checkpoint
 from vpd.config.schema import PromptSpec
-from vpd.models.prompts import encode_prompts, imagenet_templates, load_text_encoder
+from vpd.models.prompts import encode_prompts, imagenet_templates
+from vpd.models.text import load_text_encoder
 from vpd.utils.errors import UserError
 
 CLASSES = ["wall", "dining_room", "kitchen"]

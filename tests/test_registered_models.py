@@ -374,6 +374,7 @@ class Passing(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_at_any_request_fails_nothing_and_gets_the_rest_later(world, tmp_path, capsys):
     """While runs are logged, files are stored, versions are made, and links are asked for."""
     world.params, died = tiny_params({"depth": "tiny-depth"}), []

@@ -251,6 +251,7 @@ def test_snakemake_takes_over_what_dvc_made(few):
     assert stages_run(run(f"dvc repro {STAGES}", few)) == set()
 
 
+@pytest.mark.slow
 def test_pictures_for_the_docs_can_be_taken_of_the_results(recorded, tmp_path, monkeypatch):
     """Of Snakemake's report and DVC's plots; that of MLflow's page is in test_mlflow_ui."""
     monkeypatch.chdir(recorded)
@@ -358,16 +359,14 @@ CODE_EDITS = {
         ["planning/plan.py", "predict/run.py", "cli.py", "stages/predict.py", "utils/progress.py"],
         set(),
     ),
+    "the training": (["training/losses.py"], {"train", "evaluate", "report", "track"}),
 }
-TRAINING = {"the training": (["training/losses.py"], {"train", "evaluate", "report", "track"})}
 
 
-@pytest.mark.parametrize(
-    ("command", "edits"), one_by_one_or_together(CODE_EDITS) + one_by_one_or_together(TRAINING, pytest.mark.slow)
-)
+@pytest.mark.parametrize(("command", "edits"), one_by_one_or_together(CODE_EDITS, pytest.mark.slow))
 def test_changed_code_reruns_only_what_it_may_change(recorded, edits, command):
-    names = [name for edit in edits for name in (CODE_EDITS | TRAINING)[edit][0]]
-    allowed = set().union(*((CODE_EDITS | TRAINING)[edit][1] for edit in edits))
+    names = [name for edit in edits for name in CODE_EDITS[edit][0]]
+    allowed = set().union(*(CODE_EDITS[edit][1] for edit in edits))
     with contextlib.ExitStack() as stack:
         for name in names:
             file = recorded / "src/vpd" / name
@@ -407,6 +406,7 @@ def drawn_anew(recorded: Path, folder: Path) -> Path:
 DRAWING = {"data", "measure"}  # which draws scenes, too
 
 
+@pytest.mark.slow
 def test_data_drawn_again_with_equal_bytes_retrain_nothing(recorded, tmp_path):
     """The jobs are really run: a new generator, the same pixels, and nothing is left to do."""
     folder = drawn_anew(recorded, tmp_path)

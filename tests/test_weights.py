@@ -283,6 +283,7 @@ def test_pinned_revision_comes_whole_and_alone_and_then_from_the_cache(hub, ask,
     assert read_json(ask.out / "manifest.json") == manifest
 
 
+@pytest.mark.slow
 def test_gated_repository_says_what_to_do_and_then_opens_with_the_token(hub, ask):
     hub.repositories[REPO].token = "hf_accepted"
     hub.repositories["owner/copy"] = Repository(hub.repositories[REPO].folder)
@@ -297,6 +298,7 @@ def test_gated_repository_says_what_to_do_and_then_opens_with_the_token(hub, ask
     assert not hub.told
 
 
+@pytest.mark.slow
 def test_mirror_stands_in_for_what_is_gone(hub, ask, small, tmp_path):
     partial = tmp_path / "partial"
     shutil.copytree(small, partial)
@@ -351,6 +353,7 @@ def test_broken_connections_are_resumed_or_reported(hub, ask, small):
     assert not ask.out.exists()
 
 
+@pytest.mark.slow
 def test_full_disk_offline_and_unreachable_hub_are_named(hub, ask):
     (line,) = ask({}, limit=20_000)
     assert f"cannot store {REPO} in {ask.home}" in line

@@ -251,7 +251,7 @@ WALLS = {
     "measure": {
         *("measures", "pretraining", "world"),
         *(f"datasets/{n}" for n in ("captions", "images")),
-        *(f"models/{n}" for n in ("attention", "base", "diffusion", "prompts")),
+        *(f"models/{n}" for n in ("attention", "base", "diffusion", "prompts", "text")),
     },
     "backbone": {
         "pretraining",

@@ -39,9 +39,9 @@ class AttentionSpec(Frozen):
     """Which cross-attention maps the decoder head gets (S6, S7, S14)."""
 
     places: tuple[Literal["down", "mid", "up"], ...]
-    """Blocks of the U-Net whose maps are used; empty: none."""
+    """Blocks of the U-Net whose maps are used; empty: none. Of a transformer, any of them stands for the blocks that are read."""
     limit: Fraction
-    """Largest map side relative to the latent side: 0.5 is the paper's A32, 1.0 its A64."""
+    """Largest map side relative to the latent side: 0.5 is the paper's A32, 1.0 its A64, and 0.5 the grid of patches."""
     gradient: Literal["detached", "attached"]
     """Whether gradients flow through the maps (S14)."""
 
@@ -98,15 +98,24 @@ class HeadSpec(Frozen):
         return self
 
 
+class TransformerSpec(Frozen):
+    """How a diffusion transformer is read, whose blocks all have the size of its patches (U5)."""
+
+    blocks: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)] = (0.5,)
+    """Depths at which hidden states, and maps of their blocks, are read: 0.5 is after half the blocks, 1.0 after the last."""
+    pyramid_channels: Width = 256
+    """Width of the simple feature pyramid that the head gets."""
+
+
 class VPDModel(Frozen):
-    """VPD: Stable Diffusion's U-Net as a feature extractor, prompted by text, and a decoder head."""
+    """VPD: a diffusion model's U-Net or transformer as a feature extractor, prompted by text, and a decoder head."""
 
     kind: Literal["vpd"]
     """Selects this network."""
     unet: Literal["pretrained", "random"]
-    """The checkpoint's U-Net weights, or the same architecture with fresh ones: the zero point of Figure 3."""
+    """The checkpoint's weights of U-Net or transformer, or the same architecture with fresh ones: the zero point of Figure 3."""
     timestep: Annotated[int, Field(ge=0, le=999)]
-    """The t that the U-Net is told (S1)."""
+    """The t that the network is told (S1, U6)."""
     latent_scale: PositiveFloat
     """Factor on the latents (S2)."""
     posterior: Literal["mode", "sample"] = "mode"
@@ -114,6 +123,10 @@ class VPDModel(Frozen):
     canvas: Side | None = None
     """Side in pixels of the square zero canvas that smaller inputs are placed on, top-left (D10); null: inputs as they are."""
     attention: AttentionSpec
+    # Left out where it says nothing, so that specs of U-Nets, and what was made from them, are as they were.
+    transformer: Annotated[TransformerSpec, Field(exclude_if=lambda value: value == TransformerSpec())] = (
+        TransformerSpec()
+    )
     prompt: PromptSpec
     adapter: AdapterSpec
     head: HeadSpec

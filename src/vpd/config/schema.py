@@ -161,7 +161,9 @@ class HubWeights(Frozen):
     """Repositories with the same files, tried in order if `repo` is gone."""
 
 
-DiffusionFamily = Literal["stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl"]
+DiffusionFamily = Literal[
+    "stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl", "stable-diffusion-3", "pixart-alpha"
+]
 
 
 class CheckpointSpec(HubWeights):

@@ -94,6 +94,8 @@ def train_oracle(spec: OracleSpec, scenes: Scenes, workdir: Workdir) -> tuple[Or
         batch = torch.randint(len(scenes), (spec.batch_size,), generator=generator)
         mirrored = torch.rand(spec.batch_size, generator=generator) < 0.5  # neither things nor rooms have a side
         images, shown = _mirrored(_pixels(scenes.images[batch]), mirrored), _mirrored(scenes.things[batch], mirrored)
+        # What is drawn passed an autoencoder, and it is not sharpness that is judged.
+        images = softened(images, torch.rand(spec.batch_size, generator=generator) < 0.5)
         things, rooms, _ = oracle(images.to(workdir.device))
         found = F.cross_entropy(things, shares(shown).to(workdir.device))
         return WEIGHT * found + F.cross_entropy(rooms, scenes.rooms[batch].to(workdir.device))
@@ -105,6 +107,12 @@ def train_oracle(spec: OracleSpec, scenes: Scenes, workdir: Workdir) -> tuple[Or
 
 def _mirrored(images: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
+
+
+def softened(images: Tensor, chosen: Tensor) -> Tensor:
+    """Reduce the ``chosen`` (B,) of images (B,3,H,W) to half their resolution."""
+    half = F.interpolate(F.avg_pool2d(images, 2), images.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(chosen.view(-1, 1, 1, 1), half, images)
 
 
 def shares(things: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from transformers import CLIPTokenizer
 
 from vpd.config.schema import AttentionSpec, PromptSpec
 from vpd.measures.scenes import CAPTIONS, CLASSES, Scenes
-from vpd.models.diffusion import FeatureUNet, load_unet
-from vpd.models.prompts import encode_prompts, load_text_encoder
+from vpd.models.diffusion import FeatureUNet, load_denoiser
+from vpd.models.prompts import encode_prompts
+from vpd.models.text import load_text_encoder
 from vpd.utils.progress import track
 
 CHUNK = 64  # images at a time
@@ -60,7 +61,7 @@ def pointing(pipeline: Path, latents: Tensor, scenes: Scenes, timestep: int, dev
     Keys are ``class_auc`` and ``word_auc``, over the mean of all levels, and both followed by the side of a level's map.
     """
     text = load_text_encoder(pipeline)
-    unet = FeatureUNet(load_unet(pipeline, "pretrained"), ATTENTION).to(device).eval()
+    unet = FeatureUNet(load_denoiser(pipeline, "pretrained"), ATTENTION).to(device).eval()
     names = encode_prompts(PromptSpec.model_validate(SINGLE | {"length": text.length}), text, list(CLASSES))
     every = {number: torch.tensor([number]) for number in range(len(CLASSES))}
     scores = {"class": Scores(), "word": Scores()}

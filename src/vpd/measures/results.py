@@ -16,7 +16,7 @@ CODE = (
     *("measures", "world"),
     *SHARED,
     *(f"pretraining/diffusion/{module}" for module in ("autoencoder", "denoiser")),
-    *(f"models/{module}" for module in ("attention", "base", "diffusion", "prompts")),
+    *(f"models/{module}" for module in ("attention", "base", "diffusion", "prompts", "text")),
 )
 TABLE, PICTURE = "measures.csv", "drawn.png"  # in the folder of the results
 REAL, DECODED, CHANCE = "real images", "reconstructions of real images", "real images of other prompts"

@@ -1,4 +1,4 @@
-"""Attention processors of the U-Net: fused self-attention, and cross-attention that can record its maps.
+"""Attention processors: fused self-attention, and attention to text that can record its maps.
 
 Maps are recorded only where an experiment uses them: chosen by module name, hence for inputs of any size.
 A recorder belongs to one forward pass and travels through it as an argument.
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor, nn
 
 from vpd.config.schema import AttentionSpec
@@ -63,22 +63,55 @@ class CrossAttention:
         attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         recorder: Recorder | None = None,
         **_options: object,
     ) -> Tensor:
-        """Attend from every pixel (batch, pixels, channels) to the context (batch, tokens, width)."""
+        """Attend from every pixel (batch, pixels, channels) to the context (batch, tokens, width).
+
+        ``attention_mask`` (batch, 1, 1, tokens) is added to the scores.
+        """
         if self.level is not None and recorder is not None:
-            return self._recorded(attn, hidden_states, encoder_hidden_states, self.level, recorder)
+            return self._recorded(attn, hidden_states, encoder_hidden_states, attention_mask, self.level, recorder)
         if encoder_hidden_states.shape[1] == 1:
             return _one_token(attn, hidden_states, encoder_hidden_states)
-        return _fused(attn, hidden_states, encoder_hidden_states)
+        return _fused(attn, hidden_states, encoder_hidden_states, attention_mask)
 
-    def _recorded(self, attn: Attention, pixels: Tensor, context: Tensor, level: int, recorder: Recorder) -> Tensor:
+    def _recorded(
+        self, attn: Attention, pixels: Tensor, context: Tensor, mask: Tensor | None, level: int, recorder: Recorder
+    ) -> Tensor:
         # Fused attention never forms the maps, so the product is written out here; averaged over heads after softmax (S6).
         query, key, value = (_split(attn, x) for x in (attn.to_q(pixels), attn.to_k(context), attn.to_v(context)))
-        maps = torch.softmax(query @ key.transpose(-1, -2) * attn.scale, dim=-1)
+        maps = _shares(attn, query, key, mask)
         recorder.add(level, (maps.detach() if self.detached else maps).mean(dim=1))
         return _merge(attn, maps.to(value.dtype) @ value)
+
+
+class JointAttention(JointAttnProcessor2_0):
+    """Attention of image and text to both, diffusers' own; recorded is how the image attends to the text alone (U7)."""
+
+    def __init__(self, level: int | None, detached: bool) -> None:
+        super().__init__()
+        self.level, self.detached = level, detached
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        recorder: Recorder | None = None,
+        **_options: object,
+    ) -> Any:
+        """Attend from and to patches (batch, patches, channels) and, unless it is None, the context (batch, tokens, channels)."""
+        if self.level is not None and recorder is not None and encoder_hidden_states is not None:
+            # The fused product of all queries and keys never forms the maps; those of the image and the text are formed here.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
+                query = _split(attn, attn.to_q(hidden_states))
+                key = _split(attn, attn.add_k_proj(encoder_hidden_states))
+                query = query if attn.norm_q is None else attn.norm_q(query)
+                key = key if attn.norm_added_k is None else attn.norm_added_k(key)
+                recorder.add(self.level, _shares(attn, query, key, None).mean(dim=1))
+        return super().__call__(attn, hidden_states, encoder_hidden_states)
 
 
 class _ZeroGradient(torch.autograd.Function):
@@ -100,12 +133,18 @@ class _ZeroGradient(torch.autograd.Function):
 def _one_token(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
     """With one token the softmax is 1 at every pixel, whatever the query: the result is the projected value."""
     value = attn.to_out[1](attn.to_out[0](attn.to_v(context))).expand(-1, pixels.shape[1], -1)
-    return _ZeroGradient.apply(value, pixels, attn.to_q.weight, attn.to_k.weight)
+    return _ZeroGradient.apply(value, pixels, *attn.to_q.parameters(), *attn.to_k.parameters())
 
 
-def _fused(attn: Attention, pixels: Tensor, context: Tensor) -> Tensor:
+def _fused(attn: Attention, pixels: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
     query, key, value = (_split(attn, x) for x in (attn.to_q(pixels), attn.to_k(context), attn.to_v(context)))
-    return _merge(attn, F.scaled_dot_product_attention(query, key, value))
+    return _merge(attn, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+
+
+def _shares(attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """Return how each pixel's attention is shared among the tokens, by head (batch, heads, pixels, tokens)."""
+    scores = query @ key.transpose(-1, -2) * attn.scale
+    return torch.softmax(scores if mask is None else scores + mask, dim=-1)
 
 
 def _split(attn: Attention, x: Tensor) -> Tensor:

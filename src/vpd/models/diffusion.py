@@ -1,4 +1,4 @@
-"""The diffusion backbone: a frozen VAE encoder and a U-Net walked block by block for its features."""
+"""The diffusion backbone: a frozen VAE encoder, a U-Net walked block by block for its features, and what all families share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
@@ -22,6 +22,8 @@ from vpd.utils.tensors import load_folder
 CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "addition_embed_type")
 """Settings of U-Nets that are told more than tokens."""
 SDXL = ("addition_embed_type", "text_time")  # the only one known here
+TRANSFORMER = "transformer"  # the part of a pipeline that stands where others have a U-Net
+JOINT = "joint_attention_dim"  # width of tokens, a setting that only SD3's transformer has
 SIZES = 6
 """Numbers that SDXL is told of an image: height and width at first, the crop's top and left, height and width now."""
 
@@ -30,12 +32,13 @@ class FrozenEncoder(nn.Module):
     """The VAE's encoder without its decoder, never trained.
 
     ``scale`` is the factor of the latents, 1.0 in the released code where Stable Diffusion has 0.18215; ``posterior`` says
-    whether the latent is the posterior's ``mode`` or a ``sample`` (S2).
+    whether the latent is the posterior's ``mode`` or a ``sample`` (S2). A VAE's own shift comes off first (U8).
     """
 
     def __init__(self, vae: Any, scale: float, posterior: str = "mode") -> None:
         super().__init__()
         self.encoder, self.quant_conv, self.scale, self.posterior = vae.encoder, vae.quant_conv, scale, posterior
+        self.shift = vae.config.shift_factor
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.requires_grad_(False)
         self.eval()
@@ -59,16 +62,22 @@ class FrozenEncoder(nn.Module):
         return torch.cat([latent.to(images.device) for latent in latents])
 
     def _encode(self, images: Tensor) -> Tensor:
-        moments = self.quant_conv(self.encoder(images))
-        if self.posterior == "sample":
-            return DiagonalGaussianDistribution(moments).sample() * self.scale
-        return moments.chunk(2, dim=1)[0] * self.scale
+        moments = self.encoder(images) if self.quant_conv is None else self.quant_conv(self.encoder(images))
+        sampled = self.posterior == "sample"
+        latents = DiagonalGaussianDistribution(moments).sample() if sampled else moments.chunk(2, dim=1)[0]
+        return shifted(latents, self.shift) * self.scale
+
+
+def shifted(latents: Tensor, shift: float | None) -> Tensor:
+    """Take a VAE's own shift, if it has one, off latents (U8)."""
+    return latents - shift if shift else latents
 
 
 class FeatureUNet(nn.Module):
     """The U-Net of Stable Diffusion 1, 2 or XL without its output layer; parameter names are those of diffusers.
 
-    ``channels`` are the levels' widths, fine to coarse; ``recorded`` the levels with attention maps, which ``spec`` selects.
+    ``channels`` are the levels' widths, fine to coarse, and ``strides`` their latent pixels per pixel; ``recorded`` the levels
+    with attention maps, which ``spec`` selects.
     UserError if it needs more than tokens and, as SDXL's, a projected text and sizes.
     """
 
@@ -84,6 +93,7 @@ class FeatureUNet(nn.Module):
         self.add_embedding: Any = getattr(unet, "add_embedding", None)
         self.down_blocks, self.mid_block, self.up_blocks = unet.down_blocks, unet.mid_block, unet.up_blocks
         self.channels = list(unet.config.block_out_channels)
+        self.strides = [2**level for level in range(len(self.channels))]
         self.context_width = unet.config.cross_attention_dim
 
     def forward(
@@ -155,7 +165,9 @@ def _attends(block: nn.Module) -> bool:
 
 
 def projection_width(config: Mapping[str, Any]) -> int:
-    """Return the width of the projected text that a U-Net is told (SDXL), 0 if it is told tokens alone; UserError if more."""
+    """Return the width of the projected text that a network is told, 0 if it is told tokens alone; UserError if more."""
+    if JOINT in config:
+        return config["pooled_projection_dim"]
     needed = [name for name in CONDITIONS if config.get(name)]
     if needed and (needed[0], config[needed[0]]) != SDXL:
         name = needed[0]
@@ -163,13 +175,19 @@ def projection_width(config: Mapping[str, Any]) -> int:
     return config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"] if needed else 0
 
 
+def token_width(config: Mapping[str, Any]) -> int:
+    """Return the width of the text tokens that a network takes: SD3's, PixArt's before their projection, or a U-Net's."""
+    return config.get(JOINT) or config.get("caption_channels") or config["cross_attention_dim"]
+
+
 def check_texts(where: object, config: Mapping[str, Any], width: int, projected: int) -> None:
-    """UserError, which names ``where``, if a U-Net takes tokens, or projected texts (0: none), of another width."""
-    wanted = {"tokens": config["cross_attention_dim"], "projections": projection_width(config)}
+    """UserError, which names ``where``, if a network takes tokens, or projected texts (0: none), of another width."""
+    wanted = {"tokens": token_width(config), "projections": projection_width(config)}
+    network = "U-Net" if "block_out_channels" in config else "transformer"
     for kind, own in (("tokens", width), ("projections", projected)):
         if own != wanted[kind]:
             raise UserError(
-                f"{where}: the text encoder makes {kind} {own} wide, but the U-Net takes {wanted[kind]}; use parts of one "
+                f"{where}: the text encoder makes {kind} {own} wide, but the {network} takes {wanted[kind]}; use parts of one "
                 "pipeline"
             )
 
@@ -181,13 +199,27 @@ def load_vae(checkpoint: Path) -> Any:
         return AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
 
 
-def load_unet(checkpoint: Path, weights: str) -> Any:
-    """Load the U-Net of a diffusers pipeline folder in single precision; ``random``: with fresh weights."""
-    folder = component(checkpoint, "unet")
+def load_denoiser(checkpoint: Path, weights: str) -> Any:
+    """Load the U-Net or transformer of a diffusers pipeline folder in single precision; ``random``: with fresh weights."""
+    folder = component(checkpoint, denoiser_part(checkpoint))
     with load_folder(folder):
+        config = UNet2DConditionModel.load_config(folder, local_files_only=True)
+        network = network_class(config)
         if weights == "random":
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, local_files_only=True))
-        return UNet2DConditionModel.from_pretrained(folder, local_files_only=True).float()
+            return network.from_config(config)
+        return network.from_pretrained(folder, local_files_only=True).float()
+
+
+def denoiser_part(checkpoint: Path) -> str:
+    """Return which part of a pipeline folder features come from, ``transformer`` or ``unet``."""
+    return TRANSFORMER if (Path(checkpoint) / TRANSFORMER).is_dir() else "unet"
+
+
+def network_class(config: Mapping[str, Any]) -> Any:
+    """Return diffusers' class of the U-Net or transformer that a configuration describes."""
+    if JOINT in config:
+        return SD3Transformer2DModel
+    return PixArtTransformer2DModel if config.get("norm_type") == "ada_norm_single" else UNet2DConditionModel
 
 
 def component(checkpoint: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""VPD's features of any Stable Diffusion 1, 2 or XL: multi-scale maps, and where each word looks."""
+"""VPD's features of any Stable Diffusion or PixArt: maps of one or more scales, and where each word looks."""
 
 from __future__ import annotations
 
@@ -13,21 +13,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vpd.config.schema import AttentionSpec, PromptSpec
+from vpd.config.schema import AttentionSpec, PromptSpec, TransformerSpec
 from vpd.datasets.pictures import Pictures, as_batch
 from vpd.models.base import Features
-from vpd.models.diffusion import FeatureUNet, check_texts, load_unet, load_vae
-from vpd.models.prompts import (
-    TextEncoder,
-    TwoTextEncoders,
-    encode_prompts,
-    load_text_encoder,
-    project_prompts,
-)
+from vpd.models.diffusion import TRANSFORMER, check_texts, load_denoiser, load_vae, shifted, token_width
+from vpd.models.prompts import encode_prompts, project_prompts
+from vpd.models.text import TextEncoder, build_text_encoder, load_text_encoder
+from vpd.models.transformer import check_design, feature_network
 from vpd.utils.errors import UserError, nearest
 from vpd.utils.validation import checked
-
-WORD_END = "</w>"  # of CLIP's tokens
 
 
 @dataclass(frozen=True)
@@ -78,12 +72,15 @@ class FeatureExtractor(nn.Module):
     it, and with it the weights of the pipeline, to any device and precision.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``, the folder of one, or the name of a
-            repository for diffusers to download.
-        timestep: step of the noise schedule that the U-Net is told, 0 to 999; no noise is added (S1).
+        pipeline: a ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline``, ``StableDiffusion3Pipeline`` or
+            ``PixArtAlphaPipeline``, the folder of one, or the name of a repository for diffusers to download.
+        timestep: step of the noise schedule that the network is told, 0 to 999; no noise is added (S1, U6).
         latent_scale: factor of the latents; 1.0 as in the released code (S2), or None for the pipeline's own.
-        places: blocks of the U-Net whose cross-attention is recorded: of ``down``, ``mid`` and ``up``; empty for none.
+        places: blocks of the U-Net whose cross-attention is recorded: of ``down``, ``mid`` and ``up``; empty for none. Of a
+            transformer, any of them stands for the blocks that are read.
         limit: largest recorded map relative to the latents; 0.5 is the paper's A32, 1.0 its A64 (S6).
+        blocks: depths at which a transformer is read: 0.5 is after half its blocks (U5). Its one map has their hidden states
+            side by side.
         gradient_checkpointing: compute each block again during the backward pass instead of keeping what it computed.
 
     Raises:
@@ -98,19 +95,21 @@ class FeatureExtractor(nn.Module):
         latent_scale: float | None = 1.0,
         places: Sequence[str] = ("down", "up"),
         limit: float = 0.5,
+        blocks: Sequence[float] = (0.5,),
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        unet, self.vae, self.text = _parts(pipeline)
-        check_texts("the pipeline", unet.config, self.text.width, self.text.projection_width)
+        denoiser, self.vae, self.text = _parts(pipeline)
         spec = checked(AttentionSpec, {"places": places, "limit": limit, "gradient": "attached"}, "the options")
-        self.unet = FeatureUNet(_with_shared_weights(unet), spec, gradient_checkpointing)
+        reading = checked(TransformerSpec, {"blocks": blocks}, "the options")
+        self.unet = feature_network(_with_shared_weights(denoiser), spec, reading, gradient_checkpointing)
+        check_texts("the pipeline", denoiser.config, self.text.width, self.text.projection_width)
         if not 0 <= timestep < 1000:
             raise UserError(f"timestep is {timestep}; give 0 to 999")
         self.timestep = timestep
         self.latent_scale = self.vae.config.scaling_factor if latent_scale is None else latent_scale
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.strides = [factor * 2**level for level in range(len(self.unet.channels))]
+        self.strides = [factor * stride for stride in self.unet.strides]
 
     def forward(
         self, images: Pictures, texts: str | Sequence[str] | None = None, *, classes: Sequence[str] | None = None
@@ -131,7 +130,8 @@ class FeatureExtractor(nn.Module):
         """
         weight = next(self.unet.parameters())
         pixels = as_batch(images).to(weight)
-        latents = self.vae.encode(pixels).latent_dist.mode() * self.latent_scale
+        mode = self.vae.encode(pixels).latent_dist.mode()
+        latents = shifted(mode, self.vae.config.shift_factor) * self.latent_scale
         context, projected, words = self._context(texts, classes, len(pixels))
         size = (pixels.shape[-2], pixels.shape[-1])
         projected = None if projected is None else projected.to(weight)
@@ -155,28 +155,15 @@ class FeatureExtractor(nn.Module):
         sentences = [texts or ""] * count if texts is None or isinstance(texts, str) else list(texts)
         if len(sentences) != count:
             raise UserError(f"there are {len(sentences)} texts for {count} images; give one, or one for each")
-        words = [words_of_tokens(self.text, sentence) for sentence in sentences]
+        words = [self.text.words(sentence) for sentence in sentences]
         return self.text(sentences), self.text.projected(sentences), words
 
 
-def words_of_tokens(text: TextEncoder, sentence: str) -> list[str]:
-    """Return the word that each token of a sentence belongs to, and nothing for beginning, end and padding."""
-    words: list[str] = []
-    parts: list[str] = []
-    for token in text.tokenizer.tokenize(sentence)[: text.length - 2]:
-        parts.append(token)
-        if token.endswith(WORD_END):
-            words += ["".join(parts).removesuffix(WORD_END)] * len(parts)
-            parts = []
-    words += ["".join(parts)] * len(parts)  # of a word that was cut off
-    return ["", *words, *[""] * (text.length - 1 - len(words))]
-
-
 def _parts(pipeline: Any) -> tuple[Any, Any, TextEncoder]:
-    """Return U-Net, VAE and text encoder of a pipeline, a folder, or a repository."""
+    """Return U-Net or transformer, VAE and text encoder of a pipeline, a folder, or a repository."""
     if isinstance(pipeline, str | Path) and Path(pipeline).is_dir():
         folder = Path(pipeline)
-        return load_unet(folder, "pretrained"), load_vae(folder), load_text_encoder(folder)
+        return load_denoiser(folder, "pretrained"), load_vae(folder), load_text_encoder(folder)
     if isinstance(pipeline, Path):
         raise UserError(f"{pipeline} does not exist; name the folder of a pipeline")
     if isinstance(pipeline, str):
@@ -188,17 +175,20 @@ def _parts(pipeline: Any) -> tuple[Any, Any, TextEncoder]:
                 f"{pipeline} is no folder, and diffusers cannot load it as a repository ({reason}); check the name"
             ) from None
     try:
-        if getattr(pipeline, "text_encoder_2", None) is None:
-            return pipeline.unet, pipeline.vae, TextEncoder(pipeline.tokenizer, pipeline.text_encoder)
-        tokenizers, models = (
-            (getattr(pipeline, part), getattr(pipeline, f"{part}_2")) for part in ("tokenizer", "text_encoder")
-        )
-        return pipeline.unet, pipeline.vae, TwoTextEncoders(tokenizers, models)
+        denoiser = pipeline.transformer if hasattr(pipeline, TRANSFORMER) else pipeline.unet
+        check_design(denoiser)
+        width = token_width(denoiser.config) if hasattr(pipeline, TRANSFORMER) else None
+        found = [(pipeline.tokenizer, pipeline.text_encoder)] + [
+            (getattr(pipeline, f"tokenizer_{number}"), model)
+            for number in (2, 3)
+            if (model := getattr(pipeline, f"text_encoder_{number}", None)) is not None
+        ]
+        return denoiser, pipeline.vae, build_text_encoder(found, width)
     except AttributeError as error:
         raise UserError(f"this {type(pipeline).__name__} is no Stable Diffusion pipeline ({error})") from None
 
 
-def _with_shared_weights(unet: Any) -> Any:
-    """Copy the modules of a U-Net around the same weights: its attention layers get processors of our own."""
-    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
-    return copy.deepcopy(unet, shared)
+def _with_shared_weights(denoiser: Any) -> Any:
+    """Copy the modules of a network around the same weights: its attention layers get processors of our own."""
+    shared = {id(tensor): tensor for tensor in (*denoiser.parameters(), *denoiser.buffers())}
+    return copy.deepcopy(denoiser, shared)

@@ -1,4 +1,4 @@
-"""The VPD network: frozen encoder, U-Net, prompts, text adapter and decoder head (paper, section 3)."""
+"""The VPD network: frozen encoder, U-Net or transformer, prompts, text adapter and decoder head (paper, section 3)."""
 
 from pathlib import Path
 from typing import Any
@@ -8,28 +8,31 @@ from torch import Tensor, nn
 
 from vpd.config.schema import Spec, VPDModel
 from vpd.models.base import Batch, Features, LatentCache, Network
-from vpd.models.diffusion import FeatureUNet, FrozenEncoder, check_texts, load_unet, load_vae
+from vpd.models.diffusion import FrozenEncoder, check_texts, load_denoiser, load_vae
 from vpd.models.heads import build_head, grid_stride
+from vpd.models.necks import SimplePyramid
 from vpd.models.prompts import (
     FROM_IMAGES,
     TextAdapter,
     context_of,
     encode_prompts,
-    load_text_encoder,
     project_prompts,
     projection_of,
     token_count,
 )
+from vpd.models.text import load_text_encoder
+from vpd.models.transformer import FeatureTransformer, feature_network
 from vpd.utils.errors import UserError
 
 LATENT_CACHE_BYTES = 2 << 30  # holds the 21,899 training images of RefCOCOg
 
 
 class VPD(Network):
-    """Visual perception with a pre-trained diffusion model, made of diffusers' U-Net and VAE on any device, ``meta`` included.
+    """Visual perception with a pre-trained diffusion model, made of diffusers' networks on any device, ``meta`` included.
 
-    It has a ``text`` encoder where prompts come with the images, or else ``class_embeddings`` (tokens, width) and, for SDXL,
-    ``class_projections`` (prompts, width). UserError if the canvas does not fit the head or its grid, or the head the levels.
+    ``unet`` is its U-Net or transformer, whose one level goes through a ``neck``. It has a ``text`` encoder where prompts come
+    with the images, or else ``class_embeddings`` (tokens, width) and what they are told besides, ``class_projections``
+    (prompts, width). UserError if the canvas does not fit the head or its grid, or the head the levels.
     """
 
     frozen = ("vae.", "text.")
@@ -50,7 +53,7 @@ class VPD(Network):
         super().__init__()
         self.spec = model = vpd_model(spec)
         self.vae = FrozenEncoder(vae, model.latent_scale, model.posterior)
-        self.unet = FeatureUNet(unet, model.attention, gradient_checkpointing=spec.training.gradient_checkpointing)
+        self.unet = feature_network(unet, model.attention, model.transformer, spec.training.gradient_checkpointing)
         grid = grid_stride(self.vae.factor)
         if model.canvas is not None and model.head.kind != "depth-decoder":
             raise UserError(f"model.canvas={model.canvas} works only with head 'depth-decoder'; set it to null")
@@ -59,16 +62,19 @@ class VPD(Network):
                 f"model.canvas={model.canvas} is no multiple of the depth decoder's grid of {grid} pixels; change it"
             )
         self.adapter = TextAdapter(self.unet.context_width, model.adapter) if model.adapter.enabled else nn.Identity()
-        tokens = token_count(model.prompt, classes)
+        tokens = token_count(model.prompt.strategy, classes, text, class_embeddings)
         channels = [c + tokens * (level in self.unet.recorded) for level, c in enumerate(self.unet.channels)]
-        self.strides = [self.vae.factor * 2**level for level in range(len(channels))]
+        self.strides, self.neck = [self.vae.factor * stride for stride in self.unet.strides], None
+        if isinstance(self.unet, FeatureTransformer):
+            self.neck = SimplePyramid(channels[0], self.strides[0], model.transformer.pyramid_channels)
+            channels, self.strides = self.neck.channels, self.neck.strides
         self.head, self.text = build_head(spec, channels, self.strides, classes), text
         self.register_buffer("class_embeddings", class_embeddings)
         self.register_buffer("class_projections", class_projections)
         self.latents = LatentCache(LATENT_CACHE_BYTES)
 
     def features(self, batch: Batch) -> Features:
-        """Compute the features of a batch, fine to coarse, with recorded attention behind the U-Net's channels."""
+        """Compute the features of a batch, fine to coarse, with recorded attention behind the network's own channels."""
         images = self._on_canvas(batch["image"])
         latents = self.vae(images, batch.get("key"), self.latents)
         projected = projection_of(self.spec.prompt.strategy, batch, self.text, self.class_projections)
@@ -78,6 +84,8 @@ class VPD(Network):
             x if tokens is None else torch.cat([x, tokens.to(x.dtype)], dim=1)
             for x, tokens in zip(maps, attention, strict=True)
         ]
+        if self.neck is not None:
+            return Features(self.neck(joined, size), self.strides, [None] * len(self.strides))
         return Features(joined, self.strides, attention)
 
     def context(self, batch: Batch) -> Tensor:
@@ -105,7 +113,7 @@ def build_vpd(spec: Spec, checkpoint: Path, classes: list[str]) -> VPD:
     # Restoring the random state gives every checkpoint, and the random U-Net, the same initial adapter and head.
     prompt = vpd_model(spec).prompt
     with torch.random.fork_rng(devices=[]):
-        unet, vae = load_unet(checkpoint, vpd_model(spec).unet), load_vae(checkpoint)
+        unet, vae = load_denoiser(checkpoint, vpd_model(spec).unet), load_vae(checkpoint)
         text = load_text_encoder(checkpoint, prompt.length)
         check_texts(checkpoint, unet.config, text.width, text.projection_width)
         if prompt.strategy in FROM_IMAGES:

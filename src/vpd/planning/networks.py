@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from timm.layers import LayerNorm
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from transformers import BatchEncoding, BertConfig, BertModel
 from vpd.config.schema import BackboneModel, BackboneSpec, DepthSpec, LavtModel, ReferringData, Spec, VPDModel
 from vpd.models.backbones import build_backbone
 from vpd.models.baseline import Baseline
-from vpd.models.diffusion import projection_width
+from vpd.models.diffusion import JOINT, TRANSFORMER, denoiser_part, network_class, projection_width, token_width
 from vpd.models.lavt import Lavt
 from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES
@@ -35,7 +35,9 @@ from vpd.pretrained.stable_diffusion import network_tensors
 from vpd.utils.digests import digest
 from vpd.utils.files import read_json
 
-Configs = dict[str, dict[str, Any]]  # of ``unet``, ``vae`` and each ``text_encoder``, as their libraries write them
+Configs = dict[
+    str, dict[str, Any]
+]  # of ``unet`` or ``transformer``, ``vae`` and each ``text_encoder``, as their libraries write them
 Parts = Configs | BackboneSpec  # what a network is made of: a Stable Diffusion checkpoint, or a backbone
 CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
 """Classes of the real datasets by format: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""
@@ -46,17 +48,19 @@ FORMATS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
 
 def read_parts(checkpoint: Path) -> Configs:
     """Read the networks' configurations from a diffusers pipeline folder; UserError if one is missing or damaged."""
-    second = [part for part in ("text_encoder_2",) if (checkpoint / part).is_dir()]
-    return {part: read_json(checkpoint / part / "config.json") for part in ("unet", "vae", "text_encoder", *second)}
+    more = [part for part in ("text_encoder_2", "text_encoder_3") if (checkpoint / part).is_dir()]
+    parts = (denoiser_part(checkpoint), "vae", "text_encoder", *more)
+    return {part: read_json(checkpoint / part / "config.json") for part in parts}
 
 
 class _GivenTokens(nn.Module):
     """Random token states in place of the frozen text encoder, which the paper's figures leave out."""
 
-    def __init__(self, length: int, width: int, projected: int) -> None:
+    def __init__(self, tokens: int, width: int, told: Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("states", torch.randn(1, length, width))
-        self.register_buffer("projection", torch.randn(1, projected))
+        self.tokens, self.projection_width = tokens, 0 if told is None else told.shape[1]
+        self.register_buffer("states", torch.randn(1, tokens, width))
+        self.register_buffer("told", told)
 
     def forward(self, sentences: list[str]) -> Tensor:
         return self.get_buffer("states").expand(len(sentences), -1, -1)
@@ -64,8 +68,8 @@ class _GivenTokens(nn.Module):
     def pooled(self, sentences: list[str]) -> Tensor:
         return self.forward(sentences)[:, -1]
 
-    def projected(self, sentences: list[str]) -> Tensor:
-        return self.get_buffer("projection").expand(len(sentences), -1)
+    def projected(self, sentences: list[str]) -> Tensor | None:
+        return None if self.told is None else self.get_buffer("told").expand(len(sentences), -1)
 
 
 def _full_sentences(sentences: list[str], *, max_length: int, **_options: object) -> Any:
@@ -80,16 +84,20 @@ def build(spec: Spec, parts: Parts, classes: int) -> nn.Module:
 
 
 def _build_vpd(spec: Spec, configs: Configs, classes: int) -> nn.Module:
-    unet: Any = UNet2DConditionModel.from_config(configs["unet"])
-    vae: Any = AutoencoderKL.from_config(configs["vae"])
+    config = configs[TRANSFORMER if TRANSFORMER in configs else "unet"]
+    network: Any = network_class(config)
+    unet, vae = network.from_config(config), AutoencoderKL.from_config(configs["vae"])
     assert isinstance(spec.model, VPDModel)
-    prompt, width = spec.model.prompt, unet.config.cross_attention_dim
-    projected = projection_width(unet.config)
+    prompt, width, projected = spec.model.prompt, token_width(config), projection_width(config)
+    tokens = prompt.length * (2 if JOINT in config else 1)  # of a sentence
+    prompts = classes if prompt.strategy in ("class-names", "scene") else 1
+    told = torch.randn(prompts, projected) if projected else None
+    if network is PixArtTransformer2DModel and prompt.strategy in ("expression", "empty-sequence"):
+        told = torch.ones(1, tokens)  # a mask
     if prompt.strategy in FROM_IMAGES:
-        return VPD(spec, unet, vae, classes, text=_GivenTokens(prompt.length, width, projected))
-    rows = {"empty": 1, "empty-sequence": prompt.length}.get(prompt.strategy, classes)
-    projections = torch.randn(rows, projected) if projected else None
-    return VPD(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width), class_projections=projections)
+        return VPD(spec, unet, vae, classes, text=_GivenTokens(tokens, width, told))
+    rows = tokens if prompt.strategy == "empty-sequence" else prompts
+    return VPD(spec, unet, vae, classes, class_embeddings=torch.randn(rows, width), class_projections=told)
 
 
 def _build_baseline(spec: Spec, parts: BackboneSpec, classes: int) -> nn.Module:

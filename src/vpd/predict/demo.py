@@ -21,8 +21,9 @@ from vpd.evaluation.drawing import LINE, FigureGrid, caption, corner_note, show
 from vpd.measures.drawing import draw
 from vpd.measures.pointing import ATTENTION, SINGLE, class_tokens
 from vpd.measures.scenes import CLASSES
-from vpd.models.diffusion import FeatureUNet, load_unet, load_vae
-from vpd.models.prompts import encode_prompts, load_text_encoder
+from vpd.models.diffusion import FeatureUNet, load_denoiser, load_vae
+from vpd.models.prompts import encode_prompts
+from vpd.models.text import load_text_encoder
 from vpd.predict.network import TrainedNetwork
 from vpd.predict.panels import depth_scale, referred, scaled, segments
 from vpd.predict.predictions import DepthMap, Prediction, ReferredObject, Segments
@@ -61,7 +62,7 @@ def word_maps(folder: Path, image: ndarray, prompt: Prompt, form: str, timestep:
         tokens = {number: torch.tensor([number]) for number in range(len(CLASSES))}
     vae = load_vae(folder)
     latents = vae.encode(image_tensor(normalise(image))[None]).latent_dist.mean * vae.config.scaling_factor
-    _, attention = FeatureUNet(load_unet(folder, "pretrained"), ATTENTION).eval()(latents, timestep, context)
+    _, attention = FeatureUNet(load_denoiser(folder, "pretrained"), ATTENTION).eval()(latents, timestep, context)
     side = form.rpartition("_")[2]
     levels = [maps for maps in attention if maps is not None and side in ("auc", str(maps.shape[-1]))]
     enlarged = [F.interpolate(maps, image.shape[:2], mode="bilinear", align_corners=False)[0] for maps in levels]

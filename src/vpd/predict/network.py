@@ -95,15 +95,16 @@ def _count_classes(spec: Spec, weights: dict[str, Tensor]) -> int:
 
 def _vpd(spec: Spec, checkpoint: Path, weights: dict[str, Tensor]) -> Network:
     assert isinstance(spec.model, VPDModel)
-    from vpd.models.diffusion import load_unet, load_vae
+    from vpd.models.diffusion import load_denoiser, load_vae
     from vpd.models.network import VPD
-    from vpd.models.prompts import FROM_IMAGES, load_text_encoder
+    from vpd.models.prompts import FROM_IMAGES
+    from vpd.models.text import load_text_encoder
 
     reads_text = spec.model.prompt.strategy in FROM_IMAGES
     _check_checkpoint(checkpoint, reads_text)
     model = VPD(
         spec,
-        load_unet(checkpoint, spec.model.unet),
+        load_denoiser(checkpoint, spec.model.unet),
         load_vae(checkpoint),
         _count_classes(spec, weights),
         text=load_text_encoder(checkpoint, spec.model.prompt.length) if reads_text else None,
@@ -120,6 +121,8 @@ def _check_checkpoint(checkpoint: Path, reads_text: bool) -> None:
     if (checkpoint / MANIFEST).is_file():
         check_intact(checkpoint, "checkpoint")
         return
+    from vpd.models.diffusion import denoiser_part
+
     texts = sorted(path.name for path in checkpoint.glob("text_encoder*")) if reads_text else []
-    for part in ("unet", "vae", *texts):
+    for part in (denoiser_part(checkpoint), "vae", *texts):
         check_network(checkpoint, part)

@@ -46,7 +46,9 @@ def checkpoint_fingerprint(name: str, spec: CheckpointSpec, pretraining: Path) -
     if spec.source == "shipped":
         return _with_files(fingerprint(settings, SHIPPED_CODE), spec.path, [MANIFEST])
     if spec.source == "folder":
-        return _with_files(fingerprint(settings, CODE), spec.path, (*sd.FILES, *sd.HALF_FILES))
+        return _with_files(
+            fingerprint(settings, CODE), spec.path, (*sd.FILES, *sd.HALF_FILES, *sd.shards(Path(spec.path or "")))
+        )
     if spec.source == "file" and spec.path:
         path = Path(spec.path)
         made_from = _with_files(fingerprint(settings, FILE_CODE), str(path.parent), [path.name])
@@ -154,7 +156,7 @@ def _copy(source: Path, target: Path, family: sd.Family, link: bool = True) -> d
     for name in sd.pipeline_files(source, family):
         (target / name).parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):  # another disk, or a file system without hard links
-            if link and name in sd.WEIGHT_FILES:
+            if link and name.endswith(".safetensors"):
                 os.link(sd.at(source, name).resolve(), target / name)
                 continue
         shutil.copyfile(sd.at(source, name), target / name)

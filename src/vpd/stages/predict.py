@@ -48,8 +48,17 @@ def predict_pictures(
     from vpd.predict import predict
 
     names = class_names_of(spec, parts)
-    options = {"text": text, "scene": scene, "precision": precision}
-    return predict(spec, parts["weights"], parts["checkpoint"], images, out, names=names, **options)
+    return predict(
+        spec,
+        parts["weights"],
+        parts["checkpoint"],
+        images,
+        out,
+        text=text,
+        scene=scene,
+        names=names,
+        precision=precision,
+    )
 
 
 def find_parts(

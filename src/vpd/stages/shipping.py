@@ -41,8 +41,8 @@ Measured on {scenes} scenes that no dataset shows; each gives a prompt that name
 |---|---|---|---|---|---|---|
 {rows}
 
-- Thing, room: share of images in which another network, trained on scenes alone, finds what the prompt names. A thing counts as
-  found from the probability at which, in other scenes, that network finds as many things as there are.
+- Thing, room: share of images in which another network, trained on scenes alone, sharp and blurred, finds what the prompt
+  names. A thing counts as found from the probability at which, in other scenes, that network finds as many things as there are.
 - Fréchet distance: between that network's features of these images and of as many other real ones, in units of the variance of
   the real ones; lower is better.
 - Class names, words: area under the ROC curve of a class's cross-attention map against its pixels, in the form that VPD uses
