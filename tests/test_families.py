@@ -39,7 +39,7 @@ from vpd.training.optim import build_optimizer, parameter_groups
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
 
-TEXTS = ["a photo of a red ball", "the left box in the dining room"]
+TEXTS = ["A photo of a Red ball", "the left box in the dining room"]
 ACCURACY = 1e-5
 SD1, SD2, XL, SD3, PIXART = FAMILIES
 

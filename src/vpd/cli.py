@@ -133,7 +133,7 @@ def _everyday(commands: Commands) -> None:
     command.add_argument("--text", type=_text, help="what to look for (referring segmentation)")
     command.add_argument("--scene", help="kind of room, such as kitchen (depth)")
     command.add_argument(
-        "--precision", default="fp32", help="fp32 as in evaluation, or bf16: less memory, other digits"
+        "--precision", default="fp32", help="fp32 as in evaluation, or bf16: half the memory once loaded, other digits"
     )
     _uri(command)
     _params(command)

@@ -125,7 +125,7 @@ def load(
         scale: scale of the project, by default that of its params.yaml.
         uri: MLflow's tracking address, for registered models.
         device: such as ``cpu`` or ``cuda``; by default the GPU if there is one.
-        precision: ``fp32`` as in evaluation, or ``bf16``: half the memory, predictions that differ a little.
+        precision: ``fp32`` as in evaluation, or ``bf16``: half the memory once it is loaded, predictions that differ a little.
         spec: resolved spec that replaces the usual one.
         weights: weights that replace the usual ones.
         checkpoint: checkpoint that replaces the usual one.

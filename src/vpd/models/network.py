@@ -24,7 +24,7 @@ from vpd.models.text import load_text_encoder
 from vpd.models.transformer import FeatureTransformer, feature_network
 from vpd.utils.errors import UserError
 
-LATENT_CACHE_BYTES = 2 << 30  # holds the 21,899 training images of RefCOCOg
+LATENT_CACHE_BYTES = 1 << 30
 
 
 class VPD(Network):

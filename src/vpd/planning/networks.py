@@ -35,9 +35,8 @@ from vpd.pretrained.stable_diffusion import network_tensors
 from vpd.utils.digests import digest
 from vpd.utils.files import read_json
 
-Configs = dict[
-    str, dict[str, Any]
-]  # of ``unet`` or ``transformer``, ``vae`` and each ``text_encoder``, as their libraries write them
+Configs = dict[str, dict[str, Any]]
+"""Of ``unet`` or ``transformer``, ``vae`` and each ``text_encoder``, as their libraries write them."""
 Parts = Configs | BackboneSpec  # what a network is made of: a Stable Diffusion checkpoint, or a backbone
 CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
 """Classes of the real datasets by format: objectInfo150 of the scene parsing benchmark, and NYUv2's scenes (D4)."""

@@ -47,8 +47,8 @@ def load_network(
 ) -> TrainedNetwork:
     """Build a trained network; no file is unpickled.
 
-    Segmentation classes are numbered if no ``names`` are given. Without ``device`` it is on the GPU if there is one. In the
-    ``precision`` bf16 it takes half the memory, and half the time where the processor has units for it.
+    Segmentation classes are numbered if no ``names`` are given. Without ``device`` it is on the GPU if there is one. It is
+    loaded in single precision, and in the ``precision`` bf16 takes half of that memory afterwards.
     """
     dtype = pick(precision, PRECISIONS, "precision")
     state = _load_weights(weights, spec)
