@@ -26,7 +26,7 @@ demo: setup                               ## draw a room from a prompt with the 
 	vpd demo
 
 reproduce: setup                          ## make every table and figure with DVC
-	vpd preload dvc repro
+	vpd preload --ahead dvc repro
 
 snakemake: setup                          ## make the same with Snakemake, on all cores
 	snakemake --cores all

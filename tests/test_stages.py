@@ -16,7 +16,7 @@ from vpd.config.params import Params, load_params
 from vpd.config.paths import Paths
 from vpd.stages.data import prepare_dataset
 from vpd.stages.keys import forget_changed
-from vpd.stages.run import STAGES, Stopwatch, _output, run_stage
+from vpd.stages.run import STAGES, Stopwatch, output, run_stage
 from vpd.stages.training import evaluate_experiment, train_experiment, workers
 from vpd.training.runs import TIMING, gather_history, seed_folder
 from vpd.utils.devices import machine
@@ -153,7 +153,7 @@ def test_who_comes_second_waits_and_finds_the_stage_done(tmp_path, monkeypatch, 
     write_json(paths.timing(stage, name or "pretraining"), {})
     monkeypatch.setattr("vpd.stages.run.is_current", lambda *_: True)
     with ThreadPoolExecutor() as pool:
-        with exclusive(_output(stage, name, paths)):
+        with exclusive(output(stage, name, paths)):
             second = pool.submit(run_stage, stage, name, None, paths)
             waits = f"{stage} {name}".rstrip() + ": waiting for another process that is making it"
             wait_for(lambda: waits in capsys.readouterr().err)

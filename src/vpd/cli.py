@@ -153,6 +153,9 @@ def _everyday(commands: Commands) -> None:
 
     text = "run a command whose stages share one import of torch, such as vpd preload dvc repro"
     command = _command(commands, "preload", _preload, text)
+    command.add_argument(
+        "--ahead", action="store_true", help="train and evaluate ahead of it on the cores that it leaves idle"
+    )
     command.add_argument("command", nargs=argparse.REMAINDER, help="command with its arguments")
 
     command = _command(commands, "stale", _stale, "list every stage whose output does not belong to the present inputs")
@@ -362,6 +365,10 @@ def _preload(options: argparse.Namespace) -> None:
         raise UserError("preload needs a command, such as vpd preload dvc repro")
     if not usable_gpus():  # which a copied process could not use
         forkserver.start()
+        if options.ahead:
+            from vpd.stages import ahead
+
+            ahead.start()
     if options.command[0] == "dvc":
         from vpd.stages.engine import set_aside_damaged
 

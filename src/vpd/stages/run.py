@@ -143,8 +143,8 @@ STAGES: dict[str, Callable[..., Facts]] = {
 }
 
 
-def _output(stage: str, name: str, paths: Paths) -> Path:
-    """What only one job at a time may make; one whose results are in git is locked among the runs."""
+def output(stage: str, name: str, paths: Paths) -> Path:
+    """Return what only one job at a time may make; one whose results are in git is locked among the runs."""
     if stage in ("train", "evaluate"):
         return paths.runs(name if stage == "train" else f"{name}.evaluated")
     if stage == "measure":
@@ -159,7 +159,7 @@ def run_stage(stage: str, name: str, params: Params, paths: Paths, **options: ob
     process that does the same, and then finds it done.
     """
     job = name or WHOLE[stage]
-    with exclusive(_output(stage, name, paths), f"{stage} {name}".rstrip()):
+    with exclusive(output(stage, name, paths), f"{stage} {name}".rstrip()):
         if paths.timing(stage, job).is_file() and is_current(stage, name, params, paths):
             return f"{stage} {name}".rstrip() + " is up to date"
         watch = Stopwatch(stage, job, paths, job_key(stage, name, params, paths))

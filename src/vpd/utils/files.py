@@ -221,6 +221,13 @@ def exclusive(out: str | Path, what: str = "") -> Iterator[None]:
         yield
 
 
+def is_locked(out: str | Path) -> bool:
+    """Tell whether another process is making ``out``."""
+    with contextlib.suppress(Timeout), _acquire(Path(out), 0):
+        return False
+    return True
+
+
 def _acquire(path: Path, wait: float) -> AcquireReturnProxy:
     """Lock ``path``; whoever may write beside it may lock it, whatever the umask of the first one was."""
     path.parent.mkdir(parents=True, exist_ok=True)
