@@ -349,7 +349,7 @@ def test_the_adapter_adds_gamma_times_a_perceptron(checkpoint):
 # ------------------------------------------------------------------------------------------------------- seeds and sizes
 @shows(S10="seeds")
 def test_a_seed_decides_a_run(tmp_path):
-    assert experiment("seg-fast", scale="mini").seeds == params(scale="mini").block.seeds["claims"] == (0,)
+    assert experiment("seg-fast", scale="mini").seeds == params(scale="mini").block.seeds["ablations"] == (0,)
     runs = []
     for number, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(number)

@@ -272,7 +272,7 @@ def test_origin_names_the_layer_of_every_value():
         "training.milestones.half": ("0.5", "tasks.segmentation.schedules.fast"),
         "training.steps": ("300", "scales.mini.tasks.segmentation.schedules.fast"),
         "evaluation.multi_scale": ("true", "experiments.seg-fast"),
-        "seeds": ("[0]", "scales.mini.seeds.claims"),
+        "seeds": ("[0]", "scales.mini.seeds.ablations"),
         "training.precision": ('"fp32"', "default"),
         "checkpoint": ('"sd-1-5"', "experiments.seg-fast"),
     }  # fmt: skip

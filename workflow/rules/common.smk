@@ -29,7 +29,7 @@ PROTOCOL_CHOICE = f"{CHOICE} --protocol {PROTOCOL}"
 
 # Trainings that carry claims come first. Evaluations, of priority 0, come before the next training, but not where trainings
 # share several GPUs, of which an evaluation would leave all but one idle.
-ORDER = sorted(SPECS, key=lambda name: PARAMS.experiments[name].seeds != "claims")
+ORDER = sorted(SPECS, key=lambda name: PARAMS.experiments[name].seeds == "single")
 GPUS = max(PARAMS.resources(name).gpus for name in SPECS)
 PRIORITIES = {
     name: GPUS - 1 - (place + 1) / len(ORDER) for place, name in enumerate(ORDER)
