@@ -115,6 +115,22 @@ def takes(clone: Clone) -> str:
     return markdown(rows, "lrrrrrrrrrr")
 
 
+def where(clone: Clone) -> str:
+    """V100-hours by task, method and schedule, and of one more seed of what carries claims."""
+    lines = clone.params.experiments
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for name, line in lines.items():
+        groups.setdefault((line.task, line.method, line.schedule.split("-")[0]), []).append(name)
+    groups["everything", "", ""] = list(lines)
+    groups["each further seed of claims", "", ""] = [name for name, line in lines.items() if line.seeds == "claims"]
+    rows = [("task", "method", "schedule", "experiments", "training", "evaluation", "V100-hours")]
+    for (task, method, schedule), names in groups.items():
+        train, evaluate = (sum(clone.costs[name].hours[stage] for name in names) for stage in ("train", "evaluate"))
+        hours = (f"{value:,.1f}" for value in (train, evaluate, train + evaluate))
+        rows.append((task, method, schedule, str(len(names)), *hours))
+    return markdown(rows, "lllrrrr")
+
+
 def money(clone: Clone) -> str:
     """The price of each table on each kind of GPU."""
     rows: list[tuple[str, ...]] = [("", *(f"{name}, ${price:.2f} an hour" for name, (_, price) in GPUS.items()))]
@@ -125,7 +141,7 @@ def money(clone: Clone) -> str:
     return markdown(rows, "lrrr")
 
 
-PARTS: dict[str, Callable[[Clone], str]] = {"plan": plan, "data": data, "takes": takes, "money": money}
+PARTS: dict[str, Callable[[Clone], str]] = {"plan": plan, "data": data, "takes": takes, "where": where, "money": money}
 
 
 def gpu_hours(needs: dict[str, Estimate]) -> float:
