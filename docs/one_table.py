@@ -122,7 +122,9 @@ def where(clone: Clone) -> str:
     for name, line in lines.items():
         groups.setdefault((line.task, line.method, line.schedule.split("-")[0]), []).append(name)
     groups["everything", "", ""] = list(lines)
-    groups["each further seed of ablations and claims", "", ""] = [n for n, line in lines.items() if line.seeds != "single"]
+    groups["each further seed of ablations and claims", "", ""] = [
+        n for n, line in lines.items() if line.seeds != "single"
+    ]
     rows = [("task", "method", "schedule", "experiments", "training", "evaluation", "V100-hours")]
     for (task, method, schedule), names in groups.items():
         train, evaluate = (sum(clone.costs[name].hours[stage] for name in names) for stage in ("train", "evaluate"))

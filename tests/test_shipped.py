@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -121,14 +122,30 @@ def test_damaged_or_unfit_weights_are_one_sentence(shipped, damage, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_values_beyond_half_precision_are_refused(made, tmp_path):
-    shutil.copytree(made, tmp_path / "large")
-    state = load_file(tmp_path / "large" / WEIGHTS)
-    state["norm.weight"][0] = 1e6
-    save_file(state, tmp_path / "large" / WEIGHTS)
-    with pytest.raises(UserError, match=r"norm\.weight has values that half precision cannot hold"):
-        ship(tmp_path / "large", tmp_path / "out", RECIPE, {})
+@pytest.mark.parametrize("value", [70000.0, -1e30])
+def test_a_tensor_beyond_half_precision_stays_in_single(made, tmp_path, value):
+    _edit(made, tmp_path / "large", value)
+    ship(tmp_path / "large", tmp_path / "out", RECIPE, {})
+    state, before = load_file(tmp_path / "out" / WEIGHTS), load_file(tmp_path / "large" / WEIGHTS)
+    assert torch.equal(state.pop("norm.weight"), before["norm.weight"])
+    assert state
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(made, tmp_path, value):
+    _edit(made, tmp_path / "broken", value)
+    with pytest.raises(UserError, match=r"norm\.weight has values that are not finite"):
+        ship(tmp_path / "broken", tmp_path / "out", RECIPE, {})
     assert not (tmp_path / "out").exists()
+
+
+def _edit(made: Path, copy: Path, value: float) -> None:
+    """Copy a folder with another first number of the tensor norm.weight."""
+    shutil.copytree(made, copy)
+    state = load_file(copy / WEIGHTS)
+    state["norm.weight"][0] = value
+    save_file(state, copy / WEIGHTS)
 
 
 def test_a_recipe_lists_what_decides_the_weights_and_nothing_else():

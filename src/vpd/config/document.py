@@ -67,7 +67,8 @@ class Experiment(Layer, Named):
     task: Task
     """Which task, and so which layers."""
     seeds: str
-    """One of the scale's lists of `seeds`: `ablations` where small differences count, `claims` for other short runs that are compared, `single` for long ones."""
+    """One of the scale's lists of `seeds`: `ablations` where small differences count, `claims` for other short runs that are
+    compared, `single` for long ones."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- scale

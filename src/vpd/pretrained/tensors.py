@@ -89,15 +89,21 @@ def _read(path: Path) -> object:
 
 
 def write_half(source: Path, target: Path) -> None:
-    """Copy a safetensors file with its single-precision tensors in half precision; UserError if one does not fit."""
+    """Copy a safetensors file with the single-precision tensors that half precision can hold in half precision.
+
+    UserError if one is not finite.
+    """
     with safe_open(source, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    halved = {name: x.half() if x.dtype == torch.float32 else x for name, x in tensors.items()}
-    if lost := [name for name, x in halved.items() if not x.isfinite().all()]:
-        raise UserError(
-            f"{source}: {lost[0]} has values that half precision cannot hold; train with a lower learning rate"
-        )
-    save_file(halved, target, metadata)
+    if broken := [name for name, x in tensors.items() if not x.isfinite().all()]:
+        raise UserError(f"{source}: {broken[0]} has values that are not finite; train with a lower learning rate")
+    save_file({name: _halved(x) for name, x in tensors.items()}, target, metadata)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """Return a tensor in half precision, or as it is if it has large values, as variances of a batch norm may be."""
+    half = tensor.half() if tensor.dtype == torch.float32 else tensor
+    return half if half.isfinite().all() else tensor
 
 
 def apply_rules(rules: Rules, name: str) -> str | None:
