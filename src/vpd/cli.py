@@ -142,7 +142,7 @@ def _everyday(commands: Commands) -> None:
 
     command = _command(commands, "demo", _demo, "draw a room from a prompt and show what the networks see in it")
     command.add_argument("--prompt", help="what to draw (default: the first of measures.sample_prompts)")
-    command.add_argument("--seed", type=int, default=0, help="another room for each number (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=6, help="another room for each number (default: %(default)s)")
     out = Path("predictions/demo.png")
     command.add_argument("--out", type=Path, default=out, metavar="FILE", help="PNG to write (default: %(default)s)")
     _params(command)
