@@ -83,6 +83,7 @@ def test_every_row_is_there_with_finite_numbers(tmp_path):
     assert len({line.count("|") for line in table}) == 1
 
 
+@pytest.mark.slow
 def test_what_has_no_time_says_so(jobs, gpu):
     rows = list(jobs.run(gpu.plan(gpu.narrow_bench()), time.monotonic()))
     assert {row["result"] for row in rows} == {"not run: time"}
