@@ -17,7 +17,7 @@ from vpd.config.document import SCHEMA, Document, Experiment, Layer, ProtocolLay
 from vpd.config.experiment import Named, Task
 from vpd.config.paths import shipped
 from vpd.config.reported import load_reported
-from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Small, Spec
+from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Small, Spec, VPDModel
 from vpd.config.tables import check_layout
 from vpd.utils.documents import read_yaml
 from vpd.utils.errors import UserError, nearest, pick
@@ -277,11 +277,22 @@ class Params:
         for task in self.document.tasks:
             self._check_names(task)
         for name in self.experiments:
-            self.resolve(name)
+            self._check_prompt(self.resolve(name))
             self.resources(name)
         self.check_released()
         self.check_tables()
         self.check_registered()
+
+    def _check_prompt(self, spec: Spec) -> None:
+        """Refuse prompts that are longer than what a text encoder reads that was pre-trained small."""
+        if not isinstance(spec.model, VPDModel) or spec.checkpoint not in self.milestones:
+            return
+        maker = self.shipped("shipped") if self.block.shipped else self
+        assert maker.pretraining.text is not None  # the schema demands it where there are milestones
+        if spec.model.prompt.length > (limit := maker.pretraining.text.length):
+            found = f"model.prompt.length is {spec.model.prompt.length}"
+            reads = f"the text encoder of {spec.checkpoint} reads {limit} tokens (scales.{maker.scale}.pretraining.text.length)"
+            raise UserError(f"{self.source}: {spec.name}: {found}, but {reads}; lower it")
 
     def check_tables(self) -> None:
         """Look up what tables, figures, questions and claims name."""
