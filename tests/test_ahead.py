@@ -90,26 +90,24 @@ def test_what_is_current_or_made_by_another_process_is_left_alone(project):
     assert begun.index(ORDER[7]) >= 5
 
 
-@pytest.mark.parametrize("stage", ["data", "checkpoint", "train"])
+@pytest.mark.parametrize("stage", ["data", "checkpoint"])
 def test_a_job_waits_until_all_that_it_needs_is_current(project, stage):
     """Of the first job in the order that needs it; those of other inputs come before it."""
     job = next(job for job in ORDER if needs(job, stage))
     missing = project / "made" / needs(job, stage)
-    missing.unlink(missing_ok=True)
+    missing.unlink()
     begun = []
     for one in ahead_of_dvc():
         begun.append(one)
         if len(begun) == 3:
             missing.touch()
     assert sorted(begun) == sorted(ORDER)
-    assert stage == "train" or begun.index(job) >= 3
+    assert begun.index(job) >= 3
 
 
 def needs(job: tuple[str, str], stage: str) -> str:
     """Name of what a job needs of a stage's output, empty if nothing."""
     line = PARAMS.experiments[job[1]]
-    if stage == "train":
-        return f"train@{job[1]}" if job[0] == "evaluate" else ""
     if stage == "data":
         return f"data@{PARAMS.resolve(job[1]).dataset}"
     return f"checkpoint@{line.checkpoint}" if line.checkpoint in PARAMS.checkpoints else ""
@@ -122,6 +120,13 @@ def test_as_many_run_at_once_as_cores_are_idle(project):
     (project / "go").touch()
     assert first == [ORDER[0], ORDER[2]]  # an evaluation waits for its training
     assert len([*first, *begun]) == len(ORDER)
+
+
+@pytest.mark.parametrize(("cores", "gibibytes", "idle"), [(1, 64, 0), (2, 24, 1), (64, 24, 7), (2, 2, 0), (8, 5, 0)])
+def test_cores_are_idle_only_where_there_is_memory_for_their_jobs(monkeypatch, cores, gibibytes, idle):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": gibibytes << 18, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert ahead.idle_cores() == idle
 
 
 def test_a_lock_is_seen_and_left_as_it_was(tmp_path):

@@ -35,7 +35,7 @@ def start() -> None:
 def idle_cores() -> int:
     """Count the cores that a workflow of one job leaves idle, and for whose jobs there is memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(len(os.sched_getaffinity(0)) - 1, memory // MEMORY - 1)
+    return max(0, min(len(os.sched_getaffinity(0)), memory // MEMORY) - 1)
 
 
 def jobs(params: Params) -> dict[Job, list[Job]]:
@@ -59,7 +59,7 @@ def work(params: Params, paths: Paths, count: int) -> Iterator[Job]:
     while pending:
         running = [process for process in running if process.poll() is None]
         ready = (job for job, needed in pending.items() if all(is_current(*each, params, paths) for each in needed))
-        if len(running) == count or (job := next(ready, None)) is None:
+        if len(running) >= count or (job := next(ready, None)) is None:
             time.sleep(PAUSE)
             continue
         del pending[job]
