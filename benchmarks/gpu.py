@@ -207,19 +207,26 @@ def recipe(bench: Bench, task: str, end: float) -> Iterator[Row]:
 
 def drift(bench: Bench, task: str, end: float) -> Iterator[Row]:
     """Compare features, and the losses of training from the same start, with those of fp32 without TF32."""
-    expected, curve = learn(bench, task, "fp32", (time.monotonic() + end) / 2)
+    modes = ("bf16", DEFAULT, "tf32")
+    expected, curve = learn(bench, task, "fp32", until(end, 1 + len(modes)))
     result = f"loss {curve[0]:.4g}, {curve[-1]:.4g} in step {len(curve)}"
     yield {"case": f"{task}, fp32", "losses": curve, "result": result}
-    for mode in (DEFAULT, "tf32", "bf16"):
+    for left, mode in zip(range(len(modes), 0, -1), modes, strict=True):
         case = {"case": f"{task}, {mode}"}
         if time.monotonic() > end:
             yield case | {"result": NOT_RUN}
             continue
-        found, losses = learn(bench, task, mode, end)
+        found, losses = learn(bench, task, mode, until(end, left))
         levels = [((x - y).norm() / y.norm()).item() for x, y in zip(found, expected, strict=True)]
         off = max(abs(a - b) / abs(b) for a, b in zip(losses, curve, strict=False))
         result = f"features {', '.join(f'{x:.1e}' for x in levels)}; losses {off:.1e} in {min(len(losses), len(curve))} steps"
         yield case | {"levels": levels, "losses": losses, "result": result}
+
+
+def until(end: float, sharers: int) -> float:
+    """Return the end of the first of equal shares of the time that is left."""
+    now = time.monotonic()
+    return now + (end - now) / sharers
 
 
 def learn(bench: Bench, task: str, mode: str, end: float) -> tuple[list[torch.Tensor], list[float]]:
@@ -292,14 +299,18 @@ def main() -> int:
     options.add_argument("--minutes", type=float, default=9.0, help="for everything (default 9)")
     options.add_argument("--spent", type=float, default=0.0, help="seconds of them that are gone")
     options.add_argument("--narrow", action="store_true", help="narrow networks, to see that it runs")
+    options.add_argument("--parts", nargs="+", metavar="PART", help="run only these, such as drift or \"24 GB recipe\"")
     options.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder of gpu.md and gpu.json")
     given = options.parse_args()
     # Imports count too, and take about as long as they compute.
     end = time.monotonic() + 60 * given.minutes - given.spent - time.process_time() - LATE
     warnings.filterwarnings("ignore")  # one for each operation that has no deterministic form on a GPU
     bench = narrow_bench() if given.narrow else true_bench()
+    parts = plan(bench)
+    if unknown := set(given.parts or ()) - parts.keys():
+        raise UserError(f"--parts: there is no {', '.join(sorted(unknown))}; the parts are {', '.join(parts)}")
     table = Table(given.out / "gpu", COLUMNS, about())
-    for row in run(plan(bench), end):
+    for row in run({part: parts[part] for part in given.parts or parts}, end):
         table.add(row)
     return int(table.failed)
 

@@ -106,7 +106,9 @@ def read_csv(path: Path, columns: Iterable[str], cure: str) -> pd.DataFrame:
     if missing:
         raise UserError(f"{path} has no column '{missing[0]}' (columns: {', '.join(frame.columns)}); {cure}")
     for column in columns:
-        if column in NUMBERS and not pd.api.types.is_numeric_dtype(frame[column]):
+        if frame.empty and column in NUMBERS:  # pandas takes a column without values for text
+            frame[column] = frame[column].astype(float)
+        elif column in NUMBERS and not pd.api.types.is_numeric_dtype(frame[column]):
             raise UserError(f"{path} has a text in its column '{column}', which holds numbers; {cure}")
     for name in frame.select_dtypes(exclude="number"):
         frame[name] = frame[name].replace(f"^'(?={FORMULA.pattern})", "", regex=True)
