@@ -299,7 +299,7 @@ def main() -> int:
     options.add_argument("--minutes", type=float, default=9.0, help="for everything (default 9)")
     options.add_argument("--spent", type=float, default=0.0, help="seconds of them that are gone")
     options.add_argument("--narrow", action="store_true", help="narrow networks, to see that it runs")
-    options.add_argument("--parts", nargs="+", metavar="PART", help="run only these, such as drift or \"24 GB recipe\"")
+    options.add_argument("--parts", nargs="+", metavar="PART", help='run only these, such as drift or "24 GB recipe"')
     options.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder of gpu.md and gpu.json")
     given = options.parse_args()
     # Imports count too, and take about as long as they compute.

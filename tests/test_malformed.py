@@ -522,3 +522,10 @@ def test_a_size_that_no_image_has_is_refused(put, size):
 def test_csv_of_text_in_a_column_of_numbers_is_refused(put):
     path = put("cells.csv", CELLS.replace("1.5", "many").encode())
     assert "has a text in its column 'value'" in sentence_of(read_cells, path, "text")
+
+
+def test_csv_without_lines_has_columns_of_numbers(put):
+    # Shipped weights have no history of a pre-training.
+    curves = read_curves(put("history.csv", b"phase,step,loss\n"), ("phase", "step", "loss"))
+    assert curves.empty
+    assert curves[["step", "loss"]].dtypes.tolist() == ["float64", "float64"]

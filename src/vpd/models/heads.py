@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vpd.config.schema import HeadSpec, Spec
 from vpd.models.base import Features, Size
+from vpd.models.resize import resize
 from vpd.utils.errors import UserError
 
 
@@ -26,11 +27,6 @@ def conv_norm_relu(inputs: int, outputs: int, side: int = 3) -> nn.Sequential:
     """Make a convolution without bias, batch norm and ReLU."""
     layers = OrderedDict(conv=conv(inputs, outputs, side, bias=False), bn=nn.BatchNorm2d(outputs), relu=nn.ReLU())
     return nn.Sequential(layers)
-
-
-def _resized(x: Tensor, size: Size | torch.Size, corners: bool = False) -> Tensor:
-    """Resize (batch, c, h, w) bilinearly; ``corners``: the centres of the corner pixels stay corners."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=corners)
 
 
 def _initialise(part: nn.Module, rule: str = "kaiming", std: float = 0.01) -> None:
@@ -93,7 +89,7 @@ class SemanticFPN(nn.Module):
         """Return logits (batch, classes, h, w) at the finest level's size, whatever the image ``size``."""
         total, *coarser = (head(x) for head, x in zip(self.scale_heads, self.neck(features.maps), strict=True))
         for x in coarser:
-            total = total + _resized(x, total.shape[-2:])
+            total = total + resize(x, total.shape[-2:])
         return self.conv_seg(self.dropout(total))
 
 
@@ -115,7 +111,7 @@ class PyramidPooling(nn.Module):
                 "raise training.batch_size, lower training.accumulate or set training.drop_last"
             )
         pooled = [
-            _resized(branch(F.adaptive_avg_pool2d(x, scale)), size)
+            resize(branch(F.adaptive_avg_pool2d(x, scale)), size)
             for branch, scale in zip(self.branches, self.scales, strict=True)
         ]
         return self.bottleneck(torch.cat([x, *pooled], dim=1))
@@ -143,10 +139,10 @@ class UPerNet(nn.Module):
         sums = [lateral(x) for lateral, x in zip(self.lateral_convs, maps[:-1], strict=True)]
         sums.append(self.pooling(maps[-1]))
         for fine in range(len(sums) - 2, -1, -1):
-            sums[fine] = sums[fine] + _resized(sums[fine + 1], sums[fine].shape[-2:])
+            sums[fine] = sums[fine] + resize(sums[fine + 1], sums[fine].shape[-2:])
         levels = [smooth(x) for smooth, x in zip(self.fpn_convs, sums[:-1], strict=True)] + [sums[-1]]
         finest = levels[0].shape[-2:]
-        fused = self.fuse(torch.cat([levels[0], *(_resized(x, finest) for x in levels[1:])], dim=1))
+        fused = self.fuse(torch.cat([levels[0], *(resize(x, finest) for x in levels[1:])], dim=1))
         return self.conv_seg(self.dropout(fused))
 
 
@@ -156,7 +152,7 @@ class _Fuse(nn.Module):
         self.mix = nn.Sequential(conv_norm_relu(inputs, width), conv_norm_relu(width, width))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        return self.mix(torch.cat([_resized(coarse, fine.shape[-2:], corners=True), fine], dim=1))
+        return self.mix(torch.cat([resize(coarse, fine.shape[-2:], corners=True), fine], dim=1))
 
 
 class SimpleDecoding(nn.Module):
@@ -175,7 +171,7 @@ class SimpleDecoding(nn.Module):
         x = features.maps[-1]
         for fuse, fine in zip(self.fuse, features.maps[-2::-1], strict=True):
             x = fuse(x, fine)
-        return _resized(self.classify(x), size, corners=True)
+        return resize(self.classify(x), size, corners=True)
 
 
 class DepthDecoder(nn.Module):
@@ -218,7 +214,7 @@ class DepthDecoder(nn.Module):
         x = x[:, :, : size[0] // self.grid, : size[1] // self.grid]
         x = self.conv_layers(self.deconv_layers(x))
         for _ in range(self.doublings):
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = resize(x, [2 * side for side in x.shape[-2:]])
         return torch.sigmoid(self.last_layer_depth(x)) * self.max_depth
 
 

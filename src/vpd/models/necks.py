@@ -3,10 +3,10 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpd.models.base import Size
+from vpd.models.resize import resize
 
 STRIDES = [4, 8, 16, 32]
 
@@ -66,7 +66,7 @@ def _resample(x: Tensor, stride: int, base: int, size: Size) -> Tensor:
     for axis, extent in enumerate(extents, start=2):
         last = x.narrow(axis, x.shape[axis] - 1, 1)
         x = torch.cat([x] + [last] * (extent // stride - x.shape[axis]), dim=axis)
-    x = F.interpolate(x, size=[extent // base for extent in extents], mode="bilinear", align_corners=False)
+    x = resize(x, [extent // base for extent in extents])
     return x[:, :, : -(-size[0] // base), : -(-size[1] // base)]
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpd.config.schema import LossSpec
+from vpd.models.resize import resize
 
 IGNORED = 255
 
@@ -17,7 +18,7 @@ def cross_entropy(spec: LossSpec, logits: Tensor, batch: dict) -> Tensor:
     """
     label = batch["label"]
     if logits.shape[-2:] != label.shape[-2:]:
-        logits = F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
+        logits = resize(logits, label.shape[-2:])
     weights = torch.tensor(spec.class_weights or [1.0] * logits.shape[1], device=logits.device)
     loss = F.cross_entropy(logits.float(), label, weight=weights, ignore_index=IGNORED, reduction="sum")
     if spec.average == "all-pixels":
