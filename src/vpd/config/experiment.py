@@ -315,7 +315,7 @@ class TrainingSpec(Frozen):
     milestones: dict[Name, Annotated[float, Field(gt=0.0, le=1.0)]]
     """Name -> share of all steps at which weights are saved and evaluated, such as `{half: 0.5, final: 1.0}` (G5)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of training."""
+    """Number format of training: `bf16` computes most products in it, and keeps weights, sums and optimizer in fp32 (docs/gpu.md has the drift)."""
     gradient_checkpointing: bool = False
     """Compute parts of the forward pass twice to save memory."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
