@@ -25,6 +25,7 @@ from vpd.planning.networks import CLASSES, FORMATS, build, make_batch, read_part
 from vpd.pretrained.stable_diffusion import configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer
+from vpd.utils.processes import return_freed_memory
 
 TASKS = {"seg": "seg-full", "refer": "refcoco-full", "depth": "depth-full"}
 PHASES = ("build", "evaluation", "encoder", "U-Net", "head", "loss", "backward", "AdamW")
@@ -79,6 +80,7 @@ def peak() -> float:
 def step(spec: Spec, parts: dict[str, dict], threads: int) -> tuple[dict, dict[str, float], float]:
     """Seconds (wall, processor) and peak GiB by phase, and the loss, of one evaluation pass and one training step."""
     torch.set_num_threads(threads)
+    return_freed_memory()
     torch.manual_seed(0)
     classes, clock = CLASSES[FORMATS[spec.task]], Clock()
     with clock.phase("build"):

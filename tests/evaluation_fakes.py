@@ -146,8 +146,8 @@ def made_from(spec: Spec, seed: int) -> Fingerprint:
 class Experiment:
     """Runs (written if they are not there), places and a way to evaluate one small experiment without attention."""
 
-    def __init__(self, folder: Path, task: str = "referring") -> None:
-        self.spec, self.folder, self.runs = silent(make_spec(task)), folder, folder / "runs"
+    def __init__(self, folder: Path, task: str = "referring", evaluation: dict | None = None) -> None:
+        self.spec, self.folder, self.runs = silent(make_spec(task, evaluation)), folder, folder / "runs"
         self.model, self.data = SmallModel(task), Drawings(task)
         if not self.runs.exists():
             write_runs(self.spec, self.runs)

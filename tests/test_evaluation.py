@@ -36,6 +36,7 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, fingerprint
 from vpd.utils.progress import Progress
+from vpd.utils.tensors import PRECISIONS
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -196,6 +197,20 @@ def test_each_result_is_that_of_its_own_weights(tmp_path):
         with torch.inference_mode():
             expected = dict(evaluate_depth(model, map(experiment.data.sample, range(5)), experiment.spec, 0))
         assert result["metrics"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_bf16_is_used_only_if_asked_for_and_scores_nearly_the_same(tmp_path):
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        experiment = Experiment(tmp_path / precision, "depth", evaluation={"precision": precision})
+        types = set()
+        experiment.model.register_forward_hook(lambda _, given, made, types=types: types.add(made.dtype))
+        experiment.evaluate()
+        assert types == {PRECISIONS[precision]}
+        results = read_metrics(evaluated(tmp_path / precision / "out", experiment.spec.name).metrics)
+        scores[precision] = [result["metrics"]["rmse"] for result in results]
+    assert scores["bf16"] == pytest.approx(scores["fp32"], rel=0.02)
+    assert scores["bf16"] != scores["fp32"]
 
 
 def test_evaluating_twice_gives_the_same_bytes_since_dropout_is_off(tmp_path):

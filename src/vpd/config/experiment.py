@@ -315,7 +315,7 @@ class TrainingSpec(Frozen):
     milestones: dict[Name, Annotated[float, Field(gt=0.0, le=1.0)]]
     """Name -> share of all steps at which weights are saved and evaluated, such as `{half: 0.5, final: 1.0}` (G5)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of training: `bf16` computes most products in it, and keeps weights, sums and optimizer in fp32 (docs/gpu.md has the drift)."""
+    """Number format of training; with `bf16` weights, sums and optimizer stay in fp32 (drift: docs/gpu.md)."""
     gradient_checkpointing: bool = False
     """Compute parts of the forward pass twice to save memory."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
@@ -343,6 +343,8 @@ class EvaluationSpec(Frozen):
 
     batch_size: PositiveInt
     """Network inputs at once; changes no result but the last bits."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the network; `bf16` is faster where the machine has it, and gives other digits (docs/gpu.md)."""
     best: bool = False
     """Report the best milestone as well, chosen on the reported split itself, which flatters it (R6, D14)."""
     panels: PositiveInt = 4

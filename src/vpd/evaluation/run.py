@@ -31,7 +31,7 @@ from vpd.utils.files import locked, read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, read_manifest
 from vpd.utils.processes import beside
 from vpd.utils.progress import Progress
-from vpd.utils.tensors import read_safetensors
+from vpd.utils.tensors import PRECISIONS, read_safetensors
 
 if TYPE_CHECKING:
     from vpd.models.monocular import Monocular
@@ -90,7 +90,7 @@ def measure(spec: Spec, model: Network, dataset: Dataset, pairs: list[Pair], run
     progress = _progress(spec, dataset, len(pairs), len(pairs) - len(missing))
     for seed, milestone in missing:
         torch.manual_seed(seed)  # latents may be samples (S2), which must not depend on what was measured before
-        step = load_run(model, seed_folder(runs, seed), milestone)
+        step = load_run(model, seed_folder(runs, seed), milestone, spec.evaluation.precision)
         samples = load_samples(dataset, spec.training.workers, progress, f"seed {seed} {milestone}")
         values = EVALUATORS[spec.task](predictor(spec, model), samples, spec, len(dataset.classes))
         write_json(_result_path(folder, (seed, milestone)), _result(seed, milestone, step, values))
@@ -105,7 +105,7 @@ def conclude(
     results = [read_json(_result_path(state, pair)) for pair in all_pairs(spec)]
     results += [best_of(spec, results, seed) for seed in spec.seeds if spec.evaluation.best]
     torch.manual_seed(spec.seeds[0])
-    load_run(model, seed_folder(runs, spec.seeds[0]), "final")
+    load_run(model, seed_folder(runs, spec.seeds[0]), "final", spec.evaluation.precision)
     final = read_json(_result_path(state, (spec.seeds[0], "final")))
     draw_panels(spec, model, predictor(spec, model), dataset, final["metrics"], out.panels)
     write_results(spec, results, runs, made_from, out)
@@ -147,14 +147,14 @@ def _result_path(folder: Path, pair: Pair) -> Path:
     return folder / f"seed{pair[0]}-{pair[1]}.json"
 
 
-def load_run(model: Network, run: Path, milestone: str) -> int:
-    """Load the weights of a milestone into ``model``, put it in eval mode and return its training step."""
+def load_run(model: Network, run: Path, milestone: str, precision: str = "fp32") -> int:
+    """Load the weights of a milestone into ``model`` for evaluation in ``precision``, and return its training step."""
     manifest, path = read_manifest(run, "milestones"), run / f"{milestone}.safetensors"
     listed = manifest["files"].get(path.name)
     if milestone not in manifest["milestones"] or not path.is_file() or sha256(path) != listed:
         raise UserError(f"{path} is missing or not the file that {run / 'manifest.json'} lists; run train again")
     model.load_trained_state(read_safetensors(path, "run train again"))
-    model.to(device_type()).eval()
+    model.to(device_type(), PRECISIONS[precision]).eval()
     return manifest["milestones"][milestone]
 
 

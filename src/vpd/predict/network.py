@@ -17,14 +17,13 @@ from vpd.utils.devices import device_type
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, pick
 from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, check_intact, read_manifest
-from vpd.utils.tensors import read_safetensors
+from vpd.utils.tensors import PRECISIONS, read_safetensors
 
 CLASSIFIERS = dict.fromkeys(("semantic-fpn", "upernet"), "head.conv_seg.bias") | {
     "simple-decoding": "head.classify.bias"
 }
 """Head -> the tensor with one number per class."""
 EMBEDDINGS = "class_embeddings"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

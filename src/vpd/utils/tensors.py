@@ -4,11 +4,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vpd.utils.errors import UserError, curable
 from vpd.utils.files import AGAIN, readable
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""In which a network can be evaluated."""
 
 
 def read_safetensors(path: Path, cure: str = AGAIN) -> dict[str, Tensor]:
