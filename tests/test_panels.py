@@ -7,10 +7,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from evaluation_fakes import CLASSES, Drawings, SmallModel, make_spec
+from families import write_family
 from vpd.evaluation.attention import attention_of, class_words, records_attention, sentence_words
 from vpd.evaluation.drawing import palette
 from vpd.evaluation.panels import coloured, draw_panels, legend_classes, spread
 from vpd.evaluation.run import predictor
+from vpd.models.extractor import FeatureExtractor
+from vpd.models.network import build_vpd
+from vpd.models.text import load_text_encoder
 from vpd.pretraining.clip import train_tokenizer
 
 METRICS = {
@@ -124,3 +128,29 @@ def test_words_of_a_sentence_average_the_maps_of_their_pieces():
     assert [word for word, _ in words] == ["the", "cat"]
     means = [word[1][0, 0].item() for word in words]
     assert means == pytest.approx([np.mean(range(1, first + 1)), np.mean(range(first + 1, len(pieces) + 1))])
+
+
+@pytest.fixture(scope="module")
+def pixart(tmp_path_factory):
+    return write_family("pixart-alpha", tmp_path_factory.mktemp("pixart"))
+
+
+@torch.no_grad()
+def test_attention_of_a_transformer_is_that_of_its_blocks_though_the_head_sees_a_pyramid(pixart):
+    spec = make_spec("segmentation", model={"adapter": {"enabled": False}})
+    model = build_vpd(spec, pixart, CLASSES).eval()
+    image = torch.rand(2, 3, 32, 48)
+    (maps,) = FeatureExtractor(pixart)(image, classes=CLASSES).attention
+    expected = F.interpolate(maps, (32, 48), mode="bilinear")
+    batch = {"image": image * 2 - 1, "key": ["a", "b"]}
+    torch.testing.assert_close(attention_of(model)(batch), expected, rtol=1e-4, atol=1e-5)
+    assert not model.unet._forward_hooks
+
+
+def test_words_of_a_sentence_that_t5_reads_average_the_maps_of_their_pieces(pixart):
+    tokenizer = load_text_encoder(pixart).tokenizer
+    sample = {**Drawings("referring").sample(0), "text": "Red zebra ball"}
+    maps = torch.arange(12.0).view(1, 12, 1, 1).expand(1, 12, 4, 4)
+    assert tokenizer.tokenize("red zebra ball") == ["▁red", "▁", *"zebra", "▁ball"]
+    words = sentence_words(sample, lambda batch: maps, tokenizer, 12)
+    assert [(word, heat[0, 0].item()) for word, heat in words] == [("red", 0), ("zebra", 3.5), ("ball", 7)]

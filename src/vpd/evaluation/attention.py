@@ -1,20 +1,24 @@
-"""``attention.png``: where the U-Net's cross-attention looks for each word, laid over the image (Figure 5)."""
+"""``attention.png``: where a U-Net's or transformer's attention looks for each word, laid over the image (Figure 5)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import T5Tokenizer
 
 from vpd.config.schema import SegmentationSpec, Spec, VPDModel
 from vpd.evaluation.drawing import LINE, FigureGrid, caption, pixels, show
 from vpd.evaluation.inference import Predict, to_model
 from vpd.evaluation.scores import IGNORED
 from vpd.evaluation.windows import SlidingWindow, resize, scaled_image
+from vpd.models.text import WORD_END, WORD_START
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -36,12 +40,25 @@ def attention_of(model: VPD) -> Predict:
     """Return ``model``'s attention (B, L, H, W) as a function of a batch: the mean over levels at the input's size."""
 
     def predict(batch: dict) -> Tensor:
-        levels = [maps.float() for maps in model.features(to_model(batch, model)).attention if maps is not None]
+        levels = [maps.float() for maps in _recorded(model, to_model(batch, model)) if maps is not None]
         size = batch["image"].shape[-2:]
         enlarged = [F.interpolate(maps, size, mode="bilinear", align_corners=False) for maps in levels]
         return torch.stack(enlarged).mean(0).cpu()
 
     return predict
+
+
+def _recorded(model: VPD, batch: dict) -> list[Tensor | None]:
+    """Return the attention that the network itself records: behind a transformer's pyramid there is none (U5)."""
+    if getattr(model, "neck", None) is None:
+        return model.features(batch).attention
+    found: list[list[Tensor | None]] = []
+    handle = model.unet.register_forward_hook(lambda module, given, result: found.append(result[1]))
+    try:
+        model.features(batch)
+    finally:
+        handle.remove()
+    return found[-1]
 
 
 def class_words(sample: dict, attention: Predict, spec: SegmentationSpec, classes: list[str]) -> list[Word]:
@@ -58,19 +75,30 @@ def class_words(sample: dict, attention: Predict, spec: SegmentationSpec, classe
     return [(classes[index], maps[index]) for index in order[: int((areas > 0).sum())].tolist()]
 
 
-def sentence_words(sample: dict, attention: Predict, tokenizer: CLIPTokenizer, length: int) -> list[Word]:
+def sentence_words(sample: dict, attention: Predict, tokenizer: CLIPTokenizer | T5Tokenizer, length: int) -> list[Word]:
     """Return the words of the expression in order, each with the mean map of its tokens."""
     texts = {"text": [sample["text"]], "id": [sample["id"]], "key": [sample["image_id"]]}
     maps = attention({"image": sample["image"][None], **texts})[0]
-    ids = tokenizer(sample["text"], truncation=True, max_length=length).input_ids
-    words, places = [], []
+    places = (_t5_places if isinstance(tokenizer, T5Tokenizer) else _clip_places)(tokenizer, sample["text"], length)
+    return [(word, maps[numbers].mean(0)) for word, numbers in places]
+
+
+def _clip_places(tokenizer: Any, text: str, length: int) -> Iterator[tuple[str, list[int]]]:
+    """Yield the words that CLIP reads, with the numbers of their tokens; the last token of a word says so."""
+    ids, places = tokenizer(text, truncation=True, max_length=length).input_ids, list[int]()
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)[1:-1], start=1):  # without [BOS] and [EOS]
         places.append(place)
-        if token.endswith("</w>"):
-            word = str(tokenizer.decode([ids[place] for place in places])).strip()
-            words.append((word, maps[places].mean(0)))
+        if token.endswith(WORD_END):
+            yield str(tokenizer.decode([ids[place] for place in places])).strip(), places
             places = []
-    return words
+
+
+def _t5_places(tokenizer: Any, text: str, length: int) -> Iterator[tuple[str, list[int]]]:
+    """Yield the words that T5 reads in lower case (U7); the first token of a word says so."""
+    tokens = tokenizer.tokenize(text.lower())[: length - 1]
+    starts = [place for place, token in enumerate(tokens) if token.startswith(WORD_START)]
+    for start, end in pairwise([*starts, len(tokens)]):
+        yield "".join(tokens[start:end]).removeprefix(WORD_START), list(range(start, end))
 
 
 def overlay(image: Tensor, attention: Tensor) -> np.ndarray:
