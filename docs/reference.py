@@ -37,6 +37,7 @@ SECTIONS = {
     "DatasetSpec": ("Datasets of a scale", "datasets.<name>."),
     "PretrainingSpec": ("Pre-training of a scale", "pretraining."),
     "CheckpointSpec": ("Checkpoints of a scale", "checkpoints.<name>."),
+    "DiffusionSpec": ("Other diffusion models of a scale", "diffusion.<name>."),
     "MeasuresSpec": ("Measures of a scale", "measures."),
     "Backbones": ("Backbones of a scale", "backbones."),
     "ReleasedSpec": ("Released weights of a scale", "released.<name>."),

@@ -34,10 +34,10 @@ checkpoint measure:
     input:
         checkpoints=ancient(
             expand(
-                f"checkpoints/{SCALE}/{{name}}/manifest.json", name=PARAMS.checkpoints
+                f"checkpoints/{SCALE}/{{name}}/manifest.json", name=PARAMS.measured
             )
         ),
-        key=key("measure", needs_checkpoints),
+        key=key("measure", needs_measured),
     output:
         manifest=f"results/{SCALE}/measures/manifest.json",
         timing=f"results/{SCALE}/timing/measure/measures.json",

@@ -76,8 +76,14 @@ def needs_pretraining(wildcards):
 
 
 def needs_checkpoints(wildcards):
-    """Wait for every Stable Diffusion checkpoint of the scale."""
+    """Wait for every diffusion checkpoint of the scale."""
     for name in PARAMS.checkpoints:
+        checkpoints.checkpoint.get(checkpoint=name)
+
+
+def needs_measured(wildcards):
+    """Wait for the checkpoints that are measured."""
+    for name in PARAMS.measured:
         checkpoints.checkpoint.get(checkpoint=name)
 
 

@@ -10,6 +10,7 @@ from vpd.config.experiment import Named, NotNegative, Seed, Task
 from vpd.config.schema import (
     CheckpointSpec,
     DatasetSpec,
+    DiffusionSpec,
     MeasuresSpec,
     ObjectiveSpec,
     Pretrained,
@@ -117,6 +118,8 @@ class Scale(Frozen):
     shipped: str | None = None
     """Scale that made the weights in weights/, which this scale's sources `shipped` take."""
     checkpoints: dict[Name, CheckpointSpec]
+    diffusion: dict[Name, DiffusionSpec] = {}
+    """Checkpoint -> how it is pre-trained, if it is no milestone of the small Stable Diffusion; beyond the paper."""
     measures: MeasuresSpec | None = None
     """What is measured of the checkpoints; they do not depend on it."""
     backbones: Backbones

@@ -17,7 +17,7 @@ from vpd.config.document import SCHEMA, Document, Experiment, Layer, ProtocolLay
 from vpd.config.experiment import Named, Task
 from vpd.config.paths import shipped
 from vpd.config.reported import load_reported
-from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, Small, Spec, VPDModel
+from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, DiffusionSpec, Small, Spec, VPDModel
 from vpd.config.tables import check_layout
 from vpd.utils.documents import read_yaml
 from vpd.utils.errors import UserError, nearest, pick
@@ -100,11 +100,27 @@ class Params:
     def checkpoint(self, name: str) -> CheckpointSpec:
         """Return the checkpoint ``name`` of this scale."""
         spec = pick(name, self.block.checkpoints, "checkpoint", self._at("checkpoints"))
-        if spec.source == "pretrained":
+        if spec.source == "pretrained" and self.small_diffusion(name) is None:
             pick(name, self.pretraining.milestones, "pre-training milestone", self._at(f"checkpoints.{name}"))
         if spec.source == "shipped":
             maker = self.shipped(f"checkpoints.{name}")
             return spec.model_copy(update={"path": str(shipped(maker.scale, name)), "recipe": maker.recipe(name)})
+        return spec
+
+    def small_diffusion(self, name: str) -> DiffusionSpec | None:
+        """Return how the checkpoint ``name`` is pre-trained here if not as a milestone; UserError if that cannot make it."""
+        checkpoint, spec = self.block.checkpoints.get(name), self.block.diffusion.get(name)
+        if spec is None or checkpoint is None or checkpoint.source != "pretrained":
+            return None
+        where, common = self._at(f"diffusion.{name}"), self.pretraining
+        if name in common.milestones:
+            raise UserError(f"{where} is also a milestone of the small Stable Diffusion; rename it")
+        if checkpoint.family != spec.family:
+            found = f"describes a {spec.family}, but checkpoints.{name}.family is {checkpoint.family}"
+            raise UserError(f"{where} {found}; correct one of them")
+        if (common.images_seen or 0) < spec.batch_size:
+            found = f"pretraining.images_seen is {common.images_seen}"
+            raise UserError(f"{where}.batch_size is {spec.batch_size}, but {found}; lower the one or raise the other")
         return spec
 
     def shipped(self, user: str) -> Params:
@@ -126,16 +142,38 @@ class Params:
             name: made[name] for name, spec in self.checkpoints.items() if spec.source == "shipped" and name in made
         }
 
+    @property
+    def measured(self) -> dict[str, CheckpointSpec]:
+        """Checkpoints that ``measures`` are about: those of Stable Diffusion 1."""
+        return {name: spec for name, spec in self.checkpoints.items() if spec.family == "stable-diffusion-1"}
+
+    @property
+    def maker(self) -> Params:
+        """The settings of the scale that pre-trained this scale's small networks: another one's if they are shipped."""
+        return self.shipped("shipped") if self.block.shipped else self
+
+    def images_seen(self, name: str) -> int | None:
+        """Return how many images a checkpoint has seen if it was pre-trained small, here or where it is shipped from."""
+        spec, maker = self.checkpoints.get(name), self.maker
+        if spec and spec.source in ("pretrained", "shipped") and maker.small_diffusion(name):
+            return maker.pretraining.images_seen
+        return self.milestones.get(name)
+
     def recipe(self, name: str) -> dict[str, Any]:
         """Return all settings that decide a pre-trained checkpoint or backbone of this scale, as plain data."""
-        block, specs = self.block.backbones, dict[str, Frozen]()
+        block, specs, own = self.block.backbones, dict[str, Frozen](), dict[str, Any]()
         if name in self.block.checkpoints:
             self.checkpoint(name)
-            specs["pretraining"], datasets = self.pretraining, [self.pretraining.dataset]
+            datasets = [self.pretraining.dataset]
+            if spec := self.small_diffusion(name):
+                specs["diffusion"] = spec
+                own["pretraining"] = self.pretraining.model_dump(mode="json", include=spec.shared)
+            else:
+                specs["pretraining"] = self.pretraining
         else:
             specs["backbone"], datasets = self.backbone(name), [block.dataset, block.objects]
         specs |= {f"datasets.{dataset}": self.dataset(dataset) for dataset in datasets}
-        return {key: spec.model_dump(mode="json") for key, spec in specs.items()}
+        return own | {key: spec.model_dump(mode="json") for key, spec in specs.items()}
 
     def backbone(self, name: str) -> BackboneSpec:
         """Return the backbone ``name`` at this scale: public weights, or a small architecture and its pre-training."""
@@ -272,6 +310,8 @@ class Params:
             self.shipped("shipped")
         for name in self.block.checkpoints:
             self.checkpoint(name)
+        for name in self.block.diffusion:
+            pick(name, self.block.checkpoints, "checkpoint", self._at("diffusion"))
         for name in self.backbones:
             self.backbone(name)
         for task in self.document.tasks:
@@ -285,9 +325,12 @@ class Params:
 
     def _check_prompt(self, spec: Spec) -> None:
         """Refuse prompts that are longer than what a text encoder reads that was pre-trained small."""
-        if not isinstance(spec.model, VPDModel) or spec.checkpoint not in self.milestones:
+        if not isinstance(spec.model, VPDModel) or self.images_seen(spec.checkpoint) is None:
             return
-        maker = self.shipped("shipped") if self.block.shipped else self
+        maker = self.maker
+        design = maker.small_diffusion(spec.checkpoint)
+        if design and design.transformer:  # T5 reads texts of any length
+            return
         assert maker.pretraining.text is not None  # the schema demands it where there are milestones
         if spec.model.prompt.length > (limit := maker.pretraining.text.length):
             found = f"model.prompt.length is {spec.model.prompt.length}"

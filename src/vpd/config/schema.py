@@ -80,17 +80,7 @@ class TextSpec(_Steps, _Batches):
     """Side in pixels of the image tower's patches."""
 
 
-class DenoiserSpec(_Batches):
-    """Small U-Net and its training with Stable Diffusion's objective (epsilon, scaled-linear betas)."""
-
-    channels: tuple[PositiveInt, ...]
-    """Widths, one per level."""
-    layers_per_block: PositiveInt
-    """Residual blocks per level."""
-    heads: PositiveInt
-    """Attention heads."""
-    norm_groups: PositiveInt
-    """Groups of GroupNorm."""
+class _Denoising(_Batches):
     warmup_steps: NotNegativeInt
     """Steps of the linear warm-up."""
     ema_decay: Share
@@ -104,12 +94,119 @@ class DenoiserSpec(_Batches):
     caption_dropout: Fraction
     """Probability that the empty caption replaces an image's own."""
 
+
+def _check_widths(channels: tuple[int, ...], **divisors: int) -> None:
+    for width in channels:
+        for name, number in divisors.items():
+            if width % number:
+                raise ValueError(f"{name} is {number}, which does not divide a width of channels, {width}")
+
+
+class DenoiserSpec(_Denoising):
+    """Small U-Net and its training with Stable Diffusion's objective (epsilon, scaled-linear betas)."""
+
+    channels: tuple[PositiveInt, ...]
+    """Widths, one per level."""
+    layers_per_block: PositiveInt
+    """Residual blocks per level."""
+    heads: PositiveInt
+    """Attention heads."""
+    norm_groups: PositiveInt
+    """Groups of GroupNorm."""
+
     @model_validator(mode="after")
-    def _check_widths(self) -> DenoiserSpec:
-        for width in self.channels:
-            for name, number in (("norm_groups", self.norm_groups), ("heads", self.heads)):
-                if width % number:
-                    raise ValueError(f"{name} is {number}, which does not divide a width of channels, {width}")
+    def _check(self) -> DenoiserSpec:
+        _check_widths(self.channels, norm_groups=self.norm_groups, heads=self.heads)
+        return self
+
+
+class SmallUNetSpec(Frozen):
+    """U-Net with the design of Stable Diffusion 2, which predicts v and reads the text encoder of `pretraining` (U9)."""
+
+    channels: tuple[PositiveInt, ...]
+    """Widths, one per level."""
+    layers_per_block: PositiveInt
+    """Residual blocks per level."""
+    head_width: PositiveInt
+    """Channels of an attention head: a wider level has more heads."""
+    norm_groups: PositiveInt
+    """Groups of GroupNorm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SmallUNetSpec:
+        _check_widths(self.channels, norm_groups=self.norm_groups, head_width=self.head_width)
+        return self
+
+
+class SmallT5Spec(_Steps, _Batches):
+    """Small T5, trained to fill in what is left out of captions; it never sees an image."""
+
+    vocabulary: PositiveInt
+    """Size of the tokenizer: the captions' most frequent words, and letters."""
+    width: PositiveInt
+    """Width of the text encoder."""
+    layers: PositiveInt
+    """Layers of the encoder; the decoder, which is not kept, has one."""
+    heads: PositiveInt
+    """Attention heads."""
+    length: PositiveInt
+    """Tokens of a caption."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SmallT5Spec:
+        _check_widths((self.width,), heads=self.heads)
+        return self
+
+
+class SmallTransformerSpec(Frozen):
+    """Diffusion transformer with the design of PixArt, which predicts noise and reads a T5 of its own (U9)."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=4)]
+    """Channels of its hidden states; sines of four phases say where a patch is."""
+    layers: PositiveInt
+    """Blocks."""
+    heads: PositiveInt
+    """Attention heads."""
+    patch_size: PositiveInt
+    """Side of a patch in latent pixels."""
+    language: SmallT5Spec
+
+    @model_validator(mode="after")
+    def _check(self) -> SmallTransformerSpec:
+        _check_widths((self.width,), heads=self.heads)
+        return self
+
+
+DiffusionFamily = Literal[
+    "stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl", "stable-diffusion-3", "pixart-alpha"
+]
+
+
+class DiffusionSpec(_Denoising):
+    """Small diffusion model of another design and its training; exactly one of `unet` and `transformer` is set.
+
+    Images, captions, budget and seed are those of `pretraining`, and so is the autoencoder, which is taken as it is.
+    """
+
+    unet: SmallUNetSpec | None = None
+    """Stable Diffusion 2: the checkpoint's `family` is `stable-diffusion-2`."""
+    transformer: SmallTransformerSpec | None = None
+    """PixArt: the checkpoint's `family` is `pixart-alpha`."""
+
+    @property
+    def family(self) -> DiffusionFamily:
+        """Family of the checkpoint."""
+        return "stable-diffusion-2" if self.unet else "pixart-alpha"
+
+    @property
+    def shared(self) -> set[str]:
+        """Keys of `pretraining` that decide it, too; the text encoder's are of no concern to PixArt."""
+        return {"dataset", "seed", "threads", "images_seen", "autoencoder", *(("text",) if self.unet else ())}
+
+    @model_validator(mode="after")
+    def _check_design(self) -> DiffusionSpec:
+        if (self.unet is None) == (self.transformer is None):
+            raise ValueError("a small diffusion model needs either unet or transformer")
         return self
 
 
@@ -161,18 +258,13 @@ class HubWeights(Frozen):
     """Repositories with the same files, tried in order if `repo` is gone."""
 
 
-DiffusionFamily = Literal[
-    "stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl", "stable-diffusion-3", "pixart-alpha"
-]
-
-
 class CheckpointSpec(HubWeights):
     """One Stable Diffusion checkpoint at one scale. If an original file holds both sets, the EMA weights are used (S12)."""
 
     source: Literal["pretrained", "shipped", "folder", "hub", "file"]
-    """A milestone of this scale's own pre-training, weights in git (`shipped` of the scale), a diffusers pipeline folder at
-    `path`, the hub's `repo`, or an original `.ckpt` or `.safetensors` file at `path`, whose tokenizer comes from `repo` (a hub
-    name or a folder)."""
+    """Pre-trained by this scale (a milestone, or one of its `diffusion`), weights in git (`shipped` of the scale), a diffusers
+    pipeline folder at `path`, the hub's `repo`, or an original `.ckpt` or `.safetensors` file at `path`, whose tokenizer comes
+    from `repo` (a hub name or a folder)."""
     family: DiffusionFamily = "stable-diffusion-1"
     """Architecture that it must have; an original file is a Stable Diffusion 1."""
     path: str | None = None

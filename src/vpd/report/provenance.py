@@ -96,7 +96,7 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _diffusion(params: Params, name: str) -> dict[str, Any]:
     """Describe a Stable Diffusion checkpoint from the parameters: its milestone, or its repository."""
     about = params.checkpoint(name).model_dump(include={"source", "repo", "revision"})
-    return {"objective": "text-to-image diffusion", "images_seen": params.milestones.get(name), **about}
+    return {"objective": "text-to-image diffusion", "images_seen": params.images_seen(name), **about}
 
 
 def backbones_csv(networks: Iterable[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from vpd.config.schema import load_spec
 from vpd.evaluation.results import evaluation_fingerprint, is_evaluated
 from vpd.measures.results import PICTURE, TABLE, measures_fingerprint, measures_to_show
 from vpd.pretrained.checkpoints import checkpoint_fingerprint, fetched_backbone_fingerprint
+from vpd.pretraining.families.made_from import diffusion_fingerprint
 from vpd.pretraining.workdir import backbone_fingerprint, pretraining_fingerprint
 from vpd.stages.data import PREVIEW, dataset_fingerprint
 from vpd.training.runs import run_fingerprint, seed_folder
@@ -54,11 +55,17 @@ def _pretrain(name: str, params: Params, paths: Paths) -> Answer:
 
 
 def _checkpoint(name: str, params: Params, paths: Paths) -> Answer:
-    return _folder(paths.checkpoint(name), checkpoint_fingerprint(name, params.checkpoint(name), paths.pretraining))
+    spec, common = params.checkpoint(name), params.pretraining
+    if small := params.small_diffusion(name):
+        captions = paths.dataset(common.dataset)
+        wanted = diffusion_fingerprint(name, small, common, captions, paths.pretraining)
+    else:
+        wanted = checkpoint_fingerprint(name, spec, paths.pretraining)
+    return _folder(paths.checkpoint(name), wanted)
 
 
 def _measure(name: str, params: Params, paths: Paths) -> Answer:
-    checkpoints = {key: paths.checkpoint(key) for key in params.checkpoints}
+    checkpoints = {key: paths.checkpoint(key) for key in params.measured}
     return _folder(paths.measures, measures_fingerprint(params.measures, checkpoints))
 
 

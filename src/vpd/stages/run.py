@@ -72,9 +72,18 @@ def _pretrain(name: str, params: Params, paths: Paths) -> Facts:
 
 
 def _checkpoint(name: str, params: Params, paths: Paths) -> Facts:
+    spec, common, out = params.checkpoint(name), params.pretraining, paths.checkpoint(name)
+    if small := params.small_diffusion(name):
+        from vpd.datasets.manifest import check_unchanged
+        from vpd.pretraining.families.pretrain import pretrain_diffusion
+
+        captions = paths.dataset(common.dataset)
+        check_unchanged(captions)
+        pretrain_diffusion(name, small, common, captions, paths.pretraining, out, paths.state("checkpoint", name))
+        return {"images": common.images_seen or 0}
     from vpd.pretrained.checkpoints import assemble
 
-    assemble(name, params.checkpoint(name), paths.pretraining, paths.checkpoint(name))
+    assemble(name, spec, paths.pretraining, out)
     return {}
 
 
@@ -84,7 +93,7 @@ def _measure(name: str, params: Params, paths: Paths) -> Facts:
         return {}
     from vpd.measures.run import measure
 
-    checkpoints = {key: paths.checkpoint(key) for key in params.checkpoints}
+    checkpoints = {key: paths.checkpoint(key) for key in params.measured}
     for folder in checkpoints.values():
         check_intact(folder, "checkpoint")
     measure(params.measures, checkpoints, paths.measures, paths.state("measure"))

@@ -23,8 +23,8 @@ SPEC, CLASSES, FINAL = "spec.json", "classes.json", "final.safetensors"  # of a 
 CARD = """# Weights of the scale `{scale}`
 
 Small networks pre-trained on synthetic rooms, in half precision. Each folder has a manifest with the digests of its files and the
-settings that made them; `vpd` refuses weights that differ from either. The Stable Diffusion folders are ordinary pipelines for
-`diffusers.StableDiffusionPipeline.from_pretrained`. They know {count} kinds of rooms and {classes} classes, and nothing else.
+settings that made them; `vpd` refuses weights that differ from either. The folders whose pre-training is denoising are ordinary
+pipelines for `diffusers.DiffusionPipeline.from_pretrained`. They know {count} kinds of rooms and {classes} classes, and nothing else.
 
 Licence: MIT, as the code; the images are drawn, so nobody else has rights in them. `make pretrain` makes all of it anew.
 
@@ -76,7 +76,7 @@ def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
     if not is_current(stage, name, params, paths):
         cure = f"run `vpd {stage} {name} --scale {params.scale}` first"
         raise UserError(f"{paths.checkpoint(name)} is not what params.yaml asks for; {cure}")
-    if stage == "checkpoint":
+    if name in params.pretraining.milestones:
         manifest = read_manifest(paths.pretraining)
         facts = {key: manifest[key] for key in ("parameters", "reconstruction_psnr", "matching_accuracy")}
         facts |= {"objective": "denoising", "images_seen": params.pretraining.milestones[name]}
@@ -156,4 +156,6 @@ def _row(name: str, facts: dict[str, Any]) -> str:
     phases = [phase["measures"]["trained"] for phase in facts.get("phases", {}).values()]
     measures = [(key, value) for phase in phases for key, value in phase.items()]
     told = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measures) or "below"
+    if loss := facts.get("loss"):
+        told = "not measured; training loss {first:.3g} to {last:.3g}".format_map(loss["denoiser"])
     return f"| {name} | {facts['objective']} | {facts['images_seen']:,} | {parameters:.1f} M | {told} |"

@@ -1,0 +1,205 @@
+"""Pre-training of one small diffusion model of another family, from captioned images to its pipeline folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PixArtAlphaPipeline, StableDiffusionPipeline
+from torch import Generator, Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from vpd.config.schema import DiffusionSpec, PretrainingSpec
+from vpd.pretraining.captions import Captions, load_captions
+from vpd.pretraining.clip import encode
+from vpd.pretraining.diffusion.autoencoder import encode_images
+from vpd.pretraining.diffusion.denoiser import MAX_GRADIENT_NORM, Encoded, build_scheduler, noise_weights
+from vpd.pretraining.families.language import encode_t5, t5_mask, train_t5, train_t5_tokenizer
+from vpd.pretraining.families.made_from import diffusion_fingerprint, taken_parts
+from vpd.pretraining.families.networks import build_transformer, build_unet2, target_of, velocity_scheduler
+from vpd.pretraining.loop import Phase, averaged, complete, constant_after, initialised_by, turn_off_library_bars
+from vpd.pretraining.workdir import Workdir, open_workdir
+from vpd.utils.digests import changed
+from vpd.utils.errors import UserError
+from vpd.utils.files import atomic_folder, atomic_path
+from vpd.utils.fingerprint import is_finished
+
+Losses = dict[str, list[float]]  # by phase, of every step
+
+
+@dataclass(frozen=True)
+class Design:
+    """One model: its network with fresh weights, what that predicts, and its texts."""
+
+    part: str  # name of the network in the pipeline
+    network: Any
+    scheduler: DDIMScheduler
+    tokenizer: Any
+    text: Any
+    tokens: Tensor  # (1 + T,L), of the empty text and of every caption
+    read: Callable[[Tensor], dict[str, Tensor]]  # what the network is told of tokens (B,L)
+    pipeline: Any  # diffusers' class
+
+
+def pretrain_diffusion(
+    name: str,
+    spec: DiffusionSpec,
+    common: PretrainingSpec,
+    captions: Path,
+    pretraining: Path,
+    out: Path,
+    state: Path,
+    *,
+    save_every: int = 100,
+) -> None:
+    """Pre-train a small diffusion model unless ``out`` is finished already; an interrupted run resumes to the bit.
+
+    Args:
+        name: the checkpoint's in params.yaml.
+        spec: network and training.
+        common: budget, seed and threads, which it shares with the small Stable Diffusion.
+        captions: a captions dataset.
+        pretraining: the finished small Stable Diffusion, whose autoencoder, and for a U-Net text encoder, are taken.
+        out: gets the pipeline, history.csv and the manifest, all at once at the end.
+        state: holds the resumable state, saved every ``save_every`` steps; removed at the end.
+
+    Raises:
+        UserError: an input is missing or damaged, a loss is not finite, or another process works in ``state``.
+    """
+    made_from = diffusion_fingerprint(name, spec, common, captions, pretraining)
+    if is_finished(out, made_from):
+        return
+    source, taken = taken_parts(spec, pretraining)
+    if differing := changed(source, taken):
+        raise UserError(f"{source} differs from its manifest in {', '.join(differing)}; run the pre-training again")
+    turn_off_library_bars()
+    with open_workdir(state, made_from, common, save_every) as workdir:
+        images = load_captions(captions)
+        vae = AutoencoderKL.from_pretrained(source / "vae", local_files_only=True)
+        means, stds = _latents(vae, images, workdir)
+        build = _unet if spec.unet else _transformer
+        design, losses = build(f"diffusion.{name}", spec, source, images, max(means.shape[-2:]), workdir)
+        # Token numbers stand for the states that the text encoder makes of them when they are drawn.
+        tokens = design.tokens[:, :, None]
+        encoded = Encoded(means, stds, tokens[1:], images.image_of, images.text_of, tokens[0])
+        losses["denoiser"] = _train(f"diffusion.{name}", spec, common, design, encoded, workdir)
+        with atomic_folder(out) as folder:
+            _save(design, vae, source, taken, folder)
+            complete(folder, made_from, losses, _facts(name, spec, common, design, vae, losses))
+
+
+def _latents(vae: AutoencoderKL, images: Captions, workdir: Workdir) -> tuple[Tensor, Tensor]:
+    """Scaled means and standard deviations of the images' latents, computed once."""
+    path = workdir.folder / "latents.pt"
+    if not path.exists():
+        with torch.no_grad(), atomic_path(path) as temporary:
+            torch.save(encode_images(vae.to(workdir.device).eval(), images, workdir.device), temporary)
+    means, stds = torch.load(path, weights_only=True)
+    factor = vae.config.scaling_factor
+    vae.cpu()
+    return means * factor, stds * factor
+
+
+def _unet(
+    _key: str, spec: DiffusionSpec, source: Path, images: Captions, side: int, workdir: Workdir
+) -> tuple[Design, Losses]:
+    """A U-Net that predicts v and reads the small Stable Diffusion's texts; nothing is trained before it."""
+    assert spec.unet is not None
+    tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
+    text = CLIPTextModel.from_pretrained(source / "text_encoder", local_files_only=True).eval()
+    with initialised_by(workdir.seed, "denoiser"):
+        network = build_unet2(spec.unet, text.config.hidden_size, side)
+
+    def read(tokens: Tensor) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": text(tokens).last_hidden_state}
+
+    tokens, pipeline = encode(tokenizer, ["", *images.texts]), StableDiffusionPipeline
+    return Design("unet", network, velocity_scheduler(), tokenizer, text, tokens, read, pipeline), {}
+
+
+def _transformer(
+    key: str, spec: DiffusionSpec, _source: Path, images: Captions, side: int, workdir: Workdir
+) -> tuple[Design, Losses]:
+    """A transformer that predicts noise and reads a T5, which is trained first; and the losses of that."""
+    assert spec.transformer is not None
+    language, key = spec.transformer.language, f"{key}.transformer.language"
+    with initialised_by(workdir.seed, "denoiser"):
+        network = build_transformer(spec.transformer, side)
+    tokenizer = train_t5_tokenizer(images.texts, language.vocabulary, language.length, f"{key}.vocabulary")
+    text, losses = train_t5(language, tokenizer, images.texts, workdir, key)
+
+    def read(tokens: Tensor) -> dict[str, Tensor]:
+        mask = t5_mask(tokens)
+        states = text(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+    tokens, pipeline = encode_t5(tokenizer, ["", *images.texts]), PixArtAlphaPipeline
+    design = Design("transformer", network, build_scheduler(), tokenizer, text, tokens, read, pipeline)
+    return design, {"language": losses}
+
+
+def _train(
+    key: str, spec: DiffusionSpec, common: PretrainingSpec, design: Design, encoded: Encoded, workdir: Workdir
+) -> list[float]:
+    """Train ``design.network`` and give it the averaged weights; return the loss of every step.
+
+    Images, captions, noises and times of each step are those of the small Stable Diffusion where batches are as large.
+    """
+    network, scheduler, text = design.network, design.scheduler, design.text.to(workdir.device)
+    weights = noise_weights(scheduler, spec.noise_weighting)
+
+    def loss_of(generator: Generator) -> Tensor:
+        drawn, tokens = encoded.draw(spec.batch_size, spec.caption_dropout, generator)
+        latents = drawn.repeat_interleave(spec.noises, dim=0)
+        noise = torch.randn(latents.shape, generator=generator)
+        times = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
+        noisy, target = scheduler.add_noise(latents, noise, times), target_of(scheduler, latents, noise, times)
+        with torch.no_grad():
+            told = design.read(tokens[:, :, 0].to(workdir.device))
+        told = {name: value.repeat_interleave(spec.noises, dim=0) for name, value in told.items()}
+        predicted = network(noisy.to(workdir.device), timestep=times.to(workdir.device), **told).sample
+        errors = (predicted - target.to(workdir.device)).square().mean(dim=(1, 2, 3))
+        return (weights[times].to(errors) * errors).mean()
+
+    limits: dict[str, Any] = {"max_gradient_norm": MAX_GRADIENT_NORM, "ema_decay": spec.ema_decay}
+    steps = (common.images_seen or 0) // spec.batch_size
+    # The phase is called as the small Stable Diffusion's, and so draws the same.
+    phase = Phase("denoiser", key, network, steps, spec.lr, constant_after(spec.warmup_steps), **limits)
+    losses = phase.train(workdir, loss_of)
+    network.load_state_dict(phase.average)
+    network.cpu().eval()
+    text.cpu()
+    return losses
+
+
+def _save(design: Design, vae: AutoencoderKL, source: Path, taken: dict[str, str], folder: Path) -> None:
+    """Write the pipeline, in which the parts that were ``taken`` keep their bytes."""
+    parts = {design.part: design.network, "tokenizer": design.tokenizer, "text_encoder": design.text, "vae": vae}
+    unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    more = unused if design.pipeline is StableDiffusionPipeline else {}
+    pipeline = design.pipeline(**parts, scheduler=design.scheduler, **more)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for part in dict.fromkeys(name.partition("/")[0] for name in taken):
+        shutil.rmtree(folder / part)
+        shutil.copytree(source / part, folder / part)
+
+
+def _facts(
+    name: str, spec: DiffusionSpec, common: PretrainingSpec, design: Design, vae: AutoencoderKL, losses: Losses
+) -> dict[str, Any]:
+    """What the manifest says."""
+    networks = {"vae": vae, "text_encoder": design.text, design.part: design.network}
+    means = {phase: [round(loss, 6) for _, loss in averaged(values)] for phase, values in losses.items()}
+    return {
+        "name": name,
+        "family": spec.family,
+        "objective": f"denoising, {design.scheduler.config.prediction_type.replace('_', ' ')}",
+        "images_seen": (common.images_seen or 0) // spec.batch_size * spec.batch_size,
+        "steps": {phase: len(values) for phase, values in losses.items()},
+        "parameters": {part: network.num_parameters() for part, network in networks.items()},
+        "loss": {phase: {"first": values[0], "last": values[-1]} for phase, values in means.items()},
+    }
