@@ -18,7 +18,7 @@ from vpd.config.claims import load_claims
 from vpd.config.params import Params, load_params
 from vpd.config.paths import evaluated
 from vpd.config.reported import load_reported, load_reruns
-from vpd.config.tables import FigureSpec, TableRow, TableSpec, band, check_layout
+from vpd.config.tables import BeyondRow, FigureSpec, TableRow, TableSpec, band, check_layout
 from vpd.evaluation.results import nested
 from vpd.report.cells import Cell, number
 from vpd.report.collect import collect, read_costs, read_curves, read_measures
@@ -27,6 +27,7 @@ from vpd.report.figures import Curve, learning_figure, styled, trend_figure
 from vpd.report.judge import SETTING, Judge, all_cells
 from vpd.report.provenance import backbones, runs_of
 from vpd.report.report import pretraining_steps
+from vpd.report.tables import by_row, table_csv
 from vpd.report.write import write_report
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
@@ -546,6 +547,30 @@ def test_what_nobody_published_is_never_called_reproduced(tmp_path):
     assert verdicts["table4", "VPD, 1 epoch"] == "agrees, protocol: ours"
     unpublished = {verdict for (table, _), verdict in verdicts.items() if table in ("table2", "table5")}
     assert unpublished == {"agrees, protocol: ours"}
+
+
+def test_a_row_beyond_the_paper_stands_below_its_rows():
+    params = load_params(PARAMS, scale="mini")
+    added = BeyondRow(label="t = 0", experiment="seg-t0")
+    tables = {"table5": params.tables["table5"].model_copy(update={"beyond": (added,)})}
+    params = Params(params.document.model_copy(update={"tables": tables}), params.source)
+    lines = [("seg-t0", 0, stage, "miou_ss", value, "measured") for stage, value in (("half", 10.0), ("final", 20.0))]
+    frame = pd.DataFrame(lines, columns=["experiment", "seed", "milestone", "metric", "value", "provenance"])
+    rows = by_row(all_cells(params, load_reported(), frame), "table5")
+    *paper, last = rows
+    assert (len(paper), last) == (7, "t = 0")
+    assert {column: cell.value for column, cell in rows[last].items()} == {"miou_4k": 10.0, "miou_8k": 20.0}
+    assert {(cell.paper, cell.verdict) for cell in rows[last].values()} == {(None, "beyond the paper")}
+    csv = table_csv(load_reported()["table5"], rows).splitlines()
+    assert csv[-1] == 't = 0,,,,10,,,,20,,,,"measured, 1 seed"'
+    known, reported = params.experiments, load_reported()
+    for wrong, message in (
+        ({"label": "+ mid attention"}, "would be called"),
+        ({"experiment": "seg-t"}, "unknown exper"),
+    ):
+        table = tables["table5"].model_copy(update={"beyond": (added.model_copy(update=wrong),)})
+        with pytest.raises(UserError, match=message):
+            check_layout({"table5": table}, reported, known)
 
 
 def test_numbers_of_others_stand_beside_the_papers(world, cells):

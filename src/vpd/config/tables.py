@@ -56,6 +56,20 @@ class TableRow(_Verdicts):
         return {"": self.experiment} if self.experiment else self.experiments
 
 
+class BeyondRow(Frozen):
+    """One row of a table that the paper does not have; it stands below the paper's, without a number to compare with."""
+
+    label: str
+    """Name of the row in the report."""
+    experiment: str
+    """Experiment that fills every measured column."""
+
+    @property
+    def trained(self) -> dict[str, str]:
+        """The experiment, as of a row of the paper."""
+        return {"": self.experiment}
+
+
 class TableSpec(_Verdicts):
     """One table: measured columns and rows; every other number of it is quoted from the paper."""
 
@@ -65,6 +79,13 @@ class TableSpec(_Verdicts):
     """Column of the paper's table -> `milestone.metric`, such as `final.miou_ss`."""
     rows: tuple[TableRow, ...]
     """Rows that are measured here; every other row shows the paper's number as quoted."""
+    beyond: tuple[BeyondRow, ...] = ()
+    """Rows below them."""
+
+    @property
+    def lines(self) -> tuple[TableRow | BeyondRow, ...]:
+        """All rows that show experiments."""
+        return (*self.rows, *self.beyond)
 
 
 KINDS = ("points", "table", "curves", "panels", "panel")
@@ -170,7 +191,10 @@ def _check_rows(name: str, table: TableSpec, source: ReportedTable, experiments:
         if index in labels:
             raise UserError(f"{where}: matches the row that '{labels[index]}' already fills; remove one of them")
         labels[index] = row.label
+    for added in table.beyond:
+        pick(added.experiment, experiments, "experiment", f"tables.{name}.beyond, row '{added.label}'")
     every = [labels.get(index) or source.label(index) for index in range(len(source.rows))]
+    every += [added.label for added in table.beyond]
     if twice := [label for label in every if every.count(label) > 1]:
         raise UserError(f"tables.{name}: two rows would be called '{twice[0]}'; give one of them another label")
 

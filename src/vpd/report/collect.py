@@ -106,6 +106,8 @@ def _rows(params: Params) -> Iterator[tuple[str, str, str]]:
         for row in sorted(table.rows, key=lambda row: matched_row(row, reported[name], f"tables.{name}")):
             for column, experiment in row.trained.items():
                 yield ordinal(name), f"{row.label}, {column}" if column else row.label, experiment
+        for added in table.beyond:
+            yield ordinal(name), added.label, added.experiment
     for name, figure in params.figures.items():
         for point, experiment in figure.points.items():
             yield ordinal(name), point, experiment

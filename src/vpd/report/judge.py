@@ -91,7 +91,7 @@ def table_names(params: Params, reported: Reported) -> list[str]:
 
 
 def _table_cells(name: str, table: TableSpec | None, source: ReportedTable, judge: Judge) -> Iterator[Cell]:
-    """Fill one table: measured where ``table`` claims row and column, quoted elsewhere."""
+    """Fill one table: measured where ``table`` claims row and column, quoted elsewhere; then its rows beyond the paper."""
     claimed = {matched_row(row, source, f"tables.{name}"): row for row in table.rows} if table else {}
     for index, reported in enumerate(source.rows):
         row = claimed.get(index)
@@ -107,6 +107,9 @@ def _table_cells(name: str, table: TableSpec | None, source: ReportedTable, judg
                 yield counted
             elif paper is not None:
                 yield Cell(*key, paper, reruns=others, reason=_reason(source, reported, row, column))
+    for added in table.beyond if table else ():
+        for column, reference in table.columns.items() if table else ():
+            yield judge.cell((name, added.label, column), None, (added.experiment, reference), 0.0)
 
 
 def _printed(row: Row, column: str) -> float | None:

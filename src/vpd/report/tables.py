@@ -91,11 +91,15 @@ def _cell(
 
 
 def table_csv(source: ReportedTable, rows: Rows) -> str:
-    """Format a table as CSV: the row, its properties in the paper, and per column value, sd, paper and difference."""
+    """Format a table as CSV: the row, its properties in the paper, and per column value, sd, paper and difference.
+
+    The paper's rows come first; of others it has no properties.
+    """
     keys = [key for key in source.keys if key not in REMARKS]
     columns = [f"{column}{part}" for column in source.columns for part in ("", "_sd", "_paper", "_difference")]
     lines = []
-    for (label, row), reported in zip(rows.items(), source.rows, strict=True):
+    printed = [*source.rows, *({} for _ in range(len(rows) - len(source.rows)))]
+    for (label, row), reported in zip(rows.items(), printed, strict=True):
         cells = [row.get(column) for column in source.columns]
         numbers = [n for c in cells for n in ((c.value, c.sd, c.paper, c.difference) if c else (None,) * 4)]
         lines.append([label, *(_property(reported.get(key)) for key in keys), *map(number, numbers), origin(row)])

@@ -200,7 +200,7 @@ def table_tags(params: Params, experiment: str) -> dict[str, str]:
     """
     labels: dict[str, list[str]] = {}
     for table, layout in params.tables.items():
-        for row in layout.rows:
+        for row in layout.lines:
             if experiment in row.trained.values():
                 labels.setdefault(table, []).append(row.label)
     for name, figure in params.figures.items():
