@@ -10,7 +10,7 @@ from vpd.cli import main
 from vpd.config.params import load_params
 from vpd.planning.costs import read_entries
 from vpd.planning.plan import (
-    SD1_BYTES,
+    CHECKPOINT_BYTES,
     Computed,
     Estimate,
     Job,
@@ -22,6 +22,7 @@ from vpd.planning.plan import (
     read_graph,
     select,
 )
+from vpd.pretrained.stable_diffusion import FAMILIES, configs, network_tensors
 from vpd.utils.disk import amount
 from vpd.utils.errors import UserError
 
@@ -102,7 +103,7 @@ def test_hours_and_disk_at_paper_scale_are_those_of_vpd_cost(paper, tmp_path):
         assert (found[f"train@{name}"].gpus, found[f"evaluate@{name}"].gpus) == (8, 1)
     seeds, milestones = len(paper.resolve("seg-fast").seeds), 2
     assert found["train@seg-fast"].written == 4 * costs["seg-fast"]["trainable"] * seeds * milestones
-    assert found["checkpoint@sd-1-4"].written == SD1_BYTES
+    assert found["checkpoint@sd-1-4"].written == CHECKPOINT_BYTES["stable-diffusion-1"]
     assert found["data@nyuv2"].written > found["data@nyuv2"].downloaded > 7.9e9
     released = found["released"]
     assert released.downloaded == released.written == 3.9e9 + 3 * 4.3e9 + 3.9e9 + 0.49e9  # kept as they are
@@ -185,3 +186,10 @@ def test_every_job_is_listed_with_what_it_needs(capsys, monkeypatch):
             assert shown[3:] == [
                 str(needs["gpus"]), amount(needs["gpu_mem_mb"] * 2**20), amount(needs["mem_mb"] * 2**20), str(needs["cpus"])
             ]  # fmt: skip
+
+
+def test_bytes_of_checkpoints_are_those_of_their_parameters():
+    for name, family in FAMILIES.items():
+        tensors = (network_tensors(part, configs(name)[part]).values() for part in family.networks)
+        size = 4 * sum(tensor.numel() for own in tensors for tensor in own)
+        assert CHECKPOINT_BYTES[name] == pytest.approx(size, rel=1e-3)

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from vpd.config.params import Params
 
 FLOAT = 4
-SD1_BYTES = 4_265_000_000  # single precision: U-Net 859.5 M, VAE 83.7 M and text encoder 123.1 M parameters
+CHECKPOINT_BYTES = {
+    "stable-diffusion-1": 4_265_000_000,  # U-Net 859.5 M, VAE 83.7 M and text encoder 123.1 M parameters
+    "stable-diffusion-2": 5_160_000_000,
+    "stable-diffusion-xl": 13_875_000_000,
+    "stable-diffusion-3": 30_771_000_000,  # 19 GB of it T5, as in PixArt
+    "pixart-alpha": 21_827_000_000,
+}
+"""Of a checkpoint of each family in single precision; a repository may have half of it in half precision."""
 DATA_CORES = 2  # of a data job in both workflows
 MEBIBYTE = 1 << 20
 NAMED = 8  # jobs that a sentence names before it says how many more there are
@@ -221,8 +228,8 @@ def _fetched(params: Params, job: Job, computed: Mapping[str, Computed]) -> tupl
         files = [file for entry in entries for file in entry.files.values()]
         made = sum(entry.prepared for entry in entries if entry.prepare != "keep")  # what is kept is a hard link
         return sum(file.expected_size for file in files), made
-    if job.stage == "checkpoint" and params.checkpoint(job.key).source == "hub":
-        return SD1_BYTES, 0
+    if job.stage == "checkpoint" and (spec := params.checkpoint(job.key)).source == "hub":
+        return CHECKPOINT_BYTES[spec.family], 0
     if job.stage == "backbone" and params.backbone(job.key).source == "hub":
         users = [name for name, line in params.experiments.items() if line.checkpoint == job.key and name in computed]
         return max((FLOAT * computed[name].trainable for name in users), default=0), 0
