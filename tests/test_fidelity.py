@@ -40,6 +40,7 @@ FIXED = {
     "U6": "The number is told as it is; test_families.py compares the features at several.",
     "U7": "Tokens, masks and maps are those of diffusers' pipeline in test_families.py.",
     "U8": "test_families.py compares latents and features with those that diffusers' VAE gives, shift and all.",
+    "U9": "test_small_families.py compares what the models are shown, what they predict and the parts that they share.",
 }
 SMALL_HEAD = {"model.head.channels": 16}
 SMALL_CANVAS = {"model.canvas": 64}
