@@ -24,7 +24,7 @@ CARD = """# Weights of the scale `{scale}`
 
 Small networks pre-trained on synthetic rooms, in half precision. Each folder has a manifest with the digests of its files and the
 settings that made them; `vpd` refuses weights that differ from either. The folders whose pre-training is denoising are ordinary
-pipelines for `diffusers.DiffusionPipeline.from_pretrained`. They know {count} kinds of rooms and {classes} classes, and nothing else.
+pipelines for `diffusers.DiffusionPipeline.from_pretrained`. They know {count} kinds of rooms and {classes} classes, nothing else.
 
 Licence: MIT, as the code; the images are drawn, so nobody else has rights in them. `make pretrain` makes all of it anew.
 
