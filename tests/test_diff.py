@@ -15,21 +15,22 @@ def test_differences_are_named_with_their_noise(tmp_path, capsys):
     """One cell is 1.5 higher, one is gone and one is quoted no more; a folder equals itself."""
     assert main(["diff", str(RESULTS), str(RESULTS)]) == 0
     assert "cells are equal" in capsys.readouterr().out
-    frame, other = pd.read_csv(RESULTS / "tables/cells.csv"), tmp_path / "cells.csv"
+    frame, one, other = pd.read_csv(RESULTS / "tables/cells.csv"), tmp_path / "one.csv", tmp_path / "other.csv"
     rows = (frame["table"] == "table5") & (frame["row"] == "no prompt")
+    frame.loc[rows & (frame["column"] == "miou_8k"), "sd"] = 0.4
+    frame.to_csv(one, index=False)
     frame.loc[rows & (frame["column"] == "miou_8k"), "value"] += 1.5
     frame = frame[~(rows & (frame["column"] == "miou_4k"))]
     quoted = (frame["table"] == "table4") & (frame["row"] == "BTS, default") & (frame["column"] == "rmse")
     frame.loc[quoted, "provenance"] = "measured"
     frame.to_csv(other, index=False)
-    different = compare_cells(read_cells(RESULTS), read_cells(other))
+    different = compare_cells(read_cells(one), read_cells(other))
     assert len(different) == 3
     higher = different.loc["table5", "no prompt", "miou_8k"]
-    sd = read_cells(RESULTS).loc[("table5", "no prompt", "miou_8k"), "sd"]
-    assert (higher["difference"], higher["seeds' noise"]) == pytest.approx((1.5, sd * 2**0.5))
+    assert (higher["difference"], higher["seeds' noise"]) == pytest.approx((1.5, 0.4 * 2**0.5))
     assert different.loc["table5", "no prompt", "miou_4k"]["source"] == "measured -> absent"
     assert different.loc["table4", "BTS, default", "rmse"]["source"] == "quoted -> measured"
-    assert main(["diff", str(RESULTS), str(other)]) == 1
+    assert main(["diff", str(one), str(other)]) == 1
     text = capsys.readouterr().out
     assert text.startswith("3 of ")
     assert "| table5 | no prompt | miou_8k |" in text
