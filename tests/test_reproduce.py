@@ -424,6 +424,7 @@ def test_data_drawn_again_with_equal_bytes_retrain_nothing_by_dvc(recorded, tmp_
     assert planned("dvc repro --dry", folder) == set()
 
 
+@pytest.mark.slow
 def test_data_with_other_bytes_retrain_what_saw_them(recorded, tmp_path):
     """In one run: Snakemake draws the data anew and, since their bytes are others, goes on to the training."""
     folder = twin(recorded, tmp_path)
