@@ -229,3 +229,26 @@ def test_a_text_of_no_encoding_is_a_sentence(capsys):
         cli.parser().parse_args(["predict", "x", "y", "--text", "a\udcff"])
     assert end.value.code == 2
     assert "it is not text in UTF-8" in capsys.readouterr().err
+
+
+KEPT = """
+import resource, sys
+from pathlib import Path
+from vpd.utils.processes import return_freed_memory
+if sys.argv[1] == "returned":
+    return_freed_memory()
+first = bytearray(16 << 20)
+del first  # glibc now takes blocks of up to 16 MiB from its heap
+blocks = [bytearray(b"x") * (2 << 20) for _ in range(100)]
+last = [bytearray(1000) for _ in range(1000)]  # lie on top of the heap, which cannot shrink
+del blocks
+print(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20)
+"""
+
+
+def test_freed_memory_is_given_back_only_if_asked_for():
+    megabytes = {
+        how: int(subprocess.run([sys.executable, "-c", KEPT, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "returned")
+    }
+    assert megabytes["kept"] > megabytes["returned"] + 150
