@@ -53,12 +53,16 @@ def dvc_plots(driver: webdriver.Chrome, params: Params, folder: Path) -> None:
 
 
 def mlflow_comparison(driver: webdriver.Chrome, link: str) -> None:
-    """Open a comparison of runs, and close the assistant beside it."""
+    """Open a comparison of runs, close the assistant beside it, and take out a parameter that says nothing of the rows."""
     driver.get(link)
     shown = "return document.body.innerText.includes('miou_ss_mean') && !!document.querySelector('.plot-container')"
     _when(driver, lambda driver: driver.execute_script(shown))
     close = (By.CSS_SELECTOR, "[data-component-id='mlflow.assistant.chat_panel.close']")
     _when(driver, element_to_be_clickable(close)).click()
+    remove = (By.XPATH, "//span[.='evaluation.multi_scale']/following-sibling::span[contains(@class, 'item-remove')]")
+    _when(driver, element_to_be_clickable(remove)).click()
+    axes = "return [...document.querySelectorAll('.axis-title')].map(title => title.textContent).join()"
+    _when(driver, lambda driver: "multi_scale" not in driver.execute_script(axes))
 
 
 def take_pictures(out: Path) -> None:
