@@ -210,7 +210,7 @@ def test_class_words_are_found_among_the_tokens():
 
 
 def test_every_level_with_words_is_scored():
-    unet = build_unet(SPEC.denoiser, 16, 16)
+    unet = build_unet(SPEC.denoiser, 16, 16, SPEC.denoiser.heads)
     assert set_processors(unet, ATTENTION) == [0, 1, 2]
 
 

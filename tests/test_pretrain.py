@@ -157,9 +157,9 @@ def test_captions_are_dropped_at_the_given_rate(dropout, low, high):
 def test_each_image_of_a_batch_is_seen_at_as_many_times_as_asked_for(data, tmp_path, monkeypatch):
     seen, forward = [], UNet2DConditionModel.forward
 
-    def recorded(unet, sample, times, contexts):
-        seen.append((sample, times, contexts))
-        return forward(unet, sample, times, contexts)
+    def recorded(unet, sample, timestep, encoder_hidden_states):
+        seen.append((sample, timestep, encoder_hidden_states))
+        return forward(unet, sample, timestep, encoder_hidden_states)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", recorded)
     pretrain(SPEC, data, tmp_path / "out", tmp_path / "state")

@@ -19,9 +19,10 @@ from vpd.config.schema import CheckpointSpec, DiffusionSpec
 from vpd.models.extractor import FeatureExtractor
 from vpd.pretrained.checkpoints import assemble
 from vpd.pretraining.captions import load_captions
+from vpd.pretraining.diffusion.denoiser import target_of
 from vpd.pretraining.diffusion.pretrain import pretrain
 from vpd.pretraining.families.language import END, PAD, encode_t5, leave_out, train_t5_tokenizer
-from vpd.pretraining.families.networks import target_of, velocity_scheduler
+from vpd.pretraining.families.networks import velocity_scheduler
 from vpd.pretraining.families.pretrain import pretrain_diffusion
 from vpd.pretraining.loop import generator_of
 from vpd.stages.keys import job_key

@@ -80,7 +80,9 @@ class TextSpec(_Steps, _Batches):
     """Side in pixels of the image tower's patches."""
 
 
-class _Denoising(_Batches):
+class Denoising(_Batches):
+    """Training of a diffusion model to denoise latents."""
+
     warmup_steps: NotNegativeInt
     """Steps of the linear warm-up."""
     ema_decay: Share
@@ -102,17 +104,22 @@ def _check_widths(channels: tuple[int, ...], **divisors: int) -> None:
                 raise ValueError(f"{name} is {number}, which does not divide a width of channels, {width}")
 
 
-class DenoiserSpec(_Denoising):
-    """Small U-Net and its training with Stable Diffusion's objective (epsilon, scaled-linear betas)."""
+class UNetSizes(Frozen):
+    """What the U-Nets of Stable Diffusion 1 and 2 have in common."""
 
     channels: tuple[PositiveInt, ...]
     """Widths, one per level."""
     layers_per_block: PositiveInt
     """Residual blocks per level."""
-    heads: PositiveInt
-    """Attention heads."""
     norm_groups: PositiveInt
     """Groups of GroupNorm."""
+
+
+class DenoiserSpec(Denoising, UNetSizes):
+    """Small U-Net and its training with Stable Diffusion's objective (epsilon, scaled-linear betas)."""
+
+    heads: PositiveInt
+    """Attention heads."""
 
     @model_validator(mode="after")
     def _check(self) -> DenoiserSpec:
@@ -120,17 +127,11 @@ class DenoiserSpec(_Denoising):
         return self
 
 
-class SmallUNetSpec(Frozen):
+class SmallUNetSpec(UNetSizes):
     """U-Net with the design of Stable Diffusion 2, which predicts v and reads the text encoder of `pretraining` (U9)."""
 
-    channels: tuple[PositiveInt, ...]
-    """Widths, one per level."""
-    layers_per_block: PositiveInt
-    """Residual blocks per level."""
     head_width: PositiveInt
     """Channels of an attention head: a wider level has more heads."""
-    norm_groups: PositiveInt
-    """Groups of GroupNorm."""
 
     @model_validator(mode="after")
     def _check(self) -> SmallUNetSpec:
@@ -182,7 +183,7 @@ DiffusionFamily = Literal[
 ]
 
 
-class DiffusionSpec(_Denoising):
+class DiffusionSpec(Denoising):
     """Small diffusion model of another design and its training; exactly one of `unet` and `transformer` is set.
 
     Images, captions, budget and seed are those of `pretraining`, and so is the autoencoder, which is taken as it is.

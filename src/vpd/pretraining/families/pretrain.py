@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PixArtAlphaPipeline, StableDiffusionPipeline
-from torch import Generator, Tensor
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import DiffusionSpec, PretrainingSpec
 from vpd.pretraining.captions import Captions, load_captions
 from vpd.pretraining.clip import encode
 from vpd.pretraining.diffusion.autoencoder import encode_images
-from vpd.pretraining.diffusion.denoiser import MAX_GRADIENT_NORM, Encoded, build_scheduler, noise_weights
+from vpd.pretraining.diffusion.denoiser import Encoded, Read, build_scheduler, denoising_phase
 from vpd.pretraining.families.language import encode_t5, t5_mask, train_t5, train_t5_tokenizer
 from vpd.pretraining.families.made_from import diffusion_fingerprint, taken_parts
-from vpd.pretraining.families.networks import build_transformer, build_unet2, target_of, velocity_scheduler
-from vpd.pretraining.loop import Phase, averaged, complete, constant_after, initialised_by, turn_off_library_bars
+from vpd.pretraining.families.networks import build_transformer, build_unet2, velocity_scheduler
+from vpd.pretraining.loop import averaged, complete, initialised_by, turn_off_library_bars
 from vpd.pretraining.workdir import Workdir, open_workdir
 from vpd.utils.digests import changed
 from vpd.utils.errors import UserError
@@ -41,7 +40,7 @@ class Design:
     tokenizer: Any
     text: Any
     tokens: Tensor  # (1 + T,L), of the empty text and of every caption
-    read: Callable[[Tensor], dict[str, Tensor]]  # what the network is told of tokens (B,L)
+    read: Read  # of tokens (B,L)
     pipeline: Any  # diffusers' class
 
 
@@ -83,9 +82,7 @@ def pretrain_diffusion(
         means, stds = _latents(vae, images, workdir)
         build = _unet if spec.unet else _transformer
         design, losses = build(f"diffusion.{name}", spec, source, images, max(means.shape[-2:]), workdir)
-        # Token numbers stand for the states that the text encoder makes of them when they are drawn.
-        tokens = design.tokens[:, :, None]
-        encoded = Encoded(means, stds, tokens[1:], images.image_of, images.text_of, tokens[0])
+        encoded = Encoded(means, stds, design.tokens[1:], images.image_of, images.text_of, design.tokens[0])
         losses["denoiser"] = _train(f"diffusion.{name}", spec, common, design, encoded, workdir)
         with atomic_folder(out) as folder:
             _save(design, vae, source, taken, folder)
@@ -114,6 +111,7 @@ def _unet(
     with initialised_by(workdir.seed, "denoiser"):
         network = build_unet2(spec.unet, text.config.hidden_size, side)
 
+    @torch.no_grad()
     def read(tokens: Tensor) -> dict[str, Tensor]:
         return {"encoder_hidden_states": text(tokens).last_hidden_state}
 
@@ -132,6 +130,7 @@ def _transformer(
     tokenizer = train_t5_tokenizer(images.texts, language.vocabulary, language.length, f"{key}.vocabulary")
     text, losses = train_t5(language, tokenizer, images.texts, workdir, key)
 
+    @torch.no_grad()
     def read(tokens: Tensor) -> dict[str, Tensor]:
         mask = t5_mask(tokens)
         states = text(input_ids=tokens, attention_mask=mask).last_hidden_state
@@ -145,34 +144,15 @@ def _transformer(
 def _train(
     key: str, spec: DiffusionSpec, common: PretrainingSpec, design: Design, encoded: Encoded, workdir: Workdir
 ) -> list[float]:
-    """Train ``design.network`` and give it the averaged weights; return the loss of every step.
-
-    Images, captions, noises and times of each step are those of the small Stable Diffusion where batches are as large.
-    """
-    network, scheduler, text = design.network, design.scheduler, design.text.to(workdir.device)
-    weights = noise_weights(scheduler, spec.noise_weighting)
-
-    def loss_of(generator: Generator) -> Tensor:
-        drawn, tokens = encoded.draw(spec.batch_size, spec.caption_dropout, generator)
-        latents = drawn.repeat_interleave(spec.noises, dim=0)
-        noise = torch.randn(latents.shape, generator=generator)
-        times = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
-        noisy, target = scheduler.add_noise(latents, noise, times), target_of(scheduler, latents, noise, times)
-        with torch.no_grad():
-            told = design.read(tokens[:, :, 0].to(workdir.device))
-        told = {name: value.repeat_interleave(spec.noises, dim=0) for name, value in told.items()}
-        predicted = network(noisy.to(workdir.device), timestep=times.to(workdir.device), **told).sample
-        errors = (predicted - target.to(workdir.device)).square().mean(dim=(1, 2, 3))
-        return (weights[times].to(errors) * errors).mean()
-
-    limits: dict[str, Any] = {"max_gradient_norm": MAX_GRADIENT_NORM, "ema_decay": spec.ema_decay}
+    """Train ``design.network`` and give it the averaged weights; return the loss of every step."""
+    design.text.to(workdir.device)
     steps = (common.images_seen or 0) // spec.batch_size
-    # The phase is called as the small Stable Diffusion's, and so draws the same.
-    phase = Phase("denoiser", key, network, steps, spec.lr, constant_after(spec.warmup_steps), **limits)
+    given = design.scheduler, design.read, encoded, spec, key, steps, workdir
+    phase, loss_of = denoising_phase(design.network, *given)
     losses = phase.train(workdir, loss_of)
-    network.load_state_dict(phase.average)
-    network.cpu().eval()
-    text.cpu()
+    design.network.load_state_dict(phase.average)
+    design.network.cpu().eval()
+    design.text.cpu()
     return losses
 
 
