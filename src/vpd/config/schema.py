@@ -115,7 +115,7 @@ class UNetSizes(Frozen):
     """Groups of GroupNorm."""
 
 
-class DenoiserSpec(Denoising, UNetSizes):
+class DenoiserSpec(UNetSizes, Denoising):
     """Small U-Net and its training with Stable Diffusion's objective (epsilon, scaled-linear betas)."""
 
     heads: PositiveInt
