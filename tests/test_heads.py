@@ -113,6 +113,20 @@ def test_segmentation_heads_have_the_finest_levels_or_the_images_size(kind, full
     logits.square().mean().backward()
 
 
+def test_weights_are_drawn_with_the_spread_of_their_rule():
+    """Xavier's bound of a lateral layer, Kaiming's deviation by fan out, and 0.01 of the classifier; no two layers agree."""
+    spec = HeadSpec(kind="semantic-fpn", channels=64)
+    head = HEADS["semantic-fpn"](spec, [40, 80, 160, 320], SWIN, 150)
+    for c, lateral in zip((40, 80, 160, 320), head.neck.lateral_convs, strict=True):
+        assert lateral.weight.abs().max().item() == pytest.approx((6 / (c + 64)) ** 0.5, rel=0.01)
+    layers = [block.conv for scale in head.scale_heads for block in scale if hasattr(block, "conv")]
+    assert len(layers) == 1 + 1 + 2 + 3
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert len({layer.weight.flatten()[0].item() for layer in layers}) == len(layers)
+
+
 def test_semantic_fpn_doubles_by_strides_not_by_levels():
     """A level as fine as the finest needs no doubling; one four times as coarse needs two."""
     strides = [4, 4, 16, 32]

@@ -107,6 +107,28 @@ def test_a_random_unet_differs_but_head_and_adapter_start_alike(checkpoint):
     assert not torch.equal(ours["head.conv_seg.weight"], other.trained_state()["head.conv_seg.weight"])
 
 
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize(
+    ("places", "levels"), [((), {1, 2}), (("down",), set()), (("up",), set()), (("mid",), {1, 2, 3})]
+)
+def test_rows_of_an_ablation_start_from_the_same_head(checkpoint, adapter, places, levels):
+    """At ``levels`` one has attention maps and the other, of down and up blocks, has none, or the reverse.
+
+    Weights for the U-Net's own channels agree there but for their scale.
+    """
+    changed = {"adapter": {"enabled": adapter, "gamma": 1e-4}, "attention": attention(places).model_dump()}
+    row, whole = (build(make_spec("segmentation", **x), checkpoint).head.state_dict() for x in (changed, {}))
+    of_other_width = set()
+    for name, weight in row.items():
+        other = whole[name]
+        if weight.shape != other.shape:
+            of_other_width.add(name.removesuffix(".weight"))
+            shared = min(weight.shape[1], other.shape[1])
+            weight, other = (x[:, :shared] / x[0, 0] for x in (weight, other))
+        torch.testing.assert_close(weight, other, rtol=1e-4, atol=0)
+    assert of_other_width == {f"neck.lateral_convs.{level}" for level in levels}
+
+
 def test_latents_are_encoded_alone_once_and_within_bounds(checkpoint):
     model = build(make_spec("segmentation"), checkpoint)
     batch = make_batch()

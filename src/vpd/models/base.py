@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,6 +58,19 @@ class Network(nn.Module):
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self.frozen)}
+
+
+@contextlib.contextmanager
+def own_stream() -> Iterator[None]:
+    """Take one number from torch's random stream, and all that the block draws from another stream, which it begins.
+
+    So the layers that follow start from the same weights whatever this one's size is, and the rows of an ablation, whose
+    attention maps widen some layers, can be compared seed by seed.
+    """
+    seed = int(torch.randint(1 << 62, (), device="cpu"))  # numbers, also where networks are built without any
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], complaint: str, cure: str) -> None:

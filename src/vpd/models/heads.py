@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpd.config.schema import HeadSpec, Spec
-from vpd.models.base import Features, Size
+from vpd.models.base import Features, Size, own_stream
 from vpd.models.resize import resize
 from vpd.utils.errors import UserError
 
@@ -20,7 +20,8 @@ def build_head(spec: Spec, channels: list[int], strides: list[int], classes: int
 
 def conv(inputs: int, outputs: int, side: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
     """Make a convolution whose output has the input's size over ``stride``, rounded up; ``side`` is odd."""
-    return nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=bias)
+    with own_stream():
+        return nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=bias)
 
 
 def conv_norm_relu(inputs: int, outputs: int, side: int = 3) -> nn.Sequential:
@@ -34,14 +35,24 @@ def _initialise(part: nn.Module, rule: str = "kaiming", std: float = 0.01) -> No
     for layer in part.modules():
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             continue
-        if rule == "kaiming":
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        elif rule == "xavier":
-            nn.init.xavier_uniform_(layer.weight)
-        else:
-            (nn.init.normal_ if rule == "normal" else nn.init.trunc_normal_)(layer.weight, std=std)
+        with own_stream():
+            _draw(layer, rule, std)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def _draw(layer: nn.Conv2d | nn.ConvTranspose2d, rule: str, std: float) -> None:
+    """Draw input by input: a layer with more inputs starts from the same weights, but for their scale, of those before."""
+    weight = layer.weight if isinstance(layer, nn.ConvTranspose2d) else layer.weight.transpose(0, 1)
+    drawn = torch.empty_like(weight, memory_format=torch.contiguous_format)  # (inputs, outputs, side, side)
+    if rule == "kaiming":
+        nn.init.kaiming_normal_(drawn, mode="fan_in", nonlinearity="relu")  # the convolution's fan out
+    elif rule == "xavier":
+        nn.init.xavier_uniform_(drawn)
+    else:
+        (nn.init.normal_ if rule == "normal" else nn.init.trunc_normal_)(drawn, std=std)
+    weight.copy_(drawn)
 
 
 class FPN(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vpd.config.schema import Spec, VPDModel
-from vpd.models.base import Batch, Features, LatentCache, Network
+from vpd.models.base import Batch, Features, LatentCache, Network, own_stream
 from vpd.models.diffusion import FrozenEncoder, check_texts, load_denoiser, load_vae
 from vpd.models.heads import build_head, grid_stride
 from vpd.models.necks import SimplePyramid
@@ -61,7 +61,9 @@ class VPD(Network):
             raise UserError(
                 f"model.canvas={model.canvas} is no multiple of the depth decoder's grid of {grid} pixels; change it"
             )
-        self.adapter = TextAdapter(self.unet.context_width, model.adapter) if model.adapter.enabled else nn.Identity()
+        with own_stream():  # so that the head starts from the same weights with and without an adapter
+            enabled = model.adapter.enabled
+            self.adapter = TextAdapter(self.unet.context_width, model.adapter) if enabled else nn.Identity()
         tokens = token_count(model.prompt.strategy, classes, text, class_embeddings)
         channels = [c + tokens * (level in self.unet.recorded) for level, c in enumerate(self.unet.channels)]
         self.strides, self.neck = [self.vae.factor * stride for stride in self.unet.strides], None
