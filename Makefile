@@ -12,6 +12,7 @@ setup: .venv/installed                    ## install the locked environment
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vpd needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	@echo "installing 7 GB into .venv; this takes some minutes"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet $(UV)
 	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes --quiet requirements.lock
@@ -74,8 +75,9 @@ lint: setup                               ## check style, types and layers of co
 lock: setup                               ## pin all dependencies again
 	uv pip compile pyproject.toml --extra docs --extra test --extra group --generate-hashes --no-emit-index-url --universal --python-version 3.11 --quiet --output-file requirements.lock
 
-ui: setup                                 ## open the MLflow UI on the local runs
-	mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1
+ui: setup                                 ## bring MLflow in line with the results and serve its UI
+	vpd track
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db --workers 1
 
 clean:                                    ## remove data, checkpoints, runs and states that the workflow made
 	rm -rf data checkpoints results/*/runs .vpd logs .snakemake

@@ -302,15 +302,31 @@ def test_key_written_twice_is_refused(tmp_path):
 
 def test_the_matrix_is_listed_in_columns_under_their_names(capsys):
     assert main(["show", "--params", str(ROOT / "params.yaml")]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    columns = ("experiment", "task", "dataset", "checkpoint", "schedule")
+    title, _, header, *lines = capsys.readouterr().out.splitlines()
+    params = load_params(ROOT / "params.yaml")
+    assert title == f"scale mini, protocol official: {len(params.experiments)} experiments"
+    columns = ("experiment", "task", "method", "dataset", "checkpoint", "schedule", "seeds")
     starts = [header.index(name) for name in columns]
     assert header.split() == list(columns)
-    params = load_params(ROOT / "params.yaml")
     for line, (name, experiment) in zip(lines, params.experiments.items(), strict=True):
         cells = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
         wanted = experiment.variant or experiment.dataset
-        assert cells == [name, experiment.task, wanted, experiment.checkpoint, experiment.schedule]
+        shown = [name, experiment.task, experiment.method, wanted, experiment.checkpoint, experiment.schedule]
+        assert cells == [*shown, "0"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shown"), [("[0, 1, 2, 3]", "0-3"), ("[4, 5]", "4,5"), ("[0, 2, 3]", "0,2,3"), ("[7]", "7")]
+)
+def test_the_matrix_shows_seeds(tmp_path, capsys, seeds, shown):
+    text = (ROOT / "params.yaml").read_text()
+    changed = text.replace(
+        "{ablations: [0], claims: [0], single: [0]}", f"{{ablations: {seeds}, claims: [0], single: [0]}}"
+    )
+    (tmp_path / "params.yaml").write_text(changed)
+    assert main(["show", "--params", str(tmp_path / "params.yaml")]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("seg-prompt "))
+    assert line.split()[-1] == shown
 
 
 def test_the_version_names_the_commit_that_runs(tmp_path):

@@ -483,6 +483,16 @@ depth = vpd.load("depth-full").predict("photo.png", scene="kitchen").depth
 mask = vpd.load("refcoco-full").predict("photo.png", text="the red chair").mask
 found = vpd.load("seg-full").predict("photo.png")
 print(depth.shape, mask.shape, found.labels.shape, "wall" in found.names, found.panel().format)
+maps = vpd.features(vpd.pipeline("sd-1-5"), "photo.png", "a red ball")
+print(maps.maps[0].shape, maps.attention_of("ball").shape)
+try:
+    vpd.load("seg-fast")
+except vpd.UserError as error:
+    print(error)
+"""
+SAID = """(50, 70) (50, 70) (50, 70) True PNG
+torch.Size([1, 32, 13, 18]) torch.Size([1, 50, 70])
+seg-fast did not come with what was installed, which has depth-full, refcoco-full, seg-full; name its project
 """
 
 
@@ -501,7 +511,7 @@ def test_an_installed_wheel_predicts_with_the_shipped_weights_anywhere(clone, tm
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "(50, 70) (50, 70) (50, 70) True PNG\n", done.stderr
+    assert done.stdout == SAID, done.stderr
 
 
 def test_demo_in_a_new_clone_uses_the_weights_in_git(clone):
@@ -580,8 +590,15 @@ def test_command_run_elsewhere_is_in_the_readme(command):
     assert command in COMMANDS
 
 
+def test_predictions_of_several_networks_for_one_picture_stay_apart(recorded):
+    """After the commands of README."""
+    picture = "docs/pictures/rooms/kitchen.jpg"
+    run(f"vpd predict depth-full {picture} --scene kitchen && vpd predict seg-full {picture}", recorded)
+    panels = {f"predictions/{name}/kitchen.panel.png" for name in ("depth-full", "seg-full")}
+    assert panels <= {path.relative_to(recorded).as_posix() for path in recorded.glob("predictions/*/*.panel.png")}
+
+
 def test_python_of_the_readme_and_of_the_librarys_page_works(recorded):
-    (recorded / "predictions").mkdir(exist_ok=True)
     pages = README + (ROOT / "docs/library.md").read_text()
     programs = re.findall(r"```python\n(.*?)```", pages, flags=re.S)
     (recorded / "program.py").write_text("\n".join(programs).replace("mini", "smoke"))

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vpd.library import Predictor, features, load
+    from vpd.library import Predictor, features, load, pipeline
     from vpd.models.extractor import DiffusionFeatures, FeatureExtractor
     from vpd.predict.predictions import DepthMap, Prediction, ReferredObject, Segments
     from vpd.utils.errors import UserError
@@ -23,6 +23,7 @@ __all__ = [
     "UserError",
     "features",
     "load",
+    "pipeline",
 ]
 
 

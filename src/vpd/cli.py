@@ -99,7 +99,8 @@ def _recorded(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------------------- parser
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="vpd", description=DESCRIPTION, allow_abbrev=False)
+    begin = "Begin with vpd demo, or with vpd predict and a picture of your own."
+    top = argparse.ArgumentParser(prog="vpd", description=DESCRIPTION, epilog=begin, allow_abbrev=False)
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and the commit")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _everyday(commands)
@@ -129,7 +130,7 @@ def _everyday(commands: Commands) -> None:
     command = _command(commands, "predict", _predict, "depth, segments or the object of a text in your own images")
     command.add_argument("name", help="experiment whose weights are used, or models:/NAME/VERSION of MLflow's registry")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
-    command.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: %(default)s)")
+    command.add_argument("--out", type=Path, help="folder to write (default: predictions/NAME)")
     command.add_argument("--text", type=_text, help="what to look for (referring segmentation)")
     command.add_argument("--scene", help="kind of room, such as kitchen (depth)")
     command.add_argument(
@@ -304,11 +305,16 @@ def _show(options: argparse.Namespace) -> None:
     elif options.name:
         print(params.resolve(options.name).model_dump_json(indent=1))
     else:
-        lines = [
-            (name, line.task, line.variant or line.dataset, line.checkpoint, line.schedule)
-            for name, line in params.experiments.items()
-        ]
-        print(_aligned([("experiment", "task", "dataset", "checkpoint", "schedule"), *lines]))
+        print(f"scale {params.scale}, protocol {params.protocol}: {len(params.experiments)} experiments\n")
+        titles = ("experiment", "task", "method", "dataset", "checkpoint", "schedule", "seeds")
+        print(_aligned([titles, *(_line_of(name, params) for name in params.experiments)]))
+
+
+def _line_of(name: str, params: Params) -> tuple[str, ...]:
+    line, seeds = params.experiments[name], params.resolve(name).seeds
+    listed = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1 else None
+    shown = listed or ",".join(map(str, seeds))
+    return (name, line.task, line.method, line.variant or line.dataset, line.checkpoint, line.schedule, shown)
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:
@@ -324,7 +330,7 @@ def _predict(options: argparse.Namespace) -> int:
     failed = predict_pictures(
         options.name,
         options.images,
-        options.out,
+        options.out or Path("predictions", options.name.removeprefix("models:/").replace("/", "-")),
         params,
         given,
         options.uri,
@@ -351,10 +357,14 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _stale(options: argparse.Namespace) -> int:
-    from vpd.stages.keys import stale
+    from vpd.stages.keys import stages, stale
 
-    names = list(stale(*_load(options)))
+    params, paths = _load(options)
+    names = list(stale(params, paths))
     print("\n".join(names) if names else "every output belongs to the present settings, code and inputs")
+    if names:
+        said = "stages have no output here that belongs to the present settings, code and inputs"
+        print(f"{len(names)} of {len(list(stages(params)))} {said}", file=sys.stderr)
     return 1 if names else 0
 
 

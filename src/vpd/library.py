@@ -21,7 +21,7 @@ from vpd.predict.network import TrainedNetwork, load_network
 from vpd.predict.predictions import Prediction
 from vpd.predict.run import infer
 from vpd.predict.tasks import build_task, check_options
-from vpd.stages.predict import class_names_of, find_parts
+from vpd.stages.predict import class_names_of, find_parts, pipeline_folder
 from vpd.utils.errors import UserError
 
 PARAMS = "params.yaml"
@@ -134,13 +134,32 @@ def load(
     Raises:
         UserError: the network is unknown, was not trained, or one of its files is missing or damaged.
     """
-    root = Path(project) if project else Path() if Path(PARAMS).is_file() else installed()
+    root = _root(project)
     params = None if name.startswith(MODELS) else load_params(root / PARAMS, scale)
     given = {"spec": spec, "weights": weights, "checkpoint": checkpoint, "data": data}
     parts = find_parts(name, params, {part: Path(path) for part, path in given.items() if path}, uri, root)
     settings = load_spec(parts["spec"])
     names = class_names_of(settings, parts)
     return Predictor(load_network(settings, parts["weights"], parts["checkpoint"], names, device, precision))
+
+
+def pipeline(name: str, *, project: str | Path | None = None, scale: str | None = None) -> Path:
+    """Return the folder of a small Stable Diffusion, for ``features`` or for diffusers' ``from_pretrained``.
+
+    Args:
+        name: checkpoint of a project, such as ``sd-1-5``, made there or shipped with it.
+        project: folder of the project. By default the present one if it has a params.yaml, and else what was installed.
+        scale: scale of the project, by default that of its params.yaml.
+
+    Raises:
+        UserError: the checkpoint is unknown, missing or damaged.
+    """
+    root = _root(project)
+    return pipeline_folder(name, load_params(root / PARAMS, scale), root)
+
+
+def _root(project: str | Path | None) -> Path:
+    return Path(project) if project else Path() if Path(PARAMS).is_file() else installed()
 
 
 def installed() -> Path:

@@ -156,4 +156,4 @@ def listing(sources: Path | None, archives: Path) -> str:
         date = acceptance(entry.licence, archives)
         terms = f"{catalogue.licences[entry.licence].name}, {f'accepted {date}' if date else 'not accepted yet'}"
         lines.append(f"{name:15} {amount(size) if size else 'unknown':>9} {amount(entry.prepared):>9}  {terms}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "vpd fetch NAME shows the terms, and with --accept-licence it downloads."])

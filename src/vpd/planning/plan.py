@@ -291,7 +291,7 @@ def _row(stage: str, group: list[Estimate]) -> tuple[str, ...]:
     cpu = sum((estimate.hours or 0.0) * estimate.cores for estimate in todo if not estimate.gpus)
     sizes = (sum(getattr(estimate, kind) for estimate in todo) for kind in ("downloaded", "written"))
     counts = (len(group), len(group) - len(todo), len(todo))
-    hours = (f"{total:.2g}" if 0 < total < 0.1 else f"{total:.1f}" for total in (gpu, cpu))
+    hours = ("-" if not total else f"{total:.1f}" if total >= 0.05 else "< 0.1" for total in (gpu, cpu))
     return (stage, *map(str, counts), *hours, *(amount(size) if size else "-" for size in sizes))
 
 

@@ -210,6 +210,13 @@ def job_key(stage: str, name: str, params: Params, paths: Paths) -> str:
 
 def stale(params: Params, paths: Paths) -> Iterator[str]:
     """Every stage that is not current, named as DVC names it."""
+    for stage, name in stages(params):
+        if not is_current(stage, name, params, paths):
+            yield f"{stage}@{name}" if name else stage
+
+
+def stages(params: Params) -> Iterator[tuple[str, str]]:
+    """Every stage and, if there is one for each of several, the name of what it makes."""
     names: dict[str, Iterable[str]] = {
         "data": params.datasets,
         "checkpoint": params.checkpoints,
@@ -218,8 +225,7 @@ def stale(params: Params, paths: Paths) -> Iterator[str]:
     names |= dict.fromkeys(("train", "evaluate"), params.experiments)
     for stage in STAGES:
         for name in names.get(stage, ("",)):
-            if not is_current(stage, name, params, paths):
-                yield f"{stage}@{name}" if name else stage
+            yield stage, name
 
 
 def forget_changed(params: Params, paths: Paths) -> list[str]:

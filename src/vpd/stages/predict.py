@@ -73,6 +73,11 @@ def find_parts(
         parts = {**trained_parts(name, params, root), **given}
     if not parts["spec"].is_file():
         target = parts["weights"].parents[1] / MANIFEST
+        if params and not (root / "dvc.yaml").is_file():
+            own = sorted(path.parent.name for path in (root / shipped(params.scale, "")).glob(f"*/{SPEC}"))
+            raise UserError(
+                f"{name} did not come with what was installed, which has {', '.join(own)}; name its project"
+            )
         how = f" (snakemake --cores 2 --config scale={params.scale} -- {target})" if params else ""
         raise UserError(
             f"{parts['spec']} does not exist, so {name} has not been trained here; "
@@ -93,6 +98,12 @@ def trained_parts(name: str, params: Params, root: Path = Path()) -> dict[str, P
     checkpoint = shipped_checkpoint(spec.checkpoint, params, root)
     parts = {"spec": own / SPEC, "weights": own / FINAL, "checkpoint": checkpoint, "data": paths.dataset(spec.dataset)}
     return parts | ({"classes": own / CLASSES} if (own / CLASSES).is_file() else {})
+
+
+def pipeline_folder(name: str, params: Params, root: Path = Path()) -> Path:
+    """Return where a pipeline is in the project ``root``: what the workflow made, or else what is in git."""
+    made = Paths(params.scale, root).checkpoint(name)
+    return made if params.checkpoint(name) and (made / MANIFEST).is_file() else shipped_checkpoint(name, params, root)
 
 
 def shipped_checkpoint(name: str, params: Params, root: Path = Path()) -> Path:
