@@ -491,7 +491,7 @@ except vpd.UserError as error:
     print(error)
 """
 SAID = """(50, 70) (50, 70) (50, 70) True PNG
-torch.Size([1, 32, 13, 18]) torch.Size([1, 50, 70])
+torch.Size([1, 32, 12, 17]) torch.Size([1, 50, 70])
 seg-fast did not come with what was installed, which has depth-full, refcoco-full, seg-full; name its project
 """
 
@@ -591,11 +591,13 @@ def test_command_run_elsewhere_is_in_the_readme(command):
 
 
 def test_predictions_of_several_networks_for_one_picture_stay_apart(recorded):
-    """After the commands of README."""
-    picture = "docs/pictures/rooms/kitchen.jpg"
-    run(f"vpd predict depth-full {picture} --scene kitchen && vpd predict seg-full {picture}", recorded)
-    panels = {f"predictions/{name}/kitchen.panel.png" for name in ("depth-full", "seg-full")}
-    assert panels <= {path.relative_to(recorded).as_posix() for path in recorded.glob("predictions/*/*.panel.png")}
+    """README's commands have made them, unless this test runs alone."""
+    for command in (command for command in COMMANDS if command.startswith("vpd predict")):
+        panel = recorded / "predictions" / command.split()[2] / "kitchen.panel.png"
+        if not panel.exists():
+            run(command, recorded)
+        assert panel.is_file()
+    assert {path.name for path in (recorded / "predictions").glob("*")} >= {"depth-full", "seg-full", "refcoco-full"}
 
 
 def test_python_of_the_readme_and_of_the_librarys_page_works(recorded):

@@ -90,14 +90,19 @@ def run() -> int | None:
             server.connect(f"\0{name}")
             if not _own(server):
                 return None
-            request = json.dumps([sys.argv, sys.path, {**os.environ}]).encode()
-            socket.send_fds(server, [request], [0, 1, 2])
-            copy = _receive(server)
+            # A signal that comes between the copy's start and the answer that names it waits, and is then passed on.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+            try:
+                request = json.dumps([sys.argv, sys.path, {**os.environ}]).encode()
+                socket.send_fds(server, [request], [0, 1, 2])
+                if (copy := _receive(server)) is not None:
+                    _forward_signals(copy)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except OSError:
             return None
         if copy is None:
             return None
-        _forward_signals(copy)
         status = _receive(server)
     if status is None:
         raise UserError("the workflow that started this command has ended; run it again to continue")
