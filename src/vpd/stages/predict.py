@@ -102,8 +102,9 @@ def trained_parts(name: str, params: Params, root: Path = Path()) -> dict[str, P
 
 def pipeline_folder(name: str, params: Params, root: Path = Path()) -> Path:
     """Return where a pipeline is in the project ``root``: what the workflow made, or else what is in git."""
+    params.checkpoint(name)  # refuses an unknown name
     made = Paths(params.scale, root).checkpoint(name)
-    return made if params.checkpoint(name) and (made / MANIFEST).is_file() else shipped_checkpoint(name, params, root)
+    return made if (made / MANIFEST).is_file() else shipped_checkpoint(name, params, root)
 
 
 def shipped_checkpoint(name: str, params: Params, root: Path = Path()) -> Path:
