@@ -15,7 +15,7 @@ from typing import Any
 from vpd.config.claims import check_claims, load_claims
 from vpd.config.document import SCHEMA, Document, Experiment, Layer, ProtocolLayer, Resources, Scale, TaskLayer
 from vpd.config.experiment import Named, Task
-from vpd.config.paths import shipped
+from vpd.config.paths import Paths, shipped
 from vpd.config.reported import load_reported
 from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, DiffusionSpec, Small, Spec, VPDModel
 from vpd.config.tables import check_layout
@@ -141,6 +141,13 @@ class Params:
         return {
             name: made[name] for name, spec in self.checkpoints.items() if spec.source == "shipped" and name in made
         }
+
+    def small_source(self, paths: Paths) -> Path:
+        """Return the small Stable Diffusion whose parts other small ones take: pre-trained by this scale, or in git."""
+        milestones = self.milestones
+        if self.block.shipped is None or not milestones:
+            return paths.pretraining
+        return shipped(self.block.shipped, max(milestones, key=lambda name: milestones[name]))
 
     @property
     def measured(self) -> dict[str, CheckpointSpec]:

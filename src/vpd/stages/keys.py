@@ -58,7 +58,7 @@ def _checkpoint(name: str, params: Params, paths: Paths) -> Answer:
     spec, common = params.checkpoint(name), params.pretraining
     if small := params.small_diffusion(name):
         captions = paths.dataset(common.dataset)
-        wanted = diffusion_fingerprint(name, small, common, captions, paths.pretraining)
+        wanted = diffusion_fingerprint(name, small, common, captions, params.small_source(paths))
     else:
         wanted = checkpoint_fingerprint(name, spec, paths.pretraining)
     return _folder(paths.checkpoint(name), wanted)

@@ -79,7 +79,9 @@ def _checkpoint(name: str, params: Params, paths: Paths) -> Facts:
 
         captions = paths.dataset(common.dataset)
         check_unchanged(captions)
-        pretrain_diffusion(name, small, common, captions, paths.pretraining, out, paths.state("checkpoint", name))
+        pretrain_diffusion(
+            name, small, common, captions, params.small_source(paths), out, paths.state("checkpoint", name)
+        )
         return {"images": common.images_seen or 0}
     from vpd.pretrained.checkpoints import assemble
 

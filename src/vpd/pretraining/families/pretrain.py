@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PixArtAlphaPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import DiffusionSpec, PretrainingSpec
+from vpd.pretrained.tensors import write_half
 from vpd.pretraining.captions import Captions, load_captions
 from vpd.pretraining.clip import encode
 from vpd.pretraining.diffusion.autoencoder import encode_images
@@ -49,7 +52,7 @@ def pretrain_diffusion(
     spec: DiffusionSpec,
     common: PretrainingSpec,
     captions: Path,
-    pretraining: Path,
+    source: Path,
     out: Path,
     state: Path,
     *,
@@ -62,31 +65,51 @@ def pretrain_diffusion(
         spec: network and training.
         common: budget, seed and threads, which it shares with the small Stable Diffusion.
         captions: a captions dataset.
-        pretraining: the finished small Stable Diffusion, whose autoencoder, and for a U-Net text encoder, are taken.
+        source: the small Stable Diffusion, as a finished pre-training or as weights in git. Its autoencoder, and for a U-Net
+            its text encoder, are taken with the values that git holds, in half precision: both make the same model (U9).
         out: gets the pipeline, history.csv and the manifest, all at once at the end.
         state: holds the resumable state, saved every ``save_every`` steps; removed at the end.
 
     Raises:
         UserError: an input is missing or damaged, a loss is not finite, or another process works in ``state``.
     """
-    made_from = diffusion_fingerprint(name, spec, common, captions, pretraining)
+    made_from = diffusion_fingerprint(name, spec, common, captions, source)
     if is_finished(out, made_from):
         return
-    source, taken = taken_parts(spec, pretraining)
-    if differing := changed(source, taken):
-        raise UserError(f"{source} differs from its manifest in {', '.join(differing)}; run the pre-training again")
+    given, taken = taken_parts(spec, source)
+    if differing := changed(given, taken):
+        raise UserError(f"{given} differs from its manifest in {', '.join(differing)}; make or restore it again")
     turn_off_library_bars()
     with open_workdir(state, made_from, common, save_every) as workdir:
-        images = load_captions(captions)
-        vae = AutoencoderKL.from_pretrained(source / "vae", local_files_only=True)
+        images, parts = load_captions(captions), _rounded(given, taken, workdir)
+        vae = AutoencoderKL.from_pretrained(parts / "vae", local_files_only=True)
         means, stds = _latents(vae, images, workdir)
         build = _unet if spec.unet else _transformer
-        design, losses = build(f"diffusion.{name}", spec, source, images, max(means.shape[-2:]), workdir)
+        design, losses = build(f"diffusion.{name}", spec, parts, images, max(means.shape[-2:]), workdir)
         encoded = Encoded(means, stds, design.tokens[1:], images.image_of, images.text_of, design.tokens[0])
         losses["denoiser"] = _train(f"diffusion.{name}", spec, common, design, encoded, workdir)
         with atomic_folder(out) as folder:
-            _save(design, vae, source, taken, folder)
+            _save(design, vae, parts, folder)
             complete(folder, made_from, losses, _facts(name, spec, common, design, vae, losses))
+
+
+def _rounded(given: Path, files: Iterable[str], workdir: Workdir) -> Path:
+    """Copy the taken parts with the values that half precision holds; return their folder."""
+    out = workdir.folder / "parts"
+    if not out.exists():
+        with atomic_folder(out) as folder:
+            for name in files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                copy = _round if name.endswith(".safetensors") else shutil.copyfile
+                copy(given / name, folder / name)
+    return out
+
+
+def _round(source: Path, target: Path) -> None:
+    """Copy weights in single precision with the values that half precision holds."""
+    write_half(source, target)
+    tensors = {name: x.float() if x.dtype == torch.float16 else x for name, x in load_file(target).items()}
+    save_file(tensors, target, {"format": "pt"})
 
 
 def _latents(vae: AutoencoderKL, images: Captions, workdir: Workdir) -> tuple[Tensor, Tensor]:
@@ -102,12 +125,12 @@ def _latents(vae: AutoencoderKL, images: Captions, workdir: Workdir) -> tuple[Te
 
 
 def _unet(
-    _key: str, spec: DiffusionSpec, source: Path, images: Captions, side: int, workdir: Workdir
+    _key: str, spec: DiffusionSpec, parts: Path, images: Captions, side: int, workdir: Workdir
 ) -> tuple[Design, Losses]:
     """A U-Net that predicts v and reads the small Stable Diffusion's texts; nothing is trained before it."""
     assert spec.unet is not None
-    tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer", local_files_only=True)
-    text = CLIPTextModel.from_pretrained(source / "text_encoder", local_files_only=True).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(parts / "tokenizer", local_files_only=True)
+    text = CLIPTextModel.from_pretrained(parts / "text_encoder", local_files_only=True).eval()
     with initialised_by(workdir.seed, "denoiser"):
         network = build_unet2(spec.unet, text.config.hidden_size, side)
 
@@ -120,7 +143,7 @@ def _unet(
 
 
 def _transformer(
-    key: str, spec: DiffusionSpec, _source: Path, images: Captions, side: int, workdir: Workdir
+    key: str, spec: DiffusionSpec, _parts: Path, images: Captions, side: int, workdir: Workdir
 ) -> tuple[Design, Losses]:
     """A transformer that predicts noise and reads a T5, which is trained first; and the losses of that."""
     assert spec.transformer is not None
@@ -156,16 +179,16 @@ def _train(
     return losses
 
 
-def _save(design: Design, vae: AutoencoderKL, source: Path, taken: dict[str, str], folder: Path) -> None:
-    """Write the pipeline, in which the parts that were ``taken`` keep their bytes."""
-    parts = {design.part: design.network, "tokenizer": design.tokenizer, "text_encoder": design.text, "vae": vae}
+def _save(design: Design, vae: AutoencoderKL, taken: Path, folder: Path) -> None:
+    """Write the pipeline, in which the parts that were taken keep the bytes of the folder ``taken``."""
+    own = {design.part: design.network, "tokenizer": design.tokenizer, "text_encoder": design.text, "vae": vae}
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     more = unused if design.pipeline is StableDiffusionPipeline else {}
-    pipeline = design.pipeline(**parts, scheduler=design.scheduler, **more)
+    pipeline = design.pipeline(**own, scheduler=design.scheduler, **more)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    for part in dict.fromkeys(name.partition("/")[0] for name in taken):
-        shutil.rmtree(folder / part)
-        shutil.copytree(source / part, folder / part)
+    for part in taken.iterdir():
+        shutil.rmtree(folder / part.name)
+        shutil.copytree(part, folder / part.name)
 
 
 def _facts(
