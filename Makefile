@@ -6,7 +6,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 UV := uv==0.13.9
 
-.PHONY: setup help demo reproduce snakemake pretrain record test test-slow test-cluster costs reference tutorial docs pictures lint lock ui clean
+.PHONY: setup help demo reproduce snakemake report pretrain record test test-slow test-cluster costs reference tutorial docs pictures lint lock ui clean
 
 setup: .venv/installed                    ## install the locked environment
 
@@ -31,6 +31,9 @@ reproduce: setup                          ## make every table and figure with DV
 
 snakemake: setup                          ## make the same with Snakemake, on all cores
 	snakemake --cores all
+
+report: setup                             ## write the report and its page, results/*/report.html, from the results in git
+	vpd report
 
 SCALE ?= scratch
 pretrain: setup                           ## make the networks in weights/ anew, from nothing (hours; resumes where it was)

@@ -3,8 +3,10 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -32,6 +34,8 @@ from vpd.report.write import write_report
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
 from vpd.utils.fingerprint import Fingerprint
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -706,3 +710,18 @@ def test_damaged_measures_are_one_sentence(tmp_path, content, sentence):
     (tmp_path / "measures.csv").write_text(content)
     with pytest.raises(UserError, match=rf"measures\.csv {sentence}.*run `vpd measure` again, or restore it with git"):
         read_measures(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------ a new clone
+def test_a_new_clone_makes_the_page_and_keeps_the_note_of_an_equal_report(tmp_path):
+    """`make report`, without the data that the note of what the report was made from needs."""
+    shutil.copytree(ROOT / "results/mini", tmp_path / "results/mini", ignore=shutil.ignore_patterns("runs", "*.html"))
+    for name in ("params.yaml", "weights", "workflow"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    note = tmp_path / "results/mini/tables/fingerprint.json"
+    for report in ("of another code", "the same again"):
+        write_json(note, {"code": report})
+        subprocess.run([sys.executable, "-m", "vpd", "report"], cwd=tmp_path, check=True)
+        assert note.exists() or report == "of another code"
+    assert read_json(note) == {"code": "the same again"}
+    assert (tmp_path / "results/mini/report.html").stat().st_size > 1e6

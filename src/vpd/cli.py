@@ -501,13 +501,14 @@ def _released(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from vpd.report.write import write_report
     from vpd.stages.data import PREVIEW
-    from vpd.stages.keys import note_made
+    from vpd.stages.keys import keep_note, note_made
 
     params, paths = _load(options)
     params.check_tables()
     out = options.out or paths.results
     previews = {name: paths.dataset(name) / PREVIEW for name in params.datasets}
-    write_report(params, paths.results, paths.pretraining, previews, out, costs=paths.costs, costs_scale="paper")
+    with keep_note("report", paths.results / "REPORT.md", paths):
+        write_report(params, paths.results, paths.pretraining, previews, out, costs=paths.costs, costs_scale="paper")
     if out == paths.results:
         note_made("report", params, paths)
     print(f"the report is {out / 'REPORT.md'}, and as one page {out / 'report.html'}")

@@ -191,6 +191,16 @@ def note_made(stage: str, params: Params, paths: Paths) -> None:
         write_json(_note(stage, paths), asdict(wanted[""]))
 
 
+@contextlib.contextmanager
+def keep_note(stage: str, output: Path, paths: Paths) -> Iterator[None]:
+    """Keep what ``note_made`` wrote if the block makes the same output again, as in a new clone, which lacks the inputs."""
+    note = _note(stage, paths)
+    old = (note.read_text(encoding="utf-8"), sha256(output)) if note.is_file() and output.is_file() else None
+    yield
+    if old and sha256(output) == old[1]:
+        write_text(note, old[0])
+
+
 # ------------------------------------------------------------------------------------------------------------- questions
 def is_current(stage: str, name: str, params: Params, paths: Paths) -> bool:
     """Whether a stage's output is there and was made from settings, code and inputs as they are now."""
