@@ -231,6 +231,15 @@ def test_a_missing_file_is_reported_and_skips_only_that_model(world, uri, capsys
     assert "segmentation/manifest.json does not exist; prepare the dataset first" in said
 
 
+def test_networks_that_were_not_trained_here_share_one_line(world, uri, capsys):
+    for task in ("referring", "depth"):
+        shutil.rmtree(world.weights(task).parents[1])
+    assert world.sync(uri).models == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "registered" in line]
+    assert said.startswith("what was not trained here is not registered as a model: ")
+    assert set(said.partition(": ")[2].split(", ")) == {"tiny-referring", "tiny-depth"}
+
+
 def test_an_experiment_of_another_task_is_refused(world, uri):
     world.params = tiny_params({"depth": "tiny-referring"})
     with pytest.raises(UserError, match=r"registered\.depth names tiny-referring, which is referring"):

@@ -93,8 +93,12 @@ class RegisteredNetwork:
 
 def networks_to_register(results: Path, params: Params, data: Path, checkpoints: Path) -> list[RegisteredNetwork]:
     """Collect the networks that ``params.registered`` names; a missing file is reported and skips only that network."""
+    trained = {task: name for task, name in params.registered.items() if (results / "runs" / name).is_dir()}
+    if untrained := [name for name in params.registered.values() if name not in trained.values()]:
+        said = f"what was not trained here is not registered as a model: {', '.join(untrained)}"
+        print(said, file=sys.stderr, flush=True)
     networks = []
-    for task, name in params.registered.items():
+    for task, name in trained.items():
         try:
             networks.append(_network(results, params, data, checkpoints, task, name))
         except Missing as missing:
