@@ -33,9 +33,7 @@ checkpoint checkpoint:
 checkpoint measure:
     input:
         checkpoints=ancient(
-            expand(
-                f"checkpoints/{SCALE}/{{name}}/manifest.json", name=PARAMS.measured
-            )
+            expand(f"checkpoints/{SCALE}/{{name}}/manifest.json", name=PARAMS.measured)
         ),
         key=key("measure", needs_measured),
     output:
