@@ -313,6 +313,13 @@ def test_a_drawer_tells_all_of_its_experiment(shown, page, params, results):
     assert all(picture.get_property("naturalWidth") and picture.is_displayed() for picture in pictures)
 
 
+def test_every_drawer_shows_what_its_experiment_predicts_once(shown, page):
+    for name in ("seg-full", "seg-up", "depth-fast"):  # the first in Figure 4, the others nowhere else
+        shown.get(f"{page.as_uri()}#run-{name}")
+        pictures = shown.find_elements(By.CSS_SELECTOR, f"#run-{name} img[alt*='ground truth']")
+        assert [picture.is_displayed() and picture.get_property("naturalWidth") > 0 for picture in pictures] == [True]
+
+
 def test_a_command_is_copied(shown, page):
     shown.get(f"{page.as_uri()}#run-seg-full")
     permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
@@ -393,3 +400,4 @@ def test_large_pictures_are_packed_and_small_ones_kept(tmp_path):
     with Image.open(tmp_path / "packed.webp") as image:
         assert (kind, image.size) == ("data:image/webp", (WIDEST, 320))
     assert data_uri(large) == data_uri(large)
+    assert len(data_uri(large, 640)) < len(data_uri(large)) / 3

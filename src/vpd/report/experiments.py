@@ -43,6 +43,7 @@ def experiment_view(report: Report, name: str) -> View:
     paths = {word: report.results / pattern.format(name) for word, pattern in FILES.items()}
     jobs = report.timings[(report.timings["stage"] == "train") & (report.timings["name"] == name)]
     data = spec.variant or spec.dataset
+    in_figure = any(name in figure.panels for figure in report.params.figures.values())  # there it is larger
     return {
         "experiment": name,
         "task": spec.task,
@@ -58,6 +59,7 @@ def experiment_view(report: Report, name: str) -> View:
         "digests": digests,
         "numbers": value_grid(frame),
         "losses": loss_curve(report.histories.get(name)),
+        "panel": None if in_figure or not paths["predictions"].is_file() else paths["predictions"],
         "spec": yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=60),
         "digest": spec.digest(),
         "commands": commands(name, spec.scale, spec.protocol),

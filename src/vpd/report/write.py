@@ -34,6 +34,7 @@ from vpd.utils.files import atomic_folder, exclusive, write_text
 PAGES = ("report.html", "REPORT.md")  # also the templates; REPORT.md, which the orchestrators wait for, comes last
 TABLES, FIGURES = "tables", "figures"
 LARGE, WIDEST = 120_000, 1600  # bytes from which a picture is packed again; pixels to which a wider one is scaled
+THUMBNAIL = 640  # pixels of a picture in a drawer, which is not wider
 
 
 def write_report(
@@ -176,6 +177,7 @@ def _environment(kind: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    templates.globals["thumbnail"] = THUMBNAIL
     templates.filters |= {
         "code": markdown.code,
         "prose": prose,
@@ -219,14 +221,14 @@ def _bar(line: Line) -> dict[str, float | None]:
     return {"at": at, "low": low, "high": high, "paper": round(50 + scale * (line.paper or 0.0), 2) if near else None}
 
 
-def data_uri(png: Path) -> str:
-    """Pack a picture into the page: its SVG if there is one; a large PNG becomes WebP, at most ``WIDEST`` pixels wide."""
+def data_uri(png: Path, widest: int = WIDEST) -> str:
+    """Pack a picture into the page: its SVG if there is one; a large PNG becomes WebP, at most ``widest`` pixels wide."""
     if (vector := png.with_suffix(".svg")).is_file():
         return f"data:image/svg+xml;base64,{base64.b64encode(vector.read_bytes()).decode('ascii')}"
     content, kind = png.read_bytes(), "png"
-    if len(content) > LARGE:
+    if len(content) > LARGE or widest < WIDEST:
         image, buffer = Image.fromarray(read_image(png)), io.BytesIO()
-        image.thumbnail((WIDEST, image.height), Image.Resampling.LANCZOS)
+        image.thumbnail((widest, image.height), Image.Resampling.LANCZOS)
         image.save(buffer, "webp", quality=82, method=4)
         content, kind = buffer.getvalue(), "webp"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
