@@ -54,6 +54,16 @@ def test_measures_go_with_the_weights_and_onto_the_card(params, paths):
     assert "Measured on 6 scenes" in card
 
 
+def test_one_network_joins_those_that_are_there(params, paths):
+    shipping.ship_one("sd-1-5", params, paths)
+    card = WEIGHTS / "smoke/README.md"
+    assert "| sd-1-5 |" in card.read_text()
+    assert "| sd-1-1 |" not in card.read_text()
+    shipping.ship_one("sd-1-1", params, paths)
+    assert [line.split()[1] for line in card.read_text().splitlines() if line.startswith("| sd-")] == list(NAMES)
+    assert (WEIGHTS / "smoke/sd-1-1/manifest.json").is_file()
+
+
 def test_a_scale_without_measures_ships_none_and_keeps_no_old_ones(params, paths):
     shipping.ship_weights(params, paths)
     scales = {"smoke": params.block.model_copy(update={"measures": None})}

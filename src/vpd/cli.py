@@ -222,7 +222,7 @@ def _stages(commands: Commands) -> None:
     _params(_command(commands, "outside", _outside, text), protocol=False)
 
     command = _command(commands, "ship", _ship, "put the weights that this scale pre-trained into weights/, for git")
-    command.add_argument("names", nargs="*", metavar="EXPERIMENT", help="trained networks to put there instead")
+    command.add_argument("names", nargs="*", metavar="NAME", help="pre-trained or trained networks to put there instead")
     _params(command, protocol=False)
 
     command = _command(commands, "released", _released, "measure the weights that the authors released")
@@ -463,11 +463,11 @@ def _outside(options: argparse.Namespace) -> None:
 def _ship(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
     from vpd.stages.run import Stopwatch
-    from vpd.stages.shipping import ship_network, ship_weights
+    from vpd.stages.shipping import ship_one, ship_weights
 
     params, paths = _load(options)
     for name in options.names:
-        ship_network(name, params, paths)
+        ship_one(name, params, paths)
         print(f"{name} is in weights/{params.scale}/{name}")
     if options.names:
         return

@@ -17,7 +17,7 @@ from vpd.stages.keys import is_current, pretrained_here
 from vpd.training.runs import seed_folder
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json, write_text
-from vpd.utils.fingerprint import read_manifest
+from vpd.utils.fingerprint import MANIFEST, read_manifest
 
 SPEC, CLASSES, FINAL = "spec.json", "classes.json", "final.safetensors"  # of a trained network
 CARD = """# Weights of the scale `{scale}`
@@ -67,8 +67,27 @@ def ship_weights(params: Params, paths: Paths) -> list[str]:
     for name in names:
         _ship_checkpoint(name, params, paths)
     _ship_measures(params, paths)
-    write_text(shipped(params.scale, "README.md"), model_card(params, names))
+    _write_card(params)
     return names
+
+
+def ship_one(name: str, params: Params, paths: Paths) -> None:
+    """Write one network to weights/: a checkpoint or backbone that the scale pre-trained, or a trained experiment.
+
+    Raises:
+        UserError: it is missing, or not made with the present settings, code and inputs.
+    """
+    if name not in pretrained_here(params):
+        ship_network(name, params, paths)
+        return
+    _ship_checkpoint(name, params, paths)
+    _write_card(params)
+
+
+def _write_card(params: Params) -> None:
+    """Write README.md about the pre-trained networks that are in weights/."""
+    names = [name for name in pretrained_here(params) if (shipped(params.scale, name) / MANIFEST).is_file()]
+    write_text(shipped(params.scale, "README.md"), model_card(params, names))
 
 
 def _ship_checkpoint(name: str, params: Params, paths: Paths) -> None:
@@ -139,7 +158,7 @@ def model_card(params: Params, names: Iterable[str]) -> str:
 
 def _measured(params: Params) -> str:
     """The section about the measures of the small Stable Diffusion, if there are any."""
-    if params.measures is None:
+    if params.measures is None or not shipped(params.scale, TABLE).is_file():
         return ""
     with shipped(params.scale, TABLE).open(encoding="utf-8", newline="") as file:
         rows = [[line["images"], *(_short(line[key]) for key in SHOWN)] for line in csv.DictReader(file)]
