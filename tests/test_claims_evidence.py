@@ -1,11 +1,13 @@
 """The recorded evidence: equal to the digit or named, and the claims rest on the seeds of both."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from evaluated_world import edit_evaluated
-from report_world import report_params, write_metrics, write_results
+from report_world import extras, report_params, write_metrics, write_results, write_world
 from vpd.config.params import Params
 from vpd.config.paths import Paths
 from vpd.report import write
@@ -15,7 +17,7 @@ from vpd.report.report import Report
 from vpd.stages.data import PREVIEW
 from vpd.stages.keys import is_current, note_made
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_json, write_text
+from vpd.utils.files import read_json, write_json, write_text
 
 HEAD = "experiment,milestone,metric,seed,value\n"
 
@@ -107,12 +109,16 @@ def keep_first_seed(content):
             del numbers[key]
 
 
+REPORT = ("REPORT.md", "report.html", "tables/cells.csv")
+
+
 def test_a_new_record_makes_the_report_stale(tmp_path, params):
     paths = Paths(params.scale, tmp_path)
     for name in params.datasets:
         write_text(paths.dataset(name) / PREVIEW, "a picture")
     write_json(paths.pretraining / "manifest.json", {"files": {}})
-    write_text(paths.results / "REPORT.md", "a report")
+    for name in REPORT:
+        write_text(paths.results / name, "a report")
     note_made("report", params, paths)
     assert is_current("report", "", params, paths)
     for values in ("a,final,x,0,1.0\n", "a,final,x,0,2.0\n"):
@@ -120,3 +126,50 @@ def test_a_new_record_makes_the_report_stale(tmp_path, params):
         assert not is_current("report", "", params, paths)
         note_made("report", params, paths)
         assert is_current("report", "", params, paths)
+
+
+READ = ("metrics", "provenance", "history", "timing/train", "panels/seg-fast", "backbones", "released", "specs")
+
+
+@pytest.mark.parametrize("stage", ["report", "track"])
+@pytest.mark.parametrize("folder", READ)
+def test_another_result_makes_report_and_tracking_stale(tmp_path, params, stage, folder):
+    paths = Paths(params.scale, tmp_path)
+    for name in params.datasets:
+        write_text(paths.dataset(name) / PREVIEW, "a picture")
+    write_json(paths.pretraining / "manifest.json", {"files": {}})
+    for path in (*(paths.results / name for name in REPORT), paths.tracked):
+        write_text(path, "made")
+    for value in ("one", "another"):
+        write_text(paths.results / folder / "seg-fast.json", value)
+        assert not is_current(stage, "", params, paths)
+        note_made(stage, params, paths)
+        assert is_current(stage, "", params, paths)
+    (paths.results / folder / "seg-fast.json").unlink()
+    assert not is_current(stage, "", params, paths)
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_a_report_without_one_of_its_files_is_stale(tmp_path, params, name):
+    paths = Paths(params.scale, tmp_path)
+    for dataset in params.datasets:
+        write_text(paths.dataset(dataset) / PREVIEW, "a picture")
+    write_json(paths.pretraining / "manifest.json", {"files": {}})
+    for file in REPORT:
+        write_text(paths.results / file, "a report")
+    note_made("report", params, paths)
+    (paths.results / name).unlink()
+    assert not is_current("report", "", params, paths)
+
+
+def test_results_of_other_settings_are_named(tmp_path, capsys):
+    params = report_params()
+    inputs = write_world(tmp_path, params)
+    results, path = inputs[0], inputs[0] / "provenance" / "seg-fast.json"
+    assert "other settings" not in (results / "REPORT.md").read_text(encoding="utf-8")
+    made = read_json(path)
+    write_json(path, made | {"fingerprint": made["fingerprint"] | {"settings": "0" * 16}})
+    write.write_report(params, *inputs, results, **extras(tmp_path, params))
+    assert re.search(r"not of the settings in \S+params\.yaml: seg-fast;", capsys.readouterr().err)
+    text = (results / "REPORT.md").read_text(encoding="utf-8")
+    assert "**Run with other settings than `params.yaml` has now: seg-fast.**" in text

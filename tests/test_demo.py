@@ -26,10 +26,10 @@ from vpd.predict import demo
 from vpd.predict.predictions import DepthMap, ReferredObject, Segments
 from vpd.predict.prompt import Prompt, read_prompt
 from vpd.pretraining.clip import train_tokenizer
-from vpd.stages.predict import trained_parts
+from vpd.stages.predict import find_parts, trained_parts
 from vpd.utils.digests import digests, tree
 from vpd.utils.errors import UserError
-from vpd.utils.files import read_json, write_json
+from vpd.utils.files import read_json, write_json, write_text
 from vpd.world.rooms import KINDS
 from vpd.world.scene import draw_scene
 
@@ -135,6 +135,7 @@ def clone(tmp_path, monkeypatch) -> Path:
     """A clone whose weights in git are placeholders with manifests, but for a tokenizer."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
+    params = load_params(Path("params.yaml"), "smoke")
     for name in ("sd-1-5", "seg-full", "refcoco-full", "depth-full"):
         folder = tmp_path / "weights/smoke" / name
         for part in ("spec.json", "final.safetensors"):
@@ -142,7 +143,8 @@ def clone(tmp_path, monkeypatch) -> Path:
         if name == "sd-1-5":
             train_tokenizer(["a red ball in an office"] * 4, 600, 8).save_pretrained(folder / "tokenizer")
         files = digests(folder, tree(folder))
-        write_json(folder / "manifest.json", {"schema": 1, "recipe": {}, "files": files})
+        recipe = {} if name == "sd-1-5" else params.resolve(name).model_dump(mode="json")
+        write_json(folder / "manifest.json", {"schema": 1, "recipe": recipe, "files": files})
     return tmp_path
 
 
@@ -153,6 +155,37 @@ def test_networks_in_git_are_used_unless_weights_are_here(clone):
     assert trained_parts("seg-full", params)["spec"] == shipped("smoke", "seg-full") / "spec.json"
     write_json(paths.runs("seg-full") / "seed0/final.safetensors", {})
     assert trained_parts("seg-full", params)["spec"] == paths.spec("seg-full")
+
+
+def test_given_data_replace_the_classes_in_git_and_must_exist(clone):
+    params = load_params(Path("params.yaml"), "smoke")
+    write_json(shipped("smoke", "seg-full") / "classes.json", {})
+    files = digests(
+        shipped("smoke", "seg-full"), [name for name in tree(shipped("smoke", "seg-full")) if name != "manifest.json"]
+    )
+    write_json(shipped("smoke", "seg-full") / "manifest.json", {"schema": 1, "recipe": {}, "files": files})
+    assert "classes" in find_parts("seg-full", params, {}, "")
+    assert find_parts("seg-full", params, {"data": clone}, "").keys() == {"spec", "weights", "checkpoint", "data"}
+    with pytest.raises(UserError, match=r"nowhere does not exist; name the folder of a prepared dataset"):
+        find_parts("seg-full", params, {"data": Path("nowhere")}, "")
+
+
+def test_weights_without_a_spec_are_told_what_to_run(clone):
+    write_text(Path("dvc.yaml"), "stages: {}")
+    with pytest.raises(
+        UserError, match=r"has not been trained here; run it first .*results/smoke/runs/depth-fast/manifest\.json"
+    ):
+        find_parts("depth-fast", load_params(Path("params.yaml"), "smoke"), {"weights": Path("w.safetensors")}, "")
+
+
+def test_networks_in_git_of_other_settings_are_told(clone, capsys):
+    params, path = load_params(Path("params.yaml"), "smoke"), shipped("smoke", "seg-full") / "manifest.json"
+    trained_parts("seg-full", params)
+    assert capsys.readouterr().err == ""
+    made = read_json(path)
+    write_json(path, made | {"recipe": made["recipe"] | {"checkpoint": "sd-1-4"}})
+    trained_parts("seg-full", params)
+    assert "was trained with other settings of seg-full than" in capsys.readouterr().err
 
 
 def _without(name: str):

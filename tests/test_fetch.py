@@ -23,7 +23,7 @@ import yaml
 from flaky_server import Answer, running
 from forked import impatient, wait_for
 from vpd import download
-from vpd.download import fetch, http, listing, nyuv2
+from vpd.download import fetch, http, listing, nyuv2, shared_out
 from vpd.download.archives import choose, extract, staged
 from vpd.download.sources import FileSource, load_sources
 from vpd.utils.errors import UserError
@@ -608,6 +608,15 @@ def test_a_file_the_user_has_is_taken(server, tmp_path):
     assert world.receipt["archives"]["archive"]["origin"] == "given"
     assert (world.archives / "toy.zip").samefile(mine)
     assert server.requests == []
+
+
+def test_files_of_several_entries_go_to_their_own(tmp_path):
+    world = World(tmp_path, ["http://localhost/toy.zip"])
+    toy = world.catalogue["entries"]["toy"]
+    files = toy["files"]["archive"] | {"name": "ball.zip", "aliases": ["ball-1.zip"]}
+    world.write(world.catalogue | {"entries": {"toy": toy, "ball": toy | {"files": {"archive": files}}}})
+    given = [Path("x/toy.zip"), Path("ball-1.zip"), Path("holiday.zip")]
+    assert shared_out(["toy", "ball"], given, world.sources) == {"toy": [given[0], given[2]], "ball": [given[1]]}
 
 
 def test_a_wrong_file_of_the_user_is_told_and_left_alone(server, tmp_path):

@@ -1,6 +1,7 @@
 """Seeds run side by side where cores allow; their errors reach the caller and no orphan outlives it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from vpd.config.params import Params, load_params
 from vpd.config.paths import Paths
 from vpd.stages.data import prepare_dataset
 from vpd.stages.keys import forget_changed
-from vpd.stages.run import STAGES, Stopwatch, output, run_stage
+from vpd.stages.run import STAGES, WHOLE, Stopwatch, output, run_stage
 from vpd.stages.training import evaluate_experiment, train_experiment, workers
 from vpd.training.runs import TIMING, gather_history, seed_folder
 from vpd.utils.devices import machine
@@ -149,15 +150,29 @@ def test_an_interrupt_after_the_work_is_done_changes_nothing():
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_who_comes_second_waits_and_finds_the_stage_done(tmp_path, monkeypatch, capsys, stage):
     """The first holds the lock, and has finished when the second gets it."""
-    paths, name = Paths("smoke", tmp_path), "" if stage == "pretrain" else "x"
-    write_json(paths.timing(stage, name or "pretraining"), {})
+    names = {"pretrain": "", "measure": "", "data": "ade20k", "checkpoint": "sd-1-5", "backbone": "sam"}
+    params, paths, name = (
+        load_params(ROOT / "params.yaml", "smoke"),
+        Paths("smoke", tmp_path),
+        names.get(stage, "seg-fast"),
+    )
+    write_json(paths.timing(stage, name or WHOLE[stage]), {})
     monkeypatch.setattr("vpd.stages.run.is_current", lambda *_: True)
     with ThreadPoolExecutor() as pool:
         with exclusive(output(stage, name, paths)):
-            second = pool.submit(run_stage, stage, name, None, paths)
+            second = pool.submit(run_stage, stage, name, params, paths)
             waits = f"{stage} {name}".rstrip() + ": waiting for another process that is making it"
             wait_for(lambda: waits in capsys.readouterr().err)
         assert second.result().endswith("is up to date")
+
+
+@pytest.mark.parametrize("stage", ["data", "checkpoint", "backbone", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["typo", "../../../escape"])
+def test_an_unknown_name_is_refused_and_leaves_nothing(tmp_path, stage, name):
+    params, paths = load_params(ROOT / "params.yaml", "smoke"), Paths("smoke", tmp_path / "a/b/c")
+    with pytest.raises(UserError, match=re.escape(f"'{name}'")):
+        run_stage(stage, name, params, paths)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_that_is_changed_in_place_is_neither_trained_nor_scored_on(tmp_path):

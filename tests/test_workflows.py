@@ -413,7 +413,7 @@ def test_snakemake_lists_hundreds_of_experiments_and_resolves_each_once(tmp_path
         for (file, _, name), found in pstats.Stats(str(folder / "profile")).stats.items()
     }
     assert called["params.py", "load_params"] == 1
-    assert called["params.py", "_resolve"] == count
+    assert called["params.py", "_layers"] == count
 
 
 LOCK = "schema: '2.0'\nstages:\n  data@a:\n    cmd: vpd data a\n    deps:\n    - path: b\n      size: 3\n"

@@ -222,7 +222,9 @@ def _stages(commands: Commands) -> None:
     _params(_command(commands, "outside", _outside, text), protocol=False)
 
     command = _command(commands, "ship", _ship, "put the weights that this scale pre-trained into weights/, for git")
-    command.add_argument("names", nargs="*", metavar="NAME", help="pre-trained or trained networks to put there instead")
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", help="pre-trained or trained networks to put there instead"
+    )
     _params(command, protocol=False)
 
     command = _command(commands, "released", _released, "measure the weights that the authors released")
@@ -393,14 +395,16 @@ def _preload(options: argparse.Namespace) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- paper scale
 def _fetch(options: argparse.Namespace) -> None:
-    from vpd.download import fetch, listing
+    from vpd.download import fetch, listing, shared_out
 
     if options.name is None:
         print(listing(options.sources, options.archives))
         return
-    for entry, folder in _load(options)[0].downloads(options.name).items():
+    folders = _load(options)[0].downloads(options.name)
+    given_by_entry = shared_out(folders, options.from_archive, options.sources)
+    for entry, folder in folders.items():
         out = options.out or folder
-        accepted, given = options.accept_licence, options.from_archive
+        accepted, given = options.accept_licence, given_by_entry[entry]
         fetch(entry, out, options.archives, sources=options.sources, accept=accepted, given=given)
         print(f"{entry} is complete in {out}")
 
@@ -410,6 +414,7 @@ def _cost(options: argparse.Namespace) -> None:
     from vpd.planning.costs import markdown, paper_gflops
 
     params, _ = _load(options)
+    params.check_tables()
     costs = all_costs(params, options.names or None, options.checkpoint)
     if options.out:
         write_costs(params, costs, options.out)
@@ -484,12 +489,13 @@ def _released(options: argparse.Namespace) -> None:
     from vpd.stages.keys import note_made
     from vpd.stages.released import measure_released
     from vpd.stages.run import Stopwatch
+    from vpd.utils.devices import claimed_gpus
     from vpd.utils.files import exclusive
 
     params, paths = _load(options)
     params.check_released()
-    state = paths.state("released", "work")
-    with exclusive(state):
+    state = paths.state("released", "released")
+    with exclusive(state), claimed_gpus(min(1, len(params.released))):
         watch = Stopwatch("released", "released", paths)
         missing = measure_released(params, paths.datasets, paths.checkpoints, options.archives, paths.released, state)
         watch.write(files=len(params.released) - len(missing))
@@ -526,7 +532,10 @@ def _track(options: argparse.Namespace) -> None:
     print(summary)
     if not summary.missed:
         command = ui_command(options.uri)
-        print(f"open the runs with: {command}\nthen {summary.runs}" if command else f"the runs are at {summary.runs}")
+        if command or summary.runs:
+            print(
+                f"open the runs with: {command}\nthen {summary.runs}" if command else f"the runs are at {summary.runs}"
+            )
         for table, link in summary.links.items():
             print(f"  {table} side by side: {link}")
     note_made("track", params, paths)

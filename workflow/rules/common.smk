@@ -10,7 +10,6 @@ from vpd.stages.keys import write_key
 from vpd.utils import forkserver
 from vpd.utils.devices import usable_gpus
 from vpd.utils.errors import UserError
-from vpd.utils.fingerprint import source_files
 
 try:
     PARAMS = load_params("params.yaml", **chosen(config))
@@ -119,24 +118,36 @@ ALIKE = {
 GROWING = {"mem_mb", "runtime"}
 
 
+def needed(stage, resource, name):
+    """Compute a resource by `vpd cost`, or the maximum of its task if `vpd cost` does not list the experiment."""
+    spec = SPECS[name]
+    if spec.training.threads:
+        return SMALL[resource] * (len(spec.seeds) if resource == "mem_mb" else 1)
+    known = [name] if name in COSTS else ALIKE[spec.task]
+    costs = [COSTS[name]["resources"][stage][resource] for name in known]
+    return max(costs, default=SMALL[resource])
+
+
+def grown(resource, amount, attempt):
+    """A retried job gets proportionally more memory and time."""
+    return amount * (attempt if resource in GROWING else 1)
+
+
 def reserved(stage, resource):
-    """Resources of a job as computed by `vpd cost`, or the maximum of its task if `vpd cost` does not list the experiment.
+    """Resources of one experiment's job."""
+    return lambda wildcards, attempt: grown(
+        resource, needed(stage, resource, wildcards.name), attempt
+    )
 
-    A retried job gets proportionally more memory and time.
-    """
 
-    def amount(wildcards, attempt):
-        return needed(wildcards) * (attempt if resource in GROWING else 1)
-
-    def needed(wildcards):
-        spec = SPECS[wildcards.name]
-        if spec.training.threads:
-            return SMALL[resource] * (len(spec.seeds) if resource == "mem_mb" else 1)
-        known = [wildcards.name] if wildcards.name in COSTS else ALIKE[spec.task]
-        costs = [COSTS[name]["resources"][stage][resource] for name in known]
-        return max(costs, default=SMALL[resource])
-
-    return amount
+def reserved_for_released(resource):
+    """Resources of measuring the released weights: those of the most demanding evaluation, and the time of all."""
+    names = [line.experiment or name for name, line in PARAMS.released.items()]
+    amounts = [needed("evaluate", resource, name) for name in names] or [
+        SMALL[resource]
+    ]
+    amount = sum(amounts) if resource == "runtime" else max(amounts)
+    return lambda wildcards, attempt: grown(resource, amount, attempt)
 
 
 wildcard_constraints:

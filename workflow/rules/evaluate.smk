@@ -54,7 +54,12 @@ rule released:
         timing=f"results/{SCALE}/timing/released/released.json",
     log:
         f"logs/{SCALE}/released.log",
-    threads: 1
+    threads: reserved_for_released("cpus")
+    resources:
+        gpu=reserved_for_released("gpus"),
+        gpu_mem_mb=reserved_for_released("gpu_mem_mb"),
+        mem_mb=reserved_for_released("mem_mb"),
+        runtime=reserved_for_released("runtime"),
     params:
         choice=PROTOCOL_CHOICE,
     shell:

@@ -238,7 +238,8 @@ class Params:
     def layout(self) -> str:
         """Return what report and tracking read, as JSON: a change of it reruns them and nothing else."""
         sections = {"experiments", "tables", "figures", "questions", "registered", "tolerances"}
-        return self.document.model_dump_json(include=sections)
+        own = self.block.model_dump_json(include={"comparable", "released", "registered_checkpoints"})
+        return self.document.model_dump_json(include=sections) + own
 
     # ---------------------------------------------------------------------------------------------- experiments
     def resolve(self, name: str) -> Spec:

@@ -36,7 +36,6 @@ class Paths:
 
     def __init__(self, scale: str, root: Path = Path()) -> None:
         self._state = root / ".vpd" / scale
-        self.archives = root / ARCHIVES
         self.costs = root / "workflow" / "costs.json"  # file of ``vpd cost --out``, which is in git
         self.tracked = self._state / "tracked.json"  # summary of the last ``vpd track``
         self.datasets = root / "data" / scale

@@ -14,7 +14,7 @@ from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_path, exclusive
 from vpd.utils.fingerprint import fingerprint, is_finished, write_manifest
 
-__all__ = ["fetch", "listing"]
+__all__ = ["fetch", "listing", "shared_out"]
 
 
 class Preparation(NamedTuple):
@@ -23,6 +23,17 @@ class Preparation(NamedTuple):
     run: Callable[[dict[str, Path], Path], object]
     roles: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
+
+
+def shared_out(names: Iterable[str], given: Sequence[Path], sources: Path | None) -> dict[str, list[Path]]:
+    """Give each of several entries its own of the user's files, and the first what no entry knows, which it refuses."""
+    entries = load_sources(sources).entries
+    known = {
+        name: {word for file in entries[name].files.values() for word in (file.name, *file.aliases)} for name in names
+    }
+    shares = {name: [path for path in given if path.name in words] for name, words in known.items()}
+    strange = [path for path in given if not any(path.name in words for words in known.values())]
+    return shares | {name: shares[name] + strange for name in list(known)[:1]}
 
 
 def fetch(

@@ -27,6 +27,7 @@ from vpd.pretraining.clip import encode, encode_texts
 from vpd.pretraining.diffusion.autoencoder import CHUNK, as_bytes, encode_images
 from vpd.pretraining.loop import complete
 from vpd.pretraining.workdir import Workdir, open_workdir
+from vpd.utils.errors import UserError
 from vpd.utils.files import atomic_folder, atomic_path, read_json, write_json
 from vpd.utils.fingerprint import is_finished
 
@@ -65,6 +66,10 @@ def measure(
     Raises:
         UserError: a checkpoint is missing or does not know a prompt's words, or another process works in ``state``.
     """
+    if not checkpoints:
+        raise UserError(
+            "`measures` has no Stable Diffusion 1 to measure; add a checkpoint of that family, or set it to null"
+        )
     made_from = measures_fingerprint(spec, checkpoints)
     if is_finished(out, made_from):
         return

@@ -165,7 +165,7 @@ def meanings(params: Params) -> dict[str, set[str]]:
     for name, line in params.experiments.items():
         meanings.setdefault(line.task, set()).add(name)
     for table_name, table in params.tables.items():
-        meanings[table_name] = {used for row in table.rows for used in row.trained.values()}
+        meanings[table_name] = {used for row in table.lines for used in row.trained.values()}
     return meanings | {name: set(figure.experiments) for name, figure in params.figures.items() if figure.experiments}
 
 
@@ -224,7 +224,8 @@ def _fetched(params: Params, job: Job, computed: Mapping[str, Computed]) -> tupl
 
         released = [spec.download for spec in params.released.values() if spec.download]
         names = params.dataset(job.key).download if job.stage == "data" else released
-        entries = [load_sources().entries[name] for name in names]
+        known = load_sources().entries
+        entries = [pick(name, known, "download", f"{params.source}: {job.stage}") for name in names]
         files = [file for entry in entries for file in entry.files.values()]
         made = sum(entry.prepared for entry in entries if entry.prepare != "keep")  # what is kept is a hard link
         return sum(file.expected_size for file in files), made

@@ -13,7 +13,7 @@ from vpd.config.claims import load_claims
 from vpd.config.params import Params
 from vpd.config.paths import EVIDENCE, evaluated
 from vpd.config.reported import load_reported
-from vpd.config.schema import Count
+from vpd.config.schema import Count, released_spec
 from vpd.config.tables import FigureSpec, matched_row
 from vpd.measures.results import measures_to_show
 from vpd.report.cells import Cell
@@ -96,6 +96,8 @@ class Report:
         self.measured = read_measures(self.measures)
         self.backbones = backbones(params, results / "backbones")
         self.runs = {name: runs_of(params, name, evaluated(results, name).provenance) for name in names}
+        # Results of settings that have changed since; those of the authors' weights have settings of their own.
+        self.outdated = [name for name, runs in self.runs.items() if runs and not _is_present(params, name, runs[0])]
         index = results / "released" / "index.json"
         kind = dict[str, dict[str, Absent | Weights]]
         facts: dict[str, Any] = read_as(kind, index, "run vpd released again") if index.is_file() else {}
@@ -156,3 +158,8 @@ def learning_curves(report: Report, table: str) -> tuple[list[Curve], str]:
             history = report.histories.get(experiment)
             curves.append(Curve(label, panel, spec.model.kind == "vpd", history, scores if len(scores) else None))
     return curves, metric
+
+
+def _is_present(params: Params, name: str, run: Mapping[str, Any]) -> bool:
+    spec = params.resolve(name)
+    return run["spec"] in (spec.digest(), released_spec(spec).digest())

@@ -55,6 +55,8 @@ def build_view(report: Report) -> View:
         "scale": params.scale,
         "protocol": ", ".join(sorted({params.resolve(name).protocol for name in params.experiments})),
         "comparable": params.comparable,
+        "recorded": report.evidence is not None,
+        "outdated": report.outdated,
         "costs_scale": report.costs_scale,
         "origins": [(name, provenances[name]) for name in PROVENANCES if name in provenances],
         "verdicts": sorted(verdicts.items()),

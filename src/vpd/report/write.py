@@ -5,6 +5,7 @@ import hashlib
 import io
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,9 @@ def write_report(
         report = Report(params, results, pretraining, previews, out, costs, costs_scale)
         tables = _table_texts(report)  # a damaged input raises here, before anything old is removed
         _check_old(out, report.cells)
+        if report.outdated:
+            listed = ", ".join(report.outdated)
+            print(f"vpd: not of the settings in {params.source}: {listed}; run them again", file=sys.stderr, flush=True)
         for name in PAGES:
             (out / name).unlink(missing_ok=True)
         with atomic_folder(out / TABLES, own=True) as folder:

@@ -23,9 +23,9 @@ from vpd.pretraining.families.made_from import diffusion_fingerprint
 from vpd.pretraining.workdir import backbone_fingerprint, pretraining_fingerprint
 from vpd.stages.data import PREVIEW, dataset_fingerprint
 from vpd.training.runs import run_fingerprint, seed_folder
-from vpd.utils.digests import changed, digest, sha256
+from vpd.utils.digests import changed, digest, digests, sha256, tree
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_json, write_text
+from vpd.utils.files import files_in, write_json, write_text
 from vpd.utils.fingerprint import (
     FINGERPRINT,
     MANIFEST,
@@ -39,6 +39,11 @@ from vpd.utils.fingerprint import (
 LONG_AGO = 946684800
 """Modification time of the key of an output that is current: older than any output."""
 LOOKED = "DVC does not see folders outside the project: it runs `vpd outside` before the stages that use them.\n"
+READ = (
+    *("metrics", "provenance", "specs", "history", "panels", "backbones", "released"),
+    *("timing/train", "timing/evaluate", "timing/backbone"),
+)
+"""Folders of results that report and tracking read."""
 Answer = tuple[dict[str, Fingerprint], bool, Path]
 """Fingerprints by part, whether the output has them, and the file that the stage writes last."""
 
@@ -128,21 +133,34 @@ def _released(name: str, params: Params, paths: Paths) -> Answer:
     settings = [line.model_dump(mode="json") for line in (*params.released.values(), *specs)]
     inputs = {spec.dataset: paths.dataset(spec.dataset) for spec in specs}
     inputs |= {spec.checkpoint: paths.checkpoint(spec.checkpoint) for spec in specs if spec.model.kind == "vpd"}
-    wanted = fingerprint(settings, ("pretrained", "datasets", "models", "evaluation"), inputs)
+    files = [_at(Path(line.path)) for line in params.released.values() if line.path]
+    wanted = fingerprint([settings, files], ("pretrained", "datasets", "models", "evaluation"), inputs)
     return _recorded("released", paths, wanted, paths.released / "index.json")
+
+
+def _at(path: Path) -> str:
+    """Digest of a file or a folder's files; empty if there is none yet."""
+    return digest(digests(path, tree(path))) if path.is_dir() else sha256(path) if path.is_file() else ""
 
 
 def _report(name: str, params: Params, paths: Paths) -> Answer:
     previews = {key: sha256(paths.dataset(key) / PREVIEW) for key in params.datasets}
     measures = measures_to_show(paths.measures, params.block.shipped)
-    maybe = (paths.evidence, measures / TABLE, measures / PICTURE)
-    settings = [params.layout(), previews, *(sha256(path) for path in maybe if path.is_file())]
+    maybe = (paths.evidence, paths.costs, measures / TABLE, measures / PICTURE)
+    settings = [params.layout(), previews, _results(paths), *map(_at, maybe)]
     wanted = fingerprint(settings, ("report", "config"), {"pretraining": paths.pretraining})
-    return _recorded("report", paths, wanted, paths.results / "REPORT.md")
+    outputs = (paths.results / name for name in ("REPORT.md", "report.html", "tables/cells.csv"))
+    return _recorded("report", paths, wanted, *outputs)
 
 
 def _track(name: str, params: Params, paths: Paths) -> Answer:
-    return _recorded("track", paths, fingerprint(params.layout(), ("tracking",)), paths.tracked)
+    return _recorded("track", paths, fingerprint([params.layout(), _results(paths)], ("tracking",)), paths.tracked)
+
+
+def _results(paths: Paths) -> str:
+    """Digest of all results that report and tracking read."""
+    files = (path for folder in READ for path in files_in(paths.results / folder, "**/*"))
+    return digest({path.relative_to(paths.results).as_posix(): sha256(path) for path in files})
 
 
 STAGES: dict[str, Callable[[str, Params, Paths], Answer]] = {
@@ -164,11 +182,11 @@ def _folder(out: Path, wanted: Fingerprint) -> Answer:
     return {"": wanted}, is_finished(out, wanted), out / MANIFEST
 
 
-def _recorded(stage: str, paths: Paths, wanted: Fingerprint, output: Path) -> Answer:
+def _recorded(stage: str, paths: Paths, wanted: Fingerprint, output: Path, *others: Path) -> Answer:
     """For stages whose last file has another structure: the fingerprint is in a file of its own among their outputs."""
     note = _note(stage, paths)
-    current = output.is_file() and note.is_file() and read_fingerprint(note.parent) == asdict(wanted)
-    return {"": wanted}, current, output
+    complete = all(path.is_file() for path in (note, output, *others))
+    return {"": wanted}, complete and read_fingerprint(note.parent) == asdict(wanted), output
 
 
 def _note(stage: str, paths: Paths) -> Path:
@@ -257,6 +275,10 @@ def forget_changed(params: Params, paths: Paths) -> list[str]:
             if away and not is_current(stage, name, params, paths):
                 note.unlink()
                 forgotten.append(f"{stage}@{name}")
+    note = _note("released", paths)
+    if note.is_file() and not is_current("released", "", params, paths):
+        note.unlink()
+        forgotten.append("released")
     write_text(paths.outside, LOOKED)
     return forgotten
 

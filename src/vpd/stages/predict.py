@@ -1,5 +1,6 @@
 """``vpd predict``: finds the parts of a trained network and predicts for pictures."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,11 +69,16 @@ def find_parts(
     if params is None:
         from vpd.tracking import model_places
 
-        parts = {**model_places(name, uri), **given}
+        usual = model_places(name, uri)
     else:
-        parts = {**trained_parts(name, params, root), **given}
+        usual = trained_parts(name, params, root)
+    parts = {**usual, **given}
+    if "data" in given:
+        if not given["data"].is_dir():
+            raise UserError(f"{given['data']} does not exist; name the folder of a prepared dataset (--data)")
+        parts.pop("classes", None)
     if not parts["spec"].is_file():
-        target = parts["weights"].parents[1] / MANIFEST
+        target = Paths(params.scale, root).runs(name) / MANIFEST if params else ""
         if params and not (root / "dvc.yaml").is_file():
             own = sorted(path.parent.name for path in (root / shipped(params.scale, "")).glob(f"*/{SPEC}"))
             raise UserError(
@@ -94,7 +100,10 @@ def trained_parts(name: str, params: Params, root: Path = Path()) -> dict[str, P
     if weights.is_file() or not own.is_dir():
         checkpoint, data = paths.checkpoint(spec.checkpoint), paths.dataset(spec.dataset)
         return {"spec": paths.spec(name), "weights": weights, "checkpoint": checkpoint, "data": data}
-    check_shipped(own)
+    made = check_shipped(own)["recipe"]
+    if {**made, "seeds": []} != {**spec.model_dump(mode="json"), "seeds": []}:
+        changed = f"{own} was trained with other settings of {name} than {params.source} has now"
+        print(f"vpd: {changed}; the predictions are of the old ones", file=sys.stderr, flush=True)
     checkpoint = shipped_checkpoint(spec.checkpoint, params, root)
     parts = {"spec": own / SPEC, "weights": own / FINAL, "checkpoint": checkpoint, "data": paths.dataset(spec.dataset)}
     return parts | ({"classes": own / CLASSES} if (own / CLASSES).is_file() else {})

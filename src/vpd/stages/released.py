@@ -13,7 +13,7 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import write_json, write_text
 from vpd.utils.validation import read_as
 
-INDEX = "index.json"
+INDEX, FACTS = "index.json", "facts"  # workflow engines remove the index, but not the facts, before the stage runs
 Index = dict[str, dict[str, dict[str, Any]]]  # group -> name -> facts
 
 
@@ -25,10 +25,9 @@ def measure_released(
     These are reported and skipped, because a dead link must not stop a reproduction. ``out`` gets ``metrics/<name>.json``,
     of VPD also all else of an evaluation, and, last, ``index.json``: facts about each of the authors' files (``released``) and of
     others' depth models (``public``), or why it is ``missing``. What was measured with the same settings before a link died
-    stays. ``archives`` are downloaded ones, ``state`` working files.
+    stays: its facts are also in ``facts/<name>.json``. ``archives`` are downloaded ones, ``state`` working files.
     """
     index: Index = {"released": {}, "public": {}}
-    recorded = _recorded(out / INDEX)
     for name, released in params.released.items():
         group = "public" if released.model else "released"
         spec = params.resolve(released.experiment or name).model_copy(update={"name": name})
@@ -37,7 +36,7 @@ def measure_released(
             source, origin = _source(name, released, archives)
         except UserError as error:
             print(f"vpd: released weights of {name}: {error}", file=sys.stderr)
-            before = recorded.get(group, {}).get(name, {})
+            before = _facts(out / FACTS / f"{name}.json")
             index[group][name] = before if settings.items() <= before.items() else {"missing": str(error)}
             continue
         if released.model:
@@ -45,19 +44,21 @@ def measure_released(
         else:
             facts = _measure_vpd(spec, source, data, checkpoints, out, state / name)
         index[group][name] = settings | facts | origin
+        write_json(out / FACTS / f"{name}.json", index[group][name])
     known = {**index["released"], **index["public"]}
     missing = [name for name in params.released if "missing" in known[name]]
     for path in out.glob("*/*"):  # of files that are no longer listed, or cannot be had
-        if path.stem not in known or path.stem in missing:
+        name = path.name if path.is_dir() else path.stem
+        if name not in known or name in missing:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(out / INDEX, index)
     return missing
 
 
-def _recorded(index: Path) -> Index:
-    """Facts of an earlier run; none if its index is missing or damaged."""
+def _facts(path: Path) -> dict[str, Any]:
+    """What an earlier run found out; nothing if that is missing or damaged."""
     try:
-        return read_as(Index, index)
+        return read_as(dict[str, Any], path)
     except UserError:
         return {}
 

@@ -163,6 +163,13 @@ def output(stage: str, name: str, paths: Paths) -> Path:
     return paths.dataset(name) if stage == "data" else paths.checkpoint(name) if name else paths.pretraining
 
 
+def _check_name(stage: str, name: str, params: Params) -> None:
+    """Refuse a name that params.yaml does not have."""
+    looked_up = {"data": params.dataset, "checkpoint": params.checkpoint, "backbone": params.backbone}
+    if name:
+        looked_up.get(stage, params.resolve)(name)
+
+
 def run_stage(stage: str, name: str, params: Params, paths: Paths, **options: object) -> str:
     """Run a stage, note how long it took, and return what to tell the user; idle stages do not import torch.
 
@@ -170,6 +177,7 @@ def run_stage(stage: str, name: str, params: Params, paths: Paths, **options: ob
     process that does the same, and then finds it done.
     """
     job = name or WHOLE[stage]
+    _check_name(stage, name, params)  # before anything is written under that name
     with exclusive(output(stage, name, paths), f"{stage} {name}".rstrip()):
         if paths.timing(stage, job).is_file() and is_current(stage, name, params, paths):
             return f"{stage} {name}".rstrip() + " is up to date"

@@ -5,8 +5,8 @@ inside functions, because the import takes seconds.
 """
 
 from vpd.tracking.live import Live
-from vpd.tracking.models import PREFIX, model_places
-from vpd.tracking.store import Unavailable, shown
+from vpd.tracking.models import model_places
+from vpd.tracking.store import shown
 from vpd.tracking.sync import Summary, compare_links, sync, ui_command
 
-__all__ = ["PREFIX", "Live", "Summary", "Unavailable", "compare_links", "model_places", "shown", "sync", "ui_command"]
+__all__ = ["Live", "Summary", "compare_links", "model_places", "shown", "sync", "ui_command"]

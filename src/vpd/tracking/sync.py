@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -213,4 +214,4 @@ def _ui(uri: str) -> str:
 def ui_command(uri: str) -> str | None:
     """Return the command that shows a local database at the address of the links; None for a server."""
     path = database_file(uri)
-    return f"mlflow server --backend-store-uri sqlite:///{path} --workers 1" if path else None
+    return f"mlflow server --backend-store-uri {shlex.quote(f'sqlite:///{path}')} --workers 1" if path else None

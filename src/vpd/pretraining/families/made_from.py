@@ -12,7 +12,7 @@ from vpd.utils.errors import UserError
 from vpd.utils.fingerprint import Fingerprint, fingerprint, manifest_path, read_manifest
 
 DENOISING = ("pretraining/diffusion/autoencoder", "pretraining/diffusion/denoiser")
-CODE = (*SHARED, *DENOISING, "pretraining/families", "pretrained/tensors")
+CODE = (*SHARED, *DENOISING, "pretraining/families")
 COMMON = {"seed", "threads", "images_seen"}  # keys of `pretraining` that hold for every diffusion model of a scale
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vpd.config.schema import DiffusionSpec, PretrainingSpec
-from vpd.pretrained.tensors import write_half
 from vpd.pretraining.captions import Captions, load_captions
 from vpd.pretraining.clip import encode
 from vpd.pretraining.diffusion.autoencoder import encode_images
@@ -106,10 +105,13 @@ def _rounded(given: Path, files: Iterable[str], workdir: Workdir) -> Path:
 
 
 def _round(source: Path, target: Path) -> None:
-    """Copy weights in single precision with the values that half precision holds."""
-    write_half(source, target)
-    tensors = {name: x.float() if x.dtype == torch.float16 else x for name, x in load_file(target).items()}
-    save_file(tensors, target, {"format": "pt"})
+    """Copy weights in single precision with the values that git holds, in half precision where that is enough."""
+    save_file({name: _rounded_tensor(x) for name, x in load_file(source).items()}, target, {"format": "pt"})
+
+
+def _rounded_tensor(x: Tensor) -> Tensor:
+    half = x.half().float() if x.is_floating_point() else x
+    return half if half.isfinite().all() else x
 
 
 def _latents(vae: AutoencoderKL, images: Captions, workdir: Workdir) -> tuple[Tensor, Tensor]:
