@@ -94,7 +94,7 @@ def test_seeds_without_a_partner_are_named_and_left_out():
     first, second = replace(measured("a", HIGH), seeds=(0, 1, 4)), replace(measured("b", LOW), seeds=(1, 2, 0))
     (line,) = judged([compare(first, second, 1)], 0.5)
     assert line.difference.values == pytest.approx((31.0 - 20.3, 31.2 - 20.0))
-    assert line.remark == "without a partner: seed 4 of 'a' and 2 of 'b'"
+    assert line.remark == "left out, because the other row lacks it: seed 4 of 'a' and 2 of 'b'"
     assert line.texts["seeds"] == "2"
 
 
@@ -267,5 +267,5 @@ def test_a_slope_is_per_doubling_and_of_errors_points_down():
 def test_a_slope_needs_a_seed_of_all_points():
     first, second = point("a", (3.0, 5.0)), replace(point("b", (4.0, 7.0)), seeds=(1, 2))
     line = slope([(100, first), (200, second)], 1)
-    assert (line.difference.values, line.remark) == ((-1.0,), "without a partner: seed 0 of 'a' and 2 of 'b'")
+    assert (line.difference.values, line.remark) == ((-1.0,), "left out, because the other row lacks it: seed 0 of 'a' and 2 of 'b'")
     assert slope([(100, first), (200, replace(second, seeds=(3, 4)))], 1).remark.startswith("no seed in common")

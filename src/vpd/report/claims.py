@@ -132,7 +132,7 @@ def _unpaired(*cells: Cell) -> str:
     shared = set.intersection(*(set(cell.seeds) for cell in cells))
     left = [(cell.row, [str(seed) for seed in cell.seeds if seed not in shared]) for cell in cells]
     texts = [f"{', '.join(seeds)} of '{row}'" for row, seeds in left if seeds]
-    return f"without a partner: seed {' and '.join(texts)}" if texts else ""
+    return f"left out, because the other row lacks it: seed {' and '.join(texts)}" if texts else ""
 
 
 def slope(points: Points, decimals: int) -> Line:
