@@ -166,10 +166,9 @@ def claims_markdown() -> str:
 def _plan(claim: Claim) -> tuple[str, ...]:
     seeds = seeds_to_decide(claim.margin, claim.noise, claim.comparisons)
     seen = half_width(claim.noise, SEEDS, ALPHA / claim.comparisons)
-    noise = f"{claim.noise:g}" + (f" ({claim.pilot})" if claim.pilot else "")
     place = ", ".join((ordinal(claim.source), *map(heading, claim.columns)))
     needed = str(seeds) if seeds <= MANY else f"> {MANY}"
-    numbers = (str(claim.comparisons), f"{claim.margin:g}", claim.reason, noise, needed, f"{seen:.2g}")
+    numbers = (str(claim.comparisons), f"{claim.margin:g}", claim.reason, f"{claim.noise:g}", needed, f"{seen:.2g}")
     return tuple(map(_marked, (claim.title, place, _compared(claim), *numbers)))
 
 

@@ -42,9 +42,7 @@ class Claim(Frozen):
     reason: str
     """Where the margin comes from."""
     noise: PositiveFloat
-    """Largest standard deviation of the paired differences in earlier runs of scale mini, from which seeds are planned."""
-    pilot: str = ""
-    """Other comparisons that ``noise`` was taken from, where these had one seed."""
+    """Largest standard deviation of the paired differences in the recorded runs of scale mini, from which seeds are planned."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> Claim:
