@@ -73,7 +73,7 @@ pictures: setup                           ## take the pictures of docs/compare.m
 
 lint: setup                               ## check style, types and layers of code and workflow
 	ruff check . && ruff format --check . && mypy && lint-imports && snakefmt --check Snakefile workflow
-	snakemake --lint text > .vpd/lint.txt 2>&1; test $$? -le 1 && ! grep -q Traceback .vpd/lint.txt
+	mkdir -p .vpd; snakemake --lint text > .vpd/lint.txt 2>&1; test $$? -le 1 && ! grep -q Traceback .vpd/lint.txt
 	! grep '^    \*' .vpd/lint.txt | grep -v 'Specify a conda environment'  # all rules run in that of Snakemake
 
 lock: setup                               ## pin all dependencies again

@@ -267,5 +267,8 @@ def test_a_slope_is_per_doubling_and_of_errors_points_down():
 def test_a_slope_needs_a_seed_of_all_points():
     first, second = point("a", (3.0, 5.0)), replace(point("b", (4.0, 7.0)), seeds=(1, 2))
     line = slope([(100, first), (200, second)], 1)
-    assert (line.difference.values, line.remark) == ((-1.0,), "left out, because the other row lacks it: seed 0 of 'a' and 2 of 'b'")
+    assert (line.difference.values, line.remark) == (
+        (-1.0,),
+        "left out, because the other row lacks it: seed 0 of 'a' and 2 of 'b'",
+    )
     assert slope([(100, first), (200, replace(second, seeds=(3, 4)))], 1).remark.startswith("no seed in common")

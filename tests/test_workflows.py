@@ -87,7 +87,7 @@ def test_dvc_looks_outside_the_project_before_every_stage_that_may_use_what_is_t
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     made = next(iter(stages["outside"]["outs"][0]))
     waiting = {name for name, stage in stages.items() if made in stage.get("do", stage).get("deps", [])}
-    assert waiting == {"data", "checkpoint", "backbone"}
+    assert waiting == {"data", "checkpoint", "backbone", "released"}
     assert stages["outside"]["always_changed"]
 
 
@@ -413,7 +413,7 @@ def test_snakemake_lists_hundreds_of_experiments_and_resolves_each_once(tmp_path
         for (file, _, name), found in pstats.Stats(str(folder / "profile")).stats.items()
     }
     assert called["params.py", "load_params"] == 1
-    assert called["params.py", "_layers"] == count
+    assert called["params.py", "_check_names"] == count
 
 
 LOCK = "schema: '2.0'\nstages:\n  data@a:\n    cmd: vpd data a\n    deps:\n    - path: b\n      size: 3\n"

@@ -180,7 +180,8 @@ def features(
     For more than one call make a ``FeatureExtractor``, which takes the same options.
 
     Args:
-        pipeline: a pipeline of Stable Diffusion 1 to 3, SDXL or PixArt, the folder of one, or the name of a repository for diffusers to download.
+        pipeline: a pipeline of Stable Diffusion 1 to 3, SDXL or PixArt, the folder of one, or the name of a repository for
+            diffusers to download.
         images: one or several of one size: paths, Pillow images, arrays (H, W, 3) or tensors (3, H, W).
         texts: a sentence for all images, or one for each.
         classes: names instead of sentences, each with a token of its own.
