@@ -44,7 +44,7 @@ record: setup                             ## tell DVC about results that Snakema
 	vpd outside
 	dvc commit --force --quiet
 
-test: setup                               ## run all tests, including the whole smoke scale
+test: setup                               ## run the tests of CI, including the whole smoke scale
 	sh tests/system-packages.sh
 	pytest -n 2 --dist loadfile --no-loadscope-reorder  # in the order of conftest.py: the longest first
 

@@ -110,13 +110,19 @@ def keep_first_seed(content):
 REPORT = ("REPORT.md", "report.html", "tables/cells.csv")
 
 
-def test_a_new_record_makes_the_report_stale(tmp_path, params):
-    paths = Paths(params.scale, tmp_path)
+def reported(root, params) -> Paths:
+    """A scale with a report and its inputs, tracked."""
+    paths = Paths(params.scale, root)
     for name in params.datasets:
         write_text(paths.dataset(name) / PREVIEW, "a picture")
     write_json(paths.pretraining / "manifest.json", {"files": {}})
-    for name in REPORT:
-        write_text(paths.results / name, "a report")
+    for path in (*(paths.results / name for name in REPORT), paths.tracked):
+        write_text(path, "made")
+    return paths
+
+
+def test_a_new_record_makes_the_report_stale(tmp_path, params):
+    paths = reported(tmp_path, params)
     note_made("report", params, paths)
     assert is_current("report", "", params, paths)
     for values in ("a,final,x,0,1.0\n", "a,final,x,0,2.0\n"):
@@ -132,12 +138,7 @@ READ = ("metrics", "provenance", "history", "timing/train", "panels/seg-fast", "
 @pytest.mark.parametrize("stage", ["report", "track"])
 @pytest.mark.parametrize("folder", READ)
 def test_another_result_makes_report_and_tracking_stale(tmp_path, params, stage, folder):
-    paths = Paths(params.scale, tmp_path)
-    for name in params.datasets:
-        write_text(paths.dataset(name) / PREVIEW, "a picture")
-    write_json(paths.pretraining / "manifest.json", {"files": {}})
-    for path in (*(paths.results / name for name in REPORT), paths.tracked):
-        write_text(path, "made")
+    paths = reported(tmp_path, params)
     for value in ("one", "another"):
         write_text(paths.results / folder / "seg-fast.json", value)
         assert not is_current(stage, "", params, paths)
@@ -149,12 +150,7 @@ def test_another_result_makes_report_and_tracking_stale(tmp_path, params, stage,
 
 @pytest.mark.parametrize("name", REPORT)
 def test_a_report_without_one_of_its_files_is_stale(tmp_path, params, name):
-    paths = Paths(params.scale, tmp_path)
-    for dataset in params.datasets:
-        write_text(paths.dataset(dataset) / PREVIEW, "a picture")
-    write_json(paths.pretraining / "manifest.json", {"files": {}})
-    for file in REPORT:
-        write_text(paths.results / file, "a report")
+    paths = reported(tmp_path, params)
     note_made("report", params, paths)
     (paths.results / name).unlink()
     assert not is_current("report", "", params, paths)

@@ -264,11 +264,12 @@ def test_another_unet_of_stable_diffusion_changes_no_key_and_another_text_encode
 
 
 def test_parts_come_from_the_scale_s_own_pre_training_or_else_from_git(tmp_path):
-    for scale, source in (
-        ("scratch", tmp_path / "checkpoints/scratch/pretraining"),
-        ("mini", Path("weights/scratch/sd-1-5")),
-    ):
-        assert load_params(ROOT / "params.yaml", scale).small_source(Paths(scale, tmp_path)) == source
+    for scale, own in (("scratch", True), ("scratch", False), ("mini", True)):
+        paths = Paths(scale, tmp_path / str(own))
+        if own:
+            write_json(paths.pretraining / "manifest.json", {})
+        source = paths.pretraining if scale == "scratch" and own else Path("weights/scratch/sd-1-5")
+        assert load_params(ROOT / "params.yaml", scale).small_source(paths) == source
 
 
 def test_a_recipe_has_what_decides_a_model_and_nothing_of_the_others():

@@ -532,10 +532,10 @@ def _track(options: argparse.Namespace) -> None:
     print(summary)
     if not summary.missed:
         command = ui_command(options.uri)
-        if command or summary.runs:
-            print(
-                f"open the runs with: {command}\nthen {summary.runs}" if command else f"the runs are at {summary.runs}"
-            )
+        if command:
+            print(f"open the runs with: {command}\nthen {summary.runs}")
+        elif summary.runs:
+            print(f"the runs are at {summary.runs}")
         for table, link in summary.links.items():
             print(f"  {table} side by side: {link}")
     note_made("track", params, paths)

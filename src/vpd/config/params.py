@@ -21,6 +21,7 @@ from vpd.config.schema import TASKS, BackboneSpec, CheckpointSpec, DatasetSpec, 
 from vpd.config.tables import check_layout
 from vpd.utils.documents import read_yaml
 from vpd.utils.errors import UserError, nearest, pick
+from vpd.utils.files import MANIFEST
 from vpd.utils.validation import Frozen, checked
 
 __all__ = ["Document", "Experiment", "Params", "Scale", "checked", "load_params", "merge"]
@@ -143,11 +144,11 @@ class Params:
         }
 
     def small_source(self, paths: Paths) -> Path:
-        """Return the small Stable Diffusion whose parts other small ones take: pre-trained by this scale, or in git."""
+        """Return the small Stable Diffusion whose parts other small ones take: pre-trained here, or else in git."""
         milestones = self.milestones
-        if self.block.shipped is None or not milestones:
+        if not milestones or (self.block.shipped is None and (paths.pretraining / MANIFEST).is_file()):
             return paths.pretraining
-        return shipped(self.block.shipped, max(milestones, key=lambda name: milestones[name]))
+        return shipped(self.maker.scale, max(milestones, key=lambda name: milestones[name]))
 
     @property
     def measured(self) -> dict[str, CheckpointSpec]:

@@ -1,6 +1,7 @@
 """Run one stage of the workflow, unless its output is current."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,13 +76,15 @@ def _checkpoint(name: str, params: Params, paths: Paths) -> Facts:
     spec, common, out = params.checkpoint(name), params.pretraining, paths.checkpoint(name)
     if small := params.small_diffusion(name):
         from vpd.datasets.manifest import check_unchanged
+        from vpd.pretrained.shipped import check_shipped
         from vpd.pretraining.families.pretrain import pretrain_diffusion
 
-        captions = paths.dataset(common.dataset)
+        captions, source = paths.dataset(common.dataset), params.small_source(paths)
         check_unchanged(captions)
-        pretrain_diffusion(
-            name, small, common, captions, params.small_source(paths), out, paths.state("checkpoint", name)
-        )
+        if source != paths.pretraining:
+            check_shipped(source, params.maker.recipe(source.name))
+            print(f"{name} takes parts of {source}, which is in git", file=sys.stderr, flush=True)
+        pretrain_diffusion(name, small, common, captions, source, out, paths.state("checkpoint", name))
         return {"images": common.images_seen or 0}
     from vpd.pretrained.checkpoints import assemble
 
