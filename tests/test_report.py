@@ -318,7 +318,7 @@ def test_the_report_shows_tables_and_findings(world, cells, params):
 
 def test_tables_as_csv_read_back(world, params):
     tables = world[1][0] / "tables"
-    frame = pd.read_csv(tables / "table5.csv")
+    frame = pd.read_csv(tables / "table5.csv")[:7]  # the paper's rows
     assert list(frame["cross_attn"]) == ["none", "none", "none", "mid", "down", "up", "up+down"]
     assert list(frame["miou_8k_paper"]) == [46.9, 47.1, 48.0, 47.8, 48.2, 48.5, 48.7]
     difference = (frame["miou_8k"] - frame["miou_8k_paper"]).to_numpy()

@@ -246,7 +246,7 @@ def test_every_scale_has_the_settings_that_dvc_looks_up(scale):
 WALLS = {
     "data": {"datasets", "world", "download"},
     "pretrain": {"pretraining", *(f"datasets/{n}" for n in ("captions", "images"))},
-    "checkpoint": {"pretrained"},
+    "checkpoint": {"pretrained", "pretraining", *(f"datasets/{n}" for n in ("captions", "images"))},
     "measure": {
         *("measures", "pretraining", "world"),
         *(f"datasets/{n}" for n in ("captions", "images")),

@@ -17,13 +17,14 @@ checkpoint pretrain:
 checkpoint checkpoint:
     input:
         pretraining=ancient(checkpoints.pretrain.rule.output.manifest),
-        key=key("checkpoint", needs_pretraining),
+        data=ancient(f"data/{SCALE}/{PARAMS.pretraining.dataset}/manifest.json"),
+        key=key("checkpoint", needs_data(PARAMS.pretraining.dataset), needs_pretraining),
     output:
         manifest=f"checkpoints/{SCALE}/{{checkpoint}}/manifest.json",
         timing=f"results/{SCALE}/timing/checkpoint/{{checkpoint}}.json",
     log:
         f"logs/{SCALE}/checkpoint/{{checkpoint}}.log",
-    threads: 1
+    threads: PARAMS.pretraining.threads
     params:
         choice=CHOICE,
     shell:
