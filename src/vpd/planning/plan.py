@@ -160,13 +160,18 @@ def ancestors(jobs: Mapping[str, Job], names: Iterable[str]) -> dict[str, Job]:
 
 
 def meanings(params: Params) -> dict[str, set[str]]:
-    """Return the experiments that each word names: those of a task, a table or a figure, or one by its name."""
+    """Return the experiments that each word names: those of a task, of a table or figure of the paper, or one by its name.
+
+    Rows beyond the paper would make its tables dearer. The word ``beyond`` names all that the paper does not need.
+    """
     meanings = {name: {name} for name in params.experiments}
     for name, line in params.experiments.items():
         meanings.setdefault(line.task, set()).add(name)
+    shown: dict[str, set[str]] = {}
     for table_name, table in params.tables.items():
-        meanings[table_name] = {used for row in table.lines for used in row.trained.values()}
-    return meanings | {name: set(figure.experiments) for name, figure in params.figures.items() if figure.experiments}
+        shown[table_name] = {used for row in table.rows for used in row.trained.values()}
+    shown |= {name: set(figure.experiments) for name, figure in params.figures.items() if figure.experiments}
+    return meanings | shown | {"beyond": set(params.experiments).difference(*shown.values())}
 
 
 def select(params: Params, words: Sequence[str]) -> list[str]:
