@@ -80,7 +80,9 @@ def test_words_mean_experiments_tasks_tables_and_figures(paper):
     assert set(select(paper, ["depth"])) == {n for n, line in paper.experiments.items() if line.task == "depth"}
     assert set(select(paper, ["table6"])) == {"depth-full", "depth-sam", "depth-blip"}
     assert "seg-sd-1-3" in select(paper, ["figure3"])
-    assert set(select(paper, ["table5"])) == {f"seg-{n}" for n in ("empty", "prompt", "adapter", "mid", "down", "up", "fast")}
+    assert set(select(paper, ["table5"])) == {
+        f"seg-{n}" for n in ("empty", "prompt", "adapter", "mid", "down", "up", "fast")
+    }
     beyond = select(paper, ["beyond"])
     assert {"seg-t0", "seg-fast-sd-2-1", "depth-fast-pixart"} < set(beyond)
     assert not set(beyond) & set(select(paper, ["figure3", *paper.tables]))
