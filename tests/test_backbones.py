@@ -18,6 +18,7 @@ from vpd.models.backbones.any_size import bias_for
 from vpd.models.baseline import Baseline, build_baseline
 from vpd.models.necks import STRIDES, LevelNorms, SimplePyramid
 from vpd.utils.errors import UserError
+from vpd.utils.tensors import set_up_inference
 
 SWIN = {
     "img_size": 64, "patch_size": 4, "window_size": 4,
@@ -456,6 +457,18 @@ def test_a_baseline_predicts_and_trains_every_tensor(task, name):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     assert {n.split(".")[0] for n in model.state_dict()} == {"backbone", "neck", "head"}
     assert all(n.split(".")[1] == "network" for n in model.state_dict() if n.startswith("backbone."))
+
+
+@NAMES
+@pytest.mark.parametrize("task", TASKS)
+@torch.inference_mode()
+def test_a_baseline_in_bf16_predicts_nearly_the_same(task, name):
+    model, batch = Baseline(make_spec(task), build(name), OUTPUTS["segmentation"]).eval(), {"image": images(64, 96)}
+    exact = model(batch)
+    set_up_inference(model, "cpu", "bf16")
+    found = model({"image": batch["image"].bfloat16()})
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 0.1 * exact.norm()
 
 
 def test_a_baselines_new_weights_do_not_depend_on_its_backbones(tmp_path):

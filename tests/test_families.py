@@ -25,6 +25,7 @@ from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_s
 from vpd.config.params import Params, load_params
 from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
 from vpd.datasets.pictures import as_batch
+from vpd.evaluation.run import predictor
 from vpd.models.diffusion import FrozenEncoder, load_vae
 from vpd.models.extractor import FeatureExtractor
 from vpd.models.prompts import encode_prompts, imagenet_templates, project_prompts
@@ -38,6 +39,7 @@ from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer, parameter_groups
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
+from vpd.utils.tensors import set_up_inference
 
 TEXTS = ["A photo of a Red ball", "the left box in the dining room"]
 ACCURACY = 1e-5
@@ -334,6 +336,18 @@ def test_gradients_reach_the_whole_unet_with_and_without_checkpointing(case):
 
 def spec_of(task: str) -> Spec:
     return make_spec(task, attention=attention(() if task == "depth" else ("down", "up")))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])
+def test_a_network_of_each_task_predicts_nearly_the_same_in_bf16(case, task):
+    spec, batch = spec_of(task), make_batch(64, 96) | {"id": ["first", "second"]}
+    exact = predictor(spec, build(spec, case.folder).eval())(batch)
+    model = build(spec, case.folder)
+    set_up_inference(model, "cpu", "bf16")
+    kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+    assert (predictor(spec, model)(batch) - exact).norm() < 0.1 * exact.norm()
 
 
 @pytest.mark.parametrize("task", ["segmentation", "referring", "depth"])

@@ -31,7 +31,7 @@ from vpd.utils.files import locked, read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, read_manifest
 from vpd.utils.processes import beside
 from vpd.utils.progress import Progress
-from vpd.utils.tensors import PRECISIONS, read_safetensors
+from vpd.utils.tensors import read_safetensors, set_up_inference
 
 if TYPE_CHECKING:
     from vpd.models.monocular import Monocular
@@ -154,7 +154,7 @@ def load_run(model: Network, run: Path, milestone: str, precision: str = "fp32")
     if milestone not in manifest["milestones"] or not path.is_file() or sha256(path) != listed:
         raise UserError(f"{path} is missing or not the file that {run / 'manifest.json'} lists; run train again")
     model.load_trained_state(read_safetensors(path, "run train again"))
-    model.to(device_type(), PRECISIONS[precision]).eval()
+    set_up_inference(model, device_type(), precision)
     return manifest["milestones"][milestone]
 
 

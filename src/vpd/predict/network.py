@@ -17,7 +17,7 @@ from vpd.utils.devices import device_type
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError, pick
 from vpd.utils.fingerprint import FINGERPRINT, MANIFEST, check_intact, read_manifest
-from vpd.utils.tensors import PRECISIONS, read_safetensors
+from vpd.utils.tensors import PRECISIONS, read_safetensors, set_up_inference
 
 CLASSIFIERS = dict.fromkeys(("semantic-fpn", "upernet"), "head.conv_seg.bias") | {
     "simple-decoding": "head.classify.bias"
@@ -49,7 +49,7 @@ def load_network(
     Segmentation classes are numbered if no ``names`` are given. Without ``device`` it is on the GPU if there is one. It is
     loaded in single precision, and in the ``precision`` bf16 takes half of that memory afterwards.
     """
-    dtype = pick(precision, PRECISIONS, "precision")
+    pick(precision, PRECISIONS, "precision")
     state = _load_weights(weights, spec)
     known: list[str] = []
     if spec.task == "segmentation":
@@ -61,7 +61,8 @@ def load_network(
             )
     model = _vpd(spec, checkpoint, state) if isinstance(spec.model, VPDModel) else build_model(spec, checkpoint, known)
     model.load_trained_state(state)
-    return TrainedNetwork(spec, model.to(device or device_type(), dtype).eval(), known)
+    set_up_inference(model, device or device_type(), precision)
+    return TrainedNetwork(spec, model, known)
 
 
 def class_names(spec: Spec, data: Path | None) -> list[str] | None:

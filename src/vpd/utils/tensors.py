@@ -6,13 +6,23 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpd.utils.errors import UserError, curable
 from vpd.utils.files import AGAIN, readable
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """In which a network can be evaluated."""
+
+
+def set_up_inference(model: nn.Module, device: str, precision: str = "fp32") -> None:
+    """Move a network to ``device`` and a key of ``PRECISIONS``, in evaluation mode.
+
+    On the cores its bf16 convolutions have channels last, for which processors have faster instructions.
+    """
+    model.to(device, PRECISIONS[precision]).eval()
+    if precision == "bf16" and torch.device(device).type == "cpu":
+        model.to(memory_format=torch.channels_last)
 
 
 def read_safetensors(path: Path, cure: str = AGAIN) -> dict[str, Tensor]:
