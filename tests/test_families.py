@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import sentencepiece
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,7 @@ from vpd.evaluation.run import predictor
 from vpd.models.diffusion import FrozenEncoder, load_vae
 from vpd.models.extractor import FeatureExtractor
 from vpd.models.prompts import encode_prompts, imagenet_templates, project_prompts
-from vpd.models.text import load_text_encoder
+from vpd.models.text import load_text_encoder, load_tokenizer
 from vpd.planning.networks import CLASSES as CLASSES_OF
 from vpd.planning.networks import FORMATS, read_parts
 from vpd.planning.networks import build as build_random
@@ -516,6 +517,17 @@ def test_pixart_is_known_as_it_was_published(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"spiece\.model alone, which needs the package sentencepiece; pip install"):
         made(folder, PIXART, tmp_path)
+
+
+def test_pixarts_vocabulary_of_sentencepiece_is_read_as_that_reads_it(tmp_path):
+    sentences = ["a photo of a red ball", "a kitchen with a table", "the green plant by the wall"]
+    numbers = {"vocab_size": 31, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences * 20), model_prefix=str(tmp_path / "spiece"), **numbers
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    tokens = sentencepiece.SentencePieceProcessor(str(tmp_path / "spiece.model")).encode("a red plant")
+    assert load_tokenizer(tmp_path, "T5Tokenizer")("a red plant").input_ids == [*tokens, 1]
 
 
 @pytest.mark.parametrize("damage", ["missing", "other weights", "other words"])
