@@ -28,7 +28,7 @@ fetch_wheels() {
 requirements() {
   "$python" -c '
 import re, tomllib
-tools = "dvc h5py jinja2 mlflow pandas requests ruamel.yaml.clib scipy snakemake urllib3".split()
+tools = "dvc h5py jinja2 mlflow pandas requests ruamel.yaml.clib scipy sentencepiece snakemake urllib3".split()
 listed = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]
 print(*(line for line in listed if re.match("[^<>=]+", line)[0] not in tools), sep="\n")'
 }
