@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py [--rounds 3] [--threads 1]
 
-Each round takes a new image, whose latent is not known, through three copies of one network: in single precision, in bf16 with
+Each round takes a new image, so that no latent is cached, through three copies of one network: in single precision, in bf16 with
 the weights in their usual order, and in bf16 as an evaluation has it, with channels last.
 """
 

@@ -149,7 +149,12 @@ def with_model(spec, **changes):
 def test_sizes_of_each_family_are_the_published_ones(params, family, network, text):
     found = cost(with_model(params.resolve("refcoco-full")), configs(family))
     assert found.parts["unet"].parameters == network - OUTPUT_LAYERS.get(family, OUTPUT_LAYER)
-    assert found.text_parameters == text
+    assert found.text_parameters == found.encoder_parameters == text
+    encoded = cost(with_model(params.resolve("seg-full")), configs(family))  # prompts, and then without the encoders
+    assert (encoded.text_parameters, encoded.encoder_parameters) == (0, text)
+    for stage, gpus in (("evaluate", 1), ("train", 8)):
+        needed = gpus * 4 * (encoded.total.parameters + text)
+        assert resources(encoded, 8)[stage]["mem_mb"] * 2**20 > needed + gpus * 3072 * 2**20
 
 
 @pytest.mark.parametrize("family", FAMILIES)

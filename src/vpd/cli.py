@@ -191,7 +191,10 @@ def _paper_scale(commands: Commands) -> None:
 
     command = _command(commands, "plan", _plan, "jobs, hours, gigabytes and what is done, before paying for them")
     command.add_argument(
-        "words", nargs="*", metavar="WHAT", help="experiments, tasks, tables or figures (default: the whole matrix)"
+        "words",
+        nargs="*",
+        metavar="WHAT",
+        help="experiments, tasks, tables, figures or `beyond` (default: the whole matrix)",
     )
     command.add_argument("--gpus", type=_count, default=1, metavar="N", help="GPUs at hand (default: %(default)s)")
     shown = command.add_mutually_exclusive_group()

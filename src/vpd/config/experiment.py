@@ -422,7 +422,7 @@ class Named(Frozen):
     variant: str | None = None
     """Set of expressions of a RefCOCO dataset: `refcoco`, `refcoco+` or `refcocog`."""
     method: str
-    """One of the task's `methods`: the network `vpd`, or a baseline."""
+    """One of the task's `methods`: the network `vpd` or `vpd-transformer`, or a baseline."""
     checkpoint: str
     """One of the scale's `checkpoints`; for a baseline one of `backbones`."""
 

@@ -64,11 +64,6 @@ class BeyondRow(Frozen):
     experiment: str
     """Experiment that fills every measured column."""
 
-    @property
-    def trained(self) -> dict[str, str]:
-        """The experiment, as of a row of the paper."""
-        return {"": self.experiment}
-
 
 class TableSpec(_Verdicts):
     """One table: measured columns and rows; every other number of it is quoted from the paper."""
@@ -80,12 +75,7 @@ class TableSpec(_Verdicts):
     rows: tuple[TableRow, ...]
     """Rows that are measured here; every other row shows the paper's number as quoted."""
     beyond: tuple[BeyondRow, ...] = ()
-    """Rows below them."""
-
-    @property
-    def lines(self) -> tuple[TableRow | BeyondRow, ...]:
-        """All rows that show experiments."""
-        return (*self.rows, *self.beyond)
+    """Rows below them. Figures, MLflow's tags and the target `table5` leave them out; the target `beyond` has them."""
 
 
 KINDS = ("points", "table", "curves", "panels", "panel")
@@ -132,7 +122,7 @@ class FigureSpec(Frozen):
 
 
 class QuestionSpec(Frozen):
-    """A question beyond the paper: two experiments that differ in one thing; neither is expected to be ahead."""
+    """A question beyond the paper: two experiments, of which neither is expected to be ahead."""
 
     title: str
     """The question, as the report asks it."""

@@ -14,7 +14,7 @@ from vpd.evaluation.inference import views
 from vpd.evaluation.windows import window_starts
 from vpd.planning.costs import GIB, figures
 from vpd.planning.latents import kept_in_evaluation, kept_in_training
-from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, text_parameters
+from vpd.planning.networks import CLASSES, FLOAT, FORMATS, Part, Parts, count, crop, encoder_parameters, text_parameters
 from vpd.pretrained.stable_diffusion import configs
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json
@@ -53,12 +53,13 @@ class Cost:
 
     spec: Spec
     parts: dict[str, Part]
-    text_parameters: int  # of a text encoder that is needed in memory; not in the paper's figures
+    text_parameters: int  # of text encoders that stay in memory; not in the paper's figures
     encoder: int  # working memory of VPD's frozen encoder for one image
     images: int  # training images that the run sees
     evaluation_images: int  # network inputs of the evaluation of all the run's milestones
     kept: int = 0  # of the training images, those whose latents are there already
     evaluation_kept: int = 0  # the same of the network inputs
+    encoder_parameters: int = 0  # of text encoders, also of those that encode the prompts and are left
 
     @property
     def total(self) -> Part:
@@ -132,7 +133,8 @@ def cost(spec: Spec, parts: Parts | None = None) -> Cost:
         kept, evaluation_kept = kept_in_training(spec, parts, images, GPUS), kept_in_evaluation(spec, parts, inputs)
         encoder = ENCODER_MAPS * FLOAT * parts["vae"]["block_out_channels"][0] * (spec.model.canvas or crop(spec)) ** 2
     passes = inputs * len(training.milestones)
-    return Cost(spec, counted, text_parameters(spec, parts), encoder, images, passes, kept, evaluation_kept)
+    texts = text_parameters(spec, parts), encoder_parameters(spec, parts)
+    return Cost(spec, counted, texts[0], encoder, images, passes, kept, evaluation_kept, texts[1])
 
 
 def forward_passes(spec: Spec) -> int:
@@ -160,6 +162,8 @@ def resources(cost: Cost, gpus: int = 1) -> dict[str, dict[str, int]]:
 
 def _reserved(cost: Cost, gpus: int, gpu_bytes: int, host_bytes: int, hours: float) -> dict[str, int]:
     workers = cost.spec.training.workers
+    # Before that, every process has the text encoders beside the network until the prompts are encoded: 19 GB of T5.
+    host_bytes = max(host_bytes, gpus * FLOAT * (cost.total.parameters + cost.encoder_parameters))
     return {
         "gpus": gpus,
         "gpu_mem_mb": math.ceil(gpu_bytes / MIB),

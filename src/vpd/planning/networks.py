@@ -179,7 +179,13 @@ def _count(spec: Spec, parts: Parts, classes: int) -> dict[str, Part]:
 
 def text_parameters(spec: Spec, parts: Parts) -> int:
     """Count VPD's frozen text encoders where they stay in the network; elsewhere they have encoded the prompts before."""
-    if not isinstance(spec.model, VPDModel) or spec.model.prompt.strategy not in FROM_IMAGES:
+    stay = isinstance(spec.model, VPDModel) and spec.model.prompt.strategy in FROM_IMAGES
+    return encoder_parameters(spec, parts) if stay else 0
+
+
+def encoder_parameters(spec: Spec, parts: Parts) -> int:
+    """Count VPD's frozen text encoders, which every process loads."""
+    if not isinstance(spec.model, VPDModel):
         return 0
     assert isinstance(parts, dict)
     texts = (network_tensors(part, config) for part, config in parts.items() if part.startswith("text_encoder"))

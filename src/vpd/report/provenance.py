@@ -7,9 +7,11 @@ from typing import Any
 
 from vpd.config.params import Params
 from vpd.evaluation.results import read_provenance
+from vpd.pretrained.shipped import shipped_facts
 from vpd.report.cells import csv_text, number
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
+from vpd.utils.fingerprint import MANIFEST
 
 COLUMNS = (
     "run", "experiment", "seed", "checkpoint", "dataset", "spec", "code", "data_digest", "checkpoint_digest", "weights",
@@ -94,9 +96,13 @@ def _network(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _diffusion(params: Params, name: str) -> dict[str, Any]:
-    """Describe a Stable Diffusion checkpoint from the parameters: its milestone, or its repository."""
-    about = params.checkpoint(name).model_dump(include={"source", "repo", "revision"})
-    return {"objective": "text-to-image diffusion", "images_seen": params.images_seen(name), **about}
+    """Describe a diffusion checkpoint from the parameters, and one in git from its manifest too."""
+    spec = params.checkpoint(name)
+    manifest = Path(spec.path or "") / MANIFEST
+    facts = shipped_facts(manifest.parent) if spec.source == "shipped" and manifest.is_file() else {}
+    known = {"objective": "text-to-image diffusion", "images_seen": params.images_seen(name)}
+    known |= {key: value for key, value in facts.items() if key in ("objective", "parameters")}
+    return known | spec.model_dump(include={"source", "repo", "revision"})
 
 
 def backbones_csv(networks: Iterable[Mapping[str, Any]]) -> str:

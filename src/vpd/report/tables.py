@@ -9,6 +9,7 @@ from vpd.report.grids import anchor
 from vpd.report.judge import SETTING
 from vpd.report.wording import heading, rounded, signed
 
+BEYOND = ", beyond the paper"
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 Rows = Mapping[str, Mapping[str, Cell]]  # cells of one table by row and column, rows in the paper's order
 
@@ -25,19 +26,22 @@ def by_row(cells: Iterable[Cell], table: str) -> Rows:
 def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> dict[str, Any]:
     """Lay out one table for the templates; ``own`` rows are run here, ``notes`` explain quoted numbers."""
     every = [cell for cells in rows.values() for cell in cells.values()]
+    beyond = list(rows)[len(source.rows) :]
     reasons: dict[str, dict[str, None]] = {}
     for cell in every:
         if cell.reason and cell.reason != SETTING:
             reasons.setdefault(cell.reason, {})[cell.row] = None
     marks = {reason: MARKS[index % len(MARKS)] for index, reason in enumerate(reasons)}
-    best = {column: _best([cell for cell in every if cell.column == column]) for column in source.columns}
+    printed = [cell for cell in every if cell.row not in beyond]
+    best = {column: _best([cell for cell in printed if cell.column == column]) for column in source.columns}
     lines = []
     for label, cells in rows.items():
         texts = [_cell(cells.get(c), source.decimals(c), marks, *best[c]) for c in source.columns]
         judged = [c for c in cells.values() if c.provenance not in ("quoted", "counted")]
         verdicts = [c.verdict.removesuffix(PROTOCOL_OURS) for c in judged]  # the origin says whose protocol it was
         own = any(cell.provenance != "quoted" for cell in cells.values())
-        line = {"label": label, "own": own, "cells": texts, "origin": origin(cells)}
+        source_of = origin(cells) + (BEYOND if label in beyond else "")
+        line = {"label": label, "own": own, "cells": texts, "origin": source_of}
         lines.append(line | {"verdicts": list(dict.fromkeys(verdicts))})
     notes = [(marks[reason], reason, ", ".join(labels)) for reason, labels in reasons.items()]
     heads = [heading(column) for column in source.columns]
@@ -98,11 +102,14 @@ def table_csv(source: ReportedTable, rows: Rows) -> str:
     keys = [key for key in source.keys if key not in REMARKS]
     columns = [f"{column}{part}" for column in source.columns for part in ("", "_sd", "_paper", "_difference")]
     lines = []
-    printed = [*source.rows, *({} for _ in range(len(rows) - len(source.rows)))]
-    for (label, row), reported in zip(rows.items(), printed, strict=True):
+    beyond = len(rows) - len(source.rows)
+    printed = [*((row, "") for row in source.rows), *[({}, BEYOND)] * beyond]
+    for (label, row), (reported, note) in zip(rows.items(), printed, strict=True):
         cells = [row.get(column) for column in source.columns]
         numbers = [n for c in cells for n in ((c.value, c.sd, c.paper, c.difference) if c else (None,) * 4)]
-        lines.append([label, *(_property(reported.get(key)) for key in keys), *map(number, numbers), origin(row)])
+        lines.append(
+            [label, *(_property(reported.get(key)) for key in keys), *map(number, numbers), origin(row) + note]
+        )
     return csv_text(["row", *keys, *columns, "source"], lines)
 
 

@@ -162,7 +162,9 @@ def _draw(report: Report, name: str, figure: FigureSpec) -> Figure | None:
     if figure.curves:
         return learning_figure(*learning_curves(report, figure.curves))
     table = figure.table or ""
-    own = [cell for cell in report.cells if cell.table == table and cell.provenance != "quoted"]
+    beyond = {row.label for row in report.params.tables[table].beyond}
+    cells = [cell for cell in report.cells if cell.table == table and cell.row not in beyond]
+    own = [cell for cell in cells if cell.provenance != "quoted"]
     columns = {name: [cell for cell in own if cell.column == name] for name in report.params.tables[table].columns}
     columns = {name: cells for name, cells in columns.items() if cells}
     return dots_figure(columns, report.reported[table], report.params.comparable)

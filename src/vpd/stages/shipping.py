@@ -33,7 +33,7 @@ Licence: MIT, as the code; the images are drawn, so nobody else has rights in th
 {rows}
 {measured}"""
 MEASURED = """
-## What the Stable Diffusions have learnt
+## What the milestones of Stable Diffusion 1 have learnt
 
 Measured on {scenes} scenes that no dataset shows; each gives a prompt that names its room and one thing with its colour.
 

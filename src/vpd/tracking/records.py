@@ -194,13 +194,13 @@ def spec_tags(spec: Spec, seed: int) -> dict[str, str]:
 
 
 def table_tags(params: Params, experiment: str) -> dict[str, str]:
-    """Return the tags that say which tables and trend figures show an experiment, and in which rows.
+    """Return the tags that say which tables and trend figures of the paper show an experiment, and in which rows.
 
     There is one tag per table, and ``table`` is the first of them alone, so that "Group by" puts every run into one group.
     """
     labels: dict[str, list[str]] = {}
     for table, layout in params.tables.items():
-        for row in layout.lines:
+        for row in layout.rows:
             if experiment in row.trained.values():
                 labels.setdefault(table, []).append(row.label)
     for name, figure in params.figures.items():

@@ -188,7 +188,7 @@ def _links(client: MlflowClient, uri: str, experiment: str, params: Params) -> d
             lowest[key] = min(entry, lowest.get(key, entry))
     links = {}
     for table, layout in params.tables.items():
-        names = [name for row in layout.lines for name in row.trained.values()]
+        names = [name for row in layout.rows for name in row.trained.values()]
         keys = [f"{params.scale}/{params.protocol}/{name}" for name in names]
         runs = list(dict.fromkeys(lowest[key][1] for key in keys if key in lowest))
         if len(runs) > 1:
