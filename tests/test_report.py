@@ -29,7 +29,7 @@ from vpd.report.figures import Curve, learning_figure, styled, trend_figure
 from vpd.report.judge import SETTING, Judge, all_cells
 from vpd.report.provenance import backbones, runs_of
 from vpd.report.report import pretraining_steps
-from vpd.report.tables import by_row, table_csv
+from vpd.report.tables import by_row, own_columns, table_csv, table_view
 from vpd.report.write import write_report
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
@@ -555,18 +555,35 @@ def test_what_nobody_published_is_never_called_reproduced(tmp_path):
 
 def test_a_row_beyond_the_paper_stands_below_its_rows():
     params = load_params(PARAMS, scale="mini")
-    added = BeyondRow(label="t = 0", experiment="seg-t0")
-    tables = {"table5": params.tables["table5"].model_copy(update={"beyond": (added,)})}
+    added, missing = BeyondRow(label="t = 0", experiment="seg-t0"), BeyondRow(label="other", experiment="seg-attached")
+    tables = {"table5": params.tables["table5"].model_copy(update={"beyond": (missing, added)})}
     params = Params(params.document.model_copy(update={"tables": tables}), params.source)
-    lines = [("seg-t0", 0, stage, "miou_ss", value, "measured") for stage, value in (("half", 10.0), ("final", 20.0))]
+    found = {"seg-t0": (10.0, 20.0), "seg-up": (7.0, 8.0), "seg-fast": (8.0, 9.0)}
+    stages = [
+        (name, stage, value)
+        for name, both in found.items()
+        for stage, value in zip(("half", "final"), both, strict=True)
+    ]
+    lines = [(name, 0, stage, "miou_ss", value, "measured") for name, stage, value in stages]
     frame = pd.DataFrame(lines, columns=["experiment", "seed", "milestone", "metric", "value", "provenance"])
     rows = by_row(all_cells(params, load_reported(), frame), "table5")
-    *paper, last = rows
+    *paper, other, last = rows
     assert (len(paper), last) == (7, "t = 0")
     assert {column: cell.value for column, cell in rows[last].items()} == {"miou_4k": 10.0, "miou_8k": 20.0}
     assert {(cell.paper, cell.verdict) for cell in rows[last].values()} == {(None, "beyond the paper")}
     csv = table_csv(load_reported()["table5"], rows).splitlines()
-    assert csv[-1] == 't = 0,,,,10,,,,20,,,,"measured, 1 seed"'
+    assert csv[-2:] == [
+        'other,,,,,,,,,,,,"not run, beyond the paper"',
+        't = 0,,,,10,,,,20,,,,"measured, 1 seed, beyond the paper"',
+    ]
+    view = {row["label"]: row for row in table_view("table5", "", load_reported()["table5"], rows)["rows"]}
+    assert (view[other]["origin"], view[last]["origin"]) == (
+        "not run, beyond the paper",
+        "measured, 1 seed, beyond the paper",
+    )
+    assert [name for name, row in view.items() if row["cells"][0]["best"]] == [paper[-1]]  # of the paper's rows alone
+    columns = own_columns(all_cells(params, load_reported(), frame), "table5", tables["table5"])
+    assert {column: [cell.row for cell in cells] for column, cells in columns.items()} == dict.fromkeys(columns, paper)
     known, reported = params.experiments, load_reported()
     for wrong, message in (
         ({"label": "+ mid attention"}, "would be called"),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vpd.config.reported import REMARKS, ReportedTable, Scalar
+from vpd.config.tables import TableSpec
 from vpd.report.cells import LOWER_IS_BETTER, PROTOCOL_OURS, Cell, csv_text, number
 from vpd.report.grids import anchor
 from vpd.report.judge import SETTING
@@ -46,6 +47,14 @@ def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> di
     notes = [(marks[reason], reason, ", ".join(labels)) for reason, labels in reasons.items()]
     heads = [heading(column) for column in source.columns]
     return {"name": name, "caption": caption, "heads": heads, "rows": lines, "notes": notes}
+
+
+def own_columns(cells: Iterable[Cell], name: str, table: TableSpec) -> dict[str, list[Cell]]:
+    """Select by column what is not quoted in the rows that the paper has too."""
+    beyond = {row.label for row in table.beyond}
+    own = [cell for cell in cells if cell.table == name and cell.provenance != "quoted" and cell.row not in beyond]
+    columns = {column: [cell for cell in own if cell.column == column] for column in table.columns}
+    return {column: found for column, found in columns.items() if found}
 
 
 def origin(row: Mapping[str, Cell]) -> str:

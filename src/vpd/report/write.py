@@ -28,7 +28,7 @@ from vpd.report.figures import dots_figure, empty_figure, learning_figure, loss_
 from vpd.report.provenance import COLUMNS, backbones_csv
 from vpd.report.report import Report, learning_curves
 from vpd.report.sections import build_view
-from vpd.report.tables import by_row, table_csv, table_view
+from vpd.report.tables import by_row, own_columns, table_csv, table_view
 from vpd.utils.errors import UserError, printable
 from vpd.utils.files import atomic_folder, exclusive, write_text
 
@@ -162,11 +162,7 @@ def _draw(report: Report, name: str, figure: FigureSpec) -> Figure | None:
     if figure.curves:
         return learning_figure(*learning_curves(report, figure.curves))
     table = figure.table or ""
-    beyond = {row.label for row in report.params.tables[table].beyond}
-    cells = [cell for cell in report.cells if cell.table == table and cell.row not in beyond]
-    own = [cell for cell in cells if cell.provenance != "quoted"]
-    columns = {name: [cell for cell in own if cell.column == name] for name in report.params.tables[table].columns}
-    columns = {name: cells for name, cells in columns.items() if cells}
+    columns = own_columns(report.cells, table, report.params.tables[table])
     return dots_figure(columns, report.reported[table], report.params.comparable)
 
 
