@@ -42,7 +42,7 @@ def table_view(name: str, caption: str, source: ReportedTable, rows: Rows) -> di
         verdicts = [c.verdict.removesuffix(PROTOCOL_OURS) for c in judged]  # the origin says whose protocol it was
         own = any(cell.provenance != "quoted" for cell in cells.values())
         source_of = origin(cells) + (BEYOND if label in beyond else "")
-        line = {"label": label, "own": own, "cells": texts, "origin": source_of}
+        line = {"label": label, "own": own, "beyond": label in beyond, "cells": texts, "origin": source_of}
         lines.append(line | {"verdicts": list(dict.fromkeys(verdicts))})
     notes = [(marks[reason], reason, ", ".join(labels)) for reason, labels in reasons.items()]
     heads = [heading(column) for column in source.columns]
