@@ -7,6 +7,7 @@ workflows.
 import contextlib
 import hashlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import yaml
 
 from fixtures.parity.narrow import make_spec, write_checkpoint
 from flaky_server import Answer, FlakyServer, running
+from forked import wait_for
 from real_archives import ade_files, coco_files, labeled_mat, refcoco_files, smooth, splits_mat, sync_files, write_zip
 from test_import_weights import Released, stored, with_vae
 from vpd.cli import main
@@ -24,7 +26,7 @@ from vpd.config.paths import Paths
 from vpd.datasets import build_dataset
 from vpd.datasets.manifest import located
 from vpd.evaluation.results import read_metrics
-from vpd.utils.files import read_json
+from vpd.utils.files import exclusive, read_json
 from vpd.utils.fingerprint import Fingerprint, write_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -233,10 +235,15 @@ def test_released_weights_are_fetched_imported_and_measured_and_a_dead_link_is_r
     assert not list(folder.glob("*/refcoco-full*"))
 
 
-def test_imported_weights_are_evaluated_like_a_run_of_ones_own(released):
-    """``vpd import-weights`` and ``vpd evaluate`` give what the stage gives."""
+def test_imported_weights_are_evaluated_like_a_run_of_ones_own(released, capsys):
+    """``import-weights``, which waits for a training of the same experiment, and ``evaluate`` give what the stage gives."""
     assert released.fetch("vpd-refcoco", "--accept-licence") == 0
-    assert released.run("import-weights", "refcoco-full", "downloads/released/refer.pth") == 0
+    with ThreadPoolExecutor() as pool:
+        with exclusive(released.paths.runs("refcoco-full")):
+            done = pool.submit(released.run, "import-weights", "refcoco-full", "downloads/released/refer.pth")
+            wait_for(lambda: "import of refcoco-full: waiting for another process" in capsys.readouterr().err)
+            assert not released.paths.history("refcoco-full").exists()
+        assert done.result() == 0
     assert released.run("evaluate", "refcoco-full") == 0
     assert read_metrics(released.paths.evaluated("refcoco-full").metrics)[0]["metrics"]["oiou"] >= 0
 

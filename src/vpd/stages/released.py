@@ -10,7 +10,7 @@ from vpd.config.paths import Paths, evaluated
 from vpd.config.schema import DepthSpec, ReleasedSpec, Spec, released_spec
 from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_json, write_text
+from vpd.utils.files import exclusive, write_json, write_text
 from vpd.utils.validation import read_as
 
 INDEX, FACTS = "index.json", "facts"  # workflow engines remove the index, but not the facts, before the stage runs
@@ -124,10 +124,11 @@ def import_experiment(spec: Spec, file: Path, paths: Paths) -> str:
     spec = released_spec(spec)
     data, checkpoint, runs = paths.dataset(spec.dataset), paths.checkpoint(spec.checkpoint), paths.runs(spec.name)
     check_inputs(spec, data, checkpoint)
-    facts = import_weights(spec, file, data, checkpoint, runs)
-    gather(runs, spec.seeds, paths.history(spec.name))
-    write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")
-    write_json(runs / "released.json", facts)
+    with exclusive(runs, f"import of {spec.name}"):  # a training of the same experiment writes there, too
+        facts = import_weights(spec, file, data, checkpoint, runs)
+        gather(runs, spec.seeds, paths.history(spec.name))
+        write_text(paths.spec(spec.name), spec.model_dump_json(indent=1) + "\n")
+        write_json(runs / "released.json", facts)
     text = f"{file.name} is now a run in {runs}; its VAE differs by {facts['vae_difference']:.1e}"
     if "class_embeddings" in facts:
         found = facts["class_embeddings"]
