@@ -239,7 +239,7 @@ if sys.argv[1] == "returned":
     return_freed_memory()
 first = bytearray(16 << 20)
 del first  # glibc now takes blocks of up to 16 MiB from its heap
-blocks = [bytearray(b"x") * (2 << 20) for _ in range(100)]
+blocks = [bytearray(b"x") * (200 << 10) for _ in range(1000)]
 last = [bytearray(1000) for _ in range(1000)]  # lie on top of the heap, which cannot shrink
 del blocks
 print(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20)

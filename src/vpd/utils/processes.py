@@ -47,7 +47,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def return_freed_memory() -> None:
-    """Let the C library give what freed tensors of a megabyte and more took back to the system at once; glibc keeps it."""
+    """Let the C library give what freed tensors of 128 KiB and more took back to the system at once; glibc keeps it."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, 2**20)
+        library.mallopt(M_MMAP_THRESHOLD, 2**17)
