@@ -1,5 +1,6 @@
 """Features and word maps of any Stable Diffusion are those that VPD computes, for images of every kind and size."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,29 @@ def test_words_of_tokens(extractor):
     assert long[: 1 + whole] == ["", *["ball"] * whole]
     assert long[-1] == ""
     assert len(long) == text.length
+
+
+@torch.no_grad()
+def test_a_text_that_is_not_seen_whole_is_said_once(extractor, image, caplog):
+    long = "a red ball " * 40
+    tokens = len(extractor.text.tokenizer(long, verbose=False).input_ids)
+    sentence = f"the text has {tokens} tokens, of which the network sees {extractor.text.length}; shorten it"
+    with pytest.warns(UserWarning, match=sentence) as said:
+        extractor([image, image], [long, long])
+    assert len(said) == 1
+    assert not caplog.records
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extractor(image, SENTENCE)
+
+
+@torch.no_grad()
+def test_a_text_is_encoded_anew_in_another_precision(checkpoint, image):
+    moved = FeatureExtractor(checkpoint)
+    moved(image, SENTENCE)
+    moved.to(torch.bfloat16)
+    found, expected = (each(image, SENTENCE) for each in (moved, FeatureExtractor(checkpoint).to(torch.bfloat16)))
+    assert all(map(torch.equal, found.maps, expected.maps))
 
 
 class Other:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from vpd.utils.validation import checked
 
 @dataclass(frozen=True)
 class DiffusionFeatures(Features):
-    """What the U-Net computes for a batch of images; ``attention`` is apart from ``maps``."""
+    """What the network computes for a batch of images; ``attention`` is apart from ``maps``."""
 
     words: list[list[str]]
     """For each image the word or class that each token belongs to; empty for tokens that are no words."""
@@ -119,7 +120,8 @@ class FeatureExtractor(nn.Module):
         Args:
             images: one or several: paths, Pillow images, arrays or tensors (``vpd.datasets.pictures``). Floating-point
                 tensors, from 0 to 1, get gradients.
-            texts: a sentence for all images, or one for each; the U-Net attends to all its tokens (R4).
+            texts: a sentence for all images, or one for each; the U-Net attends to all its tokens (R4). A warning says so if
+                one is too long to be seen whole.
             classes: names instead of sentences; the U-Net attends to one token for each (G3), as in segmentation.
 
         Returns:
@@ -155,6 +157,8 @@ class FeatureExtractor(nn.Module):
         sentences = [texts or ""] * count if texts is None or isinstance(texts, str) else list(texts)
         if len(sentences) != count:
             raise UserError(f"there are {len(sentences)} texts for {count} images; give one, or one for each")
+        for said in filter(None, map(self.text.unseen, dict.fromkeys(sentences))):
+            warnings.warn(said, stacklevel=2)
         words = [self.text.words(sentence) for sentence in sentences]
         return self.text(sentences), self.text.projected(sentences), words
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -66,7 +65,7 @@ class TextEncoder(nn.Module):
         """Return the word that each token of a sentence belongs to, and nothing for beginning, end and padding."""
         words: list[str] = []
         parts: list[str] = []
-        for token in self.tokenizer.tokenize(sentence)[: self.length - 2]:
+        for token in self.tokenizer.tokenize(sentence, verbose=False)[: self.length - 2]:
             parts.append(token)
             if token.endswith(WORD_END):
                 words += ["".join(parts).removesuffix(WORD_END)] * len(parts)
@@ -74,9 +73,14 @@ class TextEncoder(nn.Module):
         words += ["".join(parts)] * len(parts)  # of a word that was cut off
         return ["", *words, *[""] * (self.length - 1 - len(words))]
 
+    def unseen(self, sentence: str) -> str:
+        """Say that the end of a sentence has no token (``unseen``); empty if all of it has."""
+        return unseen(self.tokenizer, sentence, self.length)
+
     def _each(self, kind: str, sentences: list[str], encode: Callable[[str], Tensor]) -> Tensor:
         """Encode each sentence alone, and once."""
-        found = [self.cache.get((kind, sentence), partial(encode, sentence)) for sentence in sentences]
+        precision = self.model.dtype  # the model may have been moved to another since
+        found = [self.cache.get((kind, precision, sentence), partial(encode, sentence)) for sentence in sentences]
         return torch.cat([x.to(self.model.device) for x in found])
 
     def _padded(self, sentence: str) -> Tensor:
@@ -167,6 +171,14 @@ class ThreeTextEncoders(TwoTextEncoders):
         words = [] if self.third is None else _t5_words(self.third_tokenizer, sentence, self.third_length)
         return super().words(sentence) + (words or [""] * self.third_length)
 
+    def unseen(self, sentence: str) -> str:
+        """Say that the end of a sentence has no token of T5's, which are more than CLIP's; without T5, none of CLIP's."""
+        return (
+            super().unseen(sentence)
+            if self.third is None
+            else unseen(self.third_tokenizer, sentence, self.third_length)
+        )
+
     @torch.no_grad()
     def _projected(self, sentence: str) -> Tensor:
         ids = self._ids(self.tokenizer, [sentence], "max_length")
@@ -188,8 +200,14 @@ class ThreeTextEncoders(TwoTextEncoders):
         return F.pad(states, (0, self.width - states.shape[-1])), ids
 
 
+def unseen(tokenizer: Any, sentence: str, length: int) -> str:
+    """Say that a network sees only the first ``length`` tokens of a sentence; empty if it sees them all."""
+    tokens = len(tokenizer(sentence, verbose=False).input_ids)
+    return f"the text has {tokens} tokens, of which the network sees {length}; shorten it" if tokens > length else ""
+
+
 def _t5_words(tokenizer: Any, sentence: str, length: int) -> list[str]:
-    tokens, words = tokenizer.tokenize(sentence)[: length - 1], list[str]()
+    tokens, words = tokenizer.tokenize(sentence, verbose=False)[: length - 1], list[str]()
     starts = [number for number, token in enumerate(tokens) if token.startswith(WORD_START)]
     for start, end in pairwise([*starts, len(tokens)]):
         word = "".join(tokens[start:end]).removeprefix(WORD_START).strip(punctuation)
@@ -242,10 +260,7 @@ def load_text_encoder(checkpoint: Path, length: int | None = None) -> TextEncode
 
 
 def load_tokenizer(folder: Path, kind: str, cure: str = "make or download it again") -> Any:
-    """Load a ``CLIPTokenizer`` or ``T5Tokenizer``; UserError with ``cure`` if it is damaged, or lacks a package to read it."""
-    whole = (folder / "tokenizer.json").is_file() or not (folder / "spiece.model").is_file()
-    if not whole and importlib.util.find_spec("sentencepiece") is None:
-        raise UserError(f"{folder} has spiece.model alone, which needs the package sentencepiece; pip install it")
+    """Load a ``CLIPTokenizer`` or ``T5Tokenizer``; UserError with ``cure`` if it is damaged."""
     with load_folder(folder, cure):
         return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
 

@@ -28,6 +28,7 @@ from vpd.datasets.transforms import normalise, resize_square
 from vpd.evaluation.inference import Predict, Request, Sink, refer, stream
 from vpd.evaluation.run import predictor
 from vpd.evaluation.windows import SlidingWindow, depth_windows, resize, scaled_image
+from vpd.models.text import unseen
 from vpd.predict.network import TrainedNetwork
 from vpd.predict.pictures import say
 from vpd.predict.predictions import DepthMap, ReferredObject, Segments
@@ -65,9 +66,8 @@ def build_task(network: TrainedNetwork, text: str | None = None, scene: str | No
         return Segmentation(forward, spec.evaluation, network.names)
     if isinstance(spec, ReferringSpec):
         reader = getattr(network.model, "language" if isinstance(spec.model, LavtModel) else "text")
-        tokens = len(reader.tokenizer(text).input_ids)
-        if tokens > reader.length:
-            say(f"the text has {tokens} tokens, of which the network sees {reader.length}; shorten it")
+        if said := unseen(reader.tokenizer, text or "", reader.length):
+            say(said)
         return Referring(forward, spec.evaluation, text or "")
     assert isinstance(spec, DepthSpec)
     if scene is not None:
