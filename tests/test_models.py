@@ -144,3 +144,14 @@ def test_latents_are_encoded_alone_once_and_within_bounds(checkpoint):
     model.latents = LatentCache(max_bytes=2 * latent)
     assert torch.equal(model(flipped | {"key": ["b", "a"]}).flip(0), first)
     assert model(make_batch(48, 48) | {"key": ["a", "b"]}).shape == (2, 3, 12, 12)  # another size is another latent
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", ["segmentation", "referring"])
+def test_a_network_that_was_used_can_change_its_precision(checkpoint, task):
+    batch = make_batch() | {"key": ["a", "b"], "text": ["a red ball", "a lamp"]}
+    used, fresh = (build(make_spec(task), checkpoint).eval() for _ in range(2))
+    fresh.load_state_dict(used.state_dict())
+    used(batch)
+    batch["image"] = batch["image"].bfloat16()
+    assert torch.equal(used.bfloat16()(batch), fresh.bfloat16()(batch))

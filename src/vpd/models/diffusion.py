@@ -55,9 +55,9 @@ class FrozenEncoder(nn.Module):
         """
         if keys is None or cache is None or self.posterior == "sample":
             return self._encode(images)
-        size = tuple(images.shape[-2:])
+        form = tuple(images.shape[-2:]), images.dtype  # the network may be moved to another precision
         latents = [
-            cache.get((key, size), partial(self._encode, image[None])) for key, image in zip(keys, images, strict=True)
+            cache.get((key, form), partial(self._encode, image[None])) for key, image in zip(keys, images, strict=True)
         ]
         return torch.cat([latent.to(images.device) for latent in latents])
 
