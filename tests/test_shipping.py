@@ -9,6 +9,7 @@ import pytest
 from vpd.config.params import Params, load_params
 from vpd.config.paths import WEIGHTS, Paths
 from vpd.stages import shipping
+from vpd.stages.keys import is_current, pretrained_here
 from vpd.utils.errors import UserError
 from vpd.utils.files import write_json, write_text
 
@@ -85,3 +86,13 @@ def test_what_is_measured_is_no_part_of_the_recipe(params):
     scales = {"smoke": params.block.model_copy(update={"measures": None})}
     without = Params(params.document.model_copy(update={"scales": scales}), params.source)
     assert without.recipe("sd-1-1") == params.recipe("sd-1-1")
+
+
+@pytest.mark.parametrize(("scale", "nothing_to_ship"), [("mini", True), ("smoke", False)])
+def test_only_who_pre_trains_has_something_to_ship(tmp_path, scale, nothing_to_ship):
+    """In a new clone, where DVC finds the record of ``mini`` in git and does not run the stage."""
+    given, paths = load_params(ROOT / "params.yaml", scale), Paths(scale, tmp_path)
+    write_json(paths.measures / "manifest.json", {"files": {}})
+    for name in pretrained_here(given):
+        write_json(paths.checkpoint(name) / "manifest.json", {"files": {}})
+    assert is_current("ship", "", given, paths) == nothing_to_ship

@@ -118,8 +118,9 @@ def _ship(name: str, params: Params, paths: Paths) -> Answer:
     inputs = {**{key: paths.checkpoint(key) for key in names}, "measures": paths.measures}
     wanted = fingerprint(recipes, ("pretrained", "stages/shipping"), inputs)
     _, current, output = _recorded("ship", paths, wanted, paths.timing("ship", "weights"))
-    files = [f"{key}/{MANIFEST}" for key in names] + ([TABLE, PICTURE] if names and params.measures else [])
-    return {"": wanted}, current and all(shipped(params.scale, file).is_file() for file in files), output
+    files = [f"{key}/{MANIFEST}" for key in names] + ([TABLE, PICTURE] if params.measures else [])
+    complete = current and all(shipped(params.scale, file).is_file() for file in files)
+    return {"": wanted}, complete or not names, output  # who pre-trains nothing has nothing to ship
 
 
 def pretrained_here(params: Params) -> list[str]:
