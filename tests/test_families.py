@@ -272,6 +272,18 @@ def test_what_a_transformer_cannot_do_is_a_sentence(folders, family, options, si
         FeatureExtractor(folders[family], **options)(torch.rand(1, 3, size, size), TEXTS[0])
 
 
+@pytest.mark.parametrize("family", [SD1, SD3, PIXART])
+def test_a_text_is_seen_whole_up_to_the_most_tokens_of_an_encoder(folders, family):
+    """SD3's T5 has more than its CLIP; all of them add an end, and CLIP a beginning."""
+    text = load_text_encoder(folders[family])
+    length, tokenizer = (text.third_length, text.third_tokenizer) if family == SD3 else (text.length, text.tokenizer)
+    added = len(tokenizer("").input_ids)
+    per_word = len(tokenizer.tokenize("a a a")) - len(tokenizer.tokenize("a a"))
+    most = (length - added) // per_word
+    assert text.unseen(" ".join(["a"] * most)) == ""
+    assert text.unseen(" ".join(["a"] * (most + 1))).endswith(f"of which the network sees {length}; shorten it")
+
+
 def test_words_are_those_of_both_kinds_of_tokens(folders):
     """CLIP's tokens end words, T5's begin them; SD3 has both, one after the other."""
     sentence = "A photo of the Left zebra, red!"
