@@ -28,7 +28,7 @@ def write_evaluated(
     for seed in {row["seed"] for row in rows}:
         files = {"final.safetensors": f"{seed:x}" * 64}
         runs[f"seed{seed}"] = {"fingerprint": made, "files": files, "timing": timing}
-    about = Provenance(spec=spec, metrics=sha256(out.metrics), fingerprint=made, runs=runs)
+    about = Provenance(spec=spec, metrics=sha256(out.metrics), shown={}, fingerprint=made, runs=runs)
     write_json(out.provenance, about.model_dump())
 
 

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5EncoderModel
 
 from fixtures.parity.narrow import WORDS, write_text_model
 from vpd.pretrained.stable_diffusion import FAMILIES, configs
+from vpd.utils.files import read_json
 
 LENGTH = 77
 PIPELINES = {
@@ -113,3 +114,9 @@ def _t5(_scratch: Path, kind: Any, config: dict[str, Any], width: int) -> tuple[
     tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
     sizes = {"d_model": width, "d_ff": 2 * width, "d_kv": 8, "num_heads": 4, "num_layers": 2}
     return tokenizer, kind(T5Config.from_dict(config | sizes | {"vocab_size": len(tokenizer)}))
+
+
+def read_parts(pipeline: Path) -> dict[str, dict[str, Any]]:
+    """The configurations of a folder's networks, from which planning builds them."""
+    folders = (path.parent for path in sorted(pipeline.glob("*/config.json")))
+    return {folder.name: read_json(folder / "config.json") for folder in folders}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,6 +149,15 @@ import os, subprocess, sys
 print(subprocess.Popen([sys.executable, "worker.py", str(os.getpid())]).pid, flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_mistake_in_the_settings_is_left_for_dvc_to_tell(project):
+    text = (ROOT / "params.yaml").read_text()
+    (project / "params.yaml").write_text(re.sub("^scale: .*", "scale: nonsense", text, flags=re.M))
+    environment = ENVIRONMENT | {"PATH": os.environ["PATH"]}
+    command = [sys.executable, "-m", "vpd.stages.ahead", str(os.getpid())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_outlives_a_killed_workflow(project):

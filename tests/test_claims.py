@@ -13,7 +13,7 @@ from vpd.report.cells import Cell
 from vpd.report.claims import Finding, Line, answers, claims_csv, compare, findings, judged, slope, tally
 from vpd.report.judge import BEYOND, Judge, question_cells
 from vpd.report.paired import Paired
-from vpd.report.wording import signed
+from vpd.report.wording import ranges, signed
 
 REPORTED = load_reported()
 HIGH, LOW, BROAD = (31.0, 31.2, 31.1), (20.0, 20.4, 20.3), (35.0, 24.0, 31.0)
@@ -94,8 +94,17 @@ def test_seeds_without_a_partner_are_named_and_left_out():
     first, second = replace(measured("a", HIGH), seeds=(0, 1, 4)), replace(measured("b", LOW), seeds=(1, 2, 0))
     (line,) = judged([compare(first, second, 1)], 0.5)
     assert line.difference.values == pytest.approx((31.0 - 20.3, 31.2 - 20.0))
-    assert line.remark == "left out, because the other row lacks it: seed 4 of 'a' and 2 of 'b'"
+    assert line.remark == "without seed 4 of 'a', seed 2 of 'b'"
+    assert line.label == "'a' 31.1 ± 0.1 against 'b' 20.1 ± 0.2", "means are those of the seeds that are compared"
     assert line.texts["seeds"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [((), ""), ((3,), "3"), ((1, 0), "0, 1"), ((9, 5, 7, 8, 6, 0, 2), "0, 2, 5–9"), (range(8, 24), "8–23")],
+)
+def test_runs_of_seeds_are_named_by_their_ends(numbers, text):
+    assert ranges(numbers) == text
 
 
 def test_cells_without_a_common_seed_are_not_compared_and_say_so():
@@ -269,6 +278,6 @@ def test_a_slope_needs_a_seed_of_all_points():
     line = slope([(100, first), (200, second)], 1)
     assert (line.difference.values, line.remark) == (
         (-1.0,),
-        "left out, because the other row lacks it: seed 0 of 'a' and 2 of 'b'",
+        "without seed 0 of 'a', seed 2 of 'b'",
     )
     assert slope([(100, first), (200, replace(second, seeds=(3, 4)))], 1).remark.startswith("no seed in common")

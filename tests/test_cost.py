@@ -13,6 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch.utils.flop_counter import FlopCounterMode
 
+from families import read_parts
 from fixtures.parity.narrow import make_spec, with_training, write_checkpoint
 from test_docs import code, tables
 from vpd.config.params import load_params
@@ -22,7 +23,7 @@ from vpd.models.diffusion import network_class, token_width
 from vpd.planning.cost import REFERENCES, all_costs, cost, forward_passes, resources, write_costs
 from vpd.planning.costs import GIB, figures, paper_gflops
 from vpd.planning.latents import encodings
-from vpd.planning.networks import CLASSES, FORMATS, build, count, make_batch, read_parts
+from vpd.planning.networks import CLASSES, FORMATS, build, count, make_batch
 from vpd.pretrained.stable_diffusion import FAMILIES, configs
 from vpd.training.losses import loss
 from vpd.training.optim import build_optimizer

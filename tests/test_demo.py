@@ -157,6 +157,25 @@ def test_networks_in_git_are_used_unless_weights_are_here(clone):
     assert trained_parts("seg-full", params)["spec"] == paths.spec("seg-full")
 
 
+def test_a_baseline_in_git_has_its_backbone_from_the_scale_that_made_it(clone):
+    params, own = load_params(Path("params.yaml"), "mini"), shipped("mini", "seg-swin-l")
+    for folder, recipe in (
+        (own, params.resolve("seg-swin-l").model_dump(mode="json")),
+        (shipped("scratch", "swin-l"), {}),
+    ):
+        write_json(folder / "spec.json", {})
+        write_json(folder / "manifest.json", {"schema": 1, "recipe": recipe, "files": digests(folder, ["spec.json"])})
+    assert trained_parts("seg-swin-l", params)["checkpoint"] == shipped("scratch", "swin-l")
+
+
+def test_a_folder_that_is_no_project_is_told(clone):
+    params = load_params(Path("params.yaml"), "mini")
+    with pytest.raises(
+        UserError, match=r"is no project with trained networks; run vpd in the folder of its params\.yaml"
+    ):
+        find_parts("depth-full", params, {}, "")
+
+
 def test_given_data_replace_the_classes_in_git_and_must_exist(clone):
     params = load_params(Path("params.yaml"), "smoke")
     write_json(shipped("smoke", "seg-full") / "classes.json", {})

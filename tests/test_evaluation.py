@@ -19,7 +19,7 @@ from torchmetrics import JaccardIndex
 
 from evaluation_fakes import CLASSES, COLOURS, Drawings, Experiment, SmallModel, made_from, make_spec
 from vpd.config.paths import evaluated
-from vpd.evaluation.results import check_run, read_metrics, read_provenance
+from vpd.evaluation.results import check_run, is_evaluated, read_metrics, read_provenance
 from vpd.evaluation.run import load_samples
 from vpd.evaluation.scores import (
     DepthScores,
@@ -186,6 +186,37 @@ def test_metrics_hold_every_seed_and_milestone(tmp_path, task):
     assert all(math.isfinite(number) and number == round(number, 6) for number in numbers)
     assert (out.panels / "predictions.png").exists()
     assert not [path for path in (tmp_path / "state").iterdir() if path.is_dir()]
+
+
+CHANGES = {
+    "nothing": (lambda out: None, True),
+    "a file of somebody else": (lambda out: (out.panels / "Thumbs.db").touch(), True),
+    "metrics": (lambda out: out.metrics.write_text("{}"), False),
+    "no metrics": (lambda out: out.metrics.unlink(), False),
+    "headline": (lambda out: out.headline.write_text("{}"), False),
+    "no headline": (lambda out: out.headline.unlink(), False),
+    "picture": (lambda out: (out.panels / "predictions.png").write_bytes(b""), False),
+    "no picture": (lambda out: (out.panels / "predictions.png").unlink(), False),
+    "a picture of other settings": (lambda out: (out.panels / "attention.png").touch(), False),
+    "no provenance": (lambda out: out.provenance.unlink(), False),
+}
+
+
+def test_results_that_are_not_as_they_were_written_are_not_current(tmp_path):
+    experiment = Experiment(tmp_path, "depth")
+    experiment.evaluate()
+    out = evaluated(tmp_path / "out", experiment.spec.name)
+    made = read_provenance(out.provenance).fingerprint
+    files = [out.metrics, out.headline, out.provenance, out.panels / "predictions.png"]
+    before = {path: path.read_bytes() for path in files}
+    found = {}
+    for name, (change, _) in CHANGES.items():
+        change(out)
+        found[name] = is_evaluated(out, made)
+        for path, content in before.items():
+            path.write_bytes(content)
+        (out.panels / "attention.png").unlink(missing_ok=True)
+    assert found == {name: current for name, (_, current) in CHANGES.items()}
 
 
 def test_each_result_is_that_of_its_own_weights(tmp_path):

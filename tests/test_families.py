@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from families import write_family
+from families import read_parts, write_family
 from fixtures.parity.narrow import CLASSES, attention, build, make_batch, make_spec, with_training
 from vpd.config.params import Params, load_params
 from vpd.config.schema import CheckpointSpec, DiffusionFamily, PromptSpec, Spec
@@ -32,7 +32,7 @@ from vpd.models.extractor import FeatureExtractor
 from vpd.models.prompts import encode_prompts, imagenet_templates, project_prompts
 from vpd.models.text import load_text_encoder, load_tokenizer
 from vpd.planning.networks import CLASSES as CLASSES_OF
-from vpd.planning.networks import FORMATS, read_parts
+from vpd.planning.networks import FORMATS
 from vpd.planning.networks import build as build_random
 from vpd.pretrained.checkpoints import assemble
 from vpd.pretrained.stable_diffusion import FAMILIES, configs

@@ -23,6 +23,7 @@ import yaml
 from flaky_server import Answer, running
 from forked import impatient, wait_for
 from vpd import download
+from vpd.cli import main
 from vpd.download import fetch, http, listing, nyuv2, shared_out
 from vpd.download.archives import choose, extract, staged
 from vpd.download.sources import FileSource, load_sources
@@ -531,6 +532,21 @@ def test_an_entry_is_fetched_once_and_its_receipt_tells_how(server, tmp_path, wa
     assert len(server.requests) == asked
 
 
+def test_what_was_deleted_is_fetched_again(server, tmp_path):
+    world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
+    world.fetch()
+    (world.out / "toy.zip").unlink()
+    world.fetch(accept=False)
+    assert real_files(world.out) == {"toy.zip": ZIP}
+    assert len(server.requests) == 1, "the archive is still there"
+
+
+def test_an_entry_that_the_catalogue_lacks_is_told_before_anything_is_shared_out(tmp_path):
+    world = World(tmp_path, ["http://127.0.0.1:9/"])
+    with pytest.raises(UserError, match="unknown download 'toi'; did you mean 'toy'"):
+        shared_out(["toy", "toi"], [], world.sources)
+
+
 def test_a_changed_entry_is_made_again_from_the_same_archive(server, tmp_path):
     world = World(tmp_path, [server.says("/toy", Answer(ZIP))])
     world.fetch()
@@ -547,7 +563,7 @@ def test_a_correction_of_a_preparation_makes_its_tree_anew(server, tmp_path, mon
     urls = {role: [server.says(f"/{role}", Answer(BODY))] for role in ("labeled", "splits")}
     files = {role: {"name": f"{role}.bin", "urls": url} for role, url in urls.items()}
     world, made = World(tmp_path, [], prepare="nyuv2-labeled", files=files), []
-    monkeypatch.setattr(nyuv2, "prepare_labeled", lambda files, out: made.append(sorted(files)))
+    monkeypatch.setattr(nyuv2, "prepare_labeled", lambda files, out: made.append(sorted(files)) or [])
     world.fetch()
     code = Mock(side_effect=lambda settings, code: fingerprint([settings, code, "corrected"], code))
     monkeypatch.setattr(download, "fingerprint", code)
@@ -752,6 +768,13 @@ def test_mistakes_in_a_catalogue_are_told_with_their_place(tmp_path, change, mat
         load_sources(world.sources)
     with pytest.raises(UserError, match=r"none\.yaml does not exist"):
         load_sources(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("options", [["--accept-licence"], ["--from-archive", "x.zip"], ["--out", "x"]])
+def test_options_without_a_name_are_refused(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fetch", *options]) == 2
+    assert "fetch needs a name for what is downloaded" in capsys.readouterr().err
 
 
 def test_fetching_loads_no_heavy_package():

@@ -120,6 +120,7 @@ METRICS = {"final": {"step": {"seed0": 3}, "miou_ss": {"mean": 1.5, "seed0": 1.5
 MADE = {
     "spec": DIGEST,
     "metrics": DIGEST,
+    "shown": {"predictions.png": DIGEST},
     "fingerprint": RECORDED,
     "runs": {
         "seed0": {

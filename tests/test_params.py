@@ -187,7 +187,7 @@ def test_a_mistake_in_a_table_stops_the_report_and_no_training(edited):
 
 
 BAD_NAMES = ["`id`", "$(id)", "a;b", "a b", "a|b", "a&b", "a>b", "../../evil", "/etc", "..", ".hidden", "-rf", "", "a\nb",
-             "a'b", 'a"b', "ä", "a" * 65, "<b>", "=1", "%2e", "~", "a\\b", "x\x1b[31m", "{name}"]  # fmt: skip
+             "a'b", 'a"b', "a.b", "ä", "a" * 65, "<b>", "=1", "%2e", "~", "a\\b", "x\x1b[31m", "{name}"]  # fmt: skip
 NAMED = ["experiments/{}", "backbones/{}", "protocols/{}", "scales/{}", "tables/{}", "figures/{}", "scales/mini/datasets/{}",
          "scales/mini/checkpoints/{}", "scales/mini/seeds/{}", "scales/paper/released/{}", "tasks/depth/schedules/{}",
          "tasks/depth/methods/{}", "scales/scratch/pretraining/milestones/{}", "scales/mini/datasets/ade20k/images/{}",

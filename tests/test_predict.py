@@ -310,6 +310,20 @@ def test_pictures_are_never_overwritten(world, tmp_path):
     assert list(tmp_path.iterdir()) == [image]
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.panel.png", "x.npz"])
+def test_files_of_somebody_else_are_never_replaced(world, tmp_path, name):
+    image = write(tmp_path / "in/x.bmp", scene())
+    (tmp_path / "out").mkdir()
+    if name == "x.npz":
+        np.savez(tmp_path / "out" / name, mine=np.zeros(3))
+    else:
+        write(tmp_path / "out" / name, scene())
+    before = (tmp_path / "out" / name).read_bytes()
+    with pytest.raises(UserError, match=rf"{name} is no prediction of vpd and would be replaced; name another --out"):
+        world.predict("depth", [image], tmp_path / "out")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir()] == [(name, before)]
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_rerun_gives_the_same_bytes_whatever_else_is_predicted(world, tmp_path, task):
     pictures = [write(tmp_path / f"in/{name}.png", scene(*size)) for name, size in (("a", (30, 70)), ("b", (64, 64)))]

@@ -17,6 +17,7 @@ from vpd.config.schema import DatasetSpec, Spec
 from vpd.datasets import ade20k, build_dataset, nyuv2, refcoco
 from vpd.datasets.images import read_depth, read_image, read_labels
 from vpd.datasets.manifest import check_unchanged, located
+from vpd.datasets.pictures import as_array
 from vpd.stages.data import dataset_fingerprint, prepare_dataset
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json
@@ -367,12 +368,58 @@ def test_datasets_read_pictures_as_predict_does(copy, specs, kind, ending):
     assert not exif or np.array_equal(labels, np.array(ImageOps.exif_transpose(Image.open(label_path))))
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0no tags", b"Exif\0\0MM\0*\0\0", b""])
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "tif"])
+def test_a_picture_whose_exif_is_damaged_is_read_as_it_is_stored(tmp_path, suffix, exif):
+    path, plain = tmp_path / f"damaged.{suffix}", tmp_path / f"plain.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {}
+    Image.fromarray(COLOURS).save(plain, **options)
+    Image.fromarray(COLOURS).save(path, **options, **({"exif": exif} if suffix != "tif" else {}))
+    assert np.array_equal(read_image(path), read_image(plain))
+    with Image.open(path) as image:
+        assert np.array_equal(as_array(image, "image 0"), read_image(plain))
+
+
+def test_a_pillow_image_of_a_truncated_file_is_a_mistake_of_the_user(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:3000])
+    with Image.open(tmp_path / "x.png") as image, pytest.raises(UserError, match="image 0 cannot be read as an image"):
+        as_array(image, "image 0")
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "uint16", "bool"])
+def test_grey_arrays_mean_what_their_type_says(kind):
+    """A floating-point 1, a 16-bit 65535 and True are white."""
+    ends = {"uint16": [0, 257 * 128, 65535], "bool": [0, 1, 1]}.get(kind, [0, 0.5, 1])
+    expected = [0, 255, 255] if kind == "bool" else [0, 128, 255]
+    assert as_array(np.array([ends], kind), "x")[0].tolist() == [[value] * 3 for value in expected]
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "JPEG2000"])
 @pytest.mark.parametrize("reader", [lambda path: read_labels(path, 255), read_depth])
 def test_labels_and_depths_in_a_format_that_alters_values_are_refused(tmp_path, kind, reader):
     Image.fromarray(GREY).save(tmp_path / "x.png", format=kind)
     with pytest.raises(UserError, match=f"x.png is a {kind} file, which need not keep every value; save it as PNG"):
         reader(tmp_path / "x.png")
+
+
+def test_frames_of_equal_names_in_different_folders_are_told_apart(copy, specs):
+    """Evaluation keeps latents by these ids."""
+    root = copy("nyuv2")
+    first, second = (frame.image for frame in nyuv2.frames(root, "test")[:2])
+    lines = []
+    for house, picture in (("home1", first), ("home2", second)):
+        scene = root / nyuv2.FOLDERS["test"] / house / "kitchen_0001"
+        scene.mkdir(parents=True)
+        shutil.copy(picture, scene / "rgb_1.jpg")
+        lines.append(f"/{house}/kitchen_0001/rgb_1.jpg /{house}/kitchen_0001/depth_1.png")
+    depth = nyuv2.frames(root, "test")[0].depth
+    for house in ("home1", "home2"):
+        shutil.copy(depth, root / nyuv2.FOLDERS["test"] / house / "kitchen_0001/depth_1.png")
+    (root / "test_list.txt").write_text("\n".join(lines))
+    samples = build_dataset(specs["depth"], root, "val")
+    assert [samples.sample(number)["id"] for number in range(2)] == [f"home{n}/kitchen_0001/rgb_1.jpg" for n in (1, 2)]
 
 
 # ---------------------------------------------------------------------------------------------------------- verification

@@ -120,7 +120,7 @@ def test_nyuv2_samples_are_the_arrays_put_in(mat, specs, tmp_path):
     root = prepared("nyuv2", tmp_path / "nyuv2", tmp_path, train=4, test=3)
     images, depths = frames_of_mat()
     dataset = build_dataset(specs["depth"], root, "val")
-    ids = ["kitchen/rgb_00000", "kitchen/rgb_00004", "office_kitchen/rgb_00001"]
+    ids = ["kitchen/rgb_00000.jpg", "kitchen/rgb_00004.jpg", "office_kitchen/rgb_00001.jpg"]
     assert [dataset.sample(number)["id"] for number in range(3)] == ids
     for number, index in enumerate((0, 4, 1)):
         sample = dataset.sample(number)

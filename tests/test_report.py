@@ -519,6 +519,10 @@ def test_a_report_is_not_replaced_by_less(params, world, tmp_path):
     before = files(results / "figures")
     write_report(params, results, tmp_path / "absent", {"ade20k": tmp_path / "absent"}, results)
     assert files(results / "figures") == before
+    for folder in ("figures", "tables"):  # as a kill between two renames leaves them
+        (results / folder).rename(results / f".{folder}.old")
+    write_report(params, results, tmp_path / "absent", {"ade20k": tmp_path / "absent"}, results)
+    assert files(results / "figures") == before
     (results / "metrics" / "seg-empty.json").unlink()
     kept = files(results)
     with pytest.raises(UserError, match=r"2 measured numbers that are not here any more, first table5, no prompt"):

@@ -351,6 +351,20 @@ def test_results_of_other_settings_are_never_recorded(recorded):
     assert re.findall(r"^(?:train|evaluate)@\S+", refusal, flags=re.M) == ["train@seg-full"]
 
 
+def test_outputs_that_were_damaged_are_listed_as_stale(recorded):
+    results = recorded / "results/smoke"
+    files = (results / "history/seg-full.csv", results / "panels/depth-full/predictions.png")
+    kept = {path: path.read_bytes() for path in files}
+    try:
+        for path in files:
+            path.write_bytes(b"")
+        listed = re.findall(r"^(?:train|evaluate)@\S+", run("vpd stale", recorded, succeed=False), flags=re.M)
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert set(listed) - {"evaluate@seg-full"} == {"train@seg-full", "evaluate@depth-full"}
+
+
 FUNCTION = "\n\ndef _nothing() -> None:\n    return None\n"
 """Code that changes no output."""
 CODE_EDITS = {

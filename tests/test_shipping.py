@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,12 @@ def test_only_who_pre_trains_has_something_to_ship(tmp_path, scale, nothing_to_s
     for name in pretrained_here(given):
         write_json(paths.checkpoint(name) / "manifest.json", {"files": {}})
     assert is_current("ship", "", given, paths) == nothing_to_ship
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "weights/mini").glob("*/spec.json")))
+def test_the_trained_networks_in_git_are_those_of_the_recorded_run(name):
+    shipped, recorded = (
+        json.loads((ROOT / path).read_text())
+        for path in (f"weights/mini/{name}/manifest.json", f"results/mini/provenance/{name}.json")
+    )
+    assert shipped["trained"] == recorded["runs"][f"seed{shipped['seed']}"]["files"]["final.safetensors"]

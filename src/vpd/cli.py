@@ -401,6 +401,8 @@ def _fetch(options: argparse.Namespace) -> None:
     from vpd.download import fetch, listing, shared_out
 
     if options.name is None:
+        if options.out or options.accept_licence or options.from_archive:
+            raise UserError("fetch needs a name for what is downloaded, such as vpd fetch ade20k --accept-licence")
         print(listing(options.sources, options.archives))
         return
     folders = _load(options)[0].downloads(options.name)

@@ -1,6 +1,7 @@
 """Shared by all rules: the checked params.yaml, the scale, the keys that decide what runs, and reserved resources."""
 
 import json
+import re
 from pathlib import Path
 
 from vpd.config.params import load_params
@@ -150,11 +151,16 @@ def reserved_for_released(resource):
     return lambda wildcards, attempt: grown(resource, amount, attempt)
 
 
+def any_of(names):
+    """A regular expression of exactly these names, which may have a plus."""
+    return "|".join(map(re.escape, names))
+
+
 wildcard_constraints:
-    dataset="|".join(PARAMS.datasets),
-    checkpoint="|".join(PARAMS.checkpoints),
-    backbone="|".join(PARAMS.backbones),
-    name="|".join(PARAMS.experiments),
+    dataset=any_of(PARAMS.datasets),
+    checkpoint=any_of(PARAMS.checkpoints),
+    backbone=any_of(PARAMS.backbones),
+    name=any_of(PARAMS.experiments),
 
 
 def per_experiment(pattern):

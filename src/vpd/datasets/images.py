@@ -5,15 +5,16 @@ several pages or frames the first. Colour profiles are not applied.
 """
 
 import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from vpd.utils.errors import UserError
 from vpd.utils.files import readable
@@ -28,6 +29,16 @@ MAX_PIXELS = 80_000_000
 """Larger images are refused: a small file can claim any size and fill the memory (a decompression bomb)."""
 INTACT = "replace it by an intact file"
 WHITE = (255, 255, 255, 255)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its Exif orientation."""
 
 
 @cache
@@ -48,20 +59,36 @@ def _read(path: Path, convert: Callable[[Image.Image, Path], Image.Image]) -> nd
     """Decode all of an image file and turn it upright; UserError for whatever a decoder raises."""
     with readable(path, INTACT, "check its name, or prepare the dataset again"):
         pass
+    with _decoding(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
+        with Image.open(path, formats=decoders()) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+            return _upright(image, lambda stored: convert(stored, path))
+
+
+@contextmanager
+def _decoding(name: Path | str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a UserError that calls the image ``name``."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no concern of ours
-            with Image.open(path, formats=decoders()) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise UserError(f"{path} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller")
-                ImageOps.exif_transpose(image, in_place=True)
-                return np.array(convert(image, path))
+        yield
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-        raise UserError(f"{path} cannot be read as an image ({reason}); {INTACT}") from None
+        raise UserError(f"{name} cannot be read as an image ({reason}); {INTACT}") from None
+
+
+def _upright(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> ndarray:
+    """Convert an image, and turn it as its Exif orientation says; as it is stored if that cannot be read, as viewers do."""
+    image.load()  # so that what is caught below is the metadata's fault
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        turn = None
+    converted = convert(image)
+    return np.array(converted if turn is None else converted.transpose(turn))
 
 
 def read_image(path: Path) -> ndarray:
@@ -74,7 +101,8 @@ def read_image(path: Path) -> ndarray:
 
 def rgb(image: Image.Image, name: str = "the image") -> ndarray:
     """Return an image in memory as ``read_image`` returns it from a file; ``name`` is for messages."""
-    return np.array(_rgb(ImageOps.exif_transpose(image), name))
+    with _decoding(name):
+        return _upright(image, partial(_rgb, path=name))
 
 
 def _rgb(image: Image.Image, path: Path | str) -> Image.Image:

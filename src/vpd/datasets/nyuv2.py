@@ -132,7 +132,7 @@ class NYUv2(Dataset):
         super().__init__(split, seed)
         self.settings = spec.data
         self.classes = list(SCENES)
-        self.frames = frames(root, self.split)
+        self.frames, self.folder = frames(root, self.split), root / FOLDERS[self.split]
         source = spec.model.prompt.class_source if isinstance(spec.model, VPDModel) else "first-match"
         self.class_ids = [scene_class(frame.scene, source) for frame in self.frames]
 
@@ -158,5 +158,5 @@ class NYUv2(Dataset):
             "image": image_tensor(image),
             "depth": torch.from_numpy(np.where(valid, depth, np.float32(0.0))),
             "class_id": torch.tensor(self.class_ids[index]),
-            "id": f"{frame.scene}/{frame.image.stem}",
+            "id": frame.image.relative_to(self.folder).as_posix(),
         }

@@ -51,10 +51,7 @@ def as_array(picture: Picture, name: str) -> ndarray:
     if values.ndim == 3 and np.issubdtype(values.dtype, np.floating):
         _check_range(float(values.min()), float(values.max()), name)
         values = np.rint(values * 255).astype(np.uint8)
-    try:
-        return rgb(Image.fromarray(values), name)
-    except TypeError:
-        raise UserError(f"{name} has {values.dtype} values; give uint8, or floating-point from 0 to 1") from None
+    return rgb(Image.fromarray(values), name)
 
 
 def _numbers(picture: Any, name: str) -> ndarray:
@@ -67,6 +64,11 @@ def _numbers(picture: Any, name: str) -> ndarray:
         raise UserError(f"{name} is a {type(picture).__name__}; give a path, a Pillow image, an array or a tensor")
     if not picture.size or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (3, 4)):
         raise UserError(f"{name} is an array of shape {picture.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
+    if np.issubdtype(picture.dtype, np.floating):
+        return picture if picture.dtype in (np.float32, np.float64) else picture.astype(np.float32)
+    # Of other integers nobody knows which number is white.
+    if picture.dtype != np.uint8 and not (picture.ndim == 2 and picture.dtype in (np.uint16, np.bool_)):
+        raise UserError(f"{name} has {picture.dtype} values; give uint8, or floating-point from 0 to 1")
     return picture
 
 

@@ -12,24 +12,27 @@ from vpd.download.sources import Entry, FileSource, acceptance, load_sources, re
 from vpd.utils.disk import amount, existing, require_space
 from vpd.utils.errors import UserError, nearest, pick
 from vpd.utils.files import atomic_path, exclusive
-from vpd.utils.fingerprint import fingerprint, is_finished, write_manifest
+from vpd.utils.fingerprint import Fingerprint, fingerprint, is_finished, read_manifest, write_manifest
 
 __all__ = ["fetch", "listing", "shared_out"]
 
 
 class Preparation(NamedTuple):
-    """A function of files by role and the tree, the roles that it needs, and its module, whose edits make trees anew."""
+    """A function that makes of files by role what it returns the names of in the tree, the roles that it needs, and its
+    module, whose edits make trees anew."""
 
-    run: Callable[[dict[str, Path], Path], object]
+    run: Callable[[dict[str, Path], Path], Sequence[str]]
     roles: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
 
 
 def shared_out(names: Iterable[str], given: Sequence[Path], sources: Path | None) -> dict[str, list[Path]]:
     """Give each of several entries its own of the user's files, and the first what no entry knows, which it refuses."""
-    entries = load_sources(sources).entries
+    catalogue, where = load_sources(sources), str(sources or "vpd fetch")
+    entries = {name: pick(name, catalogue.entries, "download", where) for name in names}
     known = {
-        name: {word for file in entries[name].files.values() for word in (file.name, *file.aliases)} for name in names
+        name: {word for file in entry.files.values() for word in (file.name, *file.aliases)}
+        for name, entry in entries.items()
     }
     shares = {name: [path for path in given if path.name in words] for name, words in known.items()}
     strange = [path for path in given if not any(path.name in words for words in known.values())]
@@ -62,20 +65,28 @@ def fetch(
     wanted = {role: [file.name, file.size, file.digests] for role, file in entry.files.items()}
     receipt, made_from = out / RECEIPTS / name, fingerprint([entry.prepare, wanted], preparation.code)
     try:
-        if is_finished(receipt, made_from):
+        if _is_complete(out, receipt, made_from):
             return
         require_acceptance(name, entry.licence, catalogue.licences[entry.licence], archives, accept)
         with exclusive(archives / ".locks" / name, name):
-            if is_finished(receipt, made_from):
+            if _is_complete(out, receipt, made_from):
                 return
             files = _collect(name, entry, archives, out, given)
             with exclusive(out / RECEIPTS / "tree", str(out)):
-                preparation.run({role: file.path for role, file in files.items()}, out)
+                placed = preparation.run({role: file.path for role, file in files.items()}, out)
                 used = {role: {"origin": file.origin, "sha256": file.sha256} for role, file in files.items()}
-                write_manifest(receipt, made_from, {"licence": entry.licence, "archives": used}, files={})
+                facts = {"licence": entry.licence, "archives": used, "placed": list(placed)}
+                write_manifest(receipt, made_from, facts, files={})
     except OSError as error:
         reason = f"{name} cannot be fetched to {error.filename or out}: {error.strerror or error}"
         raise UserError(f"{reason}; free some space or fix the permissions") from error
+
+
+def _is_complete(out: Path, receipt: Path, made_from: Fingerprint) -> bool:
+    """Whether the receipt holds, and what the entry put into the tree is there."""
+    if not is_finished(receipt, made_from):
+        return False
+    return all((out / name).exists() for name in read_manifest(receipt).get("placed", ()))
 
 
 def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
@@ -97,9 +108,10 @@ def _preparation(kind: str, roles: Collection[str], where: str) -> Preparation:
     return preparation
 
 
-def _keep(files: dict[str, Path], out: Path) -> None:
+def _keep(files: dict[str, Path], out: Path) -> list[str]:
     for path in files.values():
         _place(path, out / path.name)
+    return [path.name for path in files.values()]
 
 
 def _collect(name: str, entry: Entry, archives: Path, out: Path, given: Sequence[Path]) -> dict[str, Archive]:

@@ -1,6 +1,7 @@
 """From ADEChallengeData2016.zip to the tree that vpd.datasets reads as ADE20K."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from vpd.datasets.ade20k import FOLDER, SPLITS, TOPS, class_names, pairs
@@ -12,7 +13,7 @@ MEMBER = re.compile(
 )
 
 
-def prepare(files: dict[str, Path], out: Path) -> None:
+def prepare(files: dict[str, Path], out: Path) -> Sequence[str]:
     """Unpack images, labels and class names; UserError for an image or label without its counterpart."""
     archive = files["archive"]
     chosen = choose(archive, MEMBER, r"\1", f"{FOLDER}/images and {FOLDER}/annotations")
@@ -22,3 +23,4 @@ def prepare(files: dict[str, Path], out: Path) -> None:
             class_names(stage)
             for split in SPLITS:
                 pairs(stage, split)
+    return TOPS

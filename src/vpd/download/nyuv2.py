@@ -19,6 +19,8 @@ from vpd.utils.errors import UserError
 from vpd.utils.files import write_text
 from vpd.utils.progress import track
 
+TRAIN, TEST = ([FOLDERS[split], f"{split}_list.txt"] for split in ("train", "test"))
+"""What an archive puts into the tree."""
 FOCAL = 518.8579  # pixels; the released lists of BTS give it to every frame
 HEIGHT, WIDTH = 480, 640
 INSIDE = (slice(7, 474), slice(7, 632))
@@ -29,13 +31,13 @@ MEMBER = re.compile(r"(?!(?:.*/)?(?:official_splits|test)/)(?:.*/)?(\w[\w-]*)/(r
 """A training frame: some archives add the test frames in folders of their own."""
 
 
-def prepare_labeled(files: dict[str, Path], out: Path) -> None:
+def prepare_labeled(files: dict[str, Path], out: Path) -> list[str]:
     """Write the official test frames of nyu_depth_v2_labeled.mat (role ``labeled``) that splits.mat (``splits``) names.
 
     As the released extraction does: frame i (from 0) of scene type s becomes s/rgb_%05d.jpg, quality 95 with halved
     colour resolution, and s/sync_depth_%05d.png, the raw depth in millimetres, truncated to whole numbers.
     """
-    with staged(out, "nyuv2-labeled", [FOLDERS["test"], "test_list.txt"]) as stage, contextlib.ExitStack() as stack:
+    with staged(out, "nyuv2-labeled", TEST) as stage, contextlib.ExitStack() as stack:
         with _readable(files["splits"]):
             numbers = scipy.io.loadmat(files["splits"], variable_names=["testNdxs"])["testNdxs"].ravel()
         with _readable(files["labeled"]):
@@ -49,6 +51,7 @@ def prepare_labeled(files: dict[str, Path], out: Path) -> None:
             _save(stage / FOLDERS["test"] / names[-1], image, depth)
         lines = [f"/{name} /{_depth_name(name)} {FOCAL}\n" for name in sorted(names)]
         write_text(stage / "test_list.txt", "".join(lines))
+    return TEST
 
 
 @contextlib.contextmanager
@@ -85,10 +88,10 @@ def _depth_name(image: str) -> str:
     return re.sub(r"rgb_(\d+)\.jpg$", r"sync_depth_\1.png", image)
 
 
-def prepare_sync(files: dict[str, Path], out: Path) -> None:
+def prepare_sync(files: dict[str, Path], out: Path) -> list[str]:
     """Unpack the training frames that the released train_list.txt names (D2); BTS' archive holds half as many again."""
     archive, list_file = files["archive"], files["list"]
-    with staged(out, "nyuv2-sync", [FOLDERS["train"], "train_list.txt"]) as stage:
+    with staged(out, "nyuv2-sync", TRAIN) as stage:
         shutil.copyfile(list_file, stage / "train_list.txt")
         with errors_naming(list_file, stage):
             listed = [path for frame in frames(stage, "train") for path in (frame.image, frame.depth)]
@@ -98,3 +101,4 @@ def prepare_sync(files: dict[str, Path], out: Path) -> None:
             more = f" and {len(missing) - 1} more" * (len(missing) > 1)
             raise UserError(f"{archive} lacks {missing[0]}{more}, which {list_file} lists; get the whole archive")
         extract(archive, stage, {name: path for name, path in chosen.items() if path in wanted})
+    return TRAIN

@@ -12,7 +12,7 @@ MEMBER = re.compile(rf"(?:.*/)?({'|'.join(map(re.escape, VARIANTS))})/(instances
 IMAGE = re.compile(r"(?:.*/)?train2014/(COCO_train2014_\d{12}\.jpg)")
 
 
-def prepare_references(files: dict[str, Path], out: Path) -> None:
+def prepare_references(files: dict[str, Path], out: Path) -> list[str]:
     """Unpack the references and annotations of a variant, with the splits that VPD is measured on (R9)."""
     archive = files["archive"]
     chosen = choose(archive, MEMBER, r"\1/\2", f"{VARIANTS[0]}/instances.json or another of {', '.join(VARIANTS)}")
@@ -29,11 +29,13 @@ def prepare_references(files: dict[str, Path], out: Path) -> None:
         )
         with errors_naming(archive, stage):
             contents(stage)
+    return variants
 
 
-def prepare_images(files: dict[str, Path], out: Path) -> None:
+def prepare_images(files: dict[str, Path], out: Path) -> list[str]:
     """Unpack COCO's training images of 2014; UserError if the archive holds others."""
     archive = files["archive"]
     chosen = choose(archive, IMAGE, rf"{IMAGES}/\1", "train2014/COCO_train2014_*.jpg")
     with staged(out, "coco", [IMAGES]) as stage:
         extract(archive, stage, chosen)
+    return [IMAGES]

@@ -19,6 +19,7 @@ from vpd.datasets.dataset import Dataset
 from vpd.evaluation.attention import draw_attention, records_attention
 from vpd.evaluation.drawing import CELL, LINE, UNLABELLED, FigureGrid, caption, corner_note, palette, pixels, show, wrap
 from vpd.evaluation.inference import Predict, estimate_depth, refer, segment
+from vpd.evaluation.results import ATTENTION, PREDICTIONS
 from vpd.evaluation.scores import IGNORED, DepthScores, ReferringScores
 from vpd.models.base import Network
 
@@ -42,9 +43,11 @@ def draw_panels(
     samples = [dataset.sample(index) for index in spread(len(dataset), spec.evaluation.panels)]
     title = f"{spec.name}, seed {spec.seeds[0]}: {HEADLINES[spec.task].format(**metrics)}"
     title += f" ({metrics['miou_ms']:.1f} % multi-scale + flip)" if "miou_ms" in metrics else ""
-    DRAWERS[spec.task](spec, predict, samples, dataset.classes, title).save(folder / "predictions.png")
+    DRAWERS[spec.task](spec, predict, samples, dataset.classes, title).save(folder / PREDICTIONS)
     if records_attention(spec):
-        draw_attention(spec, cast("VPD", model), samples, dataset.classes).save(folder / "attention.png")
+        draw_attention(spec, cast("VPD", model), samples, dataset.classes).save(folder / ATTENTION)
+    else:  # other settings may have left one
+        (folder / ATTENTION).unlink(missing_ok=True)
 
 
 def spread(count: int, wanted: int) -> list[int]:

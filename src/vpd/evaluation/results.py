@@ -11,7 +11,7 @@ from pydantic import Field, RootModel
 from vpd.config.paths import Evaluated
 from vpd.config.schema import Spec
 from vpd.training.runs import TIMING, run_fingerprint, seed_folder
-from vpd.utils.digests import sha256
+from vpd.utils.digests import digests, sha256
 from vpd.utils.errors import UserError
 from vpd.utils.files import read_json, write_json
 from vpd.utils.fingerprint import Fingerprint, fingerprint, read_fingerprint, read_manifest
@@ -19,6 +19,7 @@ from vpd.utils.validation import Frozen, checked, read_as
 
 CODE = ("datasets", "models", "evaluation")  # packages that decide the scores of given weights
 DECISIVE = {"segmentation": ("miou_ss", max), "referring": ("oiou", max), "depth": ("rmse", min)}
+PREDICTIONS, ATTENTION = "predictions.png", "attention.png"  # the pictures; attention where the model records it
 DECIMALS = 6
 EVALUATE = "delete it and evaluate again"
 STEP, SEED = "step", re.compile("^seed[0-9]{1,10}$")  # beside the metrics of a milestone, and key of a seed's value
@@ -33,13 +34,18 @@ def evaluation_fingerprint(spec: Spec, runs: Path, data: Path, checkpoint: Path)
 
 def is_evaluated(out: Evaluated, made_from: Fingerprint) -> bool:
     """Whether ``out`` is complete and holds the results of exactly ``made_from``."""
-    if not (out.metrics.is_file() and out.headline.is_file() and (out.panels / "predictions.png").is_file()):
-        return False
     try:
         made = read_provenance(out.provenance)
     except UserError:  # missing, damaged, or of another version
         return False
-    return made.fingerprint == made_from and made.metrics == sha256(out.metrics)
+    if made.fingerprint != made_from or not (out.metrics.is_file() and out.headline.is_file()):
+        return False
+    return made.metrics == sha256(out.metrics) and made.shown == _shown(out)
+
+
+def _shown(out: Evaluated) -> dict[str, str]:
+    """Digests of the headline and of the pictures, by their names."""
+    return {out.headline.name: sha256(out.headline), **digests(out.panels, (PREDICTIONS, ATTENTION))}
 
 
 def check_run(run: Path, expected: Fingerprint, name: str) -> None:
@@ -90,10 +96,11 @@ class Run(Frozen):
 
 
 class Provenance(Frozen):
-    """What a metrics file, of which it has the digest, was made from."""
+    """What a metrics file was made from, with its digest and those of the headline and the pictures."""
 
     spec: str
     metrics: str
+    shown: dict[str, str]
     fingerprint: Fingerprint
     runs: dict[Annotated[str, Field(pattern=SEED.pattern)], Run]
 
@@ -105,7 +112,7 @@ def write_results(spec: Spec, results: Sequence[Result], runs: Path, made_from: 
     write_json(out.metrics, metrics)
     write_json(out.headline, {decisive: metrics["final"][decisive]["mean"]})
     folders = {f"seed{seed}": seed_folder(runs, seed) for seed in spec.seeds}
-    facts = {"spec": spec.digest(), "metrics": sha256(out.metrics), "fingerprint": made_from}
+    facts = {"spec": spec.digest(), "metrics": sha256(out.metrics), "shown": _shown(out), "fingerprint": made_from}
     made = Provenance(**facts, runs={name: _run(folder) for name, folder in folders.items()})
     write_json(out.provenance, made.model_dump())
 

@@ -148,6 +148,8 @@ class FeatureExtractor(nn.Module):
         """Return the tokens that each image attends to (batch, tokens, width), its projected text, and the tokens' words."""
         if texts is not None and classes is not None:
             raise UserError("both texts and classes are given; give one")
+        if isinstance(classes, str):
+            raise UserError(f"classes are the text '{classes}'; give a list of names, such as ['{classes}']")
         if classes is not None:
             settings = {"strategy": "class-names", "templates": "single", "length": self.text.length}
             spec, names = PromptSpec.model_validate(settings), list(classes)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,13 +26,12 @@ from transformers import BatchEncoding, BertConfig, BertModel
 from vpd.config.schema import BackboneModel, BackboneSpec, DepthSpec, LavtModel, ReferringData, Spec, VPDModel
 from vpd.models.backbones import build_backbone
 from vpd.models.baseline import Baseline
-from vpd.models.diffusion import JOINT, TRANSFORMER, denoiser_part, network_class, projection_width, token_width
+from vpd.models.diffusion import JOINT, TRANSFORMER, network_class, projection_width, token_width
 from vpd.models.lavt import Lavt
 from vpd.models.network import VPD
 from vpd.models.prompts import FROM_IMAGES
 from vpd.pretrained.stable_diffusion import network_tensors
 from vpd.utils.digests import digest
-from vpd.utils.files import read_json
 
 Configs = dict[str, dict[str, Any]]
 """Of ``unet`` or ``transformer``, ``vae`` and each ``text_encoder``, as their libraries write them."""
@@ -43,13 +41,6 @@ CLASSES = {"ade20k": 150, "nyuv2": 27, "refcoco": 0}
 PARTS = ("vae", "unet", "adapter", "backbone", "language", "fusion", "neck", "head")
 FLOAT = 4  # bytes
 FORMATS = {"segmentation": "ade20k", "depth": "nyuv2", "referring": "refcoco"}
-
-
-def read_parts(checkpoint: Path) -> Configs:
-    """Read the networks' configurations from a diffusers pipeline folder; UserError if one is missing or damaged."""
-    more = [part for part in ("text_encoder_2", "text_encoder_3") if (checkpoint / part).is_dir()]
-    parts = (denoiser_part(checkpoint), "vae", "text_encoder", *more)
-    return {part: read_json(checkpoint / part / "config.json") for part in parts}
 
 
 class _GivenTokens(nn.Module):

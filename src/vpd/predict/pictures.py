@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from vpd.datasets.images import suffixes
+from vpd.predict.predictions import ARRAYS
 from vpd.utils.errors import UserError, printable
 from vpd.utils.files import files_in
 
@@ -70,6 +72,17 @@ def plan_outputs(images: Sequence[Path], out: Path) -> list[Job]:
                 break
         if overwritten := [path for path in outputs if path.resolve() in originals]:
             raise UserError(f"the prediction would overwrite the picture {overwritten[0]}; name another --out")
+        if (others := [path for path in outputs if path.exists()]) and not _is_prediction(outputs[1]):
+            raise UserError(f"{others[0]} is no prediction of vpd and would be replaced; name another --out")
         taken |= names
         jobs.append(Job(image, *outputs))
     return jobs
+
+
+def _is_prediction(arrays: Path) -> bool:
+    """Whether the file, which is written before the pictures beside it, has the arrays of a prediction."""
+    try:
+        with zipfile.ZipFile(arrays) as file:
+            return {name.removesuffix(".npy") for name in file.namelist()} in ARRAYS
+    except (OSError, zipfile.BadZipFile):
+        return False

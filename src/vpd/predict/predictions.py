@@ -12,6 +12,7 @@ from vpd.datasets.images import MILLIMETRES
 from vpd.evaluation.drawing import palette
 
 FARTHEST = 2**16 - 1
+ARRAYS = ({"labels", "names"}, {"probability", "text"}, {"depth"})  # of segments, referred objects and depths
 
 
 @dataclass(frozen=True, eq=False)

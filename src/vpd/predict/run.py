@@ -92,9 +92,9 @@ def infer(spec: Spec, task: Task, image: ndarray, name: str) -> Prediction:
 
 
 def _write(job: Job, prediction: Prediction, title: str) -> None:
+    with atomic_path(job.arrays) as path:  # first, because it tells whose the pictures are
+        np.savez_compressed(path, allow_pickle=False, **prediction.arrays)
     with atomic_path(job.picture) as path:
         prediction.png.save(path)
-    with atomic_path(job.arrays) as path:
-        np.savez_compressed(path, allow_pickle=False, **prediction.arrays)
     with plain_text():
         draw_panel(prediction, title).save(job.panel)

@@ -15,7 +15,7 @@ from vpd.config.tables import QuestionSpec
 from vpd.report.cells import Cell, csv_text, number
 from vpd.report.judge import BEYOND
 from vpd.report.paired import ALPHA, Paired, differences, holm, slopes
-from vpd.report.wording import heading, ordinal, rounded, signed
+from vpd.report.wording import heading, ordinal, ranges, rounded, signed
 
 SUPPORTED, CONTRADICTED, NO_DIFFERENCE = "supported", "contradicted", "no difference"
 INCONCLUSIVE, NOT_RUN = "inconclusive", "not run"
@@ -106,9 +106,10 @@ def compare(first: Cell, second: Cell, decimals: int) -> Line:
     """Pair two cells by seed, for the claim that ``first`` is the better one."""
     if absent := _not_measured(first, second):
         return absent
-    spread = ["" if cell.sd is None else f" ± {cell.sd:.{decimals}f}" for cell in (first, second)]
-    sides = [f"'{c.row}' {rounded(c.mean, decimals)}{sd}" for c, sd in zip((first, second), spread, strict=True)]
     change = differences(*(dict(zip(cell.seeds, cell.values, strict=False)) for cell in (first, second)))
+    shown = _paired(first, second) if change else (first, second)
+    spread = ["" if cell.sd is None else f" ± {cell.sd:.{decimals}f}" for cell in shown]
+    sides = [f"'{c.row}' {rounded(c.mean, decimals)}{sd}" for c, sd in zip(shown, spread, strict=True)]
     paper = None if first.paper is None or second.paper is None else first.paper - second.paper
     remark = _unpaired(first, second) if change else "no seed in common, so there is nothing to pair"
     line = Line(" against ".join(sides), INCONCLUSIVE, change, paper, decimals, first.sign, remark)
@@ -127,12 +128,22 @@ def _experiments(*cells: Cell) -> tuple[str, ...]:
     return tuple(dict.fromkeys(cell.experiment for cell in cells if cell.experiment))
 
 
-def _unpaired(*cells: Cell) -> str:
-    """Say which seeds of which cells are left out because another cell lacks them; empty if there are none."""
+def _paired(*cells: Cell) -> list[Cell]:
+    """Return the cells with the seeds alone that all of them have, so that means belong to the difference."""
     shared = set.intersection(*(set(cell.seeds) for cell in cells))
-    left = [(cell.row, [str(seed) for seed in cell.seeds if seed not in shared]) for cell in cells]
-    texts = [f"{', '.join(seeds)} of '{row}'" for row, seeds in left if seeds]
-    return f"left out, because the other row lacks it: seed {' and '.join(texts)}" if texts else ""
+    kept = [[(s, v) for s, v in zip(cell.seeds, cell.values, strict=False) if s in shared] for cell in cells]
+    return [
+        replace(cell, seeds=tuple(seed for seed, _ in pairs), values=tuple(value for _, value in pairs))
+        for cell, pairs in zip(cells, kept, strict=True)
+    ]
+
+
+def _unpaired(*cells: Cell) -> str:
+    """Say which seeds of which cells have no partner in another cell and are left out; empty if there are none."""
+    shared = set.intersection(*(set(cell.seeds) for cell in cells))
+    left = [(cell.row, [seed for seed in cell.seeds if seed not in shared]) for cell in cells]
+    texts = [f"seed{'s'[: len(seeds) > 1]} {ranges(seeds)} of '{row}'" for row, seeds in left if seeds]
+    return f"without {', '.join(texts)}" if texts else ""
 
 
 def slope(points: Points, decimals: int) -> Line:

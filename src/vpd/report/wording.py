@@ -1,6 +1,8 @@
 """Ids in the words of the paper, and numbers as the report prints them."""
 
 import re
+from collections.abc import Iterable
+from itertools import groupby
 
 WORDS = {
     "miou": "mIoU", "oiou": "oIoU", "4k": "4K", "8k": "8K", "iters": "iterations", "gflops": "GFLOPs",
@@ -43,6 +45,13 @@ def rounded(value: float, decimals: int) -> str:
     """Round to ``decimals``, or to two significant digits where that would leave only zeros."""
     text = f"{value:.{decimals}f}"
     return f"{value:.2g}" if value and float(text) == 0 else text
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """List whole numbers, runs of three and more by their ends: ``0, 2, 5–9``."""
+    ordered = sorted(numbers)
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(ordered), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def duration(seconds: float) -> str:

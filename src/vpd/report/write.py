@@ -30,7 +30,7 @@ from vpd.report.report import Report, learning_curves
 from vpd.report.sections import build_view
 from vpd.report.tables import by_row, own_columns, table_csv, table_view
 from vpd.utils.errors import UserError, printable
-from vpd.utils.files import atomic_folder, exclusive, write_text
+from vpd.utils.files import atomic_folder, exclusive, restore, write_text
 
 PAGES = ("report.html", "REPORT.md")  # also the templates; REPORT.md, which the orchestrators wait for, comes last
 TABLES, FIGURES = "tables", "figures"
@@ -61,6 +61,8 @@ def write_report(
     with exclusive(out, "report"):
         report = Report(params, results, pretraining, previews, out, costs, costs_scale)
         tables = _table_texts(report)  # a damaged input raises here, before anything old is removed
+        restore(out / TABLES)
+        restore(out / FIGURES)
         _check_old(out, report.cells)
         if report.outdated:
             listed = ", ".join(report.outdated)
@@ -79,8 +81,7 @@ def write_report(
 
 def _check_old(out: Path, cells: Sequence[Cell]) -> None:
     """UserError if ``out`` holds files of others under the report's names, or a report with numbers that this one lacks."""
-    # A kill between two renames leaves the old tables beside their place.
-    own = any((out / folder / "provenance.csv").is_file() for folder in (TABLES, f".{TABLES}.old"))
+    own = (out / TABLES / "provenance.csv").is_file()
     for path in (out / name for name in (*PAGES, TABLES, FIGURES)):
         if not own and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} is not of a report that vpd wrote, and would be replaced; name another --out")

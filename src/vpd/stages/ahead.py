@@ -6,6 +6,7 @@ this process from the last to the first. It ends with DVC, and its jobs with it;
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from vpd.config.params import Params, load_params
 from vpd.config.paths import Paths
 from vpd.stages.keys import is_current
 from vpd.stages.run import output
+from vpd.utils.errors import UserError
 from vpd.utils.files import is_locked
 from vpd.utils.processes import end_with_parent
 
@@ -83,9 +85,10 @@ def main(owner: int) -> None:
     end_with_parent()
     if os.getppid() != owner:
         return
-    params = load_params("params.yaml")
-    for _ in work(params, Paths(params.scale), idle_cores()):
-        pass
+    with contextlib.suppress(UserError):  # DVC finds the same mistake, and says so
+        params = load_params("params.yaml")
+        for _ in work(params, Paths(params.scale), idle_cores()):
+            pass
 
 
 if __name__ == "__main__":

@@ -91,17 +91,19 @@ def _train(name: str, params: Params, paths: Paths) -> Answer:
     runs = paths.runs(name)
     wanted = {f"seed{seed}": run_fingerprint(spec, seed, data, checkpoint) for seed in spec.seeds}
     done = all(is_finished(seed_folder(runs, seed), wanted[f"seed{seed}"]) for seed in spec.seeds)
-    complete = all(path.is_file() for path in (runs / MANIFEST, paths.history(name), paths.spec(name)))
+    history = paths.history(name)
+    complete = all(path.is_file() for path in (runs / MANIFEST, history, paths.spec(name)))
     # The spec also says how to evaluate, which trains nothing but has to be written down.
-    same = complete and load_spec(paths.spec(name)) == spec and _lists(runs / MANIFEST, wanted)
+    same = complete and load_spec(paths.spec(name)) == spec and _lists(runs / MANIFEST, wanted, sha256(history))
     return wanted, done and same, runs / MANIFEST
 
 
-def _lists(manifest: Path, seeds: dict[str, Fingerprint]) -> bool:
-    """Whether the manifest of all runs lists exactly these seeds' files, as they are."""
+def _lists(manifest: Path, seeds: dict[str, Fingerprint], history: str) -> bool:
+    """Whether the manifest of all runs lists exactly these seeds' files, as they are, and the history with this digest."""
     with contextlib.suppress(UserError):
-        files = read_manifest(manifest.parent)["files"]
-        return {name.split("/")[0] for name in files} == set(seeds) and not changed(manifest.parent, files)
+        found = read_manifest(manifest.parent, "history")
+        files, same = found["files"], found["history"] == history
+        return same and {name.split("/")[0] for name in files} == set(seeds) and not changed(manifest.parent, files)
     return False
 
 

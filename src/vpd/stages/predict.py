@@ -78,18 +78,23 @@ def find_parts(
             raise UserError(f"{given['data']} does not exist; name the folder of a prepared dataset (--data)")
         parts.pop("classes", None)
     if not parts["spec"].is_file():
-        target = Paths(params.scale, root).runs(name) / MANIFEST if params else ""
-        if params and not (root / "dvc.yaml").is_file():
-            own = sorted(path.parent.name for path in (root / shipped(params.scale, "")).glob(f"*/{SPEC}"))
-            raise UserError(
-                f"{name} did not come with what was installed, which has {', '.join(own)}; name its project"
-            )
-        how = f" (snakemake --cores 2 --config scale={params.scale} -- {target})" if params else ""
-        raise UserError(
-            f"{parts['spec']} does not exist, so {name} has not been trained here; "
-            f"run it first{how}, or give --spec, --weights and --checkpoint"
-        )
+        raise UserError(_untrained(name, parts["spec"], params, root))
     return parts
+
+
+def _untrained(name: str, spec: Path, params: Params | None, root: Path) -> str:
+    """Say that the network ``name`` is not in ``root``, and where it can come from."""
+    how = ""
+    if params:
+        own = sorted(path.parent.name for path in (root / shipped(params.scale, "")).glob(f"*/{SPEC}"))
+        if not (root / "dvc.yaml").is_file():
+            if not own:
+                return f"{root.resolve()} is no project with trained networks; run vpd in the folder of its params.yaml"
+            return f"{name} did not come with what was installed, which has {', '.join(own)}; name its project"
+        target = Paths(params.scale, root).runs(name) / MANIFEST
+        how = f" (snakemake --cores 2 --config scale={params.scale} -- {target})"
+    absent = f"{spec} does not exist, so {name} has not been trained here"
+    return f"{absent}; run it first{how}, or give --spec, --weights and --checkpoint"
 
 
 def trained_parts(name: str, params: Params, root: Path = Path()) -> dict[str, Path]:
@@ -118,7 +123,8 @@ def pipeline_folder(name: str, params: Params, root: Path = Path()) -> Path:
 
 def shipped_checkpoint(name: str, params: Params, root: Path = Path()) -> Path:
     """Return the folder in git of a pipeline that this scale takes or made; UserError if it is missing or damaged."""
-    folder = root / (params.checkpoint(name).path or shipped(params.scale, name))
+    spec = params.backbone(name) if name in params.backbones else params.checkpoint(name)
+    folder = root / (spec.path or shipped(params.scale, name))
     check_shipped(folder)
     return folder
 

@@ -15,8 +15,9 @@ from vpd.measures.results import PICTURE, TABLE
 from vpd.pretrained.shipped import ship, shipped_facts
 from vpd.stages.keys import is_current, pretrained_here
 from vpd.training.runs import seed_folder
+from vpd.utils.digests import sha256
 from vpd.utils.errors import UserError
-from vpd.utils.files import write_json, write_text
+from vpd.utils.files import atomic_path, write_json, write_text
 from vpd.utils.fingerprint import MANIFEST, read_manifest
 
 SPEC, CLASSES, FINAL = "spec.json", "classes.json", "final.safetensors"  # of a trained network
@@ -113,7 +114,8 @@ def _ship_measures(params: Params, paths: Paths) -> None:
     for name in (TABLE, PICTURE):
         target = shipped(params.scale, name)
         if params.measures:
-            shutil.copyfile(paths.measures / name, target)
+            with atomic_path(target) as temporary:
+                shutil.copyfile(paths.measures / name, temporary)
         else:
             target.unlink(missing_ok=True)
 
@@ -132,9 +134,10 @@ def ship_network(name: str, params: Params, paths: Paths) -> None:
         )
     spec = params.resolve(name)
     names = class_names(spec, paths.dataset(spec.dataset))
+    weights = seed_folder(paths.runs(name), spec.seeds[0]) / FINAL
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shutil.copyfile(seed_folder(paths.runs(name), spec.seeds[0]) / FINAL, folder / FINAL)
+        shutil.copyfile(weights, folder / FINAL)
         shutil.copyfile(paths.spec(name), folder / SPEC)
         if names is not None:
             write_json(folder / CLASSES, {"classes": names})
@@ -142,7 +145,7 @@ def ship_network(name: str, params: Params, paths: Paths) -> None:
             folder,
             shipped(params.scale, name),
             spec.model_dump(mode="json"),
-            {"task": spec.task, "seed": spec.seeds[0]},
+            {"task": spec.task, "seed": spec.seeds[0], "trained": sha256(weights)},
         )
 
 

@@ -84,10 +84,11 @@ def gather(runs: Path, seeds: Sequence[int], history: Path) -> int:
     files = {
         f"{name}/{file}": hash_ for name, manifest in manifests.items() for file, hash_ in manifest["files"].items()
     }
-    steps = next(iter(manifests.values()))["steps"]
-    write_json(runs / MANIFEST, {"schema": manifests[f"seed{seeds[0]}"]["schema"], "steps": steps, "files": files})
+    first = manifests[f"seed{seeds[0]}"]
     gather_history(runs, seeds, history)
-    return steps
+    facts = {"schema": first["schema"], "steps": first["steps"], "history": sha256(history)}
+    write_json(runs / MANIFEST, {**facts, "files": files})
+    return first["steps"]
 
 
 def gather_history(runs: Path, seeds: Sequence[int], out: Path) -> None:

@@ -108,9 +108,19 @@ def _touch(folder: Path) -> None:
             os.utime(path)
 
 
+def restore(path: Path) -> None:
+    """Put back the folder that a kill of ``atomic_folder`` between its two renames left beside its place."""
+    if _old(path).is_dir() and not path.exists():
+        os.rename(_old(path), path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
 def _replace(temporary: Path, path: Path) -> None:
     """Put one folder in the place of another, which is whole until it goes."""
-    old = path.with_name(f".{path.name}.old")
+    old = _old(path)
     shutil.rmtree(old, ignore_errors=True)
     if path.is_dir() and not path.is_symlink():
         os.rename(path, old)

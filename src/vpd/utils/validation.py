@@ -17,7 +17,7 @@ from vpd.utils.digests import digest
 from vpd.utils.errors import UserError, nearest
 from vpd.utils.files import AGAIN, read_json
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,63}")
 SHORT = reprlib.Repr()  # of what was found: a few lines of YAML can stand for gigabytes
 SHORT.maxstring = SHORT.maxother = 80
 
@@ -43,9 +43,7 @@ class Frozen(BaseModel):
 
 def _named(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise ValueError(
-            "a name has letters, digits, '+', '-', '.' and '_', at most 64, and begins with a letter or digit"
-        )
+        raise ValueError("a name has letters, digits, '+', '-' and '_', at most 64, and begins with a letter or digit")
     return name
 
 
