@@ -24,7 +24,7 @@ SPEC, CLASSES, FINAL = "spec.json", "classes.json", "final.safetensors"  # of a 
 CARD = """# Weights of the scale `{scale}`
 
 Small networks pre-trained on synthetic rooms, in half precision. Each folder has a manifest with the digests of its files and the
-settings that made them; `vpd` refuses weights that differ from either. The folders whose pre-training is denoising are ordinary
+settings that made them; `vpd` refuses weights that differ from either. The diffusion models (`sd-*`, `pixart-xl`) are ordinary
 pipelines for `diffusers.DiffusionPipeline.from_pretrained`. They know {count} kinds of rooms and {classes} classes, nothing else.
 
 Licence: MIT, as the code; the images are drawn, so nobody else has rights in them. `make pretrain` makes all of it anew.
@@ -46,8 +46,8 @@ Measured on {scenes} scenes that no dataset shows; each gives a prompt that name
   names. A thing counts as found from the probability at which, in other scenes, that network finds as many things as there are.
 - Fréchet distance: between that network's features of these images and of as many other real ones, in units of the variance of
   the real ones; lower is better.
-- Class names, words: area under the ROC curve of a class's cross-attention map against its pixels, in the form that VPD uses
-  and of the words in captions; mean over levels, images and classes; 0.5 is chance.
+- Class names, words: area under the ROC curve of a cross-attention map against the pixels of its class: for class names as VPD
+  feeds them, and for the same words in captions; mean over levels, images and classes; 0.5 is chance.
 - Real images of other prompts show what chance finds, reconstructions what the autoencoder loses.
 - Right caption: share of images whose noise is predicted better with their own caption than with another scene's.
 
