@@ -100,7 +100,7 @@ class Provenance(Frozen):
 
     spec: str
     metrics: str
-    shown: dict[str, str]
+    shown: dict[str, str] = {}  # results of earlier versions have none, and are not current
     fingerprint: Fingerprint
     runs: dict[Annotated[str, Field(pattern=SEED.pattern)], Run]
 
