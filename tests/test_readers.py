@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import struct
 from dataclasses import asdict
 from pathlib import Path
 
@@ -368,13 +369,14 @@ def test_datasets_read_pictures_as_predict_does(copy, specs, kind, ending):
     assert not exif or np.array_equal(labels, np.array(ImageOps.exif_transpose(Image.open(label_path))))
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0no tags", b"Exif\0\0MM\0*\0\0", b""])
-@pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "tif"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no tags", b"Exif\0\0MM\0*\0\0"])
+@pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_a_picture_whose_exif_is_damaged_is_read_as_it_is_stored(tmp_path, suffix, exif):
     path, plain = tmp_path / f"damaged.{suffix}", tmp_path / f"plain.{suffix}"
-    options = {"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {}
-    Image.fromarray(COLOURS).save(plain, **options)
-    Image.fromarray(COLOURS).save(path, **options, **({"exif": exif} if suffix != "tif" else {}))
+    Image.fromarray(COLOURS).save(plain, lossless=True)
+    Image.fromarray(COLOURS).save(path, lossless=True, exif=exif)
+    with Image.open(path) as image, pytest.raises((SyntaxError, struct.error)):
+        image.getexif()
     assert np.array_equal(read_image(path), read_image(plain))
     with Image.open(path) as image:
         assert np.array_equal(as_array(image, "image 0"), read_image(plain))

@@ -7,7 +7,7 @@ several pages or frames the first. Colour profiles are not applied.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def read_image(path: Path) -> ndarray:
 def rgb(image: Image.Image, name: str = "the image") -> ndarray:
     """Return an image in memory as ``read_image`` returns it from a file; ``name`` is for messages."""
     with _decoding(name):
-        return _upright(image, partial(_rgb, path=name))
+        return _upright(image, lambda stored: _rgb(stored, name))
 
 
 def _rgb(image: Image.Image, path: Path | str) -> Image.Image:

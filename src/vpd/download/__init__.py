@@ -18,8 +18,8 @@ __all__ = ["fetch", "listing", "shared_out"]
 
 
 class Preparation(NamedTuple):
-    """A function that makes of files by role what it returns the names of in the tree, the roles that it needs, and its
-    module, whose edits make trees anew."""
+    """A function that prepares files, given by role, in the tree and returns the names of what is there then; the roles that
+    it needs; and its module, whose edits make trees anew."""
 
     run: Callable[[dict[str, Path], Path], Sequence[str]]
     roles: tuple[str, ...] = ()

@@ -131,17 +131,13 @@ def _experiments(*cells: Cell) -> tuple[str, ...]:
 def _paired(*cells: Cell) -> list[Cell]:
     """Return the cells with the seeds alone that all of them have, so that means belong to the difference."""
     shared = set.intersection(*(set(cell.seeds) for cell in cells))
-    kept = [[(s, v) for s, v in zip(cell.seeds, cell.values, strict=False) if s in shared] for cell in cells]
-    return [
-        replace(cell, seeds=tuple(seed for seed, _ in pairs), values=tuple(value for _, value in pairs))
-        for cell, pairs in zip(cells, kept, strict=True)
-    ]
+    by_seed = [{s: v for s, v in zip(cell.seeds, cell.values, strict=False) if s in shared} for cell in cells]
+    return [replace(cell, seeds=(*kept,), values=(*kept.values(),)) for cell, kept in zip(cells, by_seed, strict=True)]
 
 
 def _unpaired(*cells: Cell) -> str:
     """Say which seeds of which cells have no partner in another cell and are left out; empty if there are none."""
-    shared = set.intersection(*(set(cell.seeds) for cell in cells))
-    left = [(cell.row, [seed for seed in cell.seeds if seed not in shared]) for cell in cells]
+    left = [(cell.row, {*cell.seeds} - {*kept.seeds}) for cell, kept in zip(cells, _paired(*cells), strict=True)]
     texts = [f"seed{'s'[: len(seeds) > 1]} {ranges(seeds)} of '{row}'" for row, seeds in left if seeds]
     return f"without {', '.join(texts)}" if texts else ""
 
