@@ -16,7 +16,7 @@ from forked import alive, wait_for
 from vpd.config.params import Params, load_params
 from vpd.config.paths import Paths
 from vpd.stages.data import prepare_dataset
-from vpd.stages.keys import forget_changed
+from vpd.stages.keys import forget_changed, keep_note
 from vpd.stages.run import STAGES, WHOLE, Stopwatch, output, run_stage
 from vpd.stages.training import evaluate_experiment, train_experiment, workers
 from vpd.training.runs import TIMING, gather_history, seed_folder
@@ -223,3 +223,16 @@ def test_dvc_is_told_of_files_outside_the_project_that_changed(tmp_path, monkeyp
     assert forget_changed(params, paths) == ["data@ade20k"]
     assert not note.exists()
     assert forget_changed(params, paths) == []
+
+
+@pytest.mark.parametrize(("output", "kept"), [("the same", True), ("another", False)])
+def test_a_note_of_an_output_stays_with_equal_bytes_alone(tmp_path, monkeypatch, output, kept):
+    monkeypatch.chdir(tmp_path)
+    paths = Paths("smoke")
+    note, made = paths.results / "tables" / "fingerprint.json", paths.results / "REPORT.md"
+    write_json(note, {"code": "recorded"})
+    made.write_text("the same")
+    with keep_note("report", made, paths):
+        note.unlink()  # as a new report does, whose folder of tables is new
+        made.write_text(output)
+    assert note.exists() is kept

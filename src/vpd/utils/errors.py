@@ -32,8 +32,10 @@ class UserError(Exception):
 
 def printable(text: object) -> str:
     """Show control characters of a text from a file or a server, which a terminal would obey, by their escapes."""
-    shown = (c.isprintable() or unicodedata.category(c) == "Zs" for c in str(text))
-    return "".join(c if own else c.encode("unicode_escape").decode() for c, own in zip(str(text), shown, strict=True))
+    if (text := str(text)).isprintable():  # nearly every one
+        return text
+    shown = (c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
+    return "".join(c if own else c.encode("unicode_escape").decode() for c, own in zip(text, shown, strict=True))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
