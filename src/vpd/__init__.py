@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vpd.predict.predictions import DepthMap, Prediction, ReferredObject, Segments
     from vpd.utils.errors import UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "DepthMap",
     "DiffusionFeatures",
