@@ -203,16 +203,18 @@ MOMENTS = ("pretrain/*/text.pt", "pretrain/*/sd-1-2", "backbone/mae-vit-l")
 
 def killed_at_first_of(moments: list[str], command: str, folder: Path) -> str:
     """Start ``command`` in ``folder`` and kill it, with all that it started, at the first of ``moments``; which it was."""
-    engine = subprocess.Popen(
-        command.split(),
-        cwd=folder,
-        env=environment(folder),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = folder / "killed.log"
+    with log.open("w") as output:
+        engine = subprocess.Popen(
+            command.split(),
+            cwd=folder,
+            env=environment(folder),
+            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     while not (seen := [moment for moment in moments if list(folder.glob(f".vpd/smoke/{moment}"))]):
-        assert engine.poll() is None, f"{command} ended before any of {moments}"
+        assert engine.poll() is None, f"{command} ended before any of {moments}: {log.read_text()[-5000:]}"
         time.sleep(0.02)
     os.killpg(engine.pid, signal.SIGKILL)
     engine.wait()
